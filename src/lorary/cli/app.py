@@ -1,0 +1,252 @@
+"""The commands. Each parses its options, calls one recipe and says where the result lies.
+
+Recipes are imported inside the commands: torch and transformers take seconds, and `lorary --help` needs neither.
+"""
+
+import json
+from typing import Annotated
+
+import typer
+
+from lorary.cli.library import library_app
+from lorary.cli.options import (
+    BASE_HELP,
+    Device,
+    Dtype,
+    ForceBase,
+    Json,
+    LibraryPath,
+    MixOption,
+    OptionalBase,
+    Router,
+    RouterTemperature,
+    TaskNames,
+    TasksReference,
+    Template,
+    TopK,
+    split_names,
+)
+from lorary.version import __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="A library of LoRA experts over one frozen base model, routed token by token as one model.",
+)
+app.add_typer(library_app, name="library")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"lorary {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _lorary(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error (any command)")] = False,
+) -> None: ...
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="folder for the library, the results and the report")] = "demo",
+    full: Annotated[bool, typer.Option("--full", help="all builtin tasks and layers, not the quick selection")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build, route and evaluate a library on the embedded base model, and write a report."""
+    from lorary.recipes.demo import run_demo
+
+    result = run_demo(out, full=full, quiet=as_json)
+    if as_json:
+        print(json.dumps(result.to_json()))
+
+
+@app.command()
+def build(
+    tasks: TasksReference,
+    library: Annotated[str, typer.Option("--library", metavar="LIB", help="folder of the library, new or not")],
+    base: Annotated[str, typer.Option(help=BASE_HELP)] = "embedded",
+    method: Annotated[str, typer.Option(help="private: one expert per task")] = "private",
+    names: TaskNames = None,
+    preset: Annotated[str, typer.Option(help="default or paper-2024")] = "default",
+    rank: Annotated[int | None, typer.Option(help="rank of every expert")] = None,
+    alpha: Annotated[float | None, typer.Option(help="scaling is alpha / rank")] = None,
+    target_modules: Annotated[
+        str | None, typer.Option(help="layers to adapt, separated by commas, or all-linear")
+    ] = None,
+    upper_layers: Annotated[int | None, typer.Option(help="adapt only that many of the last layers")] = None,
+    steps: Annotated[int | None, typer.Option(help="optimiser steps per expert")] = None,
+    epochs: Annotated[float | None, typer.Option(help="passes over the rows, in place of --steps")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="rows per step and expert")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="peak of the schedule")] = None,
+    dropout: Annotated[float | None, typer.Option(help="on the adapters' input, while training")] = None,
+    evals: Annotated[int | None, typer.Option(help="how often the validation loss is taken")] = None,
+    train_rows: Annotated[int | None, typer.Option(help="use the first so many training rows of a task")] = None,
+    val_rows: Annotated[int | None, typer.Option(help="use the first so many validation rows")] = None,
+    template: Template = None,
+    max_length: Annotated[int | None, typer.Option(help="tokens of a row; longer prompts lose their start")] = None,
+    init: Annotated[str | None, typer.Option(help="shared or own initial weights")] = None,
+    seed: Annotated[int | None, typer.Option(help="of initial weights, order of rows and dropout")] = None,
+    window: Annotated[int, typer.Option(help="experts trained in one pass")] = 16,
+    max_tokens: Annotated[int, typer.Option(help="padded tokens of one micro-batch")] = 1024,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train a library of experts: one per task. Run it again to go on after an interruption."""
+    from dataclasses import asdict
+
+    from lorary.errors import UsageError
+    from lorary.recipes.build import preset as preset_settings
+    from lorary.recipes.build import run_build
+
+    if method != "private":
+        raise UsageError("--method must be private", found=method)
+    targets = split_names(target_modules)
+    settings = preset_settings(
+        preset,
+        rank=rank,
+        alpha=alpha,
+        target_modules=tuple(targets) if targets else None,
+        upper_layers=upper_layers,
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        dropout=dropout,
+        evals=evals,
+        train_rows=train_rows,
+        val_rows=val_rows,
+        template=template,
+        max_length=max_length,
+        init=init,
+        seed=seed,
+    )
+    result = run_build(
+        tasks,
+        library,
+        settings,
+        base=base,
+        names=split_names(names),
+        window=window,
+        max_tokens=max_tokens,
+        device=device,
+        dtype=dtype,
+    )
+    if as_json:
+        print(json.dumps(asdict(result)))
+        return
+    print(f"{'expert':<32} {'base':>8} {'expert':>8}   validation loss, nats per target token")
+    for name, (before, after) in result.val_losses.items():
+        print(f"{name:<32} {before:>8.3f} {after:>8.3f}")
+    print(f"{len(result.trained)} experts trained, {len(result.kept)} kept: {result.library}")
+
+
+@app.command()
+def evaluate(
+    library: LibraryPath,
+    tasks: TasksReference,
+    routers: Annotated[str, typer.Option(help="base, uniform, arrow, oracle")] = "base,uniform,arrow,oracle",
+    names: TaskNames = None,
+    rows: Annotated[int, typer.Option(help="test rows per task, at most")] = 100,
+    top_k: TopK = None,
+    temperature: RouterTemperature = None,
+    mix: MixOption = None,
+    template: Template = None,
+    max_length: Annotated[int, typer.Option(help="tokens of a row; longer prompts lose their start")] = 1024,
+    raw: Annotated[bool, typer.Option("--raw", help="rank options by summed log-likelihood, not per token")] = False,
+    base: OptionalBase = None,
+    force_base: ForceBase = False,
+    report: Annotated[str | None, typer.Option(metavar="FILE.html", help="write a page with the results")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score routers on tasks, beside the base model; finished cells are not computed again."""
+    from pathlib import Path
+
+    from lorary.evaluate.report import write_report
+    from lorary.library.store import Library
+    from lorary.recipes.evaluate import run_evaluate
+    from lorary.recipes.report import report_of
+    from lorary.recipes.tables import print_evaluation
+
+    evaluation = run_evaluate(
+        library,
+        tasks,
+        routers=split_names(routers) or [],
+        names=split_names(names),
+        base=base,
+        force_base=force_base,
+        device=device,
+        dtype=dtype,
+        rows=rows,
+        top_k=top_k,
+        temperature=temperature,
+        mix=mix,
+        template=template,
+        max_length=max_length,
+        raw=raw,
+    )
+    if report:
+        write_report(Path(report), report_of(evaluation, Library.open(library)))
+    if as_json:
+        print(json.dumps(evaluation.to_json()))
+    else:
+        print_evaluation(evaluation)
+        if report:
+            print(f"report: {report}")
+
+
+@app.command()
+def generate(
+    library: LibraryPath,
+    prompt: Annotated[str, typer.Option(help="text to answer")],
+    router: Router = None,
+    experts: Annotated[str | None, typer.Option(help="use these experts, separated by commas, and no router")] = None,
+    top_k: TopK = None,
+    temperature: RouterTemperature = None,
+    mix: MixOption = None,
+    template: Template = None,
+    max_new_tokens: Annotated[int, typer.Option(help="most tokens of the answer")] = 64,
+    sample: Annotated[bool, typer.Option("--sample", help="sample instead of taking the likeliest token")] = False,
+    seed: Annotated[int, typer.Option(help="of sampling")] = 0,
+    stream: Annotated[bool, typer.Option("--stream", help="print the answer while it is made")] = False,
+    base: OptionalBase = None,
+    force_base: ForceBase = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Answer a prompt with the routed library."""
+    from dataclasses import asdict
+
+    from lorary.recipes.generate import run_generate
+
+    answer = run_generate(
+        library,
+        prompt,
+        router=router,
+        experts=split_names(experts),
+        top_k=top_k,
+        temperature=temperature,
+        mix=mix,
+        template=template,
+        max_new_tokens=max_new_tokens,
+        sample=sample,
+        seed=seed,
+        stream=stream and not as_json,
+        base=base,
+        force_base=force_base,
+        device=device,
+        dtype=dtype,
+    )
+    if as_json:
+        print(json.dumps(asdict(answer)))
+    elif not stream:
+        print(answer.text)

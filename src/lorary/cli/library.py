@@ -1,0 +1,82 @@
+"""`lorary library`: what is in a library, and is it whole."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from lorary.cli.options import BASE_HELP, ForceBase, Json, LibraryPath
+
+library_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into a library and change it.")
+
+
+@library_app.command("ls")
+def ls(library: LibraryPath, as_json: Json = False) -> None:
+    """List the adapters of a library."""
+    from lorary.library.store import Library
+
+    rows = Library.open(library).describe()
+    if as_json:
+        print(json.dumps(rows))
+        return
+    print(f"{'name':<32} {'rank':>4} {'parameters':>12}  {'hash':<12}  tasks")
+    for row in rows:
+        tasks = ", ".join(row["tasks"])
+        print(f"{row['name']:<32} {row['rank']:>4} {row['num_parameters']:>12,}  {row['hash'][:12]}  {tasks}")
+    print(f"{len(rows)} adapters")
+
+
+@library_app.command("show")
+def show(library: LibraryPath, name: Annotated[str, typer.Argument(help="name of the adapter")]) -> None:
+    """Print all that is known of one adapter, as JSON."""
+    from lorary.library.store import Library
+
+    print(json.dumps(Library.open(library).provenance(name), indent=2))
+
+
+@library_app.command("add")
+def add(
+    library: LibraryPath,
+    path: Annotated[str, typer.Argument(help="folder of a PEFT LoRA adapter")],
+    name: Annotated[str | None, typer.Option(help="name in the library; the folder's by default")] = None,
+    base: Annotated[str | None, typer.Option("--base", help=f"{BASE_HELP}; makes the library if there is none")] = None,
+    force_base: ForceBase = False,
+) -> None:
+    """Copy a PEFT adapter into a library, both files as they are."""
+    from pathlib import Path
+
+    from lorary.recipes.open import open_or_create
+
+    if base is not None and not Path(path).is_dir():
+        from lorary.errors import UsageError
+
+        raise UsageError("the adapter to take in must be a folder", found=path, remedy="check the path")
+    added = open_or_create(library, base).add(path, name, force_base=force_base)
+    print(f"added '{added}' to {library}")
+
+
+@library_app.command("remove")
+def remove(library: LibraryPath, name: Annotated[str, typer.Argument(help="name of the adapter")]) -> None:
+    """Remove an adapter from a library."""
+    from lorary.library.store import Library
+
+    Library.open(library).remove(name)
+    print(f"removed '{name}' from {library}")
+
+
+@library_app.command("verify")
+def verify(library: LibraryPath, as_json: Json = False) -> None:
+    """Check every file of a library against its recorded hash; exit code 1 if something is wrong."""
+    from lorary.library.store import Library
+
+    opened = Library.open(library)
+    problems = opened.verify()
+    if as_json:
+        print(json.dumps({"ok": not problems, "problems": [asdict(problem) for problem in problems]}))
+    else:
+        for problem in problems:
+            print(f"{problem.adapter}: {problem.rule}\n  found: {problem.found}\n  remedy: {problem.remedy}")
+        print(f"{len(opened)} adapters, {len(problems)} problems")
+    if problems:
+        raise typer.Exit(1)

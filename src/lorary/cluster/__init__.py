@@ -1,0 +1,1 @@
+"""Comparing and grouping adapters by their weights alone."""

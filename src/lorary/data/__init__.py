@@ -1,0 +1,1 @@
+"""Tasks, prompt templates and where rows come from: files, folders, data sets, the builtin tasks."""

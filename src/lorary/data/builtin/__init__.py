@@ -1,0 +1,1 @@
+"""The builtin tasks: one file per family, and a catalogue."""

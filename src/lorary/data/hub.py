@@ -1,0 +1,91 @@
+"""Rows out of Hugging Face data sets: an id on the Hub, or a local folder or file that `datasets` reads."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorary.data.schema import FIELDS, SPLITS, Row, parse_row, shorten
+from lorary.errors import TaskError
+
+# The names under which data sets keep their splits, and ours.
+SPLIT_NAMES = {split: split for split in SPLITS} | {"validation": "val", "dev": "val"}
+# File endings that `datasets` reads by itself, and the builder that does it. JSONL files are ours: they are streamed.
+BUILDERS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def is_dataset_path(path: Path) -> bool:
+    """Whether `datasets` reads this file."""
+    return path.suffix in BUILDERS
+
+
+def is_dataset_folder(folder: Path) -> bool:
+    """Whether the folder or one below it holds files that `datasets` reads; no deeper, to be quick anywhere."""
+    return any(is_dataset_path(path) for pattern in ("*", "*/*") for path in folder.glob(pattern))
+
+
+def read_dataset(reference: str | Path) -> Iterator[Row]:
+    """The rows of a data set, split by split.
+
+    Columns: `source` and `target`; where present also `task` (by default the data set's name), `split` (by default
+    the data set's own split), `family`, `options`, `targets` and `extra`. Without a column `extra`, all other columns
+    are gathered there. No code that comes with a data set is ever run.
+
+    Args:
+        reference: "user/name", "user/name:config", or the path of a folder or file.
+
+    Returns:
+        Rows in the order of the data set.
+
+    Raises:
+        TaskError: if the data set cannot be loaded, has a split with another name, or a row does not follow the
+            format; names the data set, the split and the row.
+    """
+    default_task = Path(str(reference).partition(":")[0]).stem
+    splits = _load(reference)
+    for name, rows in splits.items():
+        where = f"data set '{reference}', split '{name}'"
+        if name not in SPLIT_NAMES:
+            raise TaskError(
+                f"{where}: a split must be called {', '.join(SPLIT_NAMES)}",
+                found=shorten(name),
+                remedy="save the rows as JSONL with a field 'split', and name that file",
+            )
+        _check_columns(rows.column_names, where)
+        for index, columns in enumerate(rows):
+            yield parse_row(_to_record(columns, default_task, SPLIT_NAMES[name]), f"{where}, row {index}")
+
+
+def _load(reference: str | Path) -> Mapping[str, Any]:
+    # Slow to import (1-2 s), and most tasks are JSONL or builtin.
+    import datasets
+
+    try:
+        path = Path(reference)
+        if path.is_file():
+            return datasets.load_dataset(BUILDERS[path.suffix], data_files=str(path))
+        if path.is_dir():
+            return datasets.load_dataset(str(path))
+        name, _, config = str(reference).partition(":")
+        return datasets.load_dataset(name, config or None)
+    except Exception as error:  # The loader passes on what its readers, the Hub and the network raise: no common class.
+        raise TaskError(
+            f"data set '{reference}' must load with the package 'datasets'",
+            found=f"{type(error).__name__}: {shorten(str(error), 200)}",
+            remedy="check the id (user/name or user/name:config), the network and, for private ones, the login",
+        ) from error
+
+
+def _check_columns(names: list[str], where: str) -> None:
+    if missing := [name for name in ("source", "target") if name not in names]:
+        raise TaskError(
+            f"{where}: there must be columns 'source' and 'target'",
+            found=f"no {' and no '.join(missing)} among {', '.join(sorted(names))}",
+            remedy="rename the columns, or save the rows as JSONL",
+        )
+
+
+def _to_record(columns: Mapping[str, Any], task: str, split: str) -> dict[str, Any]:
+    record = {"task": task, "split": split} | dict(columns)
+    if "extra" not in record:
+        record["extra"] = {name: record.pop(name) for name in columns if name not in FIELDS}
+    return record

@@ -1,0 +1,89 @@
+"""Rows out of a JSONL file: streamed, and every line checked."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lorary.data.schema import Row, parse_row, shorten
+from lorary.errors import TaskError, UsageError
+
+UTF8_BOM = b"\xef\xbb\xbf"
+
+
+def iter_rows(path: str | Path) -> Iterator[Row]:
+    """Stream the rows of a JSONL file; blank lines and a byte order mark are passed over.
+
+    The file is cut at line feeds only, as bytes, so that the line in an error is the one an editor shows.
+
+    Args:
+        path: a UTF-8 file with one JSON object a line.
+
+    Returns:
+        The rows in the order of the file, read as they are asked for.
+
+    Raises:
+        UsageError: if there is no such file.
+        TaskError: if the file cannot be read, or a line does not follow the row format; names file:line.
+    """
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(UTF8_BOM)
+            if line.strip():
+                where = f"{path}:{number}"
+                yield parse_row(decode_json(line, where), where)
+
+
+def _open(path: str | Path) -> BinaryIO:
+    try:
+        return Path(path).open("rb")
+    except FileNotFoundError:
+        raise UsageError("the task file must exist", found=path, remedy="check the path") from None
+    except OSError as error:
+        raise TaskError(f"{path}: the task file must be readable", found=error.strerror) from error
+
+
+def decode_json(data: bytes, where: str) -> object:
+    """Decode JSON strictly: UTF-8, no key twice in one object, no NaN or Infinity.
+
+    Python's own decoder keeps the last of two equal keys and drops the other without a word.
+
+    Raises:
+        TaskError: naming the place, what is wrong and the remedy.
+    """
+    try:
+        return _DECODER.decode(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise TaskError(
+            f"{where}: the text must be UTF-8",
+            found=f"byte 0x{byte:02x} at position {error.start + 1}",
+            remedy="save the file as UTF-8",
+        ) from None
+    except json.JSONDecodeError as error:
+        raise TaskError(
+            f"{where}: the text must be valid JSON",
+            found=f"{error.msg} at column {error.colno} of {shorten(error.doc.strip())}",
+            remedy="correct the line; one whole JSON object a line",
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise TaskError(
+            f"{where}: the text must be plain JSON", found=shorten(str(error)), remedy="correct the line"
+        ) from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is given twice")
+    return record
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)

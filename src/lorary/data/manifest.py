@@ -1,0 +1,84 @@
+"""The manifest of a task folder: which tasks there are, in which files, and how they are scored."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorary.data.jsonl import decode_json
+from lorary.data.schema import shorten
+from lorary.errors import TaskError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a manifest says about one task; None where it does not say.
+
+    Args:
+        file: the JSONL file with the rows, joined to the folder.
+        family: group of related tasks.
+        role: "train" or "heldout".
+        metric: how the task is scored.
+    """
+
+    file: Path
+    family: str | None
+    role: str | None
+    metric: str | None
+
+
+def read_manifest(folder: Path) -> dict[str, Entry]:
+    """Read `manifest.json`: `{"tasks": [{"task", "file", "family", "role", "metric", ...}]}`; other keys are notes.
+
+    Returns:
+        Entries by task name, in the order of the manifest.
+
+    Raises:
+        TaskError: if the manifest cannot be read, repeats a task, or names a file that does not exist.
+    """
+    path = folder / MANIFEST
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TaskError(f"{path}: the manifest must be readable", found=error.strerror) from error
+    document = decode_json(data, str(path))
+    listed = document.get("tasks") if isinstance(document, dict) else None
+    if not isinstance(listed, list) or not listed:
+        raise TaskError(
+            f"{path}: the manifest must be an object with a list 'tasks'",
+            found=shorten(document),
+            remedy='write {"tasks": [{"task": NAME, "file": FILE}]}',
+        )
+    entries: dict[str, Entry] = {}
+    for position, item in enumerate(listed):
+        name, entry = _parse_entry(item, folder, f"{path}: tasks[{position}]")
+        if name in entries:
+            raise TaskError(
+                f"{path}: a task must be listed once", found=shorten(name), remedy="remove or rename one of the entries"
+            )
+        entries[name] = entry
+    return entries
+
+
+def _parse_entry(item: object, folder: Path, where: str) -> tuple[str, Entry]:
+    if not isinstance(item, dict):
+        raise TaskError(f"{where}: an entry must be an object", found=shorten(item), remedy='write {"task": NAME, ...}')
+    name, file = _text(item, "task", where), folder / _text(item, "file", where)
+    if not file.is_file():
+        raise TaskError(
+            f"{where}: the file of task '{name}' must exist",
+            found=file,
+            remedy="correct 'file' (relative to the manifest's folder), or add the file",
+        )
+    family, role, metric = (
+        None if item.get(key) is None else _text(item, key, where) for key in ("family", "role", "metric")
+    )
+    return name, Entry(file=file, family=family, role=role, metric=metric)
+
+
+def _text(item: dict[str, Any], key: str, where: str) -> str:
+    value = item.get(key)
+    if not isinstance(value, str) or not value:
+        raise TaskError(f"{where}: '{key}' must be a non-empty text", found=shorten(value), remedy=f"correct '{key}'")
+    return value

@@ -1,0 +1,150 @@
+"""Tasks by reference: `builtin`, a JSONL file, a folder, or a Hugging Face data set."""
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+from lorary.data.builtin.catalogue import builtin_tasks
+from lorary.data.hub import is_dataset_folder, is_dataset_path, read_dataset
+from lorary.data.jsonl import iter_rows
+from lorary.data.manifest import MANIFEST, read_manifest
+from lorary.data.schema import SPLITS, Row, Task, make_task, shorten
+from lorary.errors import TaskError, UsageError
+
+__all__ = ["SPLITS", "Row", "Task", "iter_rows", "load_tasks"]
+
+BUILTIN = "builtin"
+DATASET_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+
+
+def load_tasks(reference: str | Path, *, names: Sequence[str] | None = None) -> dict[str, Task]:
+    """Load tasks from wherever they are; the network is used only where the reference is a data set's id.
+
+    A path that exists is always taken as a path. With `names`, only the files that hold them are read: those the
+    manifest gives, or those called NAME.jsonl where there is none.
+
+    Args:
+        reference: `builtin`, a .jsonl file, a folder with a manifest.json, a folder of .jsonl files, a folder or
+            file that `datasets` reads, or a data set's id ("user/name", "user/name:config").
+        names: the tasks to load; None loads all of them.
+
+    Returns:
+        Tasks by name, sorted by name.
+
+    Raises:
+        UsageError: if nothing is there, or a name is not among the tasks (near matches are listed).
+        TaskError: if rows, a manifest or a data set do not follow the format.
+    """
+    wanted = None if names is None else frozenset(names)
+    path = Path(reference)
+    if reference == BUILTIN:
+        tasks = builtin_tasks()
+    elif path.is_dir():
+        tasks = _load_folder(path, wanted)
+    elif path.exists() and not is_dataset_path(path):
+        tasks = _gather(iter_rows(path), str(path))
+    else:
+        if not path.exists() and not _is_dataset_id(str(reference)):
+            raise UsageError(
+                "the tasks must be 'builtin', a file or folder that exists, or the id of a data set (user/name)",
+                found=reference,
+                remedy="check the path",
+            )
+        tasks = _gather(read_dataset(reference), str(reference))
+    return _select(tasks, wanted, str(reference))
+
+
+def _is_dataset_id(reference: str) -> bool:
+    # `data/missing` is a mistyped path where ./data exists; nobody's data set should be fetched for it.
+    path = Path(reference)
+    is_path = path.suffix == ".jsonl" or is_dataset_path(path) or path.parent.exists()
+    return DATASET_ID.fullmatch(reference) is not None and not is_path
+
+
+def _load_folder(folder: Path, wanted: frozenset[str] | None) -> dict[str, Task]:
+    if (folder / MANIFEST).is_file():
+        return _load_manifest(folder, wanted)
+    files = sorted(folder.glob("*.jsonl"))
+    if not files:
+        if not is_dataset_folder(folder):
+            raise TaskError(
+                f"{folder}: a folder of tasks must hold {MANIFEST}, .jsonl files, or a data set",
+                found="none of them",
+                remedy="check the path",
+            )
+        return _gather(read_dataset(folder), str(folder))
+    named = [file for file in files if file.stem in (wanted or ())]
+    if wanted is not None and {file.stem for file in named} == wanted:
+        tasks = _load_files(named)
+        if wanted <= tasks.keys():
+            return tasks
+    return _load_files(files)
+
+
+def _load_files(files: Sequence[Path]) -> dict[str, Task]:
+    tasks: dict[str, Task] = {}
+    origin: dict[str, Path] = {}
+    for file in files:
+        for name, task in _gather(iter_rows(file), str(file)).items():
+            if name in tasks:
+                raise TaskError(
+                    f"task '{name}' must be defined in one file",
+                    found=f"{origin[name]} and {file}",
+                    remedy="remove one of the files, or rename the task",
+                )
+            tasks[name], origin[name] = task, file
+    return tasks
+
+
+def _load_manifest(folder: Path, wanted: frozenset[str] | None) -> dict[str, Task]:
+    entries = read_manifest(folder)
+    _check_names(entries.keys(), wanted, str(folder / MANIFEST))
+    chosen = entries if wanted is None else {name: entries[name] for name in wanted}
+    tasks: dict[str, Task] = {}
+    for file in sorted({entry.file for entry in chosen.values()}):
+        declared = {name for name, entry in entries.items() if entry.file == file}
+        grouped = _group(iter_rows(file))
+        if stray := sorted(grouped.keys() - declared):
+            raise TaskError(
+                f"{file}: every task of a file must stand in {folder / MANIFEST}",
+                found=", ".join(shorten(name) for name in stray[:5]),
+                remedy="add an entry for it, or correct the field 'task' of the rows",
+            )
+        for name in declared & chosen.keys():
+            entry = entries[name]
+            rows = grouped.get(name, [])
+            tasks[name] = make_task(name, rows, str(file), family=entry.family, role=entry.role, metric=entry.metric)
+    return tasks
+
+
+def _gather(rows: Iterable[Row], where: str) -> dict[str, Task]:
+    grouped = _group(rows)
+    if not grouped:
+        raise TaskError(f"{where}: a task must have rows", found="no rows at all", remedy="add rows, or leave it out")
+    return {name: make_task(name, members, where) for name, members in grouped.items()}
+
+
+def _group(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    grouped: dict[str, list[Row]] = {}
+    for row in rows:
+        grouped.setdefault(row.task, []).append(row)
+    return grouped
+
+
+def _select(tasks: dict[str, Task], wanted: frozenset[str] | None, where: str) -> dict[str, Task]:
+    _check_names(tasks.keys(), wanted, where)
+    return {name: tasks[name] for name in sorted(tasks if wanted is None else wanted)}
+
+
+def _check_names(known: Collection[str], wanted: frozenset[str] | None, where: str) -> None:
+    unknown = sorted((wanted or frozenset()) - set(known))
+    if not unknown:
+        return
+    near = sorted({match for name in unknown for match in difflib.get_close_matches(name, known, n=3)})
+    listed = ", ".join(near or sorted(known)[:10])
+    raise UsageError(
+        f"{where}: the tasks named must be among its {len(known)} tasks",
+        found=", ".join(shorten(name) for name in unknown[:5]),
+        remedy=f"{'did you mean' if near else 'there are, for example,'} {listed}{'?' if near else ''}",
+    )

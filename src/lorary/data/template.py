@@ -1,0 +1,222 @@
+"""Prompt templates: how a row becomes token ids, and which of them are learnt.
+
+The ids of the prompt are always exactly those that generation feeds, so training and use never disagree about the
+border between prompt and target. Masking goes by position, never by id: in many bases padding and EOS share one id.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorary.data.schema import shorten
+from lorary.errors import TaskError, UsageError
+
+# A tokenizer is transformers' PreTrainedTokenizerBase; Any, because importing transformers takes seconds.
+Tokenizer = Any
+Ids = tuple[int, ...]
+
+ANCHOR = "\n"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row as token ids.
+
+    Args:
+        prompt_ids: what generation would feed, cut from the left where it was too long.
+        target_ids: what is learnt: the target and EOS, never cut.
+        truncated: number of prompt tokens that were cut.
+    """
+
+    prompt_ids: Ids
+    target_ids: Ids
+    truncated: int
+
+
+@dataclass(frozen=True)
+class Template:
+    """Turns sources and targets into ids; made by `make_template`.
+
+    Args:
+        name: "plain" or "chat", for provenance.
+        tokenizer: the base model's transformers tokenizer.
+        max_length: most tokens of prompt and target together.
+        render: makes the prompt's text out of a source.
+        gap: stands between prompt and target.
+        leading: special ids before the prompt's text (BOS).
+        head: the ids with which every prompt begins, `leading` included; they are never cut.
+    """
+
+    name: str
+    tokenizer: Tokenizer = field(repr=False)
+    max_length: int
+    render: Callable[[str], str] = field(repr=False)
+    gap: str
+    leading: Ids
+    head: Ids
+
+    def encode_prompt(self, source: str) -> Ids:
+        """The ids that generation feeds, without an EOS, cut from the left to `max_length`."""
+        return self._keep_right(self._tokenise(self.render(source)), self.max_length)
+
+    def encode(self, source: str, target: str) -> Example:
+        """Prompt and target of one row.
+
+        The text of both is tokenised at once and cut where the prompt's own ids end. Where the border has melted into
+        a piece that is not the prompt's, the target is tokenised by itself: generation could not produce that piece.
+
+        Args:
+            source: the row's source.
+            target: the row's target, or any other answer to be scored.
+
+        Returns:
+            Ids of the prompt, and of the target with EOS.
+
+        Raises:
+            TaskError: if the target alone is too long.
+        """
+        text, answer = self.render(source), self.gap + target
+        prompt, whole = self._tokenise(text), self._tokenise(text + answer)
+        is_prefix = whole[: len(prompt)] == prompt
+        pieces = whole[len(prompt) :] if is_prefix else _continuation(self.tokenizer, answer)
+        target_ids = (*pieces, int(self.tokenizer.eos_token_id))
+        kept = self._keep_right(prompt, self.max_length - len(target_ids))
+        if not kept:
+            raise TaskError(
+                f"a target must leave room for a prompt within max_length {self.max_length}",
+                found=f"{len(target_ids)} tokens with EOS: {shorten(target)}",
+                remedy="raise max_length, or remove the row",
+            )
+        return Example(prompt_ids=kept, target_ids=target_ids, truncated=len(prompt) - len(kept))
+
+    def _tokenise(self, text: str) -> Ids:
+        return self.leading + _pieces(self.tokenizer, text)
+
+    def _keep_right(self, ids: Ids, length: int) -> Ids:
+        """The last `length` ids, with the head kept in their stead on the left; () where not even the head fits."""
+        if len(ids) <= length:
+            return ids
+        num_head = _num_common(ids, self.head)
+        num_tail = length - num_head
+        return ids[:num_head] + ids[len(ids) - num_tail :] if num_tail > 0 else ()
+
+
+def make_template(name: str, tokenizer: Tokenizer, *, max_length: int = 1024) -> Template:
+    """Make the template of a name for a tokenizer.
+
+    Args:
+        name: "plain" (source, one space, target, EOS) or "chat" (the source as a user's message in the base's own chat
+            template, the target as the reply, EOS).
+        tokenizer: the base model's transformers tokenizer.
+        max_length: most tokens of prompt and target together.
+
+    Raises:
+        UsageError: if the name is unknown, `max_length` leaves no room, or the tokenizer lacks EOS or a chat template.
+    """
+    if name not in TEMPLATES:
+        raise UsageError("a template must be plain or chat", found=shorten(name))
+    if tokenizer.eos_token_id is None:
+        raise UsageError(
+            "the tokenizer must have an EOS token: without one an answer never ends",
+            found=type(tokenizer).__name__,
+            remedy="set tokenizer.eos_token",
+        )
+    template = TEMPLATES[name](tokenizer, max_length)
+    shortest = len(template.head) + 2
+    if max_length < shortest:
+        raise UsageError(
+            f"max_length must be at least {shortest} here: what stands before every prompt, one token of it, and EOS",
+            found=max_length,
+        )
+    return template
+
+
+def _plain(tokenizer: Tokenizer, max_length: int) -> Template:
+    leading = _leading_specials(tokenizer)
+    return Template("plain", tokenizer, max_length, render=str, gap=" ", leading=leading, head=leading)
+
+
+def _chat(tokenizer: Tokenizer, max_length: int) -> Template:
+    if not getattr(tokenizer, "chat_template", None):
+        raise UsageError(
+            "the template chat needs a base model whose tokenizer has a chat template",
+            found=f"{type(tokenizer).__name__} without one",
+            remedy="use --template plain",
+        )
+
+    def render(source: str) -> str:
+        messages = [{"role": "user", "content": source}]
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+    # What two conversations share on the left stands before every message. BOS, where there is one, is in the text.
+    one, other = render("0"), render("1")
+    head = _pieces(tokenizer, one[: _num_common(one, other)])
+    return Template("chat", tokenizer, max_length, render=render, gap="", leading=(), head=head)
+
+
+TEMPLATES: dict[str, Callable[[Tokenizer, int], Template]] = {"plain": _plain, "chat": _chat}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a build would read.
+
+    Args:
+        num_rows: examples.
+        num_tokens: tokens of prompts and targets.
+        num_target_tokens: tokens that are learnt.
+        num_truncated: examples whose prompt was cut.
+        longest: tokens of the longest example.
+    """
+
+    num_rows: int
+    num_tokens: int
+    num_target_tokens: int
+    num_truncated: int
+    longest: int
+
+
+def summarise(examples: Iterable[Example]) -> Summary:
+    """Count rows and tokens, for a dry run and for warnings about cut prompts."""
+    listed = list(examples)
+    lengths = [len(example.prompt_ids) + len(example.target_ids) for example in listed]
+    return Summary(
+        num_rows=len(listed),
+        num_tokens=sum(lengths),
+        num_target_tokens=sum(len(example.target_ids) for example in listed),
+        num_truncated=sum(example.truncated > 0 for example in listed),
+        longest=max(lengths, default=0),
+    )
+
+
+def _pieces(tokenizer: Tokenizer, text: str) -> Ids:
+    """Ids of a text without special tokens of the tokenizer's own; `verbose` off, since we cut long texts ourselves."""
+    return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _leading_specials(tokenizer: Tokenizer) -> Ids:
+    """The ids that the tokenizer puts before a text (BOS); those after it (EOS) would end a prompt too soon."""
+    probe = _pieces(tokenizer, "a")
+    full = tuple(tokenizer("a")["input_ids"])
+    for start in range(len(full) - len(probe) + 1):
+        if full[start : start + len(probe)] == probe:
+            return full[:start]
+    raise UsageError(
+        "the tokenizer must only add special tokens around a text, not change its pieces",
+        found=f"{type(tokenizer).__name__}: {probe} became {full}",
+    )
+
+
+def _continuation(tokenizer: Tokenizer, text: str) -> Ids:
+    """Ids of a text that continues another one.
+
+    Behind an anchor, so that tokenizers which put a space before every text (sentencepiece) do not put one here.
+    """
+    anchor, anchored = _pieces(tokenizer, ANCHOR), _pieces(tokenizer, ANCHOR + text)
+    return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else _pieces(tokenizer, text)
+
+
+def _num_common(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many items two sequences share from the left on."""
+    pairs = zip(one, other, strict=False)
+    return next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

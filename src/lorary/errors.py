@@ -1,0 +1,87 @@
+"""The exception tree. Each class inherits from `LoraryError` and from the standard-library type it refines.
+
+    LoraryError
+    ├── UsageError (ValueError)      the call itself is wrong: a bad option, a path that is not there     exit code 2
+    ├── AdapterError (ValueError)    an adapter that cannot be read exactly, or does not fit
+    ├── LibraryError (ValueError)    a library folder that is missing, damaged, locked or inconsistent
+    ├── BaseModelError (ValueError)  a base model that cannot be found, or is not the one an adapter was made for
+    ├── TaskError (ValueError)       rows, files or data sets that do not follow the task format
+    ├── RouterError (ValueError)     a router that does not exist, or cannot run over these experts
+    ├── ShapeError (ValueError)      tensors whose axes disagree
+    ├── TrainError (RuntimeError)    a build that cannot go on (a loss that is not finite, a run in use)
+    └── MissingExtraError (ImportError)   an optional dependency that is not installed
+
+Every error says the rule, the value found and the remedy, and names the file, adapter and layer where there is one.
+"""
+
+
+class LoraryError(Exception):
+    """Base of all errors that Lorary raises on purpose.
+
+    Args:
+        rule: what must hold, as a sentence without a full stop; names the file, adapter and layer.
+        found: the offending value.
+        remedy: what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, rule: str, *, found: object = None, remedy: str | None = None) -> None:
+        self.rule = rule
+        self.found = None if found is None else str(found)
+        self.remedy = remedy
+        lines = [rule]
+        if self.found is not None:
+            lines.append(f"found: {self.found}")
+        if remedy is not None:
+            lines.append(f"remedy: {remedy}")
+        super().__init__("\n".join(lines))
+
+
+class UsageError(LoraryError, ValueError):
+    """The call itself is wrong: an option out of range, a path that does not exist."""
+
+    exit_code = 2
+
+
+class AdapterError(LoraryError, ValueError):
+    """An adapter that cannot be read exactly, or does not fit where it is asked to go."""
+
+
+class LibraryError(LoraryError, ValueError):
+    """A library folder that is missing, damaged, locked or inconsistent."""
+
+
+class BaseModelError(LoraryError, ValueError):
+    """A base model that cannot be found or loaded, or is not the one that was recorded."""
+
+
+class TaskError(LoraryError, ValueError):
+    """Rows, files or data sets that do not follow the task format."""
+
+
+class RouterError(LoraryError, ValueError):
+    """A router that does not exist, or cannot run over these experts."""
+
+
+class ShapeError(LoraryError, ValueError):
+    """Tensors whose axes disagree."""
+
+
+class TrainError(LoraryError, RuntimeError):
+    """A build that cannot go on."""
+
+
+class MissingExtraError(LoraryError, ImportError):
+    """An optional dependency that is not installed.
+
+    Args:
+        package: the package that failed to import.
+        extra: the extra of Lorary that brings it.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"this needs the package '{package}', which is not installed",
+            remedy=f"pip install 'lorary[{extra}]'",
+        )

@@ -1,0 +1,66 @@
+"""Greedy answers through transformers' own `generate`, padded on the left and batched by length."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from lorary.data.batching import length_buckets
+
+
+@torch.no_grad()
+def generate_answers(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, max_tokens: int = 2048
+) -> list[str]:
+    """Generate one answer per prompt, greedily.
+
+    Args:
+        model: a transformers model for causal language modelling, routed or not.
+        tokenizer: its tokenizer; its EOS ends an answer.
+        prompts: token ids of each prompt.
+        max_new_tokens: most tokens of an answer.
+        max_tokens: padded prompt tokens of one batch.
+
+    Returns:
+        The answers as text without special tokens, in the order given.
+    """
+    device = next(model.parameters()).device
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stop_ids(model, tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    answers: list[str] = [""] * len(prompts)
+    for bucket in length_buckets([len(prompt) for prompt in prompts], max_tokens):
+        input_ids, mask = left_pad([prompts[i] for i in bucket], tokenizer.pad_token_id)
+        output = model.generate(
+            input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config
+        )
+        texts = tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
+        for i, text in zip(bucket, texts, strict=True):
+            answers[i] = text
+    return answers
+
+
+def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad prompts on the left, where generation needs it.
+
+    Returns:
+        input_ids and attention mask, both (batch, seq) int64; the mask goes by position, never by id.
+    """
+    seq = max(len(prompt) for prompt in prompts)
+    input_ids = torch.full((len(prompts), seq), pad_id)
+    mask = torch.zeros(len(prompts), seq, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, seq - len(prompt) :] = torch.tensor(prompt)
+        mask[row, seq - len(prompt) :] = 1
+    return input_ids, mask
+
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Ids that end an answer: the tokenizer's EOS and those of the model's generation config."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    listed = own if isinstance(own, list) else [own]
+    return sorted({int(i) for i in [tokenizer.eos_token_id, *listed] if i is not None})

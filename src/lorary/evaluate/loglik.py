@@ -1,0 +1,60 @@
+"""Log-likelihoods of given answers, batched by length."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from lorary.data.batching import collate, input_length, length_buckets
+from lorary.data.template import Example
+from lorary.model.logits import target_losses
+
+
+class AnswerLoss(NamedTuple):
+    """Loss of one answer: nats summed over its tokens (EOS included), and how many those are."""
+
+    total: float
+    num_tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Nats per token."""
+        return self.total / self.num_tokens
+
+
+@torch.no_grad()
+def answer_losses(model: Any, examples: Sequence[Example], max_tokens: int = 2048) -> list[AnswerLoss]:
+    """Negative log-likelihood of each row's target after its prompt.
+
+    Args:
+        model: a transformers model for causal language modelling, routed or not.
+        examples: encoded rows.
+        max_tokens: padded tokens of one batch.
+
+    Returns:
+        One loss per row, in the order given.
+    """
+    device = next(model.parameters()).device
+    results: list[AnswerLoss | None] = [None] * len(examples)
+    for bucket in length_buckets([input_length(x) for x in examples], max_tokens):
+        batch = collate([examples[i] for i in bucket]).to(device)
+        losses = target_losses(model, batch).double()
+        totals = torch.zeros(len(bucket), dtype=torch.float64, device=device).index_add_(0, batch.rows, losses)
+        for i, total in zip(bucket, totals.tolist(), strict=True):
+            results[i] = AnswerLoss(total, len(examples[i].target_ids))
+    return [result for result in results if result is not None]
+
+
+def choose_options(losses: Sequence[Sequence[AnswerLoss]], *, normalise: bool) -> list[int]:
+    """The most likely option of each row.
+
+    Args:
+        losses: for each row, the losses of its options.
+        normalise: divide by the number of tokens (EOS counted), as the paper does; otherwise the raw sum decides.
+
+    Returns:
+        Position of the chosen option of each row; the first of equal ones.
+    """
+    return [
+        min(range(len(row)), key=lambda option: row[option].mean if normalise else row[option].total) for row in losses
+    ]

@@ -1,0 +1,124 @@
+"""What a report can hold. Every section but the title may be left out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lorary.errors import ShapeError, UsageError
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How alike the experts of a library are.
+
+    Args:
+        names: of the experts, in the order of the matrix.
+        family: of each expert, by name; experts that are missing count as `other`.
+        cosine: symmetric, -1..1.
+
+    Raises:
+        ShapeError: if the names do not fit the matrix.
+        UsageError: if the matrix holds a value that is no cosine.
+    """
+
+    names: Sequence[str]
+    family: Mapping[str, str]
+    cosine: Float[Tensor, "experts experts"]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.cosine):
+            raise ShapeError(
+                "a similarity matrix must have one row per name", found=f"{len(self.names)}, {len(self.cosine)}"
+            )
+        # A hair of rounding is allowed; the comparison is false for NaN.
+        if not bool((self.cosine.abs() <= 1 + 1e-3).all()):
+            raise UsageError("a similarity must be a cosine, -1..1", found=_worst(self.cosine))
+
+
+@dataclass(frozen=True)
+class RoutedPrompt:
+    """A prompt, the answer, and where its tokens went.
+
+    Args:
+        prompt: text given to the model.
+        answer: text it gave back.
+        tokens: the text of each traced token, decoded one by one.
+        layers: dotted paths of the routed layers, in the model's order.
+        experts: names, in the order of the weights' last axis.
+        weights: routing weights, 0..1; a token's weights in one layer sum to at most 1.
+
+    Raises:
+        ShapeError: if tokens, layers or experts do not fit the weights.
+        UsageError: if something is a weight that cannot be one, or there is nothing to show.
+    """
+
+    prompt: str
+    answer: str
+    tokens: Sequence[str]
+    layers: Sequence[str]
+    experts: Sequence[str]
+    weights: Float[Tensor, "layers tokens experts"]
+
+    def __post_init__(self) -> None:
+        shape = (len(self.layers), len(self.tokens), len(self.experts))
+        if shape != tuple(self.weights.shape):
+            raise ShapeError(
+                f"routing weights must be (layers, tokens, experts) = {shape}", found=tuple(self.weights.shape)
+            )
+        if 0 in shape:
+            raise UsageError("a routed prompt must have layers, tokens and experts", found=shape)
+        inside = (self.weights >= 0) & (self.weights <= 1 + 1e-3)
+        if not bool(inside.all()):
+            raise UsageError("a routing weight must lie in 0..1", found=_worst(self.weights))
+
+
+@dataclass(frozen=True)
+class Report:
+    """One page.
+
+    Args:
+        title: the heading.
+        facts: what was run, as label and value (base model, library, settings).
+        evaluation: the document of `lorary evaluate --json`.
+        similarity: of the library's experts.
+        routings: traced prompts.
+        losses: validation loss of the base and of the expert, in nats per target token, by the expert's name.
+        versions: of the software, by package.
+
+    Raises:
+        UsageError: if a loss is not a finite number.
+    """
+
+    title: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] | None = None
+    similarity: Similarity | None = None
+    routings: Sequence[RoutedPrompt] = ()
+    losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, pair in self.losses.items():
+            if not all(isfinite(value) for value in pair):
+                raise UsageError(f"the validation losses of expert '{name}' must be finite numbers", found=pair)
+
+    @property
+    def cells(self) -> Sequence[Mapping[str, Any]]:
+        """The cells of the evaluation; none without one."""
+        return self.evaluation["cells"] if self.evaluation else ()
+
+    def families(self) -> dict[str, str]:
+        """Family of each expert by name: as the similarities say, else that of the task of the same name."""
+        by_task = {str(cell["task"]): str(cell["family"]) for cell in self.cells}
+        return {**by_task, **(self.similarity.family if self.similarity else {})}
+
+
+def _worst(values: Tensor) -> float:
+    """The value furthest from zero, or the first NaN."""
+    flat = values.flatten()
+    return float(flat[torch.nan_to_num(flat.abs(), nan=torch.inf).argmax()])

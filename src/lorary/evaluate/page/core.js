@@ -1,0 +1,81 @@
+"use strict";
+// What every plot needs: the data, colours of the present scheme, packed numbers, and when to draw again.
+const data = JSON.parse(document.getElementById("data").textContent);
+const byId = (id) => document.getElementById(id);
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+// Plotly reads a little markup in its texts, so names are written with entities there.
+const plain = (name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+const short = (name, most) => (name.length > most ? name.slice(0, most - 1) + "…" : name);
+
+function unpack(base64, Kind) {
+  const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+  return new Kind(bytes.buffer);
+}
+
+// `#rrggbb` mixed with another, part = 0 leaves it as it is.
+function mixed(one, other, part) {
+  const channel = (hex, i) => parseInt(hex.slice(1 + 2 * i, 3 + 2 * i), 16);
+  const parts = [0, 1, 2].map((i) => Math.round(channel(one, i) * (1 - part) + channel(other, i) * part));
+  return "#" + parts.map((value) => value.toString(16).padStart(2, "0")).join("");
+}
+
+const NUM_HUES = 8;
+const familyOf = (expert) => data.families[expert] ?? "other";
+const familyColour = (family) => colour(`--hue-${data.colours[family] ?? NUM_HUES - 1}`);
+
+// Experts of one family share its hue and differ in shade; without families the hues go round.
+function expertColours(experts) {
+  const families = new Set(experts.map(familyOf));
+  const counts = new Map();
+  const seen = new Map();
+  const key = (expert, i) => (families.size > 1 ? familyOf(expert) : String(i % NUM_HUES));
+  experts.forEach((expert, i) => counts.set(key(expert, i), (counts.get(key(expert, i)) ?? 0) + 1));
+  return experts.map((expert, i) => {
+    const group = key(expert, i);
+    const place = seen.get(group) ?? 0;
+    seen.set(group, place + 1);
+    const hue = families.size > 1 ? familyColour(group) : colour(`--hue-${group}`);
+    const step = place / Math.max(counts.get(group) - 1, 1);
+    return place === 0 ? hue : mixed(hue, colour("--ink"), 0.45 * step);
+  });
+}
+
+const SETTINGS = {
+  displaylogo: false,
+  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+};
+
+function layoutOf(extra) {
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: colour("--ink"), family: "system-ui, sans-serif", size: 13 },
+    hoverlabel: { bgcolor: colour("--panel"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
+    dragmode: false,
+    showlegend: false,
+    ...extra,
+  };
+}
+
+const axisOf = (extra) => ({
+  gridcolor: colour("--line"), linecolor: colour("--line"), zeroline: false, automargin: false, fixedrange: true, ...extra,
+});
+
+// Plots that are drawn: each is a function of its width, so that another width or scheme draws it anew.
+const plots = new Map();
+
+function draw(id) {
+  const element = byId(id);
+  const { traces, layout } = plots.get(id)(element.clientWidth);
+  return Plotly.react(element, traces, layout, SETTINGS);
+}
+
+function plot(id, build) {
+  plots.set(id, build);
+  return draw(id);
+}
+
+function drawAll() {
+  for (const id of plots.keys()) draw(id);
+}

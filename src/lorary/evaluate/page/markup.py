@@ -1,0 +1,68 @@
+"""Text, numbers and data made safe and readable for HTML. Every string of a report passes through here."""
+
+import json
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+MISSING = "–"
+
+METRIC_NAMES = {"acc": "accuracy", "acc_raw": "accuracy, raw", "em": "exact match", "rougeL": "ROUGE-L"}
+
+METRIC_MEANINGS = {
+    "acc": "the share of rows in which the right option has the highest log-likelihood per token",
+    "acc_raw": "the share of rows in which the right option has the highest summed log-likelihood",
+    "em": "the share of rows whose generated answer equals a reference, white space aside",
+    "rougeL": "how much of a reference's word order the generated answer keeps (F-measure)",
+}
+
+
+def text(value: object) -> str:
+    """A string as HTML text or as a quoted attribute; no character of it can become markup."""
+    return escape(str(value), quote=True)
+
+
+def hundredths(value: float, digits: int = 1) -> str:
+    """A value of 0..1 as points of 100.
+
+    >>> hundredths(0.6125)
+    '61.2'
+    """
+    return f"{100 * value:.{digits}f}"
+
+
+def signed(value: float) -> str:
+    """A difference in points of 100 with its sign, a true minus where it is negative.
+
+    >>> signed(0.2)
+    '+20.0'
+    """
+    points = hundredths(abs(value))
+    if float(points) == 0:
+        return points
+    return f"{'+' if value > 0 else '−'}{points}"
+
+
+def enumerated(items: Sequence[str]) -> str:
+    """Items as a list in running text.
+
+    >>> enumerated(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]])) if items else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "task"), counted(2, "task")
+    ('1 task', '2 tasks')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def script_json(document: Any) -> str:
+    """JSON that is safe inside a script element: nothing in it can end the element or open a comment."""
+    # An escape means the same to a JSON parser, and nothing to an HTML parser.
+    encoded = json.dumps(document, allow_nan=False, separators=(",", ":"))
+    return encoded.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,0 +1,102 @@
+"""The sections of the page as HTML, in the order in which they are read; empty ones are left out."""
+
+from collections.abc import Mapping
+from statistics import median
+
+from lorary.evaluate.page.assets import asset
+from lorary.evaluate.page.board import ORACLE, Board
+from lorary.evaluate.page.contents import Report, Similarity
+from lorary.evaluate.page.headline import guard_box, headline
+from lorary.evaluate.page.markup import counted, enumerated, text
+from lorary.evaluate.page.plots import closest_pairs, within_and_between
+from lorary.evaluate.page.table import metric_notes, score_table
+
+
+def sections(report: Report, board: Board | None, colours: Mapping[str, int]) -> list[tuple[str, str, str]]:
+    """All sections that the report has something for.
+
+    Args:
+        report: the contents.
+        board: its evaluation, arranged, if it has one.
+        colours: number of each family's colour.
+
+    Returns:
+        Identifier, title and HTML of each.
+    """
+    found = []
+    if board is not None and board.primary:
+        found.append(("result", "Result", headline(board) + guard_box(board)))
+        found.append(("table", "Every task", _table(board, colours)))
+        found.append(("families", "By family", _dots()))
+    if report.similarity is not None and report.similarity.names:
+        found.append(("similarity", "How alike the experts are", _similarity(report.similarity)))
+    if report.routings:
+        found.append(("routing", "Where the tokens go", asset("routing.html")))
+    if report.losses:
+        found.append(("losses", "Validation losses", _losses(report.losses)))
+    return [*found, ("reading", "How to read this page", _reading(report, board))]
+
+
+def _table(board: Board, colours: Mapping[str, int]) -> str:
+    tables = score_table(board, colours, losses=False)
+    choice = ""
+    if board.losses:
+        tables += score_table(board, colours, losses=True)
+        choice = (
+            '<input type="radio" name="shown" id="show-scores" checked><label for="show-scores">scores</label>'
+            '<input type="radio" name="shown" id="show-losses"><label for="show-losses">losses</label>'
+        )
+    oracle = f" <i>{ORACLE}</i> is told which expert a task needs, so it competes with nobody." * (
+        ORACLE in board.routers
+    )
+    return (
+        f'<p class="note">Points of 100 with 95 % intervals below them. <span class="key up">Blue</span> is better than '
+        f'the base, <span class="key down">orange</span> is worse. The best router of a row is marked ★.{oracle} '
+        "The base is scored in the experts' template and in its own chat template; the better one stands here, "
+        f'by name.</p><div class="switch">{choice}<div class="scroll" tabindex="0" role="region" '
+        f'aria-label="Every task">{tables}</div></div><ul class="note">{metric_notes(board)}</ul>'
+    )
+
+
+def _dots() -> str:
+    return (
+        '<p class="note">Mean over the tasks of a family, in points of 100. The bars are 95 % intervals over rows: they '
+        "tell how far these tasks are measured, not how other tasks of the family would do.</p>"
+        '<div class="plot" id="plot-scores" role="img" aria-label="Means by family and router; the table has the '
+        'same numbers task by task"></div>'
+    )
+
+
+def _similarity(similarity: Similarity) -> str:
+    inside, across = within_and_between(similarity)
+    said = [f"<strong>{value:.2f}</strong> {where}" for value, where in
+            ((inside, "inside a family"), (across, "between families")) if value is not None]  # fmt: skip
+    lead = f"<p>Two experts have a mean cosine of {enumerated(said)}.</p>" if said else ""
+    pairs = "".join(
+        f"<li><span>{text(a)} · {text(b)}</span><b>{value:.2f}</b></li>" for a, b, value in closest_pairs(similarity)
+    )
+    beside = f'<div class="beside"><h3>Closest pairs</h3><ol class="pairs">{pairs}</ol></div>' if pairs else ""
+    return (
+        f'{lead}<p class="note">Cosine between the whole updates of two experts, ordered by family; the diagonal, 1 by '
+        "definition, is left blank. The colours reach as far as the values do.</p>"
+        '<div class="pair"><div class="plot" id="plot-similarity" role="img" aria-label="Heat map of the cosine '
+        f'between {counted(len(similarity.names), "expert")}"></div>{beside}</div>'
+    )
+
+
+def _losses(losses: Mapping[str, tuple[float, float]]) -> str:
+    better = [base - own for base, own in losses.values() if own < base]
+    worse = sorted(name for name, (base, own) in losses.items() if own >= base)
+    lead = f"{len(better)} of {counted(len(losses), 'expert')} have a lower validation loss than the base"
+    gain = f", the median by {median(better):.2f} nats per token" if better else ""
+    names = f" Not: {enumerated([text(name) for name in worse])}." if worse else ""
+    return (
+        f'<p>{lead}{gain}.{names}</p><div class="plot" id="plot-losses" role="img" aria-label="Validation loss of the '
+        'base and of each expert"></div>'
+    )
+
+
+def _reading(report: Report, board: Board | None) -> str:
+    versions = ", ".join(f"{text(package)} {text(version)}" for package, version in report.versions.items())
+    terms = asset("reading.html") if board is not None or report.routings else ""
+    return terms + (f'<p class="note">Made with {versions}.</p>' if versions else "")

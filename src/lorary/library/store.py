@@ -1,0 +1,281 @@
+"""The library: a folder in which every adapter is a plain PEFT directory, over one base model.
+
+Reading takes no lock and meets whole adapters only; each change is atomic, durable, and made by one writer at a time.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lorary.adapter import Adapter
+from lorary.errors import UsageError
+from lorary.formats.peft import encode_adapter, parse_adapter, read_files
+from lorary.library import lock
+from lorary.library.base import BaseRecord, check_fit, check_origin, check_same_base, record_of
+from lorary.library.document import (
+    DEFAULT_ROUTER,
+    LIBRARY_FILE,
+    LibraryDocument,
+    check_router,
+    check_vacant,
+    local_folder,
+    read_document,
+    write_document,
+)
+from lorary.library.files import encode_json, read_json, reported
+from lorary.library.fingerprint import fingerprint_of_model
+from lorary.library.folders import change, check_name, delete, names_in, put, read_stable
+from lorary.library.provenance import PROVENANCE_FILE, check_provenance, imported_provenance, new_provenance
+from lorary.library.verify import Problem, verify_adapters
+
+
+class Library:
+    """An open library. Made by `Library.create` or `Library.open`.
+
+    Iterating gives the names of the adapters in canonical order, which is what routed models seat experts in.
+
+    Args:
+        path: the library's folder.
+        document: the content of its library.json.
+    """
+
+    def __init__(self, path: Path, document: LibraryDocument) -> None:
+        self._path = path
+        self._document = document
+
+    @classmethod
+    def create(
+        cls, path: str | Path, base: str | Path | nn.Module = "embedded", *, base_name: str | None = None
+    ) -> "Library":
+        """Make an empty library over a base model.
+
+        Args:
+            path: a folder that does not exist or is empty.
+            base: 'embedded', a transformers folder, a GGUF file, a Hub id, or a live model.
+            base_name: the name to record for the base instead of its own.
+
+        Raises:
+            LibraryError: if something is at the path already, or it cannot be written.
+            BaseModelError: if the base model cannot be found or built.
+        """
+        folder = local_folder(path)
+        check_vacant(folder)
+        document = LibraryDocument(record_of(base, base_name), DEFAULT_ROUTER)
+        is_new = not folder.exists()
+        try:
+            with reported(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            with change(folder):
+                check_vacant(folder)
+                write_document(folder, document)
+        except BaseException:
+            if is_new and not (folder / LIBRARY_FILE).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return cls(folder, document)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Library":
+        """Open a library for reading and writing; nothing is changed by opening.
+
+        Args:
+            path: the library's folder.
+
+        Raises:
+            LibraryError: if there is no library, its library.json is damaged, or a newer Lorary wrote it.
+            UsageError: if the path names a remote.
+        """
+        folder = local_folder(path)
+        return cls(folder, read_document(folder))
+
+    def __repr__(self) -> str:
+        return f"Library({str(self._path)!r}, base={self.base.name!r}, adapters={len(self)})"
+
+    @property
+    def path(self) -> Path:
+        """The library's folder."""
+        return self._path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self._path.resolve().name
+
+    @property
+    def base(self) -> BaseRecord:
+        """Name, revision and fingerprint of the base model."""
+        return self._document.base
+
+    @property
+    def default_router(self) -> dict[str, Any]:
+        """Settings for a caller who gives none: router, top_k, temperature, mix."""
+        return dict(self._document.default_router)
+
+    def names(self) -> list[str]:
+        """The names of all adapters, sorted: the canonical order."""
+        return names_in(self._path)
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names()
+
+    def get(self, name: str) -> Adapter:
+        """Read one adapter. Hashes are not compared: `verify` does that.
+
+        Raises:
+            LibraryError: if there is no such adapter.
+            AdapterError: if its files are damaged.
+        """
+        return parse_adapter(name, read_stable(self._path, name, lambda folder: read_files(folder, name)))
+
+    def provenance(self, name: str) -> dict[str, Any]:
+        """What is recorded about one adapter: tasks, hashes, rank, base, and what its builder told.
+
+        Raises:
+            LibraryError: if there is no such adapter, or its provenance is damaged.
+        """
+        provenance = read_stable(self._path, name, lambda folder: read_json(folder / PROVENANCE_FILE))
+        check_provenance(name, provenance)
+        return provenance
+
+    def describe(self) -> list[dict[str, Any]]:
+        """One row for each adapter (name, tasks, rank, num_parameters, hash), read from provenance alone."""
+        rows = []
+        for name in self:
+            known = self.provenance(name)
+            row = {key: known[key] for key in ("tasks", "rank", "num_parameters")}
+            rows.append({"name": name, **row, "hash": known["content_hash"]})
+        return rows
+
+    def add(self, source: str | Path, name: str | None = None, *, force_base: bool = False) -> str:
+        """Take in a PEFT LoRA directory: both files are copied byte for byte.
+
+        Of a provenance.json that another library wrote beside them, the builder's keys (tasks, settings, ...) are
+        kept. Nothing else in the folder is copied.
+
+        Args:
+            source: the directory.
+            name: the adapter's name here; the folder's name by default.
+            force_base: take it although it was trained on other weights of the same shapes.
+
+        Returns:
+            The name.
+
+        Raises:
+            UsageError: if the name cannot be one, or there is no such folder.
+            AdapterError: if it is not a whole plain LoRA, or does not fit the base model's layers.
+            BaseModelError: if it was trained on another base model.
+            LibraryError: if the name is taken, or the library cannot be written.
+        """
+        return self._import(source, name, force_base=force_base, is_new=True)
+
+    def replace(self, source: str | Path, name: str | None = None, *, force_base: bool = False) -> str:
+        """Put a PEFT LoRA directory in the place of an adapter; readers meet the old one or the new one.
+
+        Args and errors as for `add`, but the name must be in the library.
+        """
+        return self._import(source, name, force_base=force_base, is_new=False)
+
+    def add_adapter(self, adapter: Adapter, provenance: Mapping[str, Any]) -> str:
+        """Commit an adapter from memory, under its own name.
+
+        Args:
+            adapter: with a configuration that describes its factors (see `lorary.formats.peft.new_config`).
+            provenance: tasks, and what else its builder knows: settings, seed, metrics, data hashes, parents, ...
+
+        Returns:
+            The name.
+
+        Raises:
+            UsageError: if the name cannot be one, or the provenance sets keys that the library computes.
+            AdapterError: if configuration and factors disagree, or do not fit the base model's layers.
+            LibraryError: if the name is taken, or the library cannot be written.
+        """
+        check_name(adapter.name)
+        return self._commit(adapter.name, encode_adapter(adapter), provenance, is_new=True)
+
+    def replace_adapter(self, adapter: Adapter, provenance: Mapping[str, Any]) -> str:
+        """Put an adapter from memory in the place of the one that has its name; readers meet the old or the new one.
+
+        Args and errors as for `add_adapter`, but the name must be in the library.
+        """
+        check_name(adapter.name)
+        return self._commit(adapter.name, encode_adapter(adapter), provenance, is_new=False)
+
+    def remove(self, name: str) -> None:
+        """Remove an adapter.
+
+        Raises:
+            LibraryError: if there is none of that name, or the library cannot be written.
+        """
+        check_name(name)
+        with change(self._path):
+            delete(self._path, name)
+
+    def set_default_router(self, settings: Mapping[str, Any]) -> None:
+        """Record the settings for callers who give none.
+
+        Args:
+            settings: router, top_k, temperature, mix; all four.
+
+        Raises:
+            UsageError: if a key is missing, unknown or out of range.
+        """
+        check_router(settings)
+        with change(self._path):
+            document = replace(read_document(self._path), default_router=dict(settings))
+            write_document(self._path, document)
+        self._document = document
+
+    def verify(self) -> list[Problem]:
+        """Check every adapter in full against its hashes and the base model; an empty list means all is well."""
+        return verify_adapters(self._path, self.base)
+
+    def build_lock(self) -> AbstractContextManager[None]:
+        """The lock to hold during a whole build; refused at once, naming the process, while another build holds it."""
+        return lock.build_lock(self._path)
+
+    def check_base(self, model: nn.Module, *, force_base: bool = False) -> None:
+        """Check that a live model is this library's base; a close relative passes with a warning.
+
+        Args:
+            model: a transformers model, with or without experts seated in it.
+            force_base: let unrelated weights of the same shapes pass, with a warning.
+
+        Raises:
+            BaseModelError: if architecture or shapes differ, or the weights are unrelated and not forced.
+        """
+        check_same_base(self.base, fingerprint_of_model(model), "the base model at hand", force_base=force_base)
+
+    def _import(self, source: str | Path, name: str | None, *, force_base: bool, is_new: bool) -> str:
+        folder = Path(source)
+        name = folder.resolve().name if name is None else name
+        check_name(name)
+        if not folder.is_dir():
+            raise UsageError("the adapter to take in must be a folder", found=source, remedy="check the path")
+        files = read_files(folder, name)
+        adapter = parse_adapter(name, files)
+        own = read_json(folder / PROVENANCE_FILE) if (folder / PROVENANCE_FILE).is_file() else {}
+        told = imported_provenance(own, adapter, folder.resolve().name)
+        check_fit(adapter, self.base)
+        check_origin(adapter, own, self.base, force_base=force_base)
+        return self._commit(name, files, told, is_new=is_new)
+
+    def _commit(self, name: str, files: Mapping[str, bytes], told: Mapping[str, Any], *, is_new: bool) -> str:
+        adapter = parse_adapter(name, files)
+        check_fit(adapter, self.base)
+        base = {"name": self.base.name, "fingerprint": self.base.fingerprint.digest}
+        provenance = new_provenance(adapter, files, base, told)
+        with change(self._path):
+            put(self._path, name, {**files, PROVENANCE_FILE: encode_json(provenance)}, is_new=is_new)
+        return name

@@ -1,0 +1,304 @@
+"""A base model and a library become one routed model, which is still the same PreTrainedModel."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lorary.adapter import Adapter, LoraFactors
+from lorary.errors import RouterError, UsageError
+from lorary.library.store import Library
+from lorary.lora.gated import GatedLora, Mix
+from lorary.lora.seat import find_linear, seat, unseat
+from lorary.ops.choose import check_choice, top_k_softmax
+from lorary.route import ROUTERS
+from lorary.route.arrow import AMBIGUOUS_GAP, arrow_prototypes
+from lorary.route.fixed import fixed_weights
+
+_STATE = "_lorary"
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Settings of one router.
+
+    Args:
+        router: a name in `lorary.route.ROUTERS`; ignored where `experts` names them.
+        top_k: experts per token and layer, at least 1, clamped to the number there is.
+        temperature: divides the scores, above 0.
+        mix: `outputs` (the weighted sum of the experts' updates) or `factors` (the product of weighted factors).
+        experts: experts with a fixed weight each; given names alone, they share the weight 1.
+
+    Raises:
+        RouterError: if there is no such router or mix.
+        UsageError: if `top_k` or `temperature` is out of range.
+    """
+
+    router: str = "arrow"
+    top_k: int = 4
+    temperature: float = 1.0
+    mix: Mix = "outputs"
+    experts: Mapping[str, float] | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice(self.top_k, self.temperature)
+        if self.mix not in get_args(Mix):
+            raise RouterError(f"mix must be one of {list(get_args(Mix))}", found=self.mix)
+        if isinstance(self.experts, str):
+            raise RouterError("experts must be a list of names, or weights by name", found=repr(self.experts))
+        if self.experts is None and self.router not in ROUTERS:
+            raise RouterError(
+                "a router must exist", found=self.router, remedy=f"one of {list(ROUTERS)}, or experts=[...]"
+            )
+
+    @property
+    def fixed(self) -> dict[str, float] | None:
+        """Weight by expert where experts are named, else None."""
+        if self.experts is None or isinstance(self.experts, Mapping):
+            return None if self.experts is None else dict(self.experts)
+        return {name: 1.0 / len(self.experts) for name in self.experts}
+
+
+@dataclass(frozen=True)
+class SeatedLayer:
+    """One routed linear layer: its experts as positions in the library's order, and how clear their prototypes are."""
+
+    experts: tuple[int, ...]
+    alive: Tensor  # (experts of this layer,) bool
+    gap: Tensor  # (experts of this layer,) σ2/σ1
+    lora: GatedLora
+
+
+@dataclass
+class Seating:
+    """What `attach` leaves on a model: the experts' names, the routed layers and the router in force."""
+
+    experts: tuple[str, ...]
+    layers: dict[str, SeatedLayer]
+    handles: list[RemovableHandle]
+    routing: Routing
+
+    def ambiguous(self) -> list[tuple[str, str, float]]:
+        """(expert, layer, σ2/σ1) of every prototype whose direction is not well defined."""
+        return [
+            (self.experts[expert], path, float(ratio))
+            for path, layer in self.layers.items()
+            for expert, ratio in zip(layer.experts, layer.gap, strict=True)
+            if ratio > AMBIGUOUS_GAP
+        ]
+
+
+def attach(
+    base_model: Any,
+    library: Library | str,
+    *,
+    router: str | None = None,
+    top_k: int | None = None,
+    temperature: float | None = None,
+    mix: Mix | None = None,
+    experts: Mapping[str, float] | Sequence[str] | None = None,
+    force_base: bool = False,
+) -> Any:
+    """Seat every adapter of a library in a model and let a router choose among them.
+
+    The model is changed in place and returned: it remains the same PreTrainedModel, with its own `generate`. Experts
+    stand in the order of their names, so that the order in which adapters were added changes nothing.
+
+    Args:
+        base_model: a transformers model for causal language modelling, on its device, in its dtype.
+        library: the library, or its path.
+        router: a name in `lorary.route.ROUTERS`; the library's default, else arrow.
+        top_k: experts per token and layer; the library's default, else 4.
+        temperature: divides the scores; the library's default, else 1.
+        mix: `outputs` or `factors`; the library's default, else outputs.
+        experts: fixed experts (names, or weights by name) in place of a router.
+        force_base: attach although the base model's weights are unrelated to those that the library was made for.
+
+    Returns:
+        `base_model`.
+
+    Raises:
+        LibraryError: if the library holds no adapter.
+        BaseModelError: if the model is not the library's base.
+        AdapterError: if an adapter does not fit.
+        RouterError: if the router does not exist or cannot run over these experts.
+    """
+    library = library if isinstance(library, Library) else Library.open(library)
+    given = {"router": router, "top_k": top_k, "temperature": temperature, "mix": mix, "experts": experts}
+    routing = Routing(**{**library.default_router, **{key: value for key, value in given.items() if value is not None}})
+    if hasattr(base_model, _STATE):
+        raise UsageError("a model can hold one library at a time", found="experts are seated", remedy="lorary.detach")
+    names = library.names()
+    if not names:
+        raise UsageError(
+            f"library '{library.path}' must hold an adapter to route over", found="none", remedy="lorary library add"
+        )
+    library.check_base(base_model, force_base=force_base)
+    layers = build_layers(base_model, [library.get(name) for name in names])
+    _check_mix(routing, layers)
+    state = Seating(tuple(names), layers, [], routing)
+    _apply_routing(state)
+    state.handles = seat(base_model, {path: layer.lora for path, layer in layers.items()})
+    setattr(base_model, _STATE, state)
+    return base_model
+
+
+def detach(model: Any) -> Any:
+    """Take the experts away again; the model computes what it did before `attach`.
+
+    Args:
+        model: a routed model, changed in place.
+
+    Returns:
+        `model`.
+
+    Raises:
+        UsageError: if no experts are seated in it.
+    """
+    state = seating(model)
+    unseat(model, list(state.layers), state.handles)
+    delattr(model, _STATE)
+    return model
+
+
+@contextmanager
+def routing(model: Any, setting: str | Mapping[str, Any]) -> Iterator[Any]:
+    """Route by another setting inside a `with` block.
+
+    Args:
+        model: a routed model.
+        setting: the name of a router, or fields of `Routing` such as `{"experts": ["sst2"]}`; fields that are not
+            given keep the value they have.
+
+    Yields:
+        `model`.
+
+    Raises:
+        UsageError: if no experts are seated in it.
+        RouterError: if the setting cannot be used over these experts.
+    """
+    state = seating(model)
+    before = state.routing
+    fields = {"router": setting, "experts": None} if isinstance(setting, str) else dict(setting)
+    if "router" in fields:
+        fields.setdefault("experts", None)
+    wanted = replace(before, **fields)
+    _check_mix(wanted, state.layers)
+    state.routing = wanted
+    try:
+        _apply_routing(state)
+        yield model
+    finally:
+        state.routing = before
+        _apply_routing(state)
+
+
+def seating(model: Any) -> Seating:
+    """What `attach` left on a model.
+
+    Raises:
+        UsageError: if no experts are seated in it.
+    """
+    state = getattr(model, _STATE, None)
+    if state is None:
+        raise UsageError("the model must be a routed one", found=type(model).__name__, remedy="lorary.attach")
+    assert isinstance(state, Seating)
+    return state
+
+
+def build_layers(model: nn.Module, adapters: Sequence[Adapter]) -> dict[str, SeatedLayer]:
+    """Stack all experts of each linear layer, in the order in which the model holds its layers.
+
+    Args:
+        model: the base model, unchanged.
+        adapters: the experts, in canonical order.
+
+    Returns:
+        The seated layers by path.
+
+    Raises:
+        AdapterError: if an adapter does not fit the model.
+    """
+    by_path: dict[str, list[tuple[int, LoraFactors]]] = {}
+    for position, adapter in enumerate(adapters):
+        for path, factors in adapter:
+            find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
+            by_path.setdefault(path, []).append((position, factors))
+    order = [name for name, _ in model.named_modules() if name in by_path]
+    return {path: _stack(model.get_submodule(path), by_path[path]) for path in order}
+
+
+def _stack(layer: nn.Module, members: Sequence[tuple[int, LoraFactors]]) -> SeatedLayer:
+    """Concatenate the experts of one layer and compute their prototypes."""
+    dtype, device = _compute_dtype(layer), next(layer.parameters()).device
+    experts = tuple(position for position, _ in members)
+    factors = [f for _, f in members]
+    ranks = torch.tensor([f.rank for f in factors])
+    prototypes = torch.zeros(len(factors), factors[0].d_in, dtype=torch.float64)
+    gap = torch.zeros(len(factors), dtype=torch.float64)
+    for rank in ranks.unique().tolist():  # one batched factorisation for all experts of a rank
+        same = (ranks == rank).nonzero().squeeze(1)
+        stack_a = torch.stack([factors[i].lora_a for i in same.tolist()])
+        stack_b = torch.stack([factors[i].lora_b for i in same.tolist()])
+        prototypes[same], gap[same] = arrow_prototypes(stack_a, stack_b)
+    down = torch.cat([*(f.lora_a.to(dtype) for f in factors), prototypes.to(dtype)])
+    up = torch.cat([f.lora_b.to(dtype) * f.scaling for f in factors], dim=1).mT.contiguous()
+    expert_of_rank = torch.arange(len(factors)).repeat_interleave(ranks)
+    lora = GatedLora(down.to(device), up.to(device), expert_of_rank.to(device))
+    return SeatedLayer(experts, prototypes.any(dim=1).to(device), gap, lora)
+
+
+def _compute_dtype(layer: nn.Module) -> torch.dtype:
+    """float64 beside a float64 layer, else float32: adapters are small, and scores in half precision choose others."""
+    double = any(p.dtype == torch.float64 for p in layer.parameters(recurse=False))
+    return torch.float64 if double else torch.float32
+
+
+def _check_mix(routing: Routing, layers: Mapping[str, SeatedLayer]) -> None:
+    """Refuse to mix factors of unequal ranks: there is no matrix to average."""
+    if routing.mix != "factors":
+        return
+    for path, layer in layers.items():
+        ranks = set(torch.bincount(layer.lora.expert_of_rank).tolist())
+        if len(ranks) > 1:
+            raise RouterError(
+                f"mixing factors needs experts of one rank, at layer '{path}' too",
+                found=f"ranks {sorted(ranks)}",
+                remedy="mix='outputs'",
+            )
+
+
+def _apply_routing(state: Seating) -> None:
+    """Hand the router in force to every routed layer."""
+    routing = state.routing
+    fixed = routing.fixed
+    rule = ROUTERS[routing.router]
+    if fixed is None and rule.readout is not None:
+        for layer in state.layers.values():
+            layer.lora.route_by(_TokenGate(rule.readout, layer.alive, routing.top_k, routing.temperature), routing.mix)
+        return
+    if fixed is not None:
+        weights = fixed_weights(state.experts, fixed)
+    else:
+        assert rule.weights is not None
+        weights = rule.weights(state.experts)
+    for layer in state.layers.values():
+        layer.lora.fix(weights[list(layer.experts)], routing.mix)
+
+
+@dataclass(frozen=True)
+class _TokenGate:
+    """Scores, then the choice: a rule that looks at each token."""
+
+    readout: Any
+    alive: Tensor
+    top_k: int
+    temperature: float
+
+    def __call__(self, projections: Tensor) -> Tensor:
+        alive = self.alive.to(projections.device)
+        return top_k_softmax(self.readout(projections, alive), self.top_k, self.temperature)

@@ -1,0 +1,57 @@
+"""Singular values and input directions of a low-rank update, without ever forming the update."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lorary.errors import ShapeError
+
+
+class Spectrum(NamedTuple):
+    """Singular values, descending, and the right singular vectors that belong to them, one per row.
+
+    `values` is (*batch, rank) and `directions` is (*batch, rank, d_in); both are float64. Directions that belong to
+    a singular value of zero are an arbitrary orthonormal completion.
+    """
+
+    values: Tensor
+    directions: Tensor
+
+
+def low_rank_spectrum(
+    lora_a: Float[Tensor, "*batch rank d_in"], lora_b: Float[Tensor, "*batch d_out rank"]
+) -> Spectrum:
+    """Decompose `lora_b @ lora_a` through thin QR factors and the SVD of their rank x rank core.
+
+    The full (d_out, d_in) matrix never exists: with `lora_aᵀ = Qa Ra` and `lora_b = Qb Rb` the core is `Rb Raᵀ`, and
+    its right singular vectors, turned by Qa, are those of the update. Everything runs in float64, since the direction
+    of a narrow gap is off by 1e-5 in float32. Source: PAPER 2405.11157, Arrow prototypes; the decomposition is exact
+    for any rank, also where the rank exceeds d_in or d_out.
+
+    Args:
+        lora_a: down-projections, any float dtype.
+        lora_b: up-projections, any float dtype.
+
+    Returns:
+        The spectrum in float64. The sign of each direction is fixed: its entry of largest magnitude is positive.
+
+    Raises:
+        ShapeError: if the two stacks differ in batch axes or in rank.
+    """
+    if lora_a.shape[:-2] != lora_b.shape[:-2] or lora_a.shape[-2] != lora_b.shape[-1]:
+        raise ShapeError(
+            "lora_a (*batch, rank, d_in) and lora_b (*batch, d_out, rank) must share batch and rank",
+            found=f"{tuple(lora_a.shape)} and {tuple(lora_b.shape)}",
+        )
+    q_a, r_a = torch.linalg.qr(lora_a.double().mT)  # (*batch, d_in, rank'), (*batch, rank', rank)
+    _, r_b = torch.linalg.qr(lora_b.double())  # (*batch, rank'', rank)
+    _, values, right = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+    return Spectrum(values, fix_signs(right @ q_a.mT))
+
+
+def fix_signs(vectors: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+    """Flip vectors (rows) so that their entry of largest magnitude is positive; a zero vector stays as it is."""
+    largest = vectors.abs().argmax(dim=-1, keepdim=True)
+    return torch.where(vectors.gather(-1, largest) < 0, -vectors, vectors)

@@ -1,0 +1,1 @@
+"""One flat story per command: read files, call the floors below, write files."""

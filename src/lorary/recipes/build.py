@@ -1,0 +1,434 @@
+"""`lorary build`: tasks become a library of experts. The library is the ledger, so that a killed build goes on."""
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lorary.adapter import Adapter
+from lorary.data.tasks import Task, load_tasks
+from lorary.data.template import Example, Template, make_template
+from lorary.errors import LibraryError, TaskError, UsageError
+from lorary.formats.peft import tensors_of
+from lorary.formats.peft_config import new_config
+from lorary.library.folders import check_name
+from lorary.library.store import Library
+from lorary.lora.targets import find_targets, num_layers
+from lorary.model.base import Base, load_base
+from lorary.recipes.display import Display
+from lorary.recipes.open import open_or_create
+from lorary.train.loop import ExpertData, Hooks, LoopSettings, TrainedExpert, train_window
+from lorary.train.optimiser import OptimiserSettings
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """Everything that decides what an expert becomes; recorded in its provenance.
+
+    Args:
+        rank: rank of every expert.
+        alpha: scaling is alpha / rank.
+        target_modules: last parts of the paths of the layers to adapt, or `all-linear`.
+        upper_layers: adapt that many of the last transformer layers only; all of them where None.
+        learning_rate: peak of the schedule.
+        steps: optimiser steps; None takes `epochs` instead.
+        epochs: passes over the training rows, where `steps` is None.
+        batch_size: rows per step.
+        warmup: share of the steps over which the learning rate rises.
+        clip: largest norm of an expert's gradient.
+        weight_decay: decoupled weight decay.
+        dropout: on the input of the adapters, while training only.
+        evals: how often the validation loss is taken.
+        seed: of initial weights, order of rows and dropout.
+        init: `shared` (one draw of lora_a per layer for the whole library) or `own` (one per expert).
+        init_scale: bound of the initial lora_a, in units of PEFT's 1 / sqrt(d_in).
+        template: `plain` or `chat`.
+        max_length: tokens of a row; longer prompts are cut on the left.
+        train_rows: use the first so many training rows of a task; all where None.
+        val_rows: use the first so many validation rows.
+    """
+
+    rank: int = 4
+    alpha: float = 16.0
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    upper_layers: int | None = None
+    learning_rate: float = 3e-3
+    steps: int | None = 60
+    epochs: float | None = None
+    batch_size: int = 8
+    warmup: float = 0.06
+    clip: float = 0.1
+    weight_decay: float = 0.0
+    dropout: float = 0.0
+    evals: int = 4
+    seed: int = 0
+    init: str = "shared"
+    init_scale: float = 1.0
+    template: str = "plain"
+    max_length: int = 1024
+    train_rows: int | None = None
+    val_rows: int = 32
+
+    def __post_init__(self) -> None:
+        positive = ("rank", "batch_size", "evals", "val_rows", "max_length", "learning_rate", "alpha", "clip")
+        for key in positive:
+            if not 0 < getattr(self, key) < math.inf:
+                raise UsageError(f"--{key.replace('_', '-')} must be above 0", found=getattr(self, key))
+        if (self.steps is None) == (self.epochs is None):
+            raise UsageError(
+                "a build needs either --steps or --epochs", found=f"steps {self.steps}, epochs {self.epochs}"
+            )
+        for key in ("steps", "epochs", "train_rows", "upper_layers"):
+            if getattr(self, key) is not None and getattr(self, key) <= 0:
+                raise UsageError(f"--{key.replace('_', '-')} must be above 0", found=getattr(self, key))
+        if not 0 <= self.dropout < 1:
+            raise UsageError("--dropout must be at least 0 and below 1", found=self.dropout)
+        if self.init not in ("shared", "own"):
+            raise UsageError("--init must be shared or own", found=self.init)
+
+    def num_steps(self, num_rows: int) -> int:
+        """Optimiser steps for a task of so many training rows."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, math.ceil(self.epochs * num_rows / self.batch_size))
+
+
+# The recipe of the paper (arXiv 2405.11157) and its code at the time: alpha was not set and so 1; the best of five
+# epochs is kept; initial weights are smaller than PEFT's.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "paper-2024": {
+        "alpha": 1.0,
+        "learning_rate": 1e-4,
+        "steps": None,
+        "epochs": 5.0,
+        "batch_size": 16,
+        "dropout": 0.05,
+        "evals": 5,
+        "init_scale": 3**-0.5,
+        "max_length": 2048,
+        "val_rows": 1000,
+    },
+}
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build did.
+
+    Args:
+        library: path of the library.
+        trained: names of the experts trained by this run.
+        kept: names of those that were there already.
+        val_losses: for each expert, the validation loss of the bare base and of the expert, nats per target token.
+    """
+
+    library: str
+    trained: list[str]
+    kept: list[str]
+    val_losses: dict[str, tuple[float, float]]
+
+
+def run_build(
+    tasks_reference: str,
+    library_path: str,
+    settings: BuildSettings,
+    *,
+    base: str = "embedded",
+    names: Sequence[str] | None = None,
+    window: int = 16,
+    max_tokens: int = 1024,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> BuildResult:
+    """Load tasks and base, open or make the library, and build.
+
+    Args:
+        tasks_reference: as `lorary.data.tasks.load_tasks` takes it.
+        library_path: folder of the library, new or not.
+        settings: how to train.
+        base: the base model.
+        names: tasks to take; where None, all whose role is to be trained on.
+        window: experts trained in one pass.
+        max_tokens: padded tokens of one micro-batch.
+        device: where to run.
+        dtype: of the base.
+
+    Returns:
+        What was built.
+    """
+    tasks = load_tasks(tasks_reference, names=names)
+    chosen = {name: task for name, task in tasks.items() if names is not None or task.role == "train"}
+    if not chosen:
+        raise TaskError(
+            f"'{tasks_reference}' must have tasks to train on", found=f"{len(tasks)} tasks, all held out",
+            remedy="name them with --tasks to train on them all the same",
+        )  # fmt: skip
+    for name in chosen:
+        check_name(name)
+    library = open_or_create(library_path, base)
+    loaded = load_base(base, dtype=dtype, device=device)
+    return build_private(loaded, library, chosen, settings, window=window, max_tokens=max_tokens)
+
+
+def build_private(
+    base: Base,
+    library: Library,
+    tasks: Mapping[str, Task],
+    settings: BuildSettings,
+    *,
+    window: int = 16,
+    max_tokens: int = 1024,
+    display: Display | None = None,
+) -> BuildResult:
+    """Train one expert per task and commit each to the library.
+
+    Args:
+        base: the frozen base model.
+        library: over that base; experts it already holds from the same build are kept.
+        tasks: tasks with training and validation rows.
+        settings: how to train.
+        window: experts trained in one pass.
+        max_tokens: padded tokens of one micro-batch.
+        display: where progress is shown.
+
+    Returns:
+        What was trained, what was kept, and the validation losses.
+
+    Raises:
+        LibraryError: if the library holds an expert of the same name from another build, or another build runs on it.
+        BaseModelError: if the model is not the library's base.
+        TaskError: if a task lacks training or validation rows.
+        TrainError: if a loss is not finite, or a checkpoint cannot be written.
+    """
+    display = display or Display()
+    targets = find_targets(base.model, settings.target_modules, _layers(base, settings))
+    template = make_template(settings.template, base.tokenizer, max_length=settings.max_length)
+    with library.build_lock():
+        library.check_base(base.model)
+        kept = [name for name in tasks if name in library]
+        for name in kept:
+            _check_same_build(library, tasks[name], settings)
+        pending = {name: task for name, task in tasks.items() if name not in kept}
+        if kept:
+            display.say(f"{len(kept)} of {len(tasks)} experts are in the library already")
+        trained = []
+        for num_steps, names in plan_windows(library, pending, tasks, settings, window):
+            data = [expert_data(tasks[name], template, settings) for name in names]
+            checkpoint = _checkpoint_path(library, names, settings, tasks)
+            for expert in _train(base, data, targets, settings, num_steps, max_tokens, checkpoint, display):
+                if expert.name in pending:
+                    library.add_adapter(*_to_adapter(expert, base, targets, settings, tasks[expert.name]))
+                    trained.append(expert.name)
+            checkpoint.unlink(missing_ok=True)
+    return BuildResult(str(library.path), trained, kept, {name: _val_losses(library, name) for name in tasks})
+
+
+def plan_windows(
+    library: Library,
+    pending: Mapping[str, Task],
+    tasks: Mapping[str, Task],
+    settings: BuildSettings,
+    window: int,
+) -> list[tuple[int, list[str]]]:
+    """(steps, names) of each pass: experts that take the same number of steps, at most `window` at once.
+
+    A pass that was killed left a checkpoint under the names it was started with, some of which may be committed by
+    now: it is taken up with those names.
+
+    Returns:
+        The passes, in order.
+    """
+    if window < 1:
+        raise UsageError("--window must be at least 1", found=window)
+
+    def passes(chosen: Mapping[str, Task]) -> list[tuple[int, list[str]]]:
+        by_steps: dict[int, list[str]] = {}
+        for name in sorted(chosen):
+            by_steps.setdefault(settings.num_steps(len(_train_rows(chosen[name], settings))), []).append(name)
+        return [
+            (steps, names[start : start + window])
+            for steps, names in sorted(by_steps.items())
+            for start in range(0, len(names), window)
+        ]
+
+    interrupted = [
+        (steps, names)
+        for steps, names in passes(tasks)
+        if _checkpoint_path(library, names, settings, tasks).exists() and any(name in pending for name in names)
+    ]
+    covered = {name for _, names in interrupted for name in names}
+    return interrupted + passes({name: task for name, task in pending.items() if name not in covered})
+
+
+def expert_data(task: Task, template: Template, settings: BuildSettings) -> ExpertData:
+    """Encode what one expert is trained on.
+
+    Raises:
+        TaskError: if the task lacks training or validation rows.
+    """
+    rows = {"train": _train_rows(task, settings), "val": task.split("val")[: settings.val_rows]}
+    for split, members in rows.items():
+        if not members:
+            raise TaskError(f"task '{task.name}' must have {split} rows to build an expert", found="none")
+    train, val = ([template.encode(row.source, row.target) for row in rows[split]] for split in ("train", "val"))
+    _warn_of_cuts(task.name, [*train, *val], settings.max_length)
+    return ExpertData(task.name, train, val)
+
+
+def _train_rows(task: Task, settings: BuildSettings) -> Sequence[Any]:
+    return task.split("train")[: settings.train_rows]
+
+
+def _warn_of_cuts(task: str, examples: Sequence[Example], max_length: int) -> None:
+    cut = sum(example.truncated > 0 for example in examples)
+    if cut:
+        message = f"task '{task}': the prompts of {cut} of {len(examples)} rows were cut to --max-length {max_length}"
+        warnings.warn(message, stacklevel=2)
+
+
+def _train(
+    base: Base,
+    data: Sequence[ExpertData],
+    targets: dict[str, tuple[int, int]],
+    settings: BuildSettings,
+    num_steps: int,
+    max_tokens: int,
+    checkpoint: Path,
+    display: Display,
+) -> list[TrainedExpert]:
+    optimiser = OptimiserSettings(
+        settings.learning_rate, num_steps, settings.warmup, settings.clip, settings.weight_decay
+    )
+    loop = LoopSettings(
+        optimiser,
+        batch_size=settings.batch_size,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        num_evals=min(settings.evals, num_steps),
+        seed=settings.seed,
+        init=settings.init,
+        init_scale=settings.init_scale,
+        max_tokens=max_tokens,
+    )
+    with display.bar(f"training {len(data)} experts", num_steps) as bar:
+
+        def on_step(step: int, losses: dict[str, float]) -> None:
+            bar.advance_to(step, f"mean loss {sum(losses.values()) / len(losses):.3f}")
+
+        return train_window(base.model, data, targets, loop, checkpoint, Hooks(on_step=on_step))
+
+
+def _layers(base: Base, settings: BuildSettings) -> list[int] | None:
+    if settings.upper_layers is None:
+        return None
+    total = num_layers(base.model)
+    if settings.upper_layers > total:
+        raise UsageError(f"--upper-layers must be at most {total}, the base's layers", found=settings.upper_layers)
+    return list(range(total - settings.upper_layers, total))
+
+
+def _to_adapter(
+    expert: TrainedExpert,
+    base: Base,
+    targets: Mapping[str, tuple[int, int]],
+    settings: BuildSettings,
+    task: Task,
+) -> tuple[Adapter, dict[str, Any]]:
+    """The adapter and provenance of a finished expert."""
+    whole = settings.upper_layers is None and "all-linear" not in settings.target_modules
+    config = new_config(
+        base.files.name,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        target_modules=sorted(settings.target_modules) if whole else sorted(targets),
+        dropout=settings.dropout,
+    )
+    adapter = Adapter(expert.name, expert.modules, config, tensors_of(expert.modules))
+    (_, base_loss), best_loss = expert.val_losses[0], min(loss for _, loss in expert.val_losses)
+    provenance = {
+        "method": "private",
+        "tasks": [task.name],
+        "families": {task.name: task.family},
+        "data_hashes": {task.name: task.data_hash},
+        "settings": asdict(settings),
+        "seed": settings.seed,
+        "template": settings.template,
+        "metrics": {
+            "val_loss_base": base_loss,
+            "val_loss": best_loss,
+            "best_step": expert.best_step,
+            "val_losses": expert.val_losses,
+            "train_losses": expert.train_losses,
+        },
+        "parents": [],
+        "versions": {package: version(package) for package in ("lorary", "torch", "transformers")},
+    }
+    return adapter, provenance
+
+
+def _check_same_build(library: Library, task: Task, settings: BuildSettings) -> None:
+    """An expert that is there already counts as finished only if this build would train it alike."""
+    known = library.provenance(task.name)
+    wanted = {"settings": asdict(settings), "data_hashes": {task.name: task.data_hash}}
+    for key, value in wanted.items():
+        recorded, own = known.get(key), json.loads(json.dumps(value))
+        if recorded != own:
+            differing = _difference(recorded, own)
+            raise LibraryError(
+                f"library '{library.path}' must not hold an expert '{task.name}' from another build",
+                found=f"other {key}: {differing}",
+                remedy=f"build into another library, or: lorary library remove {library.path} {task.name}",
+            )
+
+
+def _difference(recorded: Any, wanted: Mapping[str, Any]) -> str:
+    if not isinstance(recorded, Mapping):
+        return "none recorded"
+    keys = [key for key in wanted if recorded.get(key) != wanted[key]]
+    return ", ".join(f"{key} {recorded.get(key)!r} instead of {wanted[key]!r}" for key in keys)
+
+
+def _checkpoint_path(
+    library: Library, names: Sequence[str], settings: BuildSettings, tasks: Mapping[str, Task]
+) -> Path:
+    """Where a pass keeps its state: keyed by all that decides it, so that another build never takes it up."""
+    key = {"settings": asdict(settings), "data": {name: tasks[name].data_hash for name in names}}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return library.path / ".build" / f"{digest}.safetensors"
+
+
+def _val_losses(library: Library, name: str) -> tuple[float, float]:
+    metrics = library.provenance(name)["metrics"]
+    return float(metrics["val_loss_base"]), float(metrics["val_loss"])
+
+
+def preset(name: str, **changes: Any) -> BuildSettings:
+    """The settings of a preset with changes; a change of None keeps the preset's value.
+
+    Args:
+        name: a key of `PRESETS`.
+        changes: fields of `BuildSettings`.
+
+    Returns:
+        The settings.
+
+    Raises:
+        UsageError: if there is no such preset, or a value is out of range.
+    """
+    if name not in PRESETS:
+        raise UsageError("a preset must exist", found=name, remedy=f"one of {list(PRESETS)}")
+    given = {key: value for key, value in changes.items() if value is not None}
+    fields = {**PRESETS[name], **given}
+    if "epochs" in given:
+        fields["steps"] = None
+    elif "steps" in given:
+        fields["epochs"] = None
+    return replace(BuildSettings(), **fields)

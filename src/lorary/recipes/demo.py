@@ -1,0 +1,145 @@
+"""`lorary demo`: the whole idea on the embedded base model and builtin tasks, in minutes."""
+
+import io
+import json
+import sys
+import time
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorary.data.builtin.catalogue import DEMO_TASKS, builtin_tasks
+from lorary.data.tasks import Task
+from lorary.errors import UsageError
+from lorary.evaluate.report import RoutedPrompt, write_report
+from lorary.library.files import replace_file
+from lorary.library.store import Library
+from lorary.model.attach import attach, detach
+from lorary.model.base import Base, load_base
+from lorary.recipes.build import BuildResult, BuildSettings, build_private
+from lorary.recipes.display import Display
+from lorary.recipes.evaluate import EvaluateSettings, Evaluation, evaluate_library
+from lorary.recipes.generate import trace_prompt
+from lorary.recipes.open import open_or_create
+from lorary.recipes.report import report_of
+from lorary.recipes.tables import print_evaluation
+
+# Adapters in the upper layers only and few steps, so that the quick demo ends in minutes on two cores.
+QUICK = BuildSettings(steps=40, upper_layers=15, evals=2, val_rows=16)
+QUICK_EVALUATION = EvaluateSettings(rows=24, oracle_rows=8)
+FULL = BuildSettings(steps=100)
+FULL_EVALUATION = EvaluateSettings(rows=40)
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made.
+
+    Args:
+        build: what was trained.
+        evaluation: routers on held-in and held-out tasks.
+        traced: one prompt and how it was routed.
+        library: path of the library.
+        report: path of the page.
+        seconds: time by stage.
+    """
+
+    build: BuildResult
+    evaluation: Evaluation
+    traced: RoutedPrompt
+    library: str
+    report: str
+    seconds: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `--json` prints."""
+        return {
+            **self.evaluation.to_json(),
+            "val_losses": self.build.val_losses,
+            "library_path": self.library,
+            "report": self.report,
+            "generation": {"prompt": self.traced.prompt, "answer": self.traced.answer},
+            "seconds": self.seconds,
+        }
+
+
+def run_demo(out: str, *, full: bool = False, quiet: bool = False) -> DemoResult:
+    """Train a private library on builtin tasks, route it, evaluate it and write a report. Rerunning goes on.
+
+    Args:
+        out: folder for `library/`, `results.json` and `report.html`.
+        full: all builtin tasks and all layers in place of the quick selection.
+        quiet: print no table.
+
+    Returns:
+        Everything that was made.
+
+    Raises:
+        UsageError: if `out` is a file.
+        BaseModelError: if the embedded base model is not installed.
+    """
+    display, folder = Display(), Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("--out must be a folder", found=f"'{out}' is a file")
+    train, held_out = demo_tasks(full)
+    seconds: dict[str, float] = {}
+    watch = _Stopwatch(seconds)
+    display.say("1/4 base model: SmolLM2-135M-Instruct")
+    base = load_base("embedded")
+    library = open_or_create(str(folder / "library"), "embedded")
+    watch.lap("base")
+    display.say(f"2/4 training {len(train)} experts, one per task")
+    built = build_private(base, library, train, FULL if full else QUICK, display=display)
+    watch.lap("train")
+    display.say(f"3/4 evaluating on {len(train)} held-in and {len(held_out)} held-out tasks")
+    settings = FULL_EVALUATION if full else QUICK_EVALUATION
+    evaluation = evaluate_library(base, library, {**train, **held_out}, settings, display=display)
+    watch.lap("evaluate")
+    display.say("4/4 report")
+    traced = _trace(base, library, train)
+    report = folder / "report.html"
+    write_report(report, report_of(evaluation, library, [traced]))
+    watch.lap("report")
+    result = DemoResult(built, evaluation, traced, str(library.path), str(report), seconds)
+    results = folder / "results.json"
+    replace_file(results, json.dumps(result.to_json(), indent=1).encode(), results.with_suffix(".tmp"))
+    with redirect_stdout(io.StringIO() if quiet else sys.stdout):
+        _print(result)
+    return result
+
+
+def demo_tasks(full: bool) -> tuple[dict[str, Task], dict[str, Task]]:
+    """Tasks to train on and held-out tasks, by name."""
+    tasks = builtin_tasks()
+    train = {n: t for n, t in tasks.items() if t.role == "train" and (full or n in DEMO_TASKS)}
+    return train, {n: t for n, t in tasks.items() if t.role == "heldout"}
+
+
+def _trace(base: Base, library: Library, train: dict[str, Task]) -> RoutedPrompt:
+    """Route the first test prompt of the first task."""
+    prompt = next(iter(train.values())).split("test")[0].source
+    attach(base.model, library, router="arrow")
+    try:
+        return trace_prompt(base, prompt, "plain", "arrow", max_new_tokens=8)
+    finally:
+        detach(base.model)
+
+
+def _print(result: DemoResult) -> None:
+    print_evaluation(result.evaluation)
+    print(f"\nprompt: {result.traced.prompt!r}\nrouted answer: {result.traced.answer!r}")
+    print(f"library: {result.library}\nreport: {result.report}")
+    stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds.items())
+    print(f"time: {sum(result.seconds.values()):.0f} s ({stages})")
+
+
+class _Stopwatch:
+    """Notes the seconds since the last lap."""
+
+    def __init__(self, laps: dict[str, float]) -> None:
+        self._laps, self._last = laps, time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._laps[name], self._last = round(now - self._last, 2), now

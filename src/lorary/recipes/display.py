@@ -1,0 +1,81 @@
+"""Progress for long work: bars with the time left in a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+# Seconds between two lines where stderr is not a terminal.
+LINE_EVERY_S = 10.0
+
+
+class Bar:
+    """One stretch of work. Made by `Display.bar`."""
+
+    def __init__(self, title: str, total: int, progress: Progress | None, console: Console) -> None:
+        self._title, self._total, self._done, self._console = title, total, 0, console
+        self._progress = progress
+        self._task = progress.add_task(title, total=total, note="") if progress else None
+        self._started = self._spoke = time.monotonic()
+
+    def advance_to(self, done: int, note: str = "") -> None:
+        """Say how far the work has come.
+
+        Args:
+            done: units done so far.
+            note: a word on the last unit (a loss, a name).
+        """
+        self._done = done
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, note=note)
+            return
+        now = time.monotonic()
+        if done == self._total or now - self._spoke >= LINE_EVERY_S:
+            self._spoke = now
+            left = (now - self._started) / max(done, 1) * (self._total - done)
+            line = f"{self._title}: {done}/{self._total}, {left:.0f} s left {note}"
+            self._console.print(line.rstrip(), highlight=False)
+
+    def advance(self, note: str = "") -> None:
+        """One more unit is done."""
+        self.advance_to(self._done + 1, note)
+
+
+class Display:
+    """Writes to stderr, so that stdout holds results only."""
+
+    def __init__(self) -> None:
+        self.console = Console(file=sys.stderr)
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Bar]:
+        """A bar for work of known size.
+
+        Args:
+            title: what is being done.
+            total: units of work.
+
+        Yields:
+            The bar.
+        """
+        if not self.console.is_terminal:
+            yield Bar(title, total, None, self.console)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            yield Bar(title, total, progress, self.console)

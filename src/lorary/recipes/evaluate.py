@@ -1,0 +1,444 @@
+"""`lorary evaluate`: a library under several routers on held-in and held-out tasks, beside the base model alone."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from lorary.data.tasks import Task, load_tasks
+from lorary.data.template import Template, make_template
+from lorary.errors import LibraryError, RouterError, TaskError, UsageError
+from lorary.evaluate.answers import score_rows
+from lorary.evaluate.loglik import answer_losses
+from lorary.evaluate.metrics import check_metric
+from lorary.evaluate.statistics import bootstrap_interval, stratified_interval
+from lorary.library.store import Library
+from lorary.model.attach import Routing, attach, detach, routing
+from lorary.model.base import Base, load_base
+from lorary.recipes.display import Display
+from lorary.recipes.open import base_of, template_of
+from lorary.route import ROUTERS
+
+ORACLE = "oracle"
+RESULTS_FILE = "evaluation.jsonl"
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """How to evaluate.
+
+    Args:
+        routers: names in `lorary.route.ROUTERS`, or `oracle`; `base` is always there.
+        top_k: experts per token and layer.
+        temperature: divides the scores.
+        mix: `outputs` or `factors`.
+        template: how rows become prompts; must be the one the experts were trained with.
+        max_length: tokens of a row.
+        rows: use the first so many test rows of a task.
+        oracle_rows: validation rows on which the oracle of a held-out task is chosen.
+        raw: rank options by the sum of their log-likelihood instead of the mean per token.
+    """
+
+    routers: tuple[str, ...] = ("base", "uniform", "arrow", "oracle")
+    top_k: int = 4
+    temperature: float = 1.0
+    mix: str = "outputs"
+    template: str = "plain"
+    max_length: int = 1024
+    rows: int = 100
+    oracle_rows: int = 16
+    raw: bool = False
+
+    def __post_init__(self) -> None:
+        for router in self.routers:
+            if router != ORACLE and router not in ROUTERS:
+                raise RouterError("a router must exist", found=router, remedy=f"some of {[*ROUTERS, ORACLE]}")
+        Routing("arrow", self.top_k, self.temperature, self.mix)  # type: ignore[arg-type]  # checks the ranges
+        for key in ("rows", "oracle_rows"):
+            if getattr(self, key) < 1:
+                raise UsageError(f"--{key.replace('_', '-')} must be at least 1", found=getattr(self, key))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One router on one task under one metric.
+
+    Args:
+        library: name of the library.
+        router: name of the router.
+        task: name of the task.
+        family: its family.
+        split: `held_in` if an expert was trained on it, else `held_out`.
+        metric: what `value` is.
+        primary: whether this is the one cell of (router, task) that counts; its value is in 0..1.
+        value: mean over rows.
+        low: lower end of the 95 % bootstrap interval over rows.
+        high: its upper end.
+        n: number of rows.
+        seconds: time that scoring these rows took (all metrics of the router and task together).
+        template: prompt template.
+        expert: the expert that the oracle used.
+        values: one per row, for paired comparisons.
+    """
+
+    library: str
+    router: str
+    task: str
+    family: str
+    split: str
+    metric: str
+    primary: bool
+    value: float
+    low: float
+    high: float
+    n: int
+    seconds: float
+    template: str
+    expert: str | None = None
+    values: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired difference of two routers over the tasks of a split: mean of task means, with a 95 % interval."""
+
+    router: str
+    against: str
+    split: str
+    difference: float
+    low: float
+    high: float
+    tasks: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All cells, the comparisons between routers, and the tasks on which the base beats a router."""
+
+    cells: list[Cell]
+    comparisons: list[Comparison]
+    base_guard: list[dict[str, Any]]
+    settings: EvaluateSettings
+    library: str
+    base: str
+
+    def mean(self, router: str, split: str) -> float | None:
+        """Mean primary value of a router over the tasks of a split, or None where it has none."""
+        values = [c.value for c in self.cells if c.primary and c.router == router and c.split == split]
+        return sum(values) / len(values) if values else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `--json` prints."""
+        return {
+            "library": self.library,
+            "base": self.base,
+            "settings": asdict(self.settings),
+            "cells": [{k: v for k, v in asdict(cell).items() if k != "values"} for cell in self.cells],
+            "comparisons": [asdict(comparison) for comparison in self.comparisons],
+            "base_guard": self.base_guard,
+        }
+
+
+def evaluate_library(
+    base: Base,
+    library: Library,
+    tasks: Mapping[str, Task],
+    settings: EvaluateSettings,
+    *,
+    force_base: bool = False,
+    display: Display | None = None,
+) -> Evaluation:
+    """Score every router on every task; cells that were scored before are read from the library's results.
+
+    The base model is scored twice, in the template of the experts and under its own chat template, and the better of
+    the two is what every router is compared with: a bare prompt puts a chat model at a disadvantage that any adapter
+    repairs. The oracle is the task's own expert, or for a task without one the single expert with the lowest loss on
+    its validation rows.
+
+    Args:
+        base: the base model; experts are seated while evaluating and gone afterwards.
+        library: the library.
+        tasks: tasks with test rows.
+        settings: how to evaluate.
+        force_base: accept unrelated weights of the same shapes.
+        display: where progress is shown.
+
+    Returns:
+        The evaluation; its cells stand in the order of tasks and routers.
+
+    Raises:
+        TaskError: if a task lacks test rows, or its metric cannot be computed.
+        LibraryError: if the experts were trained with another template.
+    """
+    display = display or Display()
+    template_of(library, settings.template)
+    cache = ResultCache(library)
+    own = _experts_by_task(library)
+    routers = list(dict.fromkeys(("base", *settings.routers)))
+    jobs = [(task, router) for task in tasks.values() for router in routers]
+    cells: list[Cell] = []
+    with _attached(base, library, settings, force_base), display.bar("evaluating", len(jobs)) as bar:
+        for task, router in jobs:
+            scorer = _Scorer(base, library, settings, own, cache)
+            cells += scorer.base_cells(task) if router == "base" else scorer.router_cells(task, router)
+            bar.advance(f"{task.name} {router}")
+    return summarise(cells, settings, library, base.files.name)
+
+
+def run_evaluate(
+    library_path: str,
+    tasks_reference: str,
+    *,
+    routers: Sequence[str],
+    names: Sequence[str] | None = None,
+    base: str | None = None,
+    force_base: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    **changes: Any,
+) -> Evaluation:
+    """Load a library, its base and tasks, and evaluate.
+
+    Args:
+        library_path: folder of the library.
+        tasks_reference: as `lorary.data.tasks.load_tasks` takes it.
+        routers: names of routers.
+        names: tasks to take, all with test rows where None.
+        base: the base model to load; the library's own where None.
+        force_base: accept unrelated weights of the same shapes.
+        device: where to run.
+        dtype: of the base.
+        changes: other fields of `EvaluateSettings`; None keeps the library's default router and template.
+
+    Returns:
+        The evaluation.
+    """
+    library = Library.open(library_path)
+    if not library.names():
+        raise LibraryError(f"library '{library.path}' must hold an adapter to be evaluated", found="none")
+    given = {key: value for key, value in changes.items() if value is not None}
+    fields = {key: value for key, value in library.default_router.items() if key != "router"} | given
+    fields["template"] = template_of(library, given.get("template"))
+    settings = EvaluateSettings(routers=tuple(routers), **fields)
+    tasks = {
+        name: task for name, task in load_tasks(tasks_reference, names=names).items() if names or task.split("test")
+    }
+    if not tasks:
+        raise TaskError(f"'{tasks_reference}' must have tasks with test rows", found="none")
+    for task in tasks.values():
+        check_metric(task.metric, task.name)
+    loaded = load_base(base_of(library, base), dtype=dtype, device=device)
+    return evaluate_library(loaded, library, tasks, settings, force_base=force_base)
+
+
+def summarise(cells: list[Cell], settings: EvaluateSettings, library: Library, base_name: str) -> Evaluation:
+    """Comparisons and base guard of finished cells."""
+    primary = {(cell.router, cell.task): cell for cell in cells if cell.primary}
+    routers = list(dict.fromkeys(cell.router for cell in cells))
+    pairs = [(a, b) for i, a in enumerate(routers) for b in routers[:i]]
+    comparisons = []
+    for router, against in pairs:
+        for split in ("held_in", "held_out"):
+            compared = compare(primary, router, against, split)
+            if compared:
+                comparisons.append(compared)
+    return Evaluation(cells, comparisons, base_guard(primary, routers), settings, library.name, base_name)
+
+
+def compare(primary: Mapping[tuple[str, str], Cell], router: str, against: str, split: str) -> Comparison | None:
+    """Paired difference of two routers: row by row inside each task, tasks weighted alike."""
+    groups = [
+        [x - y for x, y in zip(cell.values, primary[against, task].values, strict=True)]
+        for (name, task), cell in primary.items()
+        if name == router and cell.split == split and (against, task) in primary
+    ]
+    if not groups:
+        return None
+    low, high = stratified_interval(groups)
+    mean = sum(sum(group) / len(group) for group in groups) / len(groups)
+    return Comparison(router, against, split, mean, low, high, len(groups))
+
+
+def base_guard(primary: Mapping[tuple[str, str], Cell], routers: Sequence[str]) -> list[dict[str, Any]]:
+    """Every task on which the base alone beats a router, by name."""
+    found = []
+    for (router, task), cell in primary.items():
+        base = primary.get(("base", task))
+        if router != "base" and router in routers and base is not None and base.value > cell.value:
+            entry = {"task": task, "router": router, "split": cell.split, "metric": cell.metric}
+            found.append({**entry, "base": base.value, "value": cell.value})
+    return found
+
+
+class ResultCache:
+    """What was computed before: one JSON line each in the library's results, found by the hash of what made it.
+
+    Args:
+        library: its folder `results/` holds the file.
+    """
+
+    def __init__(self, library: Library) -> None:
+        self._path = library.path / "results" / RESULTS_FILE
+        self._values: dict[str, Any] = {}
+        self._hashes = {row["name"]: row["hash"] for row in library.describe()}
+        self._base = library.base.fingerprint.digest
+        if self._path.exists():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                    self._values[entry["key"]] = entry["value"]
+                except (ValueError, KeyError, TypeError):
+                    continue  # a line that was cut short by a kill: it is computed again
+
+    def key(self, **what: Any) -> str:
+        """Hash of everything that decides a cell: experts, base, task data and settings."""
+        document = {"experts": self._hashes, "base": self._base, **what}
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+    def get(self, key: str) -> Any:
+        """The value of a key, or None if it was not computed before."""
+        return self._values.get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        """Append a value, which JSON can hold.
+
+        Raises:
+            LibraryError: if the results cannot be written.
+        """
+        self._values[key] = value
+        try:
+            self._path.parent.mkdir(exist_ok=True)
+            is_cut = self._path.exists() and not self._path.read_bytes().endswith(b"\n") and self._path.stat().st_size
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(("\n" if is_cut else "") + json.dumps({"key": key, "value": value}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise LibraryError(f"results must be writable at '{self._path}'", found=error) from error
+
+
+@dataclass
+class _Scorer:
+    base: Base
+    library: Library
+    settings: EvaluateSettings
+    own: Mapping[str, str]
+    cache: ResultCache
+
+    def base_cells(self, task: Task) -> list[Cell]:
+        """The base under both templates; the better one is primary."""
+        templates = [self.settings.template]
+        if getattr(self.base.tokenizer, "chat_template", None) and "chat" not in templates:
+            templates.append("chat")
+        runs = [self._cells(task, "base", Routing("base"), template) for template in templates]
+        best = max(range(len(runs)), key=lambda i: runs[i][-1].value)
+        return [replace(cell, primary=cell.primary and i == best) for i, run in enumerate(runs) for cell in run]
+
+    def router_cells(self, task: Task, router: str) -> list[Cell]:
+        """One router on one task."""
+        s = self.settings
+        if router != ORACLE:
+            setting = Routing(router, s.top_k, s.temperature, s.mix)  # type: ignore[arg-type]
+            return self._cells(task, router, setting, s.template)
+        expert = self.own.get(task.name) or self._best_expert(task)
+        return self._cells(task, router, Routing(experts=[expert]), s.template, expert)
+
+    def _cells(
+        self, task: Task, router: str, setting: Routing, template_name: str, expert: str | None = None
+    ) -> list[Cell]:
+        s = self.settings
+        metric = "acc_raw" if s.raw and task.metric == "acc" else task.metric
+        key = self.cache.key(
+            task=task.name, data=task.data_hash, rows=s.rows, metric=metric, template=template_name,
+            max_length=s.max_length, routing=asdict(setting), device=str(self.base.model.device.type),
+            dtype=str(self.base.model.dtype),
+        )  # fmt: skip
+        found = self.cache.get(key)
+        if found is None:
+            found = [asdict(cell) for cell in self._score(task, router, setting, template_name, metric, expert)]
+            self.cache.put(key, found)
+        labels = {"library": self.library.name, "router": router, "expert": expert}
+        return [Cell(**{**cell, **labels}) for cell in found]
+
+    def _score(
+        self, task: Task, router: str, setting: Routing, template_name: str, metric: str, expert: str | None
+    ) -> list[Cell]:
+        rows = task.split("test")[: self.settings.rows]
+        if not rows:
+            raise TaskError(f"task '{task.name}' must have test rows to be evaluated on", found="none")
+        started = time.perf_counter()
+        with routing(self.base.model, asdict(setting)):
+            scores = score_rows(self.base.model, self.base.tokenizer, self._template(template_name), rows, metric)
+        seconds = time.perf_counter() - started
+        split = "held_in" if task.name in self.own else "held_out"
+        cells = []
+        for name, values, primary in (("loss", scores.loss, False), (scores.metric, scores.score, True)):
+            low, high = bootstrap_interval(values)
+            mean = sum(values) / len(values)
+            cells.append(
+                Cell(
+                    library=self.library.name,
+                    router=router,
+                    task=task.name,
+                    family=task.family,
+                    split=split,
+                    metric=name,
+                    primary=primary,
+                    value=mean,
+                    low=low,
+                    high=high,
+                    n=len(values),
+                    seconds=seconds,
+                    template=template_name,
+                    expert=expert,
+                    values=values,
+                )
+            )
+        return cells
+
+    def _best_expert(self, task: Task) -> str:
+        """The single expert with the lowest loss on the validation rows of a task that has no expert of its own."""
+        rows = task.split("val")[: self.settings.oracle_rows] or task.split("train")[: self.settings.oracle_rows]
+        if not rows:
+            raise TaskError(
+                f"task '{task.name}' must have validation rows for an oracle to be chosen on", found="none",
+                remedy="leave 'oracle' out of --routers",
+            )  # fmt: skip
+        key = self.cache.key(oracle=task.name, data=task.data_hash, rows=len(rows), template=self.settings.template)
+        if (known := self.cache.get(key)) is not None:
+            return str(known)
+        template = self._template(self.settings.template)
+        examples = [template.encode(row.source, row.target) for row in rows]
+        losses = {}
+        for name in self.library.names():
+            with routing(self.base.model, {"experts": [name]}):
+                losses[name] = sum(loss.mean for loss in answer_losses(self.base.model, examples))
+        best = min(losses, key=lambda name: (losses[name], name))
+        self.cache.put(key, best)
+        return best
+
+    def _template(self, name: str) -> Template:
+        return make_template(name, self.base.tokenizer, max_length=self.settings.max_length)
+
+
+@contextmanager
+def _attached(base: Base, library: Library, settings: EvaluateSettings, force_base: bool) -> Iterator[None]:
+    attach(base.model, library, router="base", top_k=settings.top_k, force_base=force_base)
+    try:
+        yield
+    finally:
+        detach(base.model)
+
+
+def _experts_by_task(library: Library) -> dict[str, str]:
+    """For each task some expert was trained on, that expert; the one of fewest tasks where there are several."""
+    by_task: dict[str, tuple[int, str]] = {}
+    for row in library.describe():
+        for task in row["tasks"]:
+            candidate = (len(row["tasks"]), row["name"])
+            by_task[task] = min(candidate, by_task.get(task, candidate))
+    return {task: name for task, (_, name) in by_task.items()}

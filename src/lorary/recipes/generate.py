@@ -1,0 +1,148 @@
+"""`lorary generate`: one prompt, answered by the routed library."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, TextStreamer
+
+from lorary.data.template import make_template
+from lorary.errors import UsageError
+from lorary.evaluate.generation import left_pad, stop_ids
+from lorary.evaluate.report import RoutedPrompt
+from lorary.library.store import Library
+from lorary.model.attach import attach, routing, seating
+from lorary.model.base import Base, load_base
+from lorary.model.trace import trace
+from lorary.recipes.open import base_of, template_of
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and what it was made with.
+
+    Args:
+        text: the answer.
+        prompt: the prompt.
+        router: name of the router, or `fixed` where experts were named.
+        num_tokens: tokens generated, EOS counted.
+        usage: mean routing weight of each expert over layers and tokens of prompt and answer; empty for routers that
+            do not look at tokens.
+    """
+
+    text: str
+    prompt: str
+    router: str
+    num_tokens: int
+    usage: dict[str, float]
+
+
+def run_generate(
+    library_path: str,
+    prompt: str,
+    *,
+    router: str | None = None,
+    experts: Sequence[str] | None = None,
+    top_k: int | None = None,
+    temperature: float | None = None,
+    mix: Any = None,
+    template: str | None = None,
+    max_new_tokens: int = 64,
+    sample: bool = False,
+    seed: int = 0,
+    stream: bool = False,
+    base: str | None = None,
+    force_base: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Answer:
+    """Load a library and its base, and answer one prompt.
+
+    Args:
+        library_path: folder of the library.
+        prompt: text to answer; the template puts it into the form the experts know.
+        router: name of a router; the library's default where None.
+        experts: named experts in place of a router.
+        top_k: experts per token and layer.
+        temperature: divides the router's scores.
+        mix: `outputs` or `factors`.
+        template: `plain` or `chat`; the experts' own where None.
+        max_new_tokens: most tokens of the answer.
+        sample: sample from the distribution (temperature 1) in place of taking the likeliest token.
+        seed: of sampling.
+        stream: print the answer on stdout while it is made.
+        base: the base model to load; the library's own where None.
+        force_base: accept unrelated weights of the same shapes.
+        device: where to run.
+        dtype: of the base.
+
+    Returns:
+        The answer.
+
+    Raises:
+        UsageError: if the prompt is empty or `max_new_tokens` below 1.
+        LoraryError: as for `lorary.attach`.
+    """
+    if not prompt.strip():
+        raise UsageError("--prompt must hold text", found=repr(prompt))
+    if max_new_tokens < 1:
+        raise UsageError("--max-new-tokens must be at least 1", found=max_new_tokens)
+    library = Library.open(library_path)
+    name = template_of(library, template)
+    loaded = load_base(base_of(library, base), dtype=dtype, device=device)
+    attach(
+        loaded.model, library, router=router, top_k=top_k, temperature=temperature, mix=mix, experts=experts,
+        force_base=force_base,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return answer(loaded, prompt, name, max_new_tokens=max_new_tokens, sample=sample, stream=stream)
+
+
+def answer(
+    base: Base, prompt: str, template: str, *, max_new_tokens: int, sample: bool = False, stream: bool = False
+) -> Answer:
+    """Answer one prompt with a routed model; see `run_generate`."""
+    ids = make_template(template, base.tokenizer).encode_prompt(prompt)
+    input_ids, mask = (t.to(base.model.device) for t in left_pad([ids], 0))
+    config = GenerationConfig(
+        do_sample=sample,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stop_ids(base.model, base.tokenizer),
+        pad_token_id=base.tokenizer.pad_token_id,
+    )
+    streamer = TextStreamer(base.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+    with torch.no_grad(), trace(base.model) as traced:
+        output = base.model.generate(
+            input_ids=input_ids, attention_mask=mask, generation_config=config, streamer=streamer
+        )
+    new = output[0, input_ids.shape[1] :]
+    state = seating(base.model)
+    text = base.tokenizer.decode(new, skip_special_tokens=True).strip()
+    label = "fixed" if state.routing.fixed is not None else state.routing.router
+    usage = traced.usage() if traced.layers else {}
+    return Answer(text, prompt, label, len(new), usage)
+
+
+def trace_prompt(base: Base, prompt: str, template: str, router: str, max_new_tokens: int) -> RoutedPrompt:
+    """Answer a prompt greedily, then record how one uncached pass over prompt and answer is routed.
+
+    Args:
+        base: with experts seated.
+        prompt: text to answer.
+        template: `plain` or `chat`.
+        router: a router that looks at tokens.
+        max_new_tokens: most tokens of the answer.
+
+    Returns:
+        The trace.
+    """
+    with routing(base.model, router):
+        made = answer(base, prompt, template, max_new_tokens=max_new_tokens)
+        ids = make_template(template, base.tokenizer).encode(prompt, made.text or " ")
+        tokens = [*ids.prompt_ids, *ids.target_ids]
+        with torch.no_grad(), trace(base.model) as traced:
+            base.model(input_ids=torch.tensor([tokens], device=base.model.device), use_cache=False)
+    words = [base.tokenizer.decode([token]) for token in tokens]
+    weights = traced.stacked()[:, 0]
+    return RoutedPrompt(prompt, made.text, words, traced.layers, list(traced.experts), weights)

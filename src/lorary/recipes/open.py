@@ -1,0 +1,68 @@
+"""Opening what a command names: its library, its base model, and the template the experts were trained with."""
+
+from pathlib import Path
+
+from lorary.errors import LibraryError, UsageError
+from lorary.formats.base import resolve_base
+from lorary.library.base import check_same_base
+from lorary.library.fingerprint_folder import fingerprint_of_folder
+from lorary.library.store import Library
+
+
+def open_or_create(path: str, base: str | None) -> Library:
+    """Open a library, or make it where there is none and a base model is named.
+
+    Args:
+        path: folder of the library.
+        base: the base model for a new library; checked against the library's own where there is one already.
+
+    Returns:
+        The library.
+
+    Raises:
+        LibraryError: if there is no library and no base.
+        BaseModelError: if the library has another base.
+    """
+    folder = Path(path)
+    is_vacant = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if base is not None and is_vacant:
+        return Library.create(path, base)
+    library = Library.open(path)
+    if base is not None and base != library.base.name:
+        found = fingerprint_of_folder(resolve_base(base).path)
+        check_same_base(library.base, found, f"--base {base}", force_base=False)
+    return library
+
+
+def template_of(library: Library, asked: str | None) -> str:
+    """The prompt template to use: the one asked for, else the one all experts were trained with, else plain.
+
+    Raises:
+        LibraryError: if an expert was trained with another template than the one in use.
+    """
+    trained: dict[str, str] = {}
+    for name in library.names():
+        template = library.provenance(name).get("template")
+        if template is not None:
+            trained.setdefault(str(template), name)
+    wanted = asked or next(iter(sorted(trained)), "plain")
+    for template, name in trained.items():
+        if template != wanted:
+            raise LibraryError(
+                f"expert '{name}' must be used with the template it was trained with",
+                found=f"trained with {template}, in use {wanted}",
+                remedy=f"--template {template}",
+            )
+    return wanted
+
+
+def base_of(library: Library, base: str | None) -> str:
+    """The reference of the base model to load: the one named, else the library's own.
+
+    Raises:
+        UsageError: if the library was made for a live model, which has no reference.
+    """
+    reference = base or library.base.name
+    if not reference:
+        raise UsageError("the library's base model has no name to load it by", found="none", remedy="--base MODEL")
+    return reference

@@ -1,0 +1,1 @@
+"""Training many experts in one pass over one frozen base."""

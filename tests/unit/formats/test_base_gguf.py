@@ -1,0 +1,299 @@
+import errno
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from lorary.errors import BaseModelError
+from lorary.formats import gguf as module
+from lorary.formats.base import resolve_base
+from lorary.formats.gguf import cache_folder, dequantise
+
+SOURCE = Path(__file__).parents[3] / "src"
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+SHAPES = {
+    "attn_norm": (32,),
+    "ffn_norm": (32,),
+    "attn_q": (32, 32),
+    "attn_k": (16, 32),
+    "attn_v": (16, 32),
+    "attn_output": (32, 32),
+    "ffn_gate": (48, 32),
+    "ffn_up": (48, 32),
+    "ffn_down": (32, 48),
+}
+
+
+def write_gguf(path: Path, *, family: str = "llama", left_out: str = "", seed: int = 0) -> dict[str, np.ndarray]:
+    """A llama of two layers over a byte-level vocabulary, in float32; returns its tensors by their GGUF names."""
+    from gguf import GGUFWriter
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    words = ["<|end|>", *sorted(ByteLevel.alphabet()), "he", "ll", "hell"]
+    writer = GGUFWriter(str(path), family)
+    writer.add_name("tiny")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(words))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(words)
+    writer.add_token_types([3] + [1] * (len(words) - 1))
+    writer.add_token_merges(["h e", "l l", "he ll"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    writer.add_chat_template(TEMPLATE)
+    shapes = {"token_embd.weight": (len(words), 32), "output_norm.weight": (32,)}
+    shapes |= {f"blk.{layer}.{name}.weight": shape for layer in range(2) for name, shape in SHAPES.items()}
+    random = np.random.default_rng(seed)
+    tensors = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    tensors.pop(left_out, None)
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tensors
+
+
+@pytest.fixture
+def gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny GGUF file, and an empty cache beside it."""
+    monkeypatch.setenv("LORARY_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    return path
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_the_copy_holds_the_weights_of_the_file(tmp_path: Path, gguf_file: Path) -> None:
+    tensors = write_gguf(tmp_path / "again.gguf")
+    folder, digest = dequantise(gguf_file)
+    weights = load_file(folder / "model.safetensors")
+    assert digest == hashlib.sha256(gguf_file.read_bytes()).hexdigest()
+    assert folder.name == digest
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    pairs = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.layers.1.mlp.down_proj.weight": "blk.1.ffn_down.weight",
+        "model.layers.0.self_attn.o_proj.weight": "blk.0.attn_output.weight",
+    }
+    for ours, theirs in pairs.items():
+        assert torch.equal(weights[ours], torch.from_numpy(tensors[theirs]))
+
+
+def test_the_copy_has_the_tokenizer_and_chat_template_of_the_file(gguf_file: Path) -> None:
+    from transformers import AutoTokenizer
+
+    direct = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    copied = AutoTokenizer.from_pretrained(dequantise(gguf_file)[0])
+    assert copied.chat_template == direct.chat_template == TEMPLATE
+    assert copied.get_vocab() == direct.get_vocab()
+    assert copied.special_tokens_map == direct.special_tokens_map
+    for text in ("hello", "shell hell", " two  spaces\n", "é<|end|>"):
+        assert copied(text).input_ids == direct(text).input_ids
+
+
+def test_a_second_call_converts_nothing_and_says_nothing(gguf_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder, _ = dequantise(gguf_file)
+    first = capfd.readouterr().err
+    written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert dequantise(gguf_file)[0] == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+    assert capfd.readouterr().err == ""
+    # And the first one: what happens and that it is done, with none of transformers' bars.
+    assert [line.split()[:2] for line in first.splitlines()] == [["lorary:", "converting"], ["lorary:", "converted"]]
+
+
+def test_a_file_that_changed_gets_another_copy(gguf_file: Path) -> None:
+    before, _ = dequantise(gguf_file)
+    write_gguf(gguf_file, seed=1)
+    after, _ = dequantise(gguf_file)
+    assert before != after
+
+
+def cut_off(folder: Path) -> None:
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+
+
+def flip_a_byte(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def lose_the_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def scribble_on_the_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{")
+
+
+def forget_a_file_in_the_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"format": 1}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (cut_off, r"model\.safetensors has 1000 bytes"),
+        (flip_a_byte, r"model\.safetensors has another sha256"),
+        (lose_the_tokenizer, r"tokenizer\.json: No such file"),
+        (scribble_on_the_manifest, r"manifest\.json cannot be read"),
+        (forget_a_file_in_the_manifest, r"manifest\.json cannot be read"),
+    ],
+)
+def test_a_damaged_copy_is_made_again_and_one_line_says_so(
+    damage: Callable[[Path], None], said: str, gguf_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = dequantise(gguf_file)
+    good = {name: digest for name, digest in hashes(folder).items() if name != "manifest.json"}
+    capfd.readouterr()
+    damage(folder)
+    assert dequantise(gguf_file)[0] == folder
+    lines = [line for line in capfd.readouterr().err.splitlines() if "is damaged" in line]
+    assert len(lines) == 1
+    assert re.search(said, lines[0])
+    assert {name: digest for name, digest in hashes(folder).items() if name != "manifest.json"} == good
+
+
+def test_a_copy_that_was_only_touched_is_kept(gguf_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder, _ = dequantise(gguf_file)
+    capfd.readouterr()
+    os.utime(folder / "model.safetensors", (1, 1))
+    dequantise(gguf_file)
+    assert capfd.readouterr().err == ""
+    assert (folder / "model.safetensors").stat().st_mtime == 1
+
+
+def test_what_a_killed_process_left_is_swept_away(gguf_file: Path) -> None:
+    digest = hashlib.sha256(gguf_file.read_bytes()).hexdigest()
+    partial = cache_folder() / "gguf" / f"{digest}.partial"
+    partial.mkdir(parents=True)
+    (partial / "model.safetensors").write_bytes(b"half")
+    folder, _ = dequantise(gguf_file)
+    assert not partial.exists()
+    assert set(json.loads((folder / "manifest.json").read_text())["files"]) == set(hashes(folder)) - {"manifest.json"}
+
+
+def test_two_processes_that_ask_at_once_convert_once(gguf_file: Path) -> None:
+    digest = hashlib.sha256(gguf_file.read_bytes()).hexdigest()
+    parent = cache_folder() / "gguf"
+    parent.mkdir(parents=True)
+    code = f"from pathlib import Path; from lorary.formats.gguf import dequantise; dequantise(Path({str(gguf_file)!r}))"
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    # Both are made to wait before either may start, so that they do ask at once.
+    with FileLock(f"{parent / digest}.lock"):
+        asking = [
+            subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment)
+            for _ in range(2)
+        ]
+        first_lines = [process.stderr.readline() for process in asking if process.stderr]
+    said = [process.communicate(timeout=60)[1] for process in asking]
+    assert [process.returncode for process in asking] == [0, 0]
+    assert all("another process is converting" in line for line in first_lines)
+    assert sorted(text.count("converting tiny.gguf") for text in said) == [0, 1]
+    assert sorted(path.name for path in parent.iterdir()) == [digest, f"{digest}.lock"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left on device")]
+)
+def test_a_full_disk_is_one_error_and_leaves_nothing_behind(
+    error: Exception, gguf_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_the_disk(source: Path, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(module, "_convert", fill_the_disk)
+    with pytest.raises(BaseModelError, match=r"No space left on device\nremedy: make room there, or set LORARY_CACHE"):
+        dequantise(gguf_file)
+    assert [path.suffix for path in (cache_folder() / "gguf").iterdir()] == [".lock"]
+
+
+def test_a_cache_that_cannot_be_written_is_one_error(gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORARY_CACHE", str(gguf_file))
+    with pytest.raises(BaseModelError, match="set LORARY_CACHE"):
+        dequantise(gguf_file)
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.gguf"
+    path.write_bytes(b"PK\x03\x04 pickled weights")
+    with pytest.raises(BaseModelError, match=r"weights\.gguf must be a GGUF file\nfound: it begins with b'PK"):
+        dequantise(path)
+
+
+def test_a_missing_gguf_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match=r"nowhere\.gguf must be readable\nfound: No such file"):
+        resolve_base(tmp_path / "nowhere.gguf")
+
+
+def break_off(path: Path) -> None:
+    write_gguf(path)
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def of_a_family_nobody_knows(path: Path) -> None:
+    write_gguf(path, family="quetzal")
+
+
+def with_a_weight_missing(path: Path) -> None:
+    write_gguf(path, left_out="blk.1.ffn_up.weight")
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [(break_off, ""), (of_a_family_nobody_knows, "quetzal"), (with_a_weight_missing, "up_proj")],
+)
+def test_a_gguf_file_that_transformers_cannot_turn_is_refused(
+    make: Callable[[Path], Any], found: str, gguf_file: Path
+) -> None:
+    make(gguf_file)
+    with pytest.raises(BaseModelError, match=rf"tiny\.gguf must hold a causal language model.*\nfound: .*{found}"):
+        dequantise(gguf_file)
+    assert [path.suffix for path in (cache_folder() / "gguf").iterdir()] == [".lock"]
+
+
+def test_a_file_with_another_hash_than_expected_is_refused(gguf_file: Path) -> None:
+    with pytest.raises(BaseModelError, match="must have the sha256 0000"):
+        dequantise(gguf_file, expected_sha256="0" * 64)
+    assert not cache_folder().exists()
+
+
+def test_the_cache_folder_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LORARY_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("LORARY_CACHE")
+    assert cache_folder() == tmp_path / "xdg" / "lorary"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == tmp_path / "home" / ".cache" / "lorary"
