@@ -126,3 +126,90 @@ def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: A
         make_tiny_model().save_pretrained(folder)
         tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def random_adapter() -> Callable[..., Any]:
+    """A factory of adapters whose singular values are known: `random_adapter(model, "sst2", generator, gap=0.5)`."""
+    return make_random_adapter
+
+
+def make_random_adapter(
+    model: Any,
+    name: str,
+    generator: "torch.Generator",
+    *,
+    rank: int = 3,
+    gap: float = 0.5,
+    size: float = 1.0,
+    targets: tuple[str, ...] = ("q_proj", "o_proj", "down_proj"),
+    layers: list[int] | None = None,
+) -> Any:
+    """An adapter with singular values `size`, `size * gap`, `size * gap`², ... in every layer, before its scaling of 2.
+
+    Args:
+        model: the base it must fit; the factors have its dtype, at least float32.
+        name: of the adapter.
+        generator: of the singular vectors and the gauge.
+        rank: of every layer.
+        gap: ratio of each singular value to the one before.
+        size: the largest singular value; 0 makes lora_b zero.
+        targets: last parts of the adapted layers' paths.
+        layers: numbers of the adapted layers, all by default.
+    """
+    import torch
+
+    from lorary.adapter import Adapter, LoraFactors
+    from lorary.formats.peft import new_config
+    from lorary.lora.targets import find_targets
+
+    def orthonormal(rows: int) -> torch.Tensor:
+        return torch.linalg.qr(torch.randn(rows, rank, generator=generator, dtype=torch.float64)).Q
+
+    modules = {}
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    shapes = find_targets(model, targets, layers)
+    for path, (d_in, d_out) in shapes.items():
+        values = size * gap ** torch.arange(rank, dtype=torch.float64)
+        gauge = torch.eye(rank, dtype=torch.float64) + 0.3 * orthonormal(rank)
+        lora_a = torch.linalg.solve(gauge, orthonormal(d_in).mT)
+        lora_b = orthonormal(d_out) * values @ gauge
+        modules[path] = LoraFactors(lora_a.to(dtype), lora_b.to(dtype), 2.0)
+    config = new_config(None, rank=rank, alpha=2 * rank, target_modules=sorted(shapes))
+    return Adapter(name, modules, config)
+
+
+@pytest.fixture
+def route(tmp_path: Path) -> Callable[..., Any]:
+    """Attach adapters through a library on disk: `route(model, adapters, router="arrow", top_k=2)` -> the model."""
+    from itertools import count
+
+    from lorary.library.store import Library
+    from lorary.model.attach import attach
+
+    numbers = count()
+
+    def make(model: Any, adapters: Any, **settings: Any) -> Any:
+        library = Library.create(tmp_path / f"routed-{next(numbers)}", model, base_name="tiny")
+        for adapter in adapters:
+            library.add_adapter(adapter, {"tasks": [adapter.name]})
+        return attach(model, library, **settings)
+
+    return make
+
+
+@pytest.fixture
+def random_examples() -> Callable[..., Any]:
+    """A factory of encoded rows of many lengths: `random_examples(10, generator, longest=12)`."""
+    import torch
+
+    from lorary.data.template import Example
+
+    def make(number: int, generator: "torch.Generator", longest: int = 12) -> list[Example]:
+        def ids(low: int, high: int) -> tuple[int, ...]:
+            length = int(torch.randint(low, high + 1, (), generator=generator))
+            return tuple(torch.randint(1, TINY_VOCABULARY, (length,), generator=generator).tolist())
+
+        return [Example(ids(2, longest - 4), ids(1, 4), truncated=0) for _ in range(number)]
+
+    return make

@@ -37,7 +37,7 @@ app = typer.Typer(
 app.add_typer(library_app, name="library")
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool | None) -> None:
     if wanted:
         print(f"lorary {__version__}")
         raise typer.Exit
@@ -46,8 +46,8 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _lorary(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
-    ] = False,
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error (any command)")] = False,
 ) -> None: ...
 

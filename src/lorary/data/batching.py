@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lorary.data.template import Example
+from lorary.errors import TaskError
 from lorary.keys import keyed_generator
 
 # Rows are sorted by length inside blocks of this many batches: enough to pad little, short enough to stay random.
@@ -75,7 +76,12 @@ def plan_batches(lengths: Sequence[int], batch_size: int, num_steps: int, *key: 
 
     Returns:
         `num_steps` lists of `batch_size` row numbers.
+
+    Raises:
+        TaskError: if there is no row.
     """
+    if not lengths:
+        raise TaskError("a task needs at least one row to train on", found=0, remedy="give it rows of the split train")
     generator = keyed_generator("order", *key)
     needed = batch_size * num_steps
     stream: list[int] = []

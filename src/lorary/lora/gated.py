@@ -51,7 +51,7 @@ class GatedLora(nn.Module):
         self.mix: Mix = "outputs"
         self.gate: Gate | None = None
         self.fixed: Tensor | None = None
-        self.record: Callable[[Tensor], None] | None = None
+        self.recorders: list[Callable[[Tensor], None]] = []
 
     def route_by(self, gate: Gate, mix: Mix) -> None:
         """Let a gate weigh the experts for each token."""
@@ -80,8 +80,8 @@ class GatedLora(nn.Module):
         assert self.gate is not None
         z, projections = (tokens @ self.down.mT).split((self.num_ranks, self.num_experts), dim=-1)
         weights = self.gate(projections)  # (tokens, experts)
-        if self.record is not None:
-            self.record(weights.detach().view(*leading, -1))
+        for record in self.recorders:
+            record(weights.detach().view(*leading, -1))
         return _mix(z, weights[:, self.expert_of_rank], self.num_experts, self.mix) @ self.up
 
     def _fixed(self, tokens: Tensor) -> Tensor | None:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lorary.errors import ShapeError
 from lorary.keys import keyed_generator
 
 
@@ -20,7 +21,7 @@ class RowTags:
         names: names of those experts, for the keys of dropout.
         lengths: padded length that each expert's rows would have alone; dropout draws no more than that.
         dropout: probability of dropping an input feature, 0 outside training.
-        key: (seed, step, chunk) of the batch.
+        key: (seed, step, first row) of the batch, the row counted among those of each expert.
     """
 
     experts: Tensor
@@ -67,7 +68,16 @@ class StackedLora(nn.Module):
 
         Returns:
             The sum, in the dtype of `output`.
+
+        Raises:
+            ShapeError: if the layer sees tokens without their rows, as the experts of a mixture do.
         """
+        if x.dim() != 3:
+            raise ShapeError(
+                f"layer '{self.path}' must be given (batch, seq, d_in) to tell whose rows are whose",
+                found=tuple(x.shape),
+                remedy="leave it out of the target modules",
+            )
         lora_a, lora_b, scaling = (self._select(t) for t in (self.lora_a, self.lora_b, self.scaling))
         x = x.to(lora_a.dtype)
         if self.tags.dropout > 0:
@@ -90,7 +100,7 @@ class StackedLora(nn.Module):
         for position, (name, length) in enumerate(zip(self.tags.names, self.tags.lengths, strict=True)):
             rows = mask[position * rows_of_expert : (position + 1) * rows_of_expert, :length]
             generator = keyed_generator("dropout", *self.tags.key, name, self.path)
-            rows.copy_(torch.bernoulli(torch.full(rows.shape, keep), generator=generator) / keep)
+            rows.bernoulli_(keep, generator=generator).div_(keep)
         return mask.to(x.device)
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any, get_args
 
 import torch
@@ -178,15 +179,16 @@ def routing(model: Any, setting: str | Mapping[str, Any]) -> Iterator[Any]:
         `model`.
 
     Raises:
-        UsageError: if no experts are seated in it.
+        UsageError: if no experts are seated in it, or the setting has a field that does not exist.
         RouterError: if the setting cannot be used over these experts.
     """
     state = seating(model)
     before = state.routing
-    fields = {"router": setting, "experts": None} if isinstance(setting, str) else dict(setting)
-    if "router" in fields:
-        fields.setdefault("experts", None)
-    wanted = replace(before, **fields)
+    changes = {"router": setting} if isinstance(setting, str) else dict(setting)
+    _check_fields(changes)
+    if "router" in changes:
+        changes.setdefault("experts", None)
+    wanted = replace(before, **changes)
     _check_mix(wanted, state.layers)
     state.routing = wanted
     try:
@@ -228,13 +230,15 @@ def build_layers(model: nn.Module, adapters: Sequence[Adapter]) -> dict[str, Sea
         for path, factors in adapter:
             find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
             by_path.setdefault(path, []).append((position, factors))
-    order = [name for name, _ in model.named_modules() if name in by_path]
+    # Duplicates stay in: a tied layer that two paths lead to is refused when it is seated, not dropped.
+    order = [name for name, _ in model.named_modules(remove_duplicate=False) if name in by_path]
     return {path: _stack(model.get_submodule(path), by_path[path]) for path in order}
 
 
 def _stack(layer: nn.Module, members: Sequence[tuple[int, LoraFactors]]) -> SeatedLayer:
     """Concatenate the experts of one layer and compute their prototypes."""
-    dtype, device = _compute_dtype(layer), next(layer.parameters()).device
+    # Some quantised layers hold buffers only.
+    dtype, device = _compute_dtype(layer), next(chain(layer.parameters(), layer.buffers())).device
     experts = tuple(position for position, _ in members)
     factors = [f for _, f in members]
     ranks = torch.tensor([f.rank for f in factors])
@@ -258,6 +262,13 @@ def _compute_dtype(layer: nn.Module) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
+def _check_fields(changes: Mapping[str, Any]) -> None:
+    known = [field.name for field in fields(Routing)]
+    unknown = [key for key in changes if key not in known]
+    if unknown:
+        raise UsageError("a routing setting must have known fields only", found=unknown, remedy=f"it has {known}")
+
+
 def _check_mix(routing: Routing, layers: Mapping[str, SeatedLayer]) -> None:
     """Refuse to mix factors of unequal ranks: there is no matrix to average."""
     if routing.mix != "factors":
@@ -275,19 +286,18 @@ def _check_mix(routing: Routing, layers: Mapping[str, SeatedLayer]) -> None:
 def _apply_routing(state: Seating) -> None:
     """Hand the router in force to every routed layer."""
     routing = state.routing
-    fixed = routing.fixed
+    if routing.fixed is not None:
+        return _fix(state, fixed_weights(state.experts, routing.fixed))
     rule = ROUTERS[routing.router]
-    if fixed is None and rule.readout is not None:
-        for layer in state.layers.values():
-            layer.lora.route_by(_TokenGate(rule.readout, layer.alive, routing.top_k, routing.temperature), routing.mix)
-        return
-    if fixed is not None:
-        weights = fixed_weights(state.experts, fixed)
-    else:
-        assert rule.weights is not None
-        weights = rule.weights(state.experts)
+    if rule.weights is not None:
+        return _fix(state, rule.weights(state.experts))
     for layer in state.layers.values():
-        layer.lora.fix(weights[list(layer.experts)], routing.mix)
+        layer.lora.route_by(_TokenGate(rule.readout, layer.alive, routing.top_k, routing.temperature), routing.mix)
+
+
+def _fix(state: Seating, weights: Tensor) -> None:
+    for layer in state.layers.values():
+        layer.lora.fix(weights[list(layer.experts)], state.routing.mix)
 
 
 @dataclass(frozen=True)

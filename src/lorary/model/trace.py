@@ -1,6 +1,6 @@
 """Seeing what a routed model chose: routing weights per token, layer and expert."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,14 +15,17 @@ from lorary.model.attach import Seating, seating
 class Trace:
     """Routing weights of every forward pass inside `with lorary.trace(model)`.
 
-    Experts that a layer lacks have weight 0 there. A router with fixed weights decides nothing and records nothing.
+    Passes are joined along `seq`, so that cached generation reads as one row of positions; they must have one batch
+    size. Under beam search a row is a place in the beam: it is not followed when beams change places. Experts that a
+    layer lacks have weight 0 there. A router with fixed weights decides nothing and records nothing.
     """
 
     def __init__(self, state: Seating) -> None:
         self.experts = state.experts
         self._seated = {path: layer.experts for path, layer in state.layers.items()}
         self._steps: dict[str, list[Tensor]] = {path: [] for path in state.layers}
-        self._masks: list[Tensor | None] = []
+        self._masks: dict[str, list[Tensor]] = {path: [] for path in state.layers}
+        self._mask: Tensor | None = None
 
     @property
     def layers(self) -> list[str]:
@@ -33,43 +36,57 @@ class Trace:
         """Routing weights of one layer over all forward passes, (batch, seq, experts), float32, on the CPU.
 
         Raises:
-            UsageError: if the layer is not routed, or nothing was recorded.
+            UsageError: if the layer is not routed, nothing was recorded, or the passes differ in batch size.
         """
         if layer not in self._steps:
             raise UsageError("the layer must be a routed one", found=layer, remedy=f"one of {list(self._steps)}")
-        if not self._steps[layer]:
-            raise UsageError(
-                f"layer '{layer}' must have run inside the trace under a router that looks at tokens",
-                found="no recorded weights",
-            )
-        local = torch.cat(self._steps[layer], dim=1)
+        local = _join(self._steps[layer], layer)
         full = local.new_zeros(*local.shape[:-1], len(self.experts))
         full[..., list(self._seated[layer])] = local
         return full
 
     def stacked(self) -> Tensor:
-        """Routing weights of all recorded layers, (layers, batch, seq, experts)."""
-        return torch.stack([self.weights(layer) for layer in self.layers])
+        """Routing weights of all recorded layers, (layers, batch, seq, experts).
 
-    def mask(self) -> Tensor | None:
-        """(batch, seq) bool, False at padding; None where no pass was given an attention mask."""
-        masks = [mask for mask in self._masks if mask is not None]
-        if not masks:
-            return None
-        # A cached step sees the mask of the whole row, of which its own tokens are the last.
-        return torch.cat([masks[0], *(mask[:, -1:] for mask in masks[1:])], dim=1).bool()
+        Raises:
+            UsageError: if nothing was recorded, or the passes differ in batch size.
+        """
+        return torch.stack([self.weights(layer) for layer in self._recorded()])
+
+    def mask(self) -> Tensor:
+        """(batch, seq) bool, False at padding; a pass that was given no attention mask of tokens has no padding.
+
+        Raises:
+            UsageError: if nothing was recorded, or the passes differ in batch size.
+        """
+        layer = self._recorded()[0]
+        return _join(self._masks[layer], layer)
 
     def usage(self) -> dict[str, float]:
-        """Mean routing weight of each expert over layers and tokens, padding left out; sums to at most 1."""
-        stacked = self.stacked()
-        mask = self.mask()
-        kept = stacked if mask is None else stacked[:, mask]
+        """Mean routing weight of each expert over layers and tokens, padding left out; sums to at most 1.
+
+        Raises:
+            UsageError: if nothing was recorded, or the passes differ in batch size.
+        """
+        kept = self.stacked()[:, self.mask()]
         mean = kept.reshape(-1, len(self.experts)).mean(dim=0)
         return dict(zip(self.experts, mean.tolist(), strict=True))
+
+    def _recorded(self) -> list[str]:
+        if not self.layers:
+            _join([], next(iter(self._steps)))
+        return self.layers
 
     def _record(self, path: str, weights: Tensor) -> None:
         batched = weights if weights.dim() == 3 else weights.unsqueeze(0)
         self._steps[path].append(batched.float().cpu())
+        shape, mask = batched.shape[:2], self._mask
+        if mask is None:
+            self._masks[path].append(torch.ones(shape, dtype=torch.bool))
+            return
+        # A cached pass is given the mask of the whole row, of which its own tokens are the last.
+        seq = shape.numel() // mask.shape[0]
+        self._masks[path].append(mask[:, -seq:].reshape(shape))
 
 
 @contextmanager
@@ -90,14 +107,32 @@ def trace(model: Any) -> Iterator[Trace]:
 
     def note_mask(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         mask = kwargs.get("attention_mask")
-        recorded._masks.append(mask.detach().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None)
+        recorded._mask = mask.detach().bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
     handle = model.register_forward_pre_hook(note_mask, with_kwargs=True)
+    recorders = {path: partial(recorded._record, path) for path in state.layers}
     for path, layer in state.layers.items():
-        layer.lora.record = partial(recorded._record, path)
+        layer.lora.recorders.append(recorders[path])
     try:
         yield recorded
     finally:
         handle.remove()
-        for layer in state.layers.values():
-            layer.lora.record = None
+        for path, layer in state.layers.items():
+            layer.lora.recorders.remove(recorders[path])
+
+
+def _join(passes: Sequence[Tensor], layer: str) -> Tensor:
+    """Join what passes recorded along `seq`."""
+    if not passes:
+        raise UsageError(
+            f"layer '{layer}' must have run inside the trace under a router that looks at tokens",
+            found="no recorded weights",
+        )
+    batch_sizes = sorted({len(one) for one in passes})
+    if len(batch_sizes) > 1:
+        raise UsageError(
+            "all forward passes inside one trace must have one batch size",
+            found=batch_sizes,
+            remedy="open a trace for each batch",
+        )
+    return torch.cat(list(passes), dim=1)

@@ -27,4 +27,5 @@ def delta_gram(
     """
     product = (lora_b.double().mT @ lora_b.double()) * (lora_a.double() @ lora_a.double().mT)
     member = torch.nn.functional.one_hot(expert_of_rank, num_experts).double()  # (ranks, experts)
-    return member.mT @ product @ member
+    gram = member.mT @ product @ member
+    return (gram + gram.mT) / 2  # symmetric to the last bit, which sums in another order are not

@@ -12,8 +12,8 @@ from lorary.errors import ShapeError
 class Spectrum(NamedTuple):
     """Singular values, descending, and the right singular vectors that belong to them, one per row.
 
-    `values` is (*batch, rank) and `directions` is (*batch, rank, d_in); both are float64. Directions that belong to
-    a singular value of zero are an arbitrary orthonormal completion.
+    `values` is (*batch, k) and `directions` is (*batch, k, d_in) with k = min(rank, d_in, d_out); both are float64.
+    Directions that belong to a singular value of zero are an arbitrary orthonormal completion.
     """
 
     values: Tensor

@@ -26,7 +26,7 @@ from lorary.recipes.report import report_of
 from lorary.recipes.tables import print_evaluation
 
 # Adapters in the upper layers only and few steps, so that the quick demo ends in minutes on two cores.
-QUICK = BuildSettings(steps=40, upper_layers=15, evals=2, val_rows=16)
+QUICK = BuildSettings(steps=24, upper_layers=15, evals=2, val_rows=16)
 QUICK_EVALUATION = EvaluateSettings(rows=24, oracle_rows=8)
 FULL = BuildSettings(steps=100)
 FULL_EVALUATION = EvaluateSettings(rows=40)

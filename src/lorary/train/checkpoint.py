@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,8 +47,17 @@ def save_checkpoint(
         ) from error
 
 
-def load_checkpoint(path: Path, parameters: Tensor, optimiser: ExpertwiseAdamW, best: Tensor) -> Progress | None:
+def load_checkpoint(
+    path: Path, names: Sequence[str], parameters: Tensor, optimiser: ExpertwiseAdamW, best: Tensor
+) -> Progress | None:
     """Fill the state of a window from a checkpoint.
+
+    Args:
+        path: the file.
+        names: the experts of the window, in order.
+        parameters: filled in place, as are `optimiser` and `best`; nothing is filled where the file is refused.
+        optimiser: over `parameters`.
+        best: the parameters at each expert's best validation loss.
 
     Returns:
         How far it had come, or None where there is no checkpoint.
@@ -60,12 +70,24 @@ def load_checkpoint(path: Path, parameters: Tensor, optimiser: ExpertwiseAdamW, 
     state = {"parameters": parameters, "first": optimiser.first, "second": optimiser.second, "best": best}
     try:
         with safe_open(path, framework="pt") as file:
-            for key, tensor in state.items():
-                tensor.copy_(file.get_tensor(key))
-            progress = json.loads(file.metadata()["progress"])
-    except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
+            stored = {key: file.get_tensor(key) for key in state}
+            progress = _parse_progress((file.metadata() or {})["progress"])
+        for key, tensor in state.items():
+            # copy_ would spread a smaller tensor and round a wider one without a word.
+            if (stored[key].shape, stored[key].dtype) != (tensor.shape, tensor.dtype):
+                raise ValueError(f"'{key}' is {tuple(stored[key].shape)} {stored[key].dtype}")
+        if tuple(progress.train_losses) != tuple(names):
+            raise ValueError(f"experts {list(progress.train_losses)} instead of {list(names)}")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise TrainError(
             f"the checkpoint '{path}' must be one of this build", found=error, remedy="delete it and rerun"
         ) from error
-    losses = {name: [(int(s), float(v)) for s, v in entries] for name, entries in progress["val_losses"].items()}
-    return Progress(progress["step"], progress["train_losses"], losses)
+    for key, tensor in state.items():
+        tensor.copy_(stored[key])
+    return progress
+
+
+def _parse_progress(text: str) -> Progress:
+    stored = json.loads(text)
+    losses = {name: [(int(s), float(v)) for s, v in entries] for name, entries in stored["val_losses"].items()}
+    return Progress(int(stored["step"]), stored["train_losses"], losses)

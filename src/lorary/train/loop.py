@@ -1,6 +1,7 @@
 """One pass of training: a window of experts over one frozen base, each as if it were alone."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from lorary.adapter import LoraFactors
 from lorary.data.batching import Batch, collate, input_length, length_buckets, plan_batches
 from lorary.data.template import Example
-from lorary.errors import TrainError
+from lorary.errors import TrainError, UsageError
 from lorary.lora.seat import seat, unseat
 from lorary.model.logits import target_losses
 from lorary.train.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -117,8 +118,14 @@ def train_window(
         The experts, in the order given.
 
     Raises:
-        TrainError: if a loss is not finite, naming the expert and the step.
+        TrainError: if a loss is not finite, naming the expert and the step; if an expert has no rows; if the
+            checkpoint is damaged or of other experts.
+        UsageError: if the model is in training mode.
     """
+    _refuse_empty(experts)
+    if model.training:
+        # Dropout of the base itself would draw from one stream for all experts.
+        raise UsageError("the base model must be in evaluation mode", found="training mode", remedy="model.eval()")
     hooks = hooks or Hooks()
     parameter = next(model.parameters())
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
@@ -126,7 +133,7 @@ def train_window(
     stack = ExpertStack([e.name for e in experts], targets, settings.rank, scaling, dtype, parameter.device)
     optimiser = ExpertwiseAdamW(stack.parameters, settings.optimiser)
     best = stack.parameters.clone()
-    progress = load_checkpoint(checkpoint, stack.parameters, optimiser, best) if checkpoint else None
+    progress = load_checkpoint(checkpoint, stack.names, stack.parameters, optimiser, best) if checkpoint else None
     handles = seat(model, stack.modules)
     try:
         if progress is None:
@@ -204,14 +211,15 @@ def train_step(
     stack.gradient.zero_()
     num_targets = torch.tensor([sum(len(x.target_ids) for x in own) for own in rows], dtype=torch.float64)
     losses = torch.zeros(len(rows), dtype=torch.float64)
-    for chunk, (members, start, stop) in enumerate(_micro_batches(rows, settings.max_tokens)):
-        _tag(stack, members, [rows[m][start:stop] for m in members], settings, (settings.seed, step, chunk))
+    for members, start, stop in _micro_batches(rows, settings.max_tokens):
+        # The key says which of its own rows an expert meets, and nothing of the micro-batches of others.
+        _tag(stack, members, [rows[m][start:stop] for m in members], settings, (settings.seed, step, start))
         batch, owner = _gather(stack, [rows[m][start:stop] for m in members])
         each = target_losses(model, batch)
         weights = (1.0 / num_targets[members])[owner].to(each)
         (each * weights).sum().backward()
         losses.index_add_(0, torch.tensor(members)[owner], each.detach().double().cpu() / num_targets[members][owner])
-    _refuse_not_finite(stack.names, losses, step)
+    _refuse_not_finite("training", dict(zip(stack.names, losses.tolist(), strict=True)), step + 1)
     optimiser.step(stack.gradient, stack.blocks(stack.gradient), step)
     return dict(zip(stack.names, losses.tolist(), strict=True))
 
@@ -268,6 +276,7 @@ def _evaluate(
                 kept[row] = block[row]
         progress.val_losses[expert.name].append((progress.step, loss))
         losses[expert.name] = loss
+    _refuse_not_finite("validation", losses, progress.step)
     hooks.on_eval(progress.step, losses)
 
 
@@ -293,11 +302,21 @@ def validation_loss(model: Any, row: int, examples: Sequence[Example], stack: Ex
     return total / sum(len(x.target_ids) for x in examples)
 
 
-def _refuse_not_finite(names: Sequence[str], losses: Tensor, step: int) -> None:
-    for name, loss in zip(names, losses.tolist(), strict=True):
-        if not (loss == loss and abs(loss) != float("inf")):
+def _refuse_empty(experts: Sequence[ExpertData]) -> None:
+    for expert in experts:
+        if not expert.train or not expert.val:
             raise TrainError(
-                f"the training loss of expert '{name}' must be finite at step {step + 1}",
+                f"expert '{expert.name}' needs at least one row to train on and one to validate on",
+                found=f"{len(expert.train)} and {len(expert.val)}",
+                remedy="give its task rows of the splits train and val",
+            )
+
+
+def _refuse_not_finite(kind: str, losses: Mapping[str, float], step: int) -> None:
+    for name, loss in losses.items():
+        if not math.isfinite(loss):
+            raise TrainError(
+                f"the {kind} loss of expert '{name}' must be finite at step {step}",
                 found=loss,
                 remedy="lower --learning-rate, or look for broken rows in its task",
             )

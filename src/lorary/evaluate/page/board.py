@@ -39,7 +39,7 @@ class Board:
     """
 
     def __init__(self, evaluation: Mapping[str, Any]) -> None:
-        cells: list[Cell] = evaluation["cells"]
+        cells = _as_floats(evaluation["cells"], "value", "low", "high")
         self.primary = {(c["router"], c["task"]): c for c in cells if c["primary"]}
         self.losses = _lowest(c for c in cells if c["metric"] == "loss")
         self.others = {(c["router"], c["task"]): c for c in cells if not c["primary"] and c["metric"] != "loss"}
@@ -47,8 +47,8 @@ class Board:
         lines = {TaskLine(c["split"], c["family"], c["task"], c["metric"], c["n"]) for c in self.primary.values()}
         self.tasks = sorted(lines)
         self.splits = [split for split in SPLITS if any(line.split == split for line in lines)]
-        self._comparisons = evaluation.get("comparisons", [])
-        self.guard: list[Mapping[str, Any]] = evaluation.get("base_guard", [])
+        self._comparisons = _as_floats(evaluation.get("comparisons", []), "difference", "low", "high")
+        self.guard = _as_floats(evaluation.get("base_guard", []), "base", "value")
 
     @property
     def main(self) -> str | None:
@@ -92,6 +92,11 @@ def mean_of(cells: Iterable[Cell]) -> Mean | None:
     below = sqrt(sum((cell["value"] - cell["low"]) ** 2 for cell in found)) / len(found)
     above = sqrt(sum((cell["high"] - cell["value"]) ** 2 for cell in found)) / len(found)
     return Mean(value, value - below, value + above, len(found))
+
+
+def _as_floats(rows: Iterable[Cell], *keys: str) -> list[Cell]:
+    """The rows, with these numbers as floats: a document that went through JSON may hold 1 for 1.0."""
+    return [{**row, **{key: float(row[key]) for key in keys}} for row in rows]
 
 
 def _lowest(cells: Iterable[Cell]) -> dict[tuple[str, str], Cell]:

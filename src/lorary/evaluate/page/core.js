@@ -37,13 +37,15 @@ function expertColours(experts) {
     seen.set(group, place + 1);
     const hue = families.size > 1 ? familyColour(group) : colour(`--hue-${group}`);
     const step = place / Math.max(counts.get(group) - 1, 1);
-    return place === 0 ? hue : mixed(hue, colour("--ink"), 0.45 * step);
+    return place === 0 ? hue : mixed(hue, colour("--ink"), 0.4 * step);
   });
 }
 
+// Buttons are named one by one, so that none which sends a plot anywhere can come with another plotly.
 const SETTINGS = {
   displaylogo: false,
-  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+  displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
+  modeBarButtons: [["resetScale2d", "toImage"]],
 };
 
 function layoutOf(extra) {
@@ -53,6 +55,7 @@ function layoutOf(extra) {
     font: { color: colour("--ink"), family: "system-ui, sans-serif", size: 13 },
     hoverlabel: { bgcolor: colour("--panel"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
     dragmode: false,
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: colour("--ink") },
     showlegend: false,
     ...extra,
   };

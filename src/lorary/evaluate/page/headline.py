@@ -57,7 +57,7 @@ def _difference_cell(mean: Mean | None) -> str:
         kind, word = "up", "better"
     elif mean.high < 0:
         kind, word = "down", "worse"
-    interval = f"[{signed(mean.low)}, {signed(mean.high)}]"
+    interval = f'<span class="interval">[{signed(mean.low)}, {signed(mean.high)}]</span>'
     return f'<td><b>{signed(mean.value)}</b> {interval} <span class="verdict {kind}">{word}</span></td>'
 
 

@@ -34,7 +34,7 @@ def score_plot(board: Board) -> dict[str, Any]:
         families = list(dict.fromkeys(line.family for line in board.lines(split)))
         groups = [_group(board, split, family) for family in [None, *families]]
         splits.append({"name": SPLITS[split], "groups": groups})
-    return {"routers": board.routers, "base": BASE, "splits": splits}
+    return {"routers": board.routers, "base": BASE, "main": board.main, "splits": splits}
 
 
 def _group(board: Board, split: str, family: str | None) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def _group(board: Board, split: str, family: str | None) -> dict[str, Any]:
 
 
 def _point(mean: Mean | None) -> list[float] | None:
-    return None if mean is None else [*(round(100 * x, 2) for x in mean[:3]), mean.tasks]
+    return None if mean is None else [*(round(100 * x, 2) for x in mean[:3]), float(mean.tasks)]
 
 
 def family_order(similarity: Similarity) -> list[int]:

@@ -35,18 +35,19 @@ function routingMap(trace, width) {
   const isNamed = trace.tokens.length <= MAP_TOKENS && width > 420;
   const columns = trace.tokens.map((_, i) => i);
   const bottom = isNamed ? 92 : 44;
+  const step = width > 420 || columns.length <= 60 ? 20 : 50;
   const every = Math.ceil(depths.length / 16);
   const layout = layoutOf({
-    width, height: Math.max(170, Math.min(520, 16 * depths.length)) + bottom + 10,
+    width, height: Math.max(170, Math.min(520, 26 * depths.length)) + bottom + 10,
     margin: { l: 46, r: state.shade === "spread" ? 56 : 12, t: 10, b: bottom },
     xaxis: axisOf({
       showgrid: false, ticks: "",
       ...(isNamed
         ? { tickvals: columns, ticktext: trace.tokens.map((token) => plain(short(visible(token).trim(), 12))), tickangle: -60, tickfont: { size: 11 } }
-        : { title: { text: "token" }, tickvals: columns.filter((i) => i % 20 === 19), ticktext: columns.map((i) => i + 1).filter((i) => i % 20 === 0) }),
+        : { title: { text: "token", font: { size: 13 } }, tickvals: columns.filter((i) => i % step === step - 1), ticktext: columns.map((i) => i + 1).filter((i) => i % step === 0) }),
     }),
     yaxis: axisOf({
-      showgrid: false, ticks: "", title: { text: "layer", standoff: 4 },
+      showgrid: false, ticks: "", title: { text: "layer", standoff: 4, font: { size: 13 } },
       tickvals: depths.map((_, i) => i).filter((i) => i % every === 0),
       ticktext: depths.filter((_, i) => i % every === 0).map((depth) => trace.depths[depth]),
     }),

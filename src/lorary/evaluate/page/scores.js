@@ -1,17 +1,17 @@
 // Means by family and router: one panel per split, beside each other where there is room.
 const SHAPES = ["circle", "diamond", "square", "triangle-up", "cross", "star", "hexagon", "x"];
-const ROUTER_HUES = [0, 1, 2, 3, 5, 4, 6];
+const ROUTER_HUES = [1, 2, 3, 5, 4, 6];
 
 function routerColours(scores) {
-  const rest = scores.routers.filter((name) => name !== scores.base);
-  return scores.routers.map((name) =>
-    name === scores.base ? colour("--soft") : colour(`--hue-${ROUTER_HUES[rest.indexOf(name) % ROUTER_HUES.length]}`));
+  const rest = scores.routers.filter((name) => name !== scores.base && name !== scores.main);
+  const hue = (name) => (name === scores.main ? 0 : ROUTER_HUES[rest.indexOf(name) % ROUTER_HUES.length]);
+  return scores.routers.map((name) => (name === scores.base ? colour("--soft") : colour(`--hue-${hue(name)}`)));
 }
 
 function scoreTraces(scores, colours) {
   return scores.splits.flatMap((split, panel) => scores.routers.map((router, r) => {
     const spread = (r - (scores.routers.length - 1) / 2) * (0.72 / scores.routers.length);
-    const found = split.groups.map((group, g) => [group.points[r], g - spread, group.family ?? "all tasks"]).filter(([p]) => p);
+    const found = split.groups.map((group, g) => [group.points[r], g + spread, group.family ?? "all tasks"]).filter(([p]) => p);
     return {
       type: "scatter", mode: "markers", name: plain(router), legendgroup: router, showlegend: panel === 0,
       x: found.map(([p]) => p[0]), y: found.map(([, y]) => y),

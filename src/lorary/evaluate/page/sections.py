@@ -11,6 +11,9 @@ from lorary.evaluate.page.markup import counted, enumerated, text
 from lorary.evaluate.page.plots import closest_pairs, within_and_between
 from lorary.evaluate.page.table import metric_notes, score_table
 
+# A longer table scrolls under its heading.
+NUM_PLAIN_ROWS = 40
+
 
 def sections(report: Report, board: Board | None, colours: Mapping[str, int]) -> list[tuple[str, str, str]]:
     """All sections that the report has something for.
@@ -46,22 +49,24 @@ def _table(board: Board, colours: Mapping[str, int]) -> str:
             '<input type="radio" name="shown" id="show-scores" checked><label for="show-scores">scores</label>'
             '<input type="radio" name="shown" id="show-losses"><label for="show-losses">losses</label>'
         )
+    scroll = "scroll tall" if len(board.tasks) > NUM_PLAIN_ROWS else "scroll"
     oracle = f" <i>{ORACLE}</i> is told which expert a task needs, so it competes with nobody." * (
         ORACLE in board.routers
     )
     return (
-        f'<p class="note">Points of 100 with 95 % intervals below them. <span class="key up">Blue</span> is better than '
-        f'the base, <span class="key down">orange</span> is worse. The best router of a row is marked ★.{oracle} '
+        f'<p class="note">Scores in points of 100, with their 95 % intervals. <span class="key up">Blue</span> is '
+        'better than the base, <span class="key down">orange</span> is worse. The best router of a row is marked '
+        f"★.{oracle} "
         "The base is scored in the experts' template and in its own chat template; the better one stands here, "
-        f'by name.</p><div class="switch">{choice}<div class="scroll" tabindex="0" role="region" '
+        f'by name.</p><div class="switch">{choice}<div class="{scroll}" tabindex="0" role="region" '
         f'aria-label="Every task">{tables}</div></div><ul class="note">{metric_notes(board)}</ul>'
     )
 
 
 def _dots() -> str:
     return (
-        '<p class="note">Mean over the tasks of a family, in points of 100. The bars are 95 % intervals over rows: they '
-        "tell how far these tasks are measured, not how other tasks of the family would do.</p>"
+        '<p class="note">Mean over the tasks of a family, in points of 100. The bars are 95 % intervals over rows: '
+        "they tell how far these tasks are measured, not how other tasks of the family would do.</p>"
         '<div class="plot" id="plot-scores" role="img" aria-label="Means by family and router; the table has the '
         'same numbers task by task"></div>'
     )

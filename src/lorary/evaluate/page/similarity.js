@@ -36,12 +36,12 @@ function similarityPlot(similarity, z, width) {
   const trace = {
     type: "heatmap", z, zmin: -reach, zmax: reach, xgap: count > 40 ? 0 : 1, ygap: count > 40 ? 0 : 1,
     colorscale: ["--low-end", "--low", "--zero", "--high", "--high-end"].map((name, i) => [i / 4, colour(name)]),
-    colorbar: { orientation: "h", y: 0, yanchor: "top", yref: "paper", ypad: isNamed ? names : 14, thickness: 10, len: 0.6, outlinewidth: 0, title: { text: "cosine", side: "top", font: { size: 12 } } },
+    colorbar: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", ypad: 4, thickness: 10, len: 0.6, outlinewidth: 0, title: { text: "cosine", side: "top", font: { size: 12 } } },
     text: similarity.names.map((row) => similarity.names.map((column) => `${plain(row)}<br>${plain(column)}`)),
     hovertemplate: "%{text}<br>cosine %{z:.3f}<extra></extra>", hoverongaps: false,
   };
   const layout = layoutOf({
-    width: side + names + right, height: side + 12 + names + 76, margin: { l: names, r: right, t: 12, b: names + 64 },
+    width: side + names + right, height: side + 12 + names + 64, margin: { l: names, r: right, t: 12, b: names + 64 },
     xaxis: axisOf({ ...axis, tickangle: -90 }),
     yaxis: axisOf({ ...axis, range: [count - 0.5, -0.5] }),
     dragmode: width > 520 ? "zoom" : false,

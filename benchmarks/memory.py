@@ -1,0 +1,120 @@
+"""Memory of a routed forward pass over many experts, beside the bare base and PEFT's Arrow.
+
+    python benchmarks/memory.py [--experts 64] [--tokens 256] [--json]
+
+Each contender runs in a process of its own. `temporary` is the peak of the resident set during the second forward pass
+minus the resident set before it; `growth` is what attaching the experts added, beside the bytes of the adapters.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import harness
+import torch
+from transformers import AutoModelForCausalLM
+
+import lorary
+from lorary.formats.base import resolve_base
+from lorary.lora.targets import find_targets
+from lorary.model.base import load_base
+
+MIB = 2**20
+
+
+def status(key: str) -> int:
+    """A field of /proc/self/status, in bytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def settle() -> int:
+    """Give freed memory back to the system; the resident set, in bytes."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return status("VmRSS")
+
+
+def temporary_of_forward(model: Any, tokens: int) -> int:
+    """Peak minus resident of one forward pass, after a first one that warmed up."""
+    ids = torch.randint(0, 1000, (1, tokens), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+        before = settle()
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        model(input_ids=ids, use_cache=False)
+    return status("VmHWM") - before
+
+
+def run_contender(contender: str, folder: Path, tokens: int) -> dict[str, float]:
+    """Measure one contender in this process."""
+    files = resolve_base("embedded")
+    model = load_base(files).model
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()  # out of the mapped file, so that all of it is resident from the start
+    before = settle()
+    if contender == "ours":
+        lorary.attach(model, str(folder / "library"), router="arrow")
+    elif contender == "peer":
+        from peft import ArrowConfig
+        from peft.tuners.lora.arrow import create_arrow_model
+
+        paths = sorted(str(path) for path in (folder / "library" / "adapters").iterdir())
+        config = ArrowConfig(top_k=4, router_temperature=1.0, rng_seed=0)
+        model = create_arrow_model(model, task_specific_adapter_paths=paths, arrow_config=config)
+    return {"growth": settle() - before, "temporary": temporary_of_forward(model, tokens)}
+
+
+def main() -> None:
+    """Make the library, measure each contender in its own process, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--experts", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if options.contender:
+        print(json.dumps(run_contender(options.contender, options.folder, options.tokens)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with torch.device("meta"):
+            from transformers import AutoConfig
+
+            skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve_base("embedded").path))
+        targets = find_targets(skeleton, ["all-linear"])
+        library = lorary.Library.create(folder / "library", base="embedded")
+        for index in range(options.experts):
+            library.add_adapter(harness.made_adapter(f"expert-{index:03d}", targets), {"tasks": []})
+        size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+        measured = {}
+        for contender in ("base", "ours", "peer"):
+            print(f"measuring {contender} ...", file=sys.stderr)
+            command = [sys.executable, __file__, "--contender", contender, "--folder", name]
+            done = subprocess.run(
+                [*command, "--tokens", str(options.tokens)], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise SystemExit(f"{contender} failed:\n{done.stderr}")
+            measured[contender] = json.loads(done.stdout.splitlines()[-1])
+    case = f"arrow-{options.experts}-{options.tokens}"
+    temporary = {name: entry["temporary"] / MIB for name, entry in measured.items()}
+    growth = {name: measured[name]["growth"] / MIB for name in ("ours", "peer")}
+    rows = [
+        harness.row(case, "temporary memory of a forward", "MiB", "lower", **temporary),
+        harness.row(case, "resident growth (base: adapters)", "MiB", "lower", base=size / MIB, **growth),
+    ]
+    harness.report(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()

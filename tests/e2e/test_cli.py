@@ -1,0 +1,315 @@
+"""The command `lorary`, run as a user runs it, over a tiny base model."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+
+class Outcome(NamedTuple):
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command in this process: importing torch for each command would take most of the time."""
+
+    def invoke(*arguments: object) -> Outcome:
+        from lorary.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["lorary", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return invoke
+
+
+def write_tasks(path: Path, names: tuple[str, ...] = ("echo", "shout"), rows: int = 12) -> Path:
+    """A JSONL file of tasks that a tiny model can lean towards."""
+    with open(path, "w") as file:
+        for name in names:
+            for split, count in (("train", rows), ("val", 4), ("test", 6)):
+                for i in range(count):
+                    target = "up" if name == "shout" else "down"
+                    options = ["up", "down"] if name == "shout" else []
+                    row = {"task": name, "family": f"f-{name}", "split": split, "source": f"{name} {split} {i}:"}
+                    file.write(json.dumps({**row, "target": target, "options": options}) + "\n")
+    return path
+
+
+QUICK = ("--steps", 6, "--rank", 2, "--evals", 2, "--batch-size", 4, "--learning-rate", 0.02)
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """Two small tasks."""
+    return write_tasks(tmp_path / "tasks.jsonl")
+
+
+@pytest.fixture
+def library(tmp_path: Path, tasks: Path, tiny_base_folder: Path, run: Run) -> Path:
+    """A built library of two experts."""
+    path = tmp_path / "lib"
+    outcome = run("build", tasks, "--base", tiny_base_folder, "--library", path, *QUICK)
+    assert outcome.code == 0, outcome.err
+    return path
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder by relative path."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_help_answers_without_torch_in_half_a_second_of_cpu_time() -> None:
+    code = (
+        "import sys, resource\nsys.argv = ['lorary', '--help']\nfrom lorary.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy))\n"
+        "usage = resource.getrusage(resource.RUSAGE_SELF)\nprint('CPU', usage.ru_utime + usage.ru_stime)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "build" in done.stdout
+    assert "HEAVY []" in done.stdout
+    assert float(done.stdout.rsplit("CPU ", 1)[1]) < 0.5
+
+
+def test_a_build_lists_verifies_evaluates_and_generates(library: Path, tasks: Path, run: Run, tmp_path: Path) -> None:
+    listed = json.loads(run("library", "ls", library, "--json").out)
+    assert [row["name"] for row in listed] == ["echo", "shout"]
+    assert all(set(row) >= {"name", "tasks", "rank", "num_parameters", "hash"} for row in listed)
+    assert json.loads(run("library", "verify", library, "--json").out) == {"ok": True, "problems": []}
+
+    report = tmp_path / "report.html"
+    outcome = run("evaluate", library, tasks, "--rows", 4, "--report", report, "--json")
+    assert outcome.code == 0, outcome.err
+    cells = json.loads(outcome.out)["cells"]
+    keys = {"library", "router", "task", "family", "split", "metric", "primary", "value", "low", "high", "n", "seconds"}
+    assert all(set(cell) >= keys for cell in cells)
+    primary = [(cell["router"], cell["task"]) for cell in cells if cell["primary"]]
+    assert sorted(primary) == sorted({(r, t) for r in ("base", "uniform", "arrow", "oracle") for t in ("echo", "shout")})
+    assert all(0 <= cell["low"] <= cell["value"] <= cell["high"] <= 1 for cell in cells if cell["primary"])
+    assert {cell["split"] for cell in cells} == {"held_in"}
+    assert "</html>" in report.read_text()
+
+    answer = run("generate", library, "--router", "arrow", "--prompt", "echo test 1:", "--max-new-tokens", 3, "--json")
+    assert answer.code == 0, answer.err
+    assert set(json.loads(answer.out)["usage"]) == {"echo", "shout"}
+
+
+def test_training_lowers_the_validation_loss_of_every_expert(library: Path, run: Run) -> None:
+    for name in ("echo", "shout"):
+        metrics = json.loads(run("library", "show", library, name).out)["metrics"]
+        assert metrics["val_loss"] < metrics["val_loss_base"]
+
+
+def test_a_second_build_keeps_what_is_there(library: Path, tasks: Path, tiny_base_folder: Path, run: Run) -> None:
+    before = tree(library / "adapters")
+    outcome = run("build", tasks, "--base", tiny_base_folder, "--library", library, *QUICK, "--json")
+    assert json.loads(outcome.out)["trained"] == []
+    assert tree(library / "adapters") == before
+
+
+def test_a_build_with_other_settings_is_refused_and_changes_nothing(
+    library: Path, tasks: Path, tiny_base_folder: Path, run: Run
+) -> None:
+    before = tree(library)
+    outcome = run("build", tasks, "--base", tiny_base_folder, "--library", library, *QUICK, "--seed", 7)
+    assert outcome.code == 1
+    assert "seed 0 instead of 7" in outcome.err
+    assert tree(library) == before
+
+
+def test_a_second_evaluation_computes_nothing_again(library: Path, tasks: Path, run: Run) -> None:
+    first = json.loads(run("evaluate", library, tasks, "--rows", 4, "--json").out)
+    results = (library / "results" / "evaluation.jsonl").read_bytes()
+    assert json.loads(run("evaluate", library, tasks, "--rows", 4, "--json").out) == first
+    assert (library / "results" / "evaluation.jsonl").read_bytes() == results
+
+
+def test_a_torn_line_of_the_results_is_computed_again(library: Path, tasks: Path, run: Run) -> None:
+    first = json.loads(run("evaluate", library, tasks, "--rows", 4, "--json").out)
+    path = library / "results" / "evaluation.jsonl"
+    path.write_bytes(path.read_bytes()[:-40])
+    second = json.loads(run("evaluate", library, tasks, "--rows", 4, "--json").out)
+
+    def values(document: dict[str, Any]) -> list[Any]:
+        return [(cell["router"], cell["task"], cell["metric"], cell["value"]) for cell in document["cells"]]
+
+    assert values(second) == values(first)
+
+
+def test_a_task_without_an_expert_is_held_out(library: Path, run: Run, tmp_path: Path) -> None:
+    other = write_tasks(tmp_path / "other.jsonl", ("shout", "whisper"))
+    cells = json.loads(run("evaluate", library, other, "--rows", 3, "--json").out)["cells"]
+    assert {cell["task"]: cell["split"] for cell in cells} == {"shout": "held_in", "whisper": "held_out"}
+    oracle = next(cell for cell in cells if cell["task"] == "whisper" and cell["router"] == "oracle")
+    assert oracle["expert"] in ("echo", "shout")
+
+
+def test_an_adapter_is_added_verbatim_and_removed(library: Path, tiny_base_folder: Path, run: Run, tmp_path: Path) -> None:
+    source = library / "adapters" / "echo"
+    new = tmp_path / "new"
+    assert run("library", "add", new, source, "--name", "copy", "--base", tiny_base_folder).code == 0
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (new / "adapters" / "copy" / name).read_bytes() == (source / name).read_bytes()
+    assert run("library", "remove", new, "copy").code == 0
+    assert json.loads(run("library", "ls", new, "--json").out) == []
+
+
+def break_with_nan(adapter: Path) -> None:
+    """One weight that is not a number."""
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors[sorted(tensors)[0]][0, 0] = torch.nan
+    save_file(tensors, adapter / "adapter_model.safetensors")
+
+
+def break_by_cutting(adapter: Path) -> None:
+    """Half a file."""
+    data = (adapter / "adapter_model.safetensors").read_bytes()
+    (adapter / "adapter_model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def break_into_pickle(adapter: Path) -> None:
+    """Weights as a pickle only."""
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+
+
+def break_shapes(adapter: Path) -> None:
+    """Factors of a wider model."""
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    key = next(k for k in sorted(tensors) if "lora_A" in k)
+    tensors[key] = torch.zeros(tensors[key].shape[0], tensors[key].shape[1] + 8)
+    save_file(tensors, adapter / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (break_with_nan, "finite"),
+        (break_by_cutting, "safetensors"),
+        (break_into_pickle, "pickle"),
+        (break_shapes, "d_in"),
+    ],
+)
+def test_a_broken_adapter_is_refused_by_name_and_leaves_nothing(
+    damage: Callable[[Path], None], words: str, library: Path, tmp_path: Path, run: Run
+) -> None:
+    import shutil
+
+    bad = tmp_path / "bad"
+    shutil.copytree(library / "adapters" / "echo", bad)
+    (bad / "provenance.json").unlink()
+    damage(bad)
+    before = tree(library / "adapters")
+    outcome = run("library", "add", library, bad)
+    assert outcome.code == 1
+    assert words in outcome.err
+    assert "bad" in outcome.err
+    assert len(outcome.err.strip().splitlines()) <= 3
+    assert tree(library / "adapters") == before
+
+
+def test_a_damaged_adapter_is_found_by_verify(library: Path, run: Run) -> None:
+    break_by_cutting(library / "adapters" / "shout")
+    outcome = run("library", "verify", library, "--json")
+    assert outcome.code == 1
+    problems = json.loads(outcome.out)["problems"]
+    assert {problem["adapter"] for problem in problems} == {"shout"}
+    assert all(problem["rule"] and problem["found"] and problem["remedy"] for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        (("library", "ls", "{missing}"), 1, "nothing is there"),
+        (("library", "ls", "{tasks}"), 1, "it is a file"),
+        (("library", "add", "{library}", "{missing}"), 2, "folder"),
+        (("library", "add", "{library}", "{library}/adapters/echo", "--name", "../x"), 2, "../x"),
+        (("library", "add", "{library}", "{library}/adapters/echo"), 1, "echo"),
+        (("library", "remove", "{library}", "nobody"), 1, "nobody"),
+        (("build", "{missing}", "--base", "{base}", "--library", "{library}"), 2, "missing"),
+        (("build", "{tasks}", "--base", "{missing}", "--library", "{new}"), 1, "missing"),
+        (("build", "{tasks}", "--base", "{base}", "--library", "{new}", "--steps", "0"), 2, "--steps"),
+        (("build", "{tasks}", "--base", "{base}", "--library", "{new}", "--tasks", "ehco"), 2, "echo"),
+        (("build", "{tasks}", "--base", "{base}", "--library", "{new}", "--target-modules", "nope"), 2, "q_proj"),
+        (("build", "{tasks}", "--base", "{base}", "--library", "{tasks}"), 1, "it is a file"),
+        (("evaluate", "{library}", "{tasks}", "--routers", "arow"), 1, "arow"),
+        (("evaluate", "{library}", "{tasks}", "--top-k", "0"), 2, "top_k"),
+        (("evaluate", "{library}", "{tasks}", "--template", "chat"), 1, "--template plain"),
+        (("generate", "{library}", "--prompt", "x", "--top-k", "0"), 2, "top_k"),
+        (("generate", "{library}", "--prompt", "x", "--temperature", "0"), 2, "temperature"),
+        (("generate", "{library}", "--prompt", "x", "--experts", "nobody"), 1, "nobody"),
+        (("generate", "{library}", "--prompt", " "), 2, "--prompt"),
+        (("nonsense",), 2, "nonsense"),
+    ],
+)
+def test_wrong_input_is_one_clear_error(
+    command: tuple[str, ...],
+    code: int,
+    words: str,
+    library: Path,
+    tasks: Path,
+    tiny_base_folder: Path,
+    tmp_path: Path,
+    run: Run,
+) -> None:
+    places = {
+        "library": library, "tasks": tasks, "base": tiny_base_folder,
+        "missing": tmp_path / "missing", "new": tmp_path / "new",
+    }  # fmt: skip
+    before = tree(library / "adapters")
+    outcome = run(*(part.format(**places) for part in command))
+    assert outcome.code == code, outcome
+    assert words in outcome.err
+    assert "Traceback" not in outcome.err
+    assert tree(library / "adapters") == before
+    assert not (tmp_path / "new" / "adapters").exists() or not any((tmp_path / "new" / "adapters").iterdir())
+
+
+@pytest.mark.parametrize("content", ['{"task": "a"', '{"task": "a", "split": "train", "source": "x"}'])
+def test_a_broken_line_of_tasks_is_named_by_its_number(
+    content: str, tmp_path: Path, tiny_base_folder: Path, run: Run
+) -> None:
+    path = write_tasks(tmp_path / "t.jsonl")
+    lines = path.read_text().splitlines()
+    lines[4] = content
+    path.write_text("\n".join(lines))
+    outcome = run("build", path, "--base", tiny_base_folder, "--library", tmp_path / "new", *QUICK)
+    assert outcome.code == 1
+    assert "t.jsonl:5" in outcome.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_library_is_refused_for_another_base(library: Path, run: Run, tmp_path: Path, tiny_tokenizer: Any) -> None:
+    from lorary.formats.quiet import quiet_transformers
+    from conftest import make_tiny_model
+
+    for name, settings in (("other-weights", {"seed": 5}), ("other-shapes", {"hidden_size": 64})):
+        with quiet_transformers():
+            make_tiny_model(**settings).save_pretrained(tmp_path / name)
+            tiny_tokenizer.save_pretrained(tmp_path / name)
+        outcome = run("generate", library, "--prompt", "x", "--base", tmp_path / name)
+        assert outcome.code == 1, name
+    with pytest.warns(UserWarning, match="unrelated"):
+        forced = run("generate", library, "--prompt", "x", "--base", tmp_path / "other-weights", "--force-base")
+    assert forced.code == 0, forced.err
