@@ -106,7 +106,9 @@ def test_a_build_lists_verifies_evaluates_and_generates(library: Path, tasks: Pa
     keys = {"library", "router", "task", "family", "split", "metric", "primary", "value", "low", "high", "n", "seconds"}
     assert all(set(cell) >= keys for cell in cells)
     primary = [(cell["router"], cell["task"]) for cell in cells if cell["primary"]]
-    assert sorted(primary) == sorted({(r, t) for r in ("base", "uniform", "arrow", "oracle") for t in ("echo", "shout")})
+    assert sorted(primary) == sorted(
+        {(r, t) for r in ("base", "uniform", "arrow", "oracle") for t in ("echo", "shout")}
+    )
     assert all(0 <= cell["low"] <= cell["value"] <= cell["high"] <= 1 for cell in cells if cell["primary"])
     assert {cell["split"] for cell in cells} == {"held_in"}
     assert "</html>" in report.read_text()
@@ -166,7 +168,9 @@ def test_a_task_without_an_expert_is_held_out(library: Path, run: Run, tmp_path:
     assert oracle["expert"] in ("echo", "shout")
 
 
-def test_an_adapter_is_added_verbatim_and_removed(library: Path, tiny_base_folder: Path, run: Run, tmp_path: Path) -> None:
+def test_an_adapter_is_added_verbatim_and_removed(
+    library: Path, tiny_base_folder: Path, run: Run, tmp_path: Path
+) -> None:
     source = library / "adapters" / "echo"
     new = tmp_path / "new"
     assert run("library", "add", new, source, "--name", "copy", "--base", tiny_base_folder).code == 0
@@ -301,8 +305,8 @@ def test_a_broken_line_of_tasks_is_named_by_its_number(
 
 
 def test_a_library_is_refused_for_another_base(library: Path, run: Run, tmp_path: Path, tiny_tokenizer: Any) -> None:
-    from lorary.formats.quiet import quiet_transformers
     from conftest import make_tiny_model
+    from lorary.formats.quiet import quiet_transformers
 
     for name, settings in (("other-weights", {"seed": 5}), ("other-shapes", {"hidden_size": 64})):
         with quiet_transformers():

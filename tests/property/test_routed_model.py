@@ -184,8 +184,8 @@ def test_uniform_equals_the_merged_mean_of_the_updates(
     merged = tiny_model(dtype=torch.float64)
     for expert in experts:
         for path, factors in expert:
-            merged.get_submodule(path).weight += factors.scaling / len(experts) * (
-                factors.lora_b.double() @ factors.lora_a.double()
+            merged.get_submodule(path).weight += (
+                factors.scaling / len(experts) * (factors.lora_b.double() @ factors.lora_a.double())
             )
     found = logits(route(model, experts, router="uniform"), ids)
     assert (found - logits(merged, ids)).abs().max() < tolerance * effect(model, ids)
@@ -223,9 +223,7 @@ def inputs_and_outputs(model: Any, ids: Tensor, paths: Sequence[str]) -> dict[st
     return seen
 
 
-def mixed_by_hand(
-    x: Tensor, mix: str, weights: Tensor, experts: Sequence[Adapter], path: str
-) -> Tensor:
+def mixed_by_hand(x: Tensor, mix: str, weights: Tensor, experts: Sequence[Adapter], path: str) -> Tensor:
     """The mixture of one layer for each token, from full matrices and plain loops."""
     rows = []
     for token, own in zip(x, weights, strict=True):

@@ -3,21 +3,21 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from itertools import chain
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lorary.adapter import Adapter, LoraFactors
+from lorary.adapter import Adapter
 from lorary.errors import RouterError, UsageError
 from lorary.library.store import Library
-from lorary.lora.gated import GatedLora, Mix
-from lorary.lora.seat import find_linear, seat, unseat
+from lorary.lora.gated import Mix
+from lorary.lora.seat import seat, unseat
+from lorary.model.layers import SeatedLayer, build_layers
 from lorary.ops.choose import check_choice, top_k_softmax
 from lorary.route import ROUTERS
-from lorary.route.arrow import AMBIGUOUS_GAP, arrow_prototypes
+from lorary.route.arrow import AMBIGUOUS_GAP
 from lorary.route.fixed import fixed_weights
 
 _STATE = "_lorary"
@@ -62,16 +62,6 @@ class Routing:
         if self.experts is None or isinstance(self.experts, Mapping):
             return None if self.experts is None else dict(self.experts)
         return {name: 1.0 / len(self.experts) for name in self.experts}
-
-
-@dataclass(frozen=True)
-class SeatedLayer:
-    """One routed linear layer: its experts as positions in the library's order, and how clear their prototypes are."""
-
-    experts: tuple[int, ...]
-    alive: Tensor  # (experts of this layer,) bool
-    gap: Tensor  # (experts of this layer,) σ2/σ1
-    lora: GatedLora
 
 
 @dataclass
@@ -139,7 +129,7 @@ def attach(
             f"library '{library.path}' must hold an adapter to route over", found="none", remedy="lorary library add"
         )
     library.check_base(base_model, force_base=force_base)
-    layers = build_layers(base_model, [library.get(name) for name in names])
+    layers = build_layers(base_model, _Adapters(library, names))
     _check_mix(routing, layers)
     state = Seating(tuple(names), layers, [], routing)
     _apply_routing(state)
@@ -184,7 +174,7 @@ def routing(model: Any, setting: str | Mapping[str, Any]) -> Iterator[Any]:
     """
     state = seating(model)
     before = state.routing
-    changes = {"router": setting} if isinstance(setting, str) else dict(setting)
+    changes: dict[str, Any] = {"router": setting} if isinstance(setting, str) else dict(setting)
     _check_fields(changes)
     if "router" in changes:
         changes.setdefault("experts", None)
@@ -210,56 +200,6 @@ def seating(model: Any) -> Seating:
         raise UsageError("the model must be a routed one", found=type(model).__name__, remedy="lorary.attach")
     assert isinstance(state, Seating)
     return state
-
-
-def build_layers(model: nn.Module, adapters: Sequence[Adapter]) -> dict[str, SeatedLayer]:
-    """Stack all experts of each linear layer, in the order in which the model holds its layers.
-
-    Args:
-        model: the base model, unchanged.
-        adapters: the experts, in canonical order.
-
-    Returns:
-        The seated layers by path.
-
-    Raises:
-        AdapterError: if an adapter does not fit the model.
-    """
-    by_path: dict[str, list[tuple[int, LoraFactors]]] = {}
-    for position, adapter in enumerate(adapters):
-        for path, factors in adapter:
-            find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
-            by_path.setdefault(path, []).append((position, factors))
-    # Duplicates stay in: a tied layer that two paths lead to is refused when it is seated, not dropped.
-    order = [name for name, _ in model.named_modules(remove_duplicate=False) if name in by_path]
-    return {path: _stack(model.get_submodule(path), by_path[path]) for path in order}
-
-
-def _stack(layer: nn.Module, members: Sequence[tuple[int, LoraFactors]]) -> SeatedLayer:
-    """Concatenate the experts of one layer and compute their prototypes."""
-    # Some quantised layers hold buffers only.
-    dtype, device = _compute_dtype(layer), next(chain(layer.parameters(), layer.buffers())).device
-    experts = tuple(position for position, _ in members)
-    factors = [f for _, f in members]
-    ranks = torch.tensor([f.rank for f in factors])
-    prototypes = torch.zeros(len(factors), factors[0].d_in, dtype=torch.float64)
-    gap = torch.zeros(len(factors), dtype=torch.float64)
-    for rank in ranks.unique().tolist():  # one batched factorisation for all experts of a rank
-        same = (ranks == rank).nonzero().squeeze(1)
-        stack_a = torch.stack([factors[i].lora_a for i in same.tolist()])
-        stack_b = torch.stack([factors[i].lora_b for i in same.tolist()])
-        prototypes[same], gap[same] = arrow_prototypes(stack_a, stack_b)
-    down = torch.cat([*(f.lora_a.to(dtype) for f in factors), prototypes.to(dtype)])
-    up = torch.cat([f.lora_b.to(dtype) * f.scaling for f in factors], dim=1).mT.contiguous()
-    expert_of_rank = torch.arange(len(factors)).repeat_interleave(ranks)
-    lora = GatedLora(down.to(device), up.to(device), expert_of_rank.to(device))
-    return SeatedLayer(experts, prototypes.any(dim=1).to(device), gap, lora)
-
-
-def _compute_dtype(layer: nn.Module) -> torch.dtype:
-    """float64 beside a float64 layer, else float32: adapters are small, and scores in half precision choose others."""
-    double = any(p.dtype == torch.float64 for p in layer.parameters(recurse=False))
-    return torch.float64 if double else torch.float32
 
 
 def _check_fields(changes: Mapping[str, Any]) -> None:
@@ -312,3 +252,14 @@ class _TokenGate:
     def __call__(self, projections: Tensor) -> Tensor:
         alive = self.alive.to(projections.device)
         return top_k_softmax(self.readout(projections, alive), self.top_k, self.temperature)
+
+
+@dataclass(frozen=True)
+class _Adapters:
+    """The adapters of a library, read anew each time they are gone through."""
+
+    library: Library
+    names: Sequence[str]
+
+    def __iter__(self) -> Iterator[Adapter]:
+        return (self.library.get(name) for name in self.names)

@@ -27,7 +27,7 @@ from lorary.recipes.tables import print_evaluation
 
 # Adapters in the upper layers only and few steps, so that the quick demo ends in minutes on two cores.
 QUICK = BuildSettings(steps=24, upper_layers=15, evals=2, val_rows=16)
-QUICK_EVALUATION = EvaluateSettings(rows=24, oracle_rows=8)
+QUICK_EVALUATION = EvaluateSettings(rows=20, oracle_rows=8)
 FULL = BuildSettings(steps=100)
 FULL_EVALUATION = EvaluateSettings(rows=40)
 
@@ -39,7 +39,7 @@ class DemoResult:
     Args:
         build: what was trained.
         evaluation: routers on held-in and held-out tasks.
-        traced: one prompt and how it was routed.
+        traced: one prompt of each family, its answer and how it was routed.
         library: path of the library.
         report: path of the page.
         seconds: time by stage.
@@ -47,7 +47,7 @@ class DemoResult:
 
     build: BuildResult
     evaluation: Evaluation
-    traced: RoutedPrompt
+    traced: list[RoutedPrompt]
     library: str
     report: str
     seconds: dict[str, float]
@@ -59,7 +59,7 @@ class DemoResult:
             "val_losses": self.build.val_losses,
             "library_path": self.library,
             "report": self.report,
-            "generation": {"prompt": self.traced.prompt, "answer": self.traced.answer},
+            "generations": [{"prompt": traced.prompt, "answer": traced.answer} for traced in self.traced],
             "seconds": self.seconds,
         }
 
@@ -99,7 +99,7 @@ def run_demo(out: str, *, full: bool = False, quiet: bool = False) -> DemoResult
     display.say("4/4 report")
     traced = _trace(base, library, train)
     report = folder / "report.html"
-    write_report(report, report_of(evaluation, library, [traced]))
+    write_report(report, report_of(evaluation, library, traced))
     watch.lap("report")
     result = DemoResult(built, evaluation, traced, str(library.path), str(report), seconds)
     results = folder / "results.json"
@@ -116,19 +116,22 @@ def demo_tasks(full: bool) -> tuple[dict[str, Task], dict[str, Task]]:
     return train, {n: t for n, t in tasks.items() if t.role == "heldout"}
 
 
-def _trace(base: Base, library: Library, train: dict[str, Task]) -> RoutedPrompt:
-    """Route the first test prompt of the first task."""
-    prompt = next(iter(train.values())).split("test")[0].source
+def _trace(base: Base, library: Library, train: dict[str, Task]) -> list[RoutedPrompt]:
+    """Route the first test prompt of the first task of each family."""
+    first_of_family = {task.family: task for task in reversed(train.values())}
+    prompts = [first_of_family[family].split("test")[0].source for family in sorted(first_of_family)]
     attach(base.model, library, router="arrow")
     try:
-        return trace_prompt(base, prompt, "plain", "arrow", max_new_tokens=8)
+        return [trace_prompt(base, prompt, "plain", "arrow", max_new_tokens=8) for prompt in prompts]
     finally:
         detach(base.model)
 
 
 def _print(result: DemoResult) -> None:
     print_evaluation(result.evaluation)
-    print(f"\nprompt: {result.traced.prompt!r}\nrouted answer: {result.traced.answer!r}")
+    print("\nanswers of the routed model:")
+    for traced in result.traced:
+        print(f"  {traced.prompt!r} -> {traced.answer!r}")
     print(f"library: {result.library}\nreport: {result.report}")
     stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds.items())
     print(f"time: {sum(result.seconds.values()):.0f} s ({stages})")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import AdapterError, RouterError, UsageError
 from lorary.formats.peft import new_config
-from lorary.model.attach import Routing, attach, build_layers, detach, routing, seating
+from lorary.model.attach import Routing, attach, detach, routing, seating
+from lorary.model.layers import build_layers
 from lorary.model.trace import trace
 
 Make = Callable[..., Any]
@@ -142,7 +143,9 @@ def test_factors_of_unequal_ranks_cannot_be_mixed(
     model: Any, random_adapter: Make, route: Make, generator: torch.Generator
 ) -> None:
     adapters = [random_adapter(model, f"rank{rank}", generator, rank=rank) for rank in (2, 3)]
-    with pytest.raises(RouterError, match=r"needs experts of one rank, at layer 'model.layers.0.*\nfound: ranks \[2, 3"):
+    with pytest.raises(
+        RouterError, match=r"needs experts of one rank, at layer 'model.layers.0.*\nfound: ranks \[2, 3"
+    ):
         route(model, adapters, mix="factors")
     assert traces_of_lorary(model) == []
     route(model, adapters)

@@ -49,7 +49,9 @@ def test_what_stands_in_the_padding_has_no_effect(
 def test_losses_of_a_half_precision_model_are_float32(
     tiny_model: Make, random_examples: Make, generator: torch.Generator
 ) -> None:
-    assert target_losses(tiny_model(dtype=torch.bfloat16), collate(random_examples(2, generator))).dtype == torch.float32
+    assert (
+        target_losses(tiny_model(dtype=torch.bfloat16), collate(random_examples(2, generator))).dtype == torch.float32
+    )
 
 
 def test_the_head_is_free_again_after_an_error(

@@ -106,8 +106,9 @@ def test_a_router_with_fixed_weights_records_nothing(routed: Any) -> None:
 def test_traces_nest_and_end_with_their_block(routed: Any) -> None:
     with trace(routed) as outer:
         routed(input_ids=IDS)
-        with pytest.raises(KeyError), trace(routed) as inner:
+        with trace(routed) as inner:
             routed(input_ids=IDS)
+        with pytest.raises(KeyError), trace(routed):
             raise KeyError
         routed(input_ids=IDS)
     routed(input_ids=IDS)

@@ -1,0 +1,131 @@
+"""The documentation names everything there is, and its tables say what the code says."""
+
+import ast
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from lorary.axes import AXES
+from lorary.cli.app import app
+from lorary.data.builtin.catalogue import DEMO_TASKS, builtin_tasks
+from lorary.data.schema import FIELDS
+from lorary.evaluate.metrics import CHOICE_METRICS, TEXT_METRICS
+from lorary.formats.peft_config import REFUSED
+from lorary.recipes.build import PRESETS, BuildSettings
+from lorary.recipes.evaluate import Cell, Comparison, EvaluateSettings
+from lorary.route import ROUTERS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+LINK = re.compile(r"\]\((?!https?://)([^)#]+)(?:#[^)]*)?\)")
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of every line of a table, without the marks of code."""
+    lines = [line.strip() for line in text.splitlines() if line.strip().startswith("|")]
+    return [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def commands(command: Any, path: str = "lorary") -> list[str]:
+    children = getattr(command, "commands", {})
+    return [full for name, child in children.items() for full in commands(child, f"{path} {name}")] or [path]
+
+
+def test_every_command_is_named() -> None:
+    everything = "\n".join(path.read_text(encoding="utf-8") for path in DOCS.glob("*.md"))
+    found = commands(typer.main.get_command(app))
+    assert "lorary library verify" in found
+    assert [command for command in found if command not in everything] == []
+
+
+def test_the_table_of_builtin_tasks_is_that_of_the_catalogue() -> None:
+    table = {row[1].split()[0]: row for row in rows(page("tasks.md")) if len(row) == 6 and row[0] != "family"}
+    table.pop("---", None)
+    tasks = builtin_tasks()
+    assert set(table) == set(tasks)
+    for name, task in tasks.items():
+        family, label, instruction, metric, example, sizes = table[name]
+        row = task.split("test")[0]
+        question = row.source.removeprefix(instruction).removesuffix("\nAnswer:").strip()
+        assert (family, metric, example) == (task.family, task.metric, f"{question} → {row.target}")
+        assert sizes == "/".join(str(len(task.split(split))) for split in ("train", "val", "test"))
+        assert ("held out" in label, "*" in label) == (task.role == "heldout", name in DEMO_TASKS)
+
+
+def test_the_fields_of_a_row_and_every_metric_are_explained() -> None:
+    explained = {row[0] for row in rows(page("tasks.md"))}
+    assert explained >= FIELDS
+    assert explained >= {*CHOICE_METRICS, *TEXT_METRICS}
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_every_router_has_a_card(router: str) -> None:
+    assert f"\n### {router}\n" in page("routers.md")
+
+
+def test_the_table_of_settings_gives_defaults_and_preset() -> None:
+    def shown(value: object) -> str:
+        if isinstance(value, tuple):
+            return ",".join(value)
+        return f"{value:.4g}" if isinstance(value, float) and value != round(value, 4) else str(value)
+
+    table = {row[1]: row for row in rows(page("training.md")) if len(row) == 5}
+    defaults, preset = BuildSettings(), PRESETS["paper-2024"]
+    for field in fields(BuildSettings):
+        _, _, default, paper, _ = table[field.name]
+        assert default == shown(getattr(defaults, field.name)), field.name
+        assert paper == (shown(preset[field.name]) if field.name in preset else "-"), field.name
+
+
+def test_every_option_of_a_build_and_an_evaluation_is_named() -> None:
+    root: Any = typer.main.get_command(app)
+    for command, name in (("build", "training.md"), ("evaluate", "evaluation.md")):
+        options = {option for parameter in root.commands[command].params for option in parameter.opts}
+        text = page(name) + page("tutorial.md")
+        assert [option for option in sorted(options) if option.startswith("--") and option not in text] == []
+
+
+def test_every_key_of_the_results_is_named() -> None:
+    text = page("evaluation.md")
+    keys = {field.name for kind in (Cell, Comparison, EvaluateSettings) for field in fields(kind)} - {"values"}
+    assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
+
+
+def test_every_refused_field_of_peft_is_named() -> None:
+    text = page("library.md")
+    assert [field for field in REFUSED if f"`{field}`" not in text] == []
+
+
+def test_every_axis_is_explained() -> None:
+    explained = {row[0] for row in rows(page("glossary.md"))}
+    assert explained >= set(AXES)
+
+
+def test_the_paper_map_points_at_functions_and_tests_that_exist() -> None:
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    table = [row for row in page("paper_map.md").splitlines() if row.startswith("| ")][1:]
+    for row in table:
+        _, code, named = row.strip("| ").split(" | ")
+        for test in re.findall(r"`(test_\w+)`", named):
+            assert f"def {test}(" in tests, test
+        source: set[str] = set()
+        for word in re.findall(r"`([^`]+)`", code):
+            if word.endswith(".py"):
+                tree = ast.parse((ROOT / "src/lorary" / word).read_text(encoding="utf-8"))
+                source = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+            elif word.isidentifier():
+                assert word in source, f"{word} in {row}"
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda path: str(path.relative_to(DOCS)))
+def test_links_lead_somewhere(path: Path) -> None:
+    targets = LINK.findall(path.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (path.parent / target).exists()] == []
