@@ -133,7 +133,8 @@ def test_a_second_build_on_the_same_library_is_refused_at_once(
             sys.executable,
             "-c",
             "import sys, time\nfrom lorary.library.store import Library\n"
-            f"with Library.open({str(library.path)!r}).build_lock():\n    print('held', flush=True)\n    time.sleep(60)",
+            f"library = Library.open({str(library.path)!r})\n"
+            "with library.build_lock():\n    print('held', flush=True)\n    time.sleep(60)",
         ],
         stdout=subprocess.PIPE,
         text=True,
@@ -165,7 +166,7 @@ def test_a_full_disk_stops_a_build_with_one_error_and_a_whole_library(
         real(descriptor)
 
     library = Library.create(tmp_path / "lib", str(tiny_base_folder))
-    for checks in (("checkpoint",), ("commit",)):
+    for checks in (("checkpoint",), ("commit",)):  # noqa: B007 - `full` above reads it
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(LoraryError, match="No space left"):
             run_build(str(tasks), str(library.path), settings, base=str(tiny_base_folder))
