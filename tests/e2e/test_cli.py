@@ -304,13 +304,14 @@ def test_a_broken_line_of_tasks_is_named_by_its_number(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_library_is_refused_for_another_base(library: Path, run: Run, tmp_path: Path, tiny_tokenizer: Any) -> None:
-    from conftest import make_tiny_model
+def test_a_library_is_refused_for_another_base(
+    library: Path, run: Run, tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
     from lorary.formats.quiet import quiet_transformers
 
     for name, settings in (("other-weights", {"seed": 5}), ("other-shapes", {"hidden_size": 64})):
         with quiet_transformers():
-            make_tiny_model(**settings).save_pretrained(tmp_path / name)
+            tiny_model(**settings).save_pretrained(tmp_path / name)
             tiny_tokenizer.save_pretrained(tmp_path / name)
         outcome = run("generate", library, "--prompt", "x", "--base", tmp_path / name)
         assert outcome.code == 1, name

@@ -72,6 +72,9 @@ class GatedLora(nn.Module):
         Returns:
             The sum, in the dtype of `output`.
         """
+        if torch.is_autocast_enabled(x.device.type):  # scores in half precision would choose other experts
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward(x, output)
         tokens = x.reshape(-1, x.shape[-1]).to(self.down.dtype)
         delta = self._fixed(tokens) if self.gate is None else self._routed(tokens, x.shape[:-1])
         return output if delta is None else output + delta.view(output.shape).to(output.dtype)

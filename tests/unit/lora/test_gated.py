@@ -68,3 +68,19 @@ def test_a_single_position_and_any_leading_axes_give_the_same(generator: torch.G
 def test_experts_are_not_part_of_the_state_dict(generator: torch.Generator) -> None:
     assert list(gated(generator).state_dict()) == []
     assert list(gated(generator).parameters()) == []
+
+
+def test_autocast_does_not_reach_the_scores(generator: torch.Generator) -> None:
+    lora = gated(generator)
+    seen: list[torch.dtype] = []
+
+    def gate(projections: Tensor) -> Tensor:
+        seen.append(projections.dtype)
+        return torch.ones_like(projections)
+
+    lora.route_by(gate, "outputs")
+    x, output = torch.randn(2, 3, 6, generator=generator), torch.zeros(2, 3, 5)
+    plain = lora(x, output)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(lora(x, output), plain)
+    assert seen == [torch.float32, torch.float32]
