@@ -109,10 +109,12 @@ def content_hash(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> st
         tensors: the tensors by their keys on disk, any dtype, on the CPU.
 
     Returns:
-        64 hexadecimal digits, the same for any order of keys and any other field of the configuration.
+        64 hexadecimal digits, the same for any order of fields (but not of patterns) and any other field.
     """
     digest = hashlib.sha256()
     functional = {key: config[key] for key in FUNCTIONAL_FIELDS if config.get(key) not in (None, {}, False)}
+    for key in functional.keys() & {"rank_pattern", "alpha_pattern"}:
+        functional[key] = list(functional[key].items())  # the first pattern that matches a layer wins: order counts
     digest.update(json.dumps(functional, sort_keys=True, separators=(",", ":")).encode())
     for key in sorted(tensors):
         tensor = tensors[key].contiguous()

@@ -318,3 +318,26 @@ def test_a_library_is_refused_for_another_base(
     with pytest.warns(UserWarning, match="unrelated"):
         forced = run("generate", library, "--prompt", "x", "--base", tmp_path / "other-weights", "--force-base")
     assert forced.code == 0, forced.err
+
+
+def test_the_base_is_scored_under_its_chat_template_too_and_the_better_one_counts(
+    tasks: Path, run: Run, tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    import copy
+
+    from lorary.formats.quiet import quiet_transformers
+
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}user: {{ m['content'] }}\n{% endfor %}answer: "
+    with quiet_transformers():
+        tiny_model().save_pretrained(tmp_path / "base")
+        tokenizer.save_pretrained(tmp_path / "base")
+    library = tmp_path / "chatty"
+    assert run("build", tasks, "--base", tmp_path / "base", "--library", library, *QUICK).code == 0
+    outcome = run("evaluate", library, tasks, "--rows", 6, "--routers", "base,arrow", "--json")
+    cells = [cell for cell in json.loads(outcome.out)["cells"] if cell["router"] == "base"]
+    for task in ("echo", "shout"):
+        scored = {cell["template"]: cell for cell in cells if cell["task"] == task and cell["metric"] != "loss"}
+        assert set(scored) == {"plain", "chat"}
+        (primary,) = [cell for cell in scored.values() if cell["primary"]]
+        assert primary["value"] == max(cell["value"] for cell in scored.values())

@@ -59,7 +59,7 @@ class Task:
         name: label of the task.
         family: group of related tasks, "none" where nobody said.
         role: "train" for tasks that experts may be trained on, "heldout" for those that never are.
-        metric: "acc" (rank the options), "em" (exact match), "rougeL", "loss", or a name the evaluation knows.
+        metric: "acc" (rank the options), "em" (exact match), "rougeL", or another name the evaluation knows.
         rows: the rows of every split in the order of their file; splits without rows are empty.
     """
 

@@ -1,5 +1,6 @@
 """A base model and a library become one routed model, which is still the same PreTrainedModel."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lorary.adapter import Adapter
-from lorary.errors import RouterError, UsageError
+from lorary.errors import LibraryError, RouterError, UsageError
 from lorary.library.store import Library
 from lorary.lora.gated import Mix
 from lorary.lora.seat import seat, unseat
@@ -125,7 +126,7 @@ def attach(
         raise UsageError("a model can hold one library at a time", found="experts are seated", remedy="lorary.detach")
     names = library.names()
     if not names:
-        raise UsageError(
+        raise LibraryError(
             f"library '{library.path}' must hold an adapter to route over", found="none", remedy="lorary library add"
         )
     library.check_base(base_model, force_base=force_base)
@@ -135,6 +136,7 @@ def attach(
     _apply_routing(state)
     state.handles = seat(base_model, {path: layer.lora for path, layer in layers.items()})
     setattr(base_model, _STATE, state)
+    _warn_of_ambiguity(state)
     return base_model
 
 
@@ -174,6 +176,8 @@ def routing(model: Any, setting: str | Mapping[str, Any]) -> Iterator[Any]:
     """
     state = seating(model)
     before = state.routing
+    if not isinstance(setting, (str, Mapping)):
+        raise UsageError("a routing setting must be a router's name or fields of Routing", found=repr(setting))
     changes: dict[str, Any] = {"router": setting} if isinstance(setting, str) else dict(setting)
     _check_fields(changes)
     if "router" in changes:
@@ -200,6 +204,18 @@ def seating(model: Any) -> Seating:
         raise UsageError("the model must be a routed one", found=type(model).__name__, remedy="lorary.attach")
     assert isinstance(state, Seating)
     return state
+
+
+def _warn_of_ambiguity(state: Seating) -> None:
+    """Say which prototypes a hair's breadth of rounding could turn: routing by them is arbitrary."""
+    found = state.ambiguous()
+    if found:
+        expert, path, ratio = found[0]
+        message = (
+            f"{len(found)} prototypes are ambiguous, since their two largest singular values are nearly equal: "
+            f"expert '{expert}' at {path} has σ2/σ1 = {ratio:.5f}"
+        )
+        warnings.warn(message, stacklevel=3)
 
 
 def _check_fields(changes: Mapping[str, Any]) -> None:

@@ -214,14 +214,15 @@ def build_private(
         library.check_base(base.model)
         kept = [name for name in tasks if name in library]
         for name in kept:
-            _check_same_build(library, tasks[name], settings)
+            _check_same_build(library, tasks[name], settings, base)
         pending = {name: task for name, task in tasks.items() if name not in kept}
         if kept:
             display.say(f"{len(kept)} of {len(tasks)} experts are in the library already")
         trained = []
-        for num_steps, names in plan_windows(library, pending, tasks, settings, window):
+        base_dtype = str(base.model.dtype)
+        for num_steps, names in plan_windows(library, pending, tasks, settings, window, base_dtype):
             data = [expert_data(tasks[name], template, settings) for name in names]
-            checkpoint = _checkpoint_path(library, names, settings, tasks)
+            checkpoint = _checkpoint_path(library, names, settings, tasks, base_dtype)
             for expert in _train(base, data, targets, settings, num_steps, max_tokens, checkpoint, display):
                 if expert.name in pending:
                     library.add_adapter(*_to_adapter(expert, base, targets, settings, tasks[expert.name]))
@@ -236,6 +237,7 @@ def plan_windows(
     tasks: Mapping[str, Task],
     settings: BuildSettings,
     window: int,
+    base_dtype: str,
 ) -> list[tuple[int, list[str]]]:
     """(steps, names) of each pass: experts that take the same number of steps, at most `window` at once.
 
@@ -261,7 +263,8 @@ def plan_windows(
     interrupted = [
         (steps, names)
         for steps, names in passes(tasks)
-        if _checkpoint_path(library, names, settings, tasks).exists() and any(name in pending for name in names)
+        if _checkpoint_path(library, names, settings, tasks, base_dtype).exists()
+        and any(name in pending for name in names)
     ]
     covered = {name for _, names in interrupted for name in names}
     return interrupted + passes({name: task for name, task in pending.items() if name not in covered})
@@ -361,6 +364,7 @@ def _to_adapter(
         "settings": asdict(settings),
         "seed": settings.seed,
         "template": settings.template,
+        "base_dtype": str(base.model.dtype),
         "metrics": {
             "val_loss_base": base_loss,
             "val_loss": best_loss,
@@ -374,10 +378,14 @@ def _to_adapter(
     return adapter, provenance
 
 
-def _check_same_build(library: Library, task: Task, settings: BuildSettings) -> None:
+def _check_same_build(library: Library, task: Task, settings: BuildSettings, base: Base) -> None:
     """An expert that is there already counts as finished only if this build would train it alike."""
     known = library.provenance(task.name)
-    wanted = {"settings": asdict(settings), "data_hashes": {task.name: task.data_hash}}
+    wanted = {
+        "settings": asdict(settings),
+        "data_hashes": {task.name: task.data_hash},
+        "base_dtype": str(base.model.dtype),
+    }
     for key, value in wanted.items():
         recorded, own = known.get(key), json.loads(json.dumps(value))
         if recorded != own:
@@ -389,18 +397,21 @@ def _check_same_build(library: Library, task: Task, settings: BuildSettings) -> 
             )
 
 
-def _difference(recorded: Any, wanted: Mapping[str, Any]) -> str:
-    if not isinstance(recorded, Mapping):
+def _difference(recorded: Any, wanted: Any) -> str:
+    if recorded is None:
         return "none recorded"
+    if not isinstance(recorded, Mapping) or not isinstance(wanted, Mapping):
+        return f"{recorded} instead of {wanted}"
     keys = [key for key in wanted if recorded.get(key) != wanted[key]]
     return ", ".join(f"{key} {recorded.get(key)!r} instead of {wanted[key]!r}" for key in keys)
 
 
 def _checkpoint_path(
-    library: Library, names: Sequence[str], settings: BuildSettings, tasks: Mapping[str, Task]
+    library: Library, names: Sequence[str], settings: BuildSettings, tasks: Mapping[str, Task], base_dtype: str
 ) -> Path:
     """Where a pass keeps its state: keyed by all that decides it, so that another build never takes it up."""
-    key = {"settings": asdict(settings), "data": {name: tasks[name].data_hash for name in names}}
+    data = {name: tasks[name].data_hash for name in names}
+    key = {"settings": asdict(settings), "data": data, "base_dtype": base_dtype}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     return library.path / ".build" / f"{digest}.safetensors"
 

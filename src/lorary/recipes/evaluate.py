@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from typing import Any
 
 from lorary.data.tasks import Task, load_tasks
@@ -286,6 +287,7 @@ class ResultCache:
         self._values: dict[str, Any] = {}
         self._hashes = {row["name"]: row["hash"] for row in library.describe()}
         self._base = library.base.fingerprint.digest
+        self._versions = {package: version(package) for package in ("lorary", "torch", "transformers")}
         if self._path.exists():
             for line in self._path.read_text(encoding="utf-8").splitlines():
                 try:
@@ -295,8 +297,8 @@ class ResultCache:
                     continue  # a line that was cut short by a kill: it is computed again
 
     def key(self, **what: Any) -> str:
-        """Hash of everything that decides a cell: experts, base, task data and settings."""
-        document = {"experts": self._hashes, "base": self._base, **what}
+        """Hash of everything that decides a value: experts, base, software, task data and settings."""
+        document = {"experts": self._hashes, "base": self._base, "versions": self._versions, **what}
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
     def get(self, key: str) -> Any:
@@ -354,8 +356,7 @@ class _Scorer:
         metric = "acc_raw" if s.raw and task.metric == "acc" else task.metric
         key = self.cache.key(
             task=task.name, data=task.data_hash, rows=s.rows, metric=metric, template=template_name,
-            max_length=s.max_length, routing=asdict(setting), device=str(self.base.model.device.type),
-            dtype=str(self.base.model.dtype),
+            routing=asdict(setting), **self._conditions(),
         )  # fmt: skip
         found = self.cache.get(key)
         if found is None:
@@ -408,7 +409,13 @@ class _Scorer:
                 f"task '{task.name}' must have validation rows for an oracle to be chosen on", found="none",
                 remedy="leave 'oracle' out of --routers",
             )  # fmt: skip
-        key = self.cache.key(oracle=task.name, data=task.data_hash, rows=len(rows), template=self.settings.template)
+        key = self.cache.key(
+            oracle=task.name,
+            data=task.data_hash,
+            rows=len(rows),
+            template=self.settings.template,
+            **self._conditions(),
+        )
         if (known := self.cache.get(key)) is not None:
             return str(known)
         template = self._template(self.settings.template)
@@ -420,6 +427,11 @@ class _Scorer:
         best = min(losses, key=lambda name: (losses[name], name))
         self.cache.put(key, best)
         return best
+
+    def _conditions(self) -> dict[str, Any]:
+        """What decides a score beside experts, task and router."""
+        model = self.base.model
+        return {"max_length": self.settings.max_length, "device": model.device.type, "dtype": str(model.dtype)}
 
     def _template(self, name: str) -> Template:
         return make_template(name, self.base.tokenizer, max_length=self.settings.max_length)

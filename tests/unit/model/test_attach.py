@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lorary.adapter import Adapter, LoraFactors
-from lorary.errors import AdapterError, RouterError, UsageError
+from lorary.errors import AdapterError, LibraryError, RouterError, UsageError
 from lorary.formats.peft import new_config
 from lorary.model.attach import Routing, attach, detach, routing, seating
 from lorary.model.layers import build_layers
@@ -114,7 +114,7 @@ def test_one_module_under_two_paths_is_refused(tiny_model: Make, adapters: list[
 
 
 def test_an_empty_library_is_refused(model: Any, route: Make) -> None:
-    with pytest.raises(UsageError, match="must hold an adapter to route over"):
+    with pytest.raises(LibraryError, match="must hold an adapter to route over"):
         route(model, [])
 
 
@@ -124,10 +124,10 @@ def test_an_empty_library_is_refused(model: Any, route: Make) -> None:
         ({"router": "arow"}, RouterError, r"a router must exist\nfound: arow\nremedy: one of \['arrow'"),
         ({"mix": "deltas"}, RouterError, "mix must be one of"),
         ({"experts": "a"}, RouterError, "experts must be a list of names"),
-        ({"top_k": 0}, UsageError, "top_k must be at least 1"),
-        ({"temperature": 0.0}, UsageError, "temperature must be a positive number"),
-        ({"temperature": -1.0}, UsageError, "temperature must be a positive number"),
-        ({"temperature": float("nan")}, UsageError, "temperature must be a positive number"),
+        ({"top_k": 0}, LibraryError, "top_k must be at least 1"),
+        ({"temperature": 0.0}, LibraryError, "temperature must be a positive number"),
+        ({"temperature": -1.0}, LibraryError, "temperature must be a positive number"),
+        ({"temperature": float("nan")}, LibraryError, "temperature must be a positive number"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], error: type[Exception], message: str) -> None:
