@@ -40,7 +40,7 @@ class EvaluateSettings:
         template: how rows become prompts; must be the one the experts were trained with.
         max_length: tokens of a row.
         rows: use the first so many test rows of a task.
-        oracle_rows: validation rows on which the oracle of a held-out task is chosen.
+        oracle_rows: rows on which the oracle of a held-out task is chosen.
         raw: rank options by the sum of their log-likelihood instead of the mean per token.
     """
 
@@ -158,7 +158,7 @@ def evaluate_library(
     The base model is scored twice, in the template of the experts and under its own chat template, and the better of
     the two is what every router is compared with: a bare prompt puts a chat model at a disadvantage that any adapter
     repairs. The oracle is the task's own expert, or for a task without one the single expert with the lowest loss on
-    its validation rows.
+    its validation rows (where it has none, on its training rows, else on its test rows).
 
     Args:
         base: the base model; experts are seated while evaluating and gone afterwards.
@@ -402,13 +402,13 @@ class _Scorer:
         return cells
 
     def _best_expert(self, task: Task) -> str:
-        """The single expert with the lowest loss on the validation rows of a task that has no expert of its own."""
-        rows = task.split("val")[: self.settings.oracle_rows] or task.split("train")[: self.settings.oracle_rows]
-        if not rows:
-            raise TaskError(
-                f"task '{task.name}' must have validation rows for an oracle to be chosen on", found="none",
-                remedy="leave 'oracle' out of --routers",
-            )  # fmt: skip
+        """The single expert with the lowest loss on a task that has no expert of its own.
+
+        On its validation rows, else its training rows; a task that has test rows only is judged on those, which an
+        oracle may see.
+        """
+        splits = (task.split(split)[: self.settings.oracle_rows] for split in ("val", "train", "test"))
+        rows = next(rows for rows in splits if rows)
         key = self.cache.key(
             oracle=task.name,
             data=task.data_hash,
