@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -315,9 +316,12 @@ def test_a_library_is_refused_for_another_base(
             tiny_tokenizer.save_pretrained(tmp_path / name)
         outcome = run("generate", library, "--prompt", "x", "--base", tmp_path / name)
         assert outcome.code == 1, name
-    with pytest.warns(UserWarning, match="unrelated"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
         forced = run("generate", library, "--prompt", "x", "--base", tmp_path / "other-weights", "--force-base")
     assert forced.code == 0, forced.err
+    assert "warning: " in forced.err
+    assert "unrelated" in forced.err
 
 
 def test_the_base_is_scored_under_its_chat_template_too_and_the_better_one_counts(

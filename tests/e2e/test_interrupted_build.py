@@ -20,7 +20,8 @@ SCRIPT = """
 import sys
 import torch
 torch.set_num_threads(1)
-from lorary.recipes.build import preset, run_build
+from lorary.recipes.build import run_build
+from lorary.recipes.build_settings import preset
 tasks, library, base = sys.argv[1:4]
 settings = preset("default", rank=2, steps=24, batch_size=2, evals=4, learning_rate=0.02)
 print("ready", flush=True)
@@ -97,8 +98,9 @@ def test_a_pass_killed_between_two_commits_does_not_train_again(
     tasks: Path, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lorary.recipes import build as recipe
+    from lorary.recipes.build_settings import preset
 
-    settings = recipe.preset("default", rank=2, steps=4, batch_size=2, evals=1)
+    settings = preset("default", rank=2, steps=4, batch_size=2, evals=1)
     commit, steps = Library.add_adapter, []
 
     def commit_once(self: Library, adapter: Any, provenance: Any) -> str:
@@ -125,7 +127,8 @@ def test_a_second_build_on_the_same_library_is_refused_at_once(
     tasks: Path, tiny_base_folder: Path, tmp_path: Path
 ) -> None:
     from lorary.errors import LibraryError
-    from lorary.recipes.build import preset, run_build
+    from lorary.recipes.build import run_build
+    from lorary.recipes.build_settings import preset
 
     library = Library.create(tmp_path / "lib", str(tiny_base_folder))
     holder = subprocess.Popen(
@@ -155,7 +158,8 @@ def test_a_full_disk_stops_a_build_with_one_error_and_a_whole_library(
     import os
 
     from lorary.errors import LoraryError
-    from lorary.recipes.build import preset, run_build
+    from lorary.recipes.build import run_build
+    from lorary.recipes.build_settings import preset
 
     settings = preset("default", rank=2, steps=4, batch_size=2, evals=2)
     real = os.fsync

@@ -13,10 +13,11 @@ from lorary.axes import AXES
 from lorary.cli.app import app
 from lorary.data.builtin.catalogue import DEMO_TASKS, builtin_tasks
 from lorary.data.schema import FIELDS
+from lorary.evaluate.cells import Cell, Comparison
 from lorary.evaluate.metrics import CHOICE_METRICS, TEXT_METRICS
 from lorary.formats.peft_config import REFUSED
-from lorary.recipes.build import PRESETS, BuildSettings
-from lorary.recipes.evaluate import Cell, Comparison, EvaluateSettings
+from lorary.recipes.build_settings import PRESETS, BuildSettings
+from lorary.recipes.evaluate import EvaluateSettings
 from lorary.route import ROUTERS
 
 ROOT = Path(__file__).parents[2]

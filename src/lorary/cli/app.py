@@ -102,8 +102,8 @@ def build(
     from dataclasses import asdict
 
     from lorary.errors import UsageError
-    from lorary.recipes.build import preset as preset_settings
     from lorary.recipes.build import run_build
+    from lorary.recipes.build_settings import preset as preset_settings
 
     if method != "private":
         raise UsageError("--method must be private", found=method)

@@ -17,7 +17,8 @@ from lorary.library.files import replace_file
 from lorary.library.store import Library
 from lorary.model.attach import attach, detach
 from lorary.model.base import Base, load_base
-from lorary.recipes.build import BuildResult, BuildSettings, build_private
+from lorary.recipes.build import BuildResult, build_private
+from lorary.recipes.build_settings import BuildSettings
 from lorary.recipes.display import Display
 from lorary.recipes.evaluate import EvaluateSettings, Evaluation, evaluate_library
 from lorary.recipes.generate import trace_prompt

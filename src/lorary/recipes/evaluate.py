@@ -1,22 +1,20 @@
 """`lorary evaluate`: a library under several routers on held-in and held-out tasks, beside the base model alone."""
 
-import hashlib
-import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lorary.data.tasks import Task, load_tasks
 from lorary.data.template import Template, make_template
 from lorary.errors import LibraryError, RouterError, TaskError, UsageError
 from lorary.evaluate.answers import score_rows
+from lorary.evaluate.cache import ResultCache
+from lorary.evaluate.cells import Cell, Comparison, base_guard, compare
 from lorary.evaluate.loglik import answer_losses
 from lorary.evaluate.metrics import check_metric
-from lorary.evaluate.statistics import bootstrap_interval, stratified_interval
+from lorary.evaluate.statistics import bootstrap_interval
 from lorary.library.store import Library
 from lorary.model.attach import Routing, attach, detach, routing
 from lorary.model.base import Base, load_base
@@ -25,7 +23,6 @@ from lorary.recipes.open import base_of, template_of
 from lorary.route import ROUTERS
 
 ORACLE = "oracle"
-RESULTS_FILE = "evaluation.jsonl"
 
 
 @dataclass(frozen=True)
@@ -62,58 +59,6 @@ class EvaluateSettings:
         for key in ("rows", "oracle_rows"):
             if getattr(self, key) < 1:
                 raise UsageError(f"--{key.replace('_', '-')} must be at least 1", found=getattr(self, key))
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One router on one task under one metric.
-
-    Args:
-        library: name of the library.
-        router: name of the router.
-        task: name of the task.
-        family: its family.
-        split: `held_in` if an expert was trained on it, else `held_out`.
-        metric: what `value` is.
-        primary: whether this is the one cell of (router, task) that counts; its value is in 0..1.
-        value: mean over rows.
-        low: lower end of the 95 % bootstrap interval over rows.
-        high: its upper end.
-        n: number of rows.
-        seconds: time that scoring these rows took (all metrics of the router and task together).
-        template: prompt template.
-        expert: the expert that the oracle used.
-        values: one per row, for paired comparisons.
-    """
-
-    library: str
-    router: str
-    task: str
-    family: str
-    split: str
-    metric: str
-    primary: bool
-    value: float
-    low: float
-    high: float
-    n: int
-    seconds: float
-    template: str
-    expert: str | None = None
-    values: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A paired difference of two routers over the tasks of a split: mean of task means, with a 95 % interval."""
-
-    router: str
-    against: str
-    split: str
-    difference: float
-    low: float
-    high: float
-    tasks: int
 
 
 @dataclass(frozen=True)
@@ -248,79 +193,6 @@ def summarise(cells: list[Cell], settings: EvaluateSettings, library: Library, b
             if compared:
                 comparisons.append(compared)
     return Evaluation(cells, comparisons, base_guard(primary, routers), settings, library.name, base_name)
-
-
-def compare(primary: Mapping[tuple[str, str], Cell], router: str, against: str, split: str) -> Comparison | None:
-    """Paired difference of two routers: row by row inside each task, tasks weighted alike."""
-    groups = [
-        [x - y for x, y in zip(cell.values, primary[against, task].values, strict=True)]
-        for (name, task), cell in primary.items()
-        if name == router and cell.split == split and (against, task) in primary
-    ]
-    if not groups:
-        return None
-    low, high = stratified_interval(groups)
-    mean = sum(sum(group) / len(group) for group in groups) / len(groups)
-    return Comparison(router, against, split, mean, low, high, len(groups))
-
-
-def base_guard(primary: Mapping[tuple[str, str], Cell], routers: Sequence[str]) -> list[dict[str, Any]]:
-    """Every task on which the base alone beats a router, by name."""
-    found = []
-    for (router, task), cell in primary.items():
-        base = primary.get(("base", task))
-        if router != "base" and router in routers and base is not None and base.value > cell.value:
-            entry = {"task": task, "router": router, "split": cell.split, "metric": cell.metric}
-            found.append({**entry, "base": base.value, "value": cell.value})
-    return found
-
-
-class ResultCache:
-    """What was computed before: one JSON line each in the library's results, found by the hash of what made it.
-
-    Args:
-        library: its folder `results/` holds the file.
-    """
-
-    def __init__(self, library: Library) -> None:
-        self._path = library.path / "results" / RESULTS_FILE
-        self._values: dict[str, Any] = {}
-        self._hashes = {row["name"]: row["hash"] for row in library.describe()}
-        self._base = library.base.fingerprint.digest
-        self._versions = {package: version(package) for package in ("lorary", "torch", "transformers")}
-        if self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                    self._values[entry["key"]] = entry["value"]
-                except (ValueError, KeyError, TypeError):
-                    continue  # a line that was cut short by a kill: it is computed again
-
-    def key(self, **what: Any) -> str:
-        """Hash of everything that decides a value: experts, base, software, task data and settings."""
-        document = {"experts": self._hashes, "base": self._base, "versions": self._versions, **what}
-        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-    def get(self, key: str) -> Any:
-        """The value of a key, or None if it was not computed before."""
-        return self._values.get(key)
-
-    def put(self, key: str, value: Any) -> None:
-        """Append a value, which JSON can hold.
-
-        Raises:
-            LibraryError: if the results cannot be written.
-        """
-        self._values[key] = value
-        try:
-            self._path.parent.mkdir(exist_ok=True)
-            is_cut = self._path.exists() and not self._path.read_bytes().endswith(b"\n") and self._path.stat().st_size
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(("\n" if is_cut else "") + json.dumps({"key": key, "value": value}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise LibraryError(f"results must be writable at '{self._path}'", found=error) from error
 
 
 @dataclass

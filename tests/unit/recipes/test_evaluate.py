@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from lorary.errors import LoraryError
-from lorary.recipes.evaluate import Cell, EvaluateSettings, base_guard, compare
+from lorary.evaluate.cells import Cell, base_guard, compare
+from lorary.recipes.evaluate import EvaluateSettings
 
 
 def cell(router: str, task: str, values: list[float], **changes: Any) -> Cell:
