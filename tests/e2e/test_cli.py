@@ -256,6 +256,17 @@ def test_a_damaged_adapter_is_found_by_verify(library: Path, run: Run) -> None:
         (("build", "{tasks}", "--base", "{missing}", "--library", "{new}"), 1, "missing"),
         (("build", "{tasks}", "--base", "{base}", "--library", "{new}", "--steps", "0"), 2, "--steps"),
         (("build", "{tasks}", "--base", "{base}", "--library", "{new}", "--tasks", "ehco"), 2, "echo"),
+        (
+            ("build", "{tasks}", "--base", "{base}", "--library", "{new}", "--steps", "2", "--epochs", "1"),
+            2,
+            "together",
+        ),
+        (("build", "{tasks}", "--base", "{base}", "--library", "{new}", "--epochs", "nan"), 2, "--epochs"),
+        (("build", "{tasks}", "--base", "{base}", "--library", "{new}", "--target-modules", ","), 2, "q_proj"),
+        (("build", "{tasks}", "--base", "{base}", "--library", "{new}", "--max-tokens", "-5"), 2, "--max-tokens"),
+        (("build", "{tasks}", "--base", "{base}", "--library", "{new}", "--max-length", "3"), 1, "max_length"),
+        (("evaluate", "{library}", "{tasks}", "--report", "{missing}/r.html"), 2, "report"),
+        (("generate", "{library}", "--prompt", "x", "--experts", "echo,echo"), 1, "different names"),
         (("build", "{tasks}", "--base", "{base}", "--library", "{new}", "--target-modules", "nope"), 2, "q_proj"),
         (("build", "{tasks}", "--base", "{base}", "--library", "{tasks}"), 1, "it is a file"),
         (("evaluate", "{library}", "{tasks}", "--routers", "arow"), 1, "arow"),
@@ -288,7 +299,7 @@ def test_wrong_input_is_one_clear_error(
     assert words in outcome.err
     assert "Traceback" not in outcome.err
     assert tree(library / "adapters") == before
-    assert not (tmp_path / "new" / "adapters").exists() or not any((tmp_path / "new" / "adapters").iterdir())
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("content", ['{"task": "a"', '{"task": "a", "split": "train", "source": "x"}'])
@@ -345,3 +356,116 @@ def test_the_base_is_scored_under_its_chat_template_too_and_the_better_one_count
         assert set(scored) == {"plain", "chat"}
         (primary,) = [cell for cell in scored.values() if cell["primary"]]
         assert primary["value"] == max(cell["value"] for cell in scored.values())
+
+
+@pytest.mark.parametrize("is_folder_there", [False, True])
+def test_a_refused_adapter_leaves_no_new_library_behind(
+    is_folder_there: bool, library: Path, tiny_base_folder: Path, run: Run, tmp_path: Path
+) -> None:
+    new = tmp_path / "new"
+    if is_folder_there:
+        new.mkdir()
+    outcome = run("library", "add", new, library / "adapters" / "echo", "--name", "../x", "--base", tiny_base_folder)
+    assert outcome.code == 2
+    assert new.exists() == is_folder_there
+    assert not is_folder_there or not list(new.iterdir())
+
+
+def test_a_refused_adapter_leaves_a_library_that_was_there(library: Path, tiny_base_folder: Path, run: Run) -> None:
+    before = tree(library)
+    run("library", "remove", library, "echo")
+    run("library", "remove", library, "shout")
+    assert run("library", "add", library, library, "--base", tiny_base_folder).code == 1
+    assert (library / "library.json").read_bytes() == before["library.json"]
+
+
+@pytest.mark.parametrize(
+    "command", [("nonsense",), ("build",), ("library", "nope"), ("generate", "lib", "--prompt", "x", "--top-k", "many")]
+)
+def test_wrong_usage_is_told_in_three_lines_at_most(command: tuple[str, ...], run: Run) -> None:
+    outcome = run(*command)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("error: ")
+    assert "--help" in outcome.err
+    assert len(outcome.err.strip().splitlines()) <= 3
+
+
+def test_a_command_without_its_subcommand_gets_the_help(run: Run) -> None:
+    outcome = run("library")
+    assert outcome.code == 2
+    assert "verify" in outcome.err
+
+
+def test_an_interruption_is_told_with_what_to_do(library: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lorary.library.store.Library.describe", interrupt)
+    outcome = run("library", "ls", library)
+    assert outcome.code == 130
+    assert "interrupted" in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+
+
+def test_names_of_tasks_are_printed_as_they_are(library: Path, run: Run, tmp_path: Path) -> None:
+    names = ("[/b] x", "[bold]y", "🙂")
+    outcome = run("evaluate", library, write_tasks(tmp_path / "odd.jsonl", names), "--rows", 2, "--routers", "uniform")
+    assert outcome.code == 0, outcome.err
+    assert all(name in outcome.out for name in names)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--prompt", "a" * 300), "256 positions"),
+        (("--prompt", "x", "--max-new-tokens", 400), "256 positions"),
+        (("--prompt", "a\udcffb"), "Unicode"),
+        (("--prompt", "x", "--experts", ","), "--experts"),
+        (("--prompt", "x", "--seed", 2**70), "--seed"),
+    ],
+)
+def test_generation_refuses_what_it_could_not_honour(
+    options: tuple[object, ...], words: str, library: Path, run: Run
+) -> None:
+    outcome = run("generate", library, *options)
+    assert outcome.code == 2
+    assert words in outcome.err
+    assert outcome.out == ""
+
+
+def test_a_cached_score_follows_the_task_from_held_in_to_held_out(
+    library: Path, tasks: Path, run: Run, tmp_path: Path
+) -> None:
+    import shutil
+
+    run("evaluate", library, tasks, "--rows", 2, "--routers", "uniform")
+    clean = tmp_path / "clean" / "echo"
+    shutil.copytree(library / "adapters" / "echo", clean)
+    (clean / "provenance.json").unlink()
+    assert run("library", "remove", library, "echo").code == 0
+    assert run("library", "add", library, clean).code == 0
+    cells = json.loads(run("evaluate", library, tasks, "--rows", 2, "--routers", "uniform", "--json").out)["cells"]
+    assert {cell["task"]: cell["split"] for cell in cells} == {"echo": "held_out", "shout": "held_in"}
+
+
+def test_prompts_longer_than_the_base_can_read_are_cut_with_a_warning(
+    tmp_path: Path, run: Run, tiny_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    from lorary.formats.quiet import quiet_transformers
+
+    with quiet_transformers():
+        tiny_model(max_position_embeddings=16).save_pretrained(tmp_path / "short")
+        tiny_tokenizer.save_pretrained(tmp_path / "short")
+    path = tmp_path / "long.jsonl"
+    with open(path, "w") as file:
+        for split in ("train", "val", "test"):
+            for i in range(4):
+                row = {"task": "long", "split": split, "source": f"{i} {split} " + "word " * 40, "target": "up"}
+                file.write(json.dumps(row) + "\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        built = run("build", path, "--base", tmp_path / "short", "--library", tmp_path / "lib", *QUICK)
+        scored = run("evaluate", tmp_path / "lib", path, "--rows", 2, "--routers", "arrow")
+    assert built.code == scored.code == 0, built.err + scored.err
+    assert "task 'long': the prompts of 8 of 8 rows were too long" in built.err
+    assert "task 'long': the prompts of 2 of 2 rows were too long" in scored.err

@@ -23,7 +23,6 @@ from lorary.train.stack import ExpertStack
 
 peft = pytest.importorskip("peft")
 # PEFT asks transformers by a name that is on its way out.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 Make = Callable[..., Any]
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])

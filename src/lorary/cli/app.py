@@ -112,7 +112,7 @@ def build(
         preset,
         rank=rank,
         alpha=alpha,
-        target_modules=tuple(targets) if targets else None,
+        target_modules=None if targets is None else tuple(targets),
         upper_layers=upper_layers,
         steps=steps,
         epochs=epochs,
@@ -170,12 +170,14 @@ def evaluate(
     """Score routers on tasks, beside the base model; finished cells are not computed again."""
     from pathlib import Path
 
-    from lorary.evaluate.report import write_report
+    from lorary.evaluate.report import check_report, write_report
     from lorary.library.store import Library
     from lorary.recipes.evaluate import run_evaluate
     from lorary.recipes.report import report_of
     from lorary.recipes.tables import print_evaluation
 
+    if report:
+        check_report(Path(report))
     evaluation = run_evaluate(
         library,
         tasks,

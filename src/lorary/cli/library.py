@@ -44,15 +44,10 @@ def add(
     force_base: ForceBase = False,
 ) -> None:
     """Copy a PEFT adapter into a library, both files as they are."""
-    from pathlib import Path
+    from lorary.recipes.open import created_for
 
-    from lorary.recipes.open import open_or_create
-
-    if base is not None and not Path(path).is_dir():
-        from lorary.errors import UsageError
-
-        raise UsageError("the adapter to take in must be a folder", found=path, remedy="check the path")
-    added = open_or_create(library, base).add(path, name, force_base=force_base)
+    with created_for(library, base) as opened:
+        added = opened.add(path, name, force_base=force_base)
     print(f"added '{added}' to {library}")
 
 

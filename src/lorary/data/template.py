@@ -4,6 +4,7 @@ The ids of the prompt are always exactly those that generation feeds, so trainin
 border between prompt and target. Masking goes by position, never by id: in many bases padding and EOS share one id.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -187,6 +188,14 @@ def summarise(examples: Iterable[Example]) -> Summary:
         num_truncated=sum(example.truncated > 0 for example in listed),
         longest=max(lengths, default=0),
     )
+
+
+def warn_of_cuts(task: str, examples: Sequence[Example]) -> None:
+    """Say how many prompts of a task lost their start."""
+    cut = sum(example.truncated > 0 for example in examples)
+    if cut:
+        message = f"task '{task}': the prompts of {cut} of {len(examples)} rows were too long and lost their start"
+        warnings.warn(message, stacklevel=2)
 
 
 def _pieces(tokenizer: Tokenizer, text: str) -> Ids:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorary.data.tasks import Row
-from lorary.data.template import Template
+from lorary.data.template import Template, warn_of_cuts
 from lorary.errors import TaskError
 from lorary.evaluate.generation import generate_answers
 from lorary.evaluate.loglik import AnswerLoss, answer_losses, choose_options
@@ -47,6 +47,7 @@ def score_rows(model: Any, tokenizer: Any, template: Template, rows: Sequence[Ro
     if not rows:
         raise TaskError("a task must have rows to be evaluated on", found="none")
     check_metric(metric, rows[0].task)
+    warn_of_cuts(rows[0].task, [template.encode(row.source, row.target) for row in rows])
     if metric in CHOICE_METRICS and any(len(row.options) < 2 for row in rows):
         metric = "em"  # nothing to rank: some classification tasks list no options
     if metric in CHOICE_METRICS:

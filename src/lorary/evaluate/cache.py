@@ -25,13 +25,18 @@ class ResultCache:
         self._hashes = {row["name"]: row["hash"] for row in library.describe()}
         self._base = library.base.fingerprint.digest
         self._versions = {package: version(package) for package in ("lorary", "torch", "transformers")}
-        if self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                    self._values[entry["key"]] = entry["value"]
-                except (ValueError, KeyError, TypeError):
-                    continue  # a line that was cut short by a kill: it is computed again
+        for line in self._read().splitlines():
+            try:
+                entry = json.loads(line)
+                self._values[entry["key"]] = entry["value"]
+            except (ValueError, KeyError, TypeError):
+                continue  # a line that was cut short by a kill: it is computed again
+
+    def _read(self) -> str:
+        try:
+            return self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
+        except OSError as error:
+            raise LibraryError(f"results must be readable at '{self._path}'", found=error) from error
 
     def key(self, **what: Any) -> str:
         """Hash of everything that decides a value: experts, base, software, task data and settings."""
@@ -51,9 +56,9 @@ class ResultCache:
         self._values[key] = value
         try:
             self._path.parent.mkdir(exist_ok=True)
-            is_cut = self._path.exists() and not self._path.read_bytes().endswith(b"\n") and self._path.stat().st_size
+            # A line of its own even after one that a kill cut short; empty lines are passed over.
             with open(self._path, "a", encoding="utf-8") as file:
-                file.write(("\n" if is_cut else "") + json.dumps({"key": key, "value": value}) + "\n")
+                file.write("\n" + json.dumps({"key": key, "value": value}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

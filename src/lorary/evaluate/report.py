@@ -3,6 +3,7 @@
 import os
 from base64 import b64encode
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -17,7 +18,7 @@ from lorary.evaluate.page.sections import sections
 from lorary.evaluate.page.traces import routing_plot
 from lorary.library.files import replace_file
 
-__all__ = ["Report", "RoutedPrompt", "Similarity", "write_report"]
+__all__ = ["Report", "RoutedPrompt", "Similarity", "check_report", "write_report"]
 
 SCRIPTS = ("core.js", "scores.js", "similarity.js", "losses.js", "routing_map.js", "routing.js", "start.js")
 # Colours in style.css, `--hue-0` and so on.
@@ -48,6 +49,26 @@ def write_report(path: Path, report: Report) -> None:
             found=error.strerror,
             remedy="name a file in a folder that exists",
         ) from error
+
+
+def check_report(path: Path) -> None:
+    """Refuse a page that could not be written, before the work for it is done.
+
+    Args:
+        path: the file that `write_report` will write.
+
+    Raises:
+        MissingExtraError: if plotly is not installed.
+        UsageError: if the path is a folder, or its own folder does not exist.
+    """
+    if find_spec("plotly") is None:
+        raise MissingExtraError("plotly", "viz")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(
+            f"the report must be writable at '{path}'",
+            found="a folder" if path.is_dir() else "no such folder",
+            remedy="name a file in a folder that exists",
+        )
 
 
 def render_report(report: Report) -> str:

@@ -60,6 +60,10 @@ def _subfolders(folder: Path) -> list[str]:
             return [entry.name for entry in entries if entry.is_dir()]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise LibraryError(
+            f"{folder} must be readable", found=error.strerror, remedy="give yourself the right to read it"
+        ) from error
 
 
 def locate(library: Path, name: str) -> Path:

@@ -50,8 +50,8 @@ class Routing:
         check_choice(self.top_k, self.temperature)
         if self.mix not in get_args(Mix):
             raise RouterError(f"mix must be one of {list(get_args(Mix))}", found=self.mix)
-        if isinstance(self.experts, str):
-            raise RouterError("experts must be a list of names, or weights by name", found=repr(self.experts))
+        if self.experts is not None:
+            _check_experts(self.experts)
         if self.experts is None and self.router not in ROUTERS:
             raise RouterError(
                 "a router must exist", found=self.router, remedy=f"one of {list(ROUTERS)}, or experts=[...]"
@@ -216,6 +216,20 @@ def _warn_of_ambiguity(state: Seating) -> None:
             f"expert '{expert}' at {path} has σ2/σ1 = {ratio:.5f}"
         )
         warnings.warn(message, stacklevel=3)
+
+
+def _check_experts(experts: Any) -> None:
+    """Refuse what is no list of different names, and no weights by name."""
+    is_weights = isinstance(experts, Mapping) and all(
+        isinstance(weight, (int, float)) and not isinstance(weight, bool) for weight in experts.values()
+    )
+    is_names = isinstance(experts, Sequence) and not isinstance(experts, str) and len(set(experts)) == len(experts)
+    if not experts or not (is_weights or is_names):
+        raise RouterError(
+            "experts must be a list of different names, or weights by name",
+            found=repr(experts),
+            remedy="router 'base' uses no expert",
+        )
 
 
 def _check_fields(changes: Mapping[str, Any]) -> None:

@@ -36,6 +36,11 @@ class Base:
     tokenizer: PreTrainedTokenizerBase
     files: BaseFiles
 
+    def most_tokens(self, asked: int) -> int:
+        """Tokens that a row may have: those asked for, or the base's context where that is shorter."""
+        context = getattr(self.model.config, "max_position_embeddings", None)
+        return asked if context is None else min(asked, int(context))
+
 
 def load_base(reference: str | Path | BaseFiles = "embedded", *, dtype: str = "auto", device: str = "auto") -> Base:
     """Load a base model and its tokenizer, frozen and in eval mode.

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -105,8 +106,10 @@ def trace(model: Any) -> Iterator[Trace]:
     state = seating(model)
     recorded = Trace(state)
 
-    def note_mask(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        mask = kwargs.get("attention_mask")
+    parameters = list(signature(model.forward).parameters)
+
+    def note_mask(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mask = {**dict(zip(parameters, args, strict=False)), **kwargs}.get("attention_mask")
         recorded._mask = mask.detach().bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
     handle = model.register_forward_pre_hook(note_mask, with_kwargs=True)

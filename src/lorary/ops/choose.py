@@ -13,6 +13,10 @@ def check_choice(top_k: int, temperature: float) -> None:
     Raises:
         UsageError: if `top_k` is below 1, or `temperature` is not a positive finite number.
     """
+    if isinstance(top_k, bool) or not isinstance(top_k, int):
+        raise UsageError("top_k must be a whole number", found=repr(top_k))
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        raise UsageError("temperature must be a number", found=repr(temperature))
     if top_k < 1:
         raise UsageError("top_k must be at least 1", found=top_k, remedy="router 'base' uses no expert at all")
     if not 0 < temperature < float("inf"):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -11,7 +10,7 @@ from typing import Any
 
 from lorary.adapter import Adapter
 from lorary.data.tasks import Task, load_tasks
-from lorary.data.template import Example, Template, make_template
+from lorary.data.template import Template, make_template, warn_of_cuts
 from lorary.errors import LibraryError, TaskError, UsageError
 from lorary.formats.peft import tensors_of
 from lorary.formats.peft_config import new_config
@@ -21,7 +20,7 @@ from lorary.lora.targets import find_targets, num_layers
 from lorary.model.base import Base, load_base
 from lorary.recipes.build_settings import BuildSettings
 from lorary.recipes.display import Display
-from lorary.recipes.open import open_or_create
+from lorary.recipes.open import BUILD_FOLDER, created_for
 from lorary.train.loop import ExpertData, Hooks, LoopSettings, TrainedExpert, train_window
 from lorary.train.optimiser import OptimiserSettings
 
@@ -80,9 +79,9 @@ def run_build(
         )  # fmt: skip
     for name in chosen:
         check_name(name)
-    library = open_or_create(library_path, base)
     loaded = load_base(base, dtype=dtype, device=device)
-    return build_private(loaded, library, chosen, settings, window=window, max_tokens=max_tokens)
+    with created_for(library_path, base) as library:
+        return build_private(loaded, library, chosen, settings, window=window, max_tokens=max_tokens)
 
 
 def build_private(
@@ -116,8 +115,10 @@ def build_private(
         TrainError: if a loss is not finite, or a checkpoint cannot be written.
     """
     display = display or Display()
+    if max_tokens < 1:
+        raise UsageError("--max-tokens must be at least 1", found=max_tokens)
     targets = find_targets(base.model, settings.target_modules, _layers(base, settings))
-    template = make_template(settings.template, base.tokenizer, max_length=settings.max_length)
+    template = make_template(settings.template, base.tokenizer, max_length=base.most_tokens(settings.max_length))
     with library.build_lock():
         library.check_base(base.model)
         kept = [name for name in tasks if name in library]
@@ -189,19 +190,12 @@ def expert_data(task: Task, template: Template, settings: BuildSettings) -> Expe
         if not members:
             raise TaskError(f"task '{task.name}' must have {split} rows to build an expert", found="none")
     train, val = ([template.encode(row.source, row.target) for row in rows[split]] for split in ("train", "val"))
-    _warn_of_cuts(task.name, [*train, *val], settings.max_length)
+    warn_of_cuts(task.name, [*train, *val])
     return ExpertData(task.name, train, val)
 
 
 def _train_rows(task: Task, settings: BuildSettings) -> Sequence[Any]:
     return task.split("train")[: settings.train_rows]
-
-
-def _warn_of_cuts(task: str, examples: Sequence[Example], max_length: int) -> None:
-    cut = sum(example.truncated > 0 for example in examples)
-    if cut:
-        message = f"task '{task}': the prompts of {cut} of {len(examples)} rows were cut to --max-length {max_length}"
-        warnings.warn(message, stacklevel=2)
 
 
 def _train(
@@ -321,7 +315,7 @@ def _checkpoint_path(
     data = {name: tasks[name].data_hash for name in names}
     key = {"settings": asdict(settings), "data": data, "base_dtype": base_dtype}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    return library.path / ".build" / f"{digest}.safetensors"
+    return library.path / BUILD_FOLDER / f"{digest}.safetensors"
 
 
 def _val_losses(library: Library, name: str) -> tuple[float, float]:

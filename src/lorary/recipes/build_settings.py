@@ -66,7 +66,7 @@ class BuildSettings:
                 "a build needs either --steps or --epochs", found=f"steps {self.steps}, epochs {self.epochs}"
             )
         for key in ("steps", "epochs", "train_rows", "upper_layers"):
-            if getattr(self, key) is not None and getattr(self, key) <= 0:
+            if getattr(self, key) is not None and not 0 < getattr(self, key) < math.inf:
                 raise UsageError(f"--{key.replace('_', '-')} must be above 0", found=getattr(self, key))
         if not 0 <= self.dropout < 1:
             raise UsageError("--dropout must be at least 0 and below 1", found=self.dropout)
@@ -116,6 +116,10 @@ def preset(name: str, **changes: Any) -> BuildSettings:
     if name not in PRESETS:
         raise UsageError("a preset must exist", found=name, remedy=f"one of {list(PRESETS)}")
     given = {key: value for key, value in changes.items() if value is not None}
+    if "steps" in given and "epochs" in given:
+        raise UsageError(
+            "--steps and --epochs must not be given together", found=f"{given['steps']}, {given['epochs']}"
+        )
     fields = {**PRESETS[name], **given}
     if "epochs" in given:
         fields["steps"] = None

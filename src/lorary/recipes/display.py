@@ -37,7 +37,7 @@ class Bar:
             self._spoke = now
             left = (now - self._started) / max(done, 1) * (self._total - done)
             line = f"{self._title}: {done}/{self._total}, {left:.0f} s left {note}"
-            self._console.print(line.rstrip(), highlight=False)
+            self._console.print(line.rstrip(), highlight=False, markup=False)
 
     def advance(self, note: str = "") -> None:
         """One more unit is done."""
@@ -75,7 +75,7 @@ class Display:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=self.console) as progress:
             yield Bar(title, total, progress, self.console)

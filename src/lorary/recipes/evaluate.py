@@ -234,7 +234,14 @@ class _Scorer:
         if found is None:
             found = [asdict(cell) for cell in self._score(task, router, setting, template_name, metric, expert)]
             self.cache.put(key, found)
-        labels = {"library": self.library.name, "router": router, "expert": expert}
+        # What names the cell and is no part of its value may have changed since it was scored.
+        labels = {
+            "library": self.library.name,
+            "router": router,
+            "expert": expert,
+            "family": task.family,
+            "split": "held_in" if task.name in self.own else "held_out",
+        }
         return [Cell(**{**cell, **labels}) for cell in found]
 
     def _score(
@@ -306,7 +313,7 @@ class _Scorer:
         return {"max_length": self.settings.max_length, "device": model.device.type, "dtype": str(model.dtype)}
 
     def _template(self, name: str) -> Template:
-        return make_template(name, self.base.tokenizer, max_length=self.settings.max_length)
+        return make_template(name, self.base.tokenizer, max_length=self.base.most_tokens(self.settings.max_length))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """`lorary generate`: one prompt, answered by the routed library."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,13 +82,10 @@ def run_generate(
         The answer.
 
     Raises:
-        UsageError: if the prompt is empty or `max_new_tokens` below 1.
+        UsageError: if the prompt is empty, no text or too long, or an option is out of range.
         LoraryError: as for `lorary.attach`.
     """
-    if not prompt.strip():
-        raise UsageError("--prompt must hold text", found=repr(prompt))
-    if max_new_tokens < 1:
-        raise UsageError("--max-new-tokens must be at least 1", found=max_new_tokens)
+    _check_options(prompt, experts, max_new_tokens, seed)
     library = Library.open(library_path)
     name = template_of(library, template)
     loaded = load_base(base_of(library, base), dtype=dtype, device=device)
@@ -99,11 +97,34 @@ def run_generate(
     return answer(loaded, prompt, name, max_new_tokens=max_new_tokens, sample=sample, stream=stream)
 
 
+def _check_options(prompt: str, experts: Sequence[str] | None, max_new_tokens: int, seed: int) -> None:
+    if not prompt.strip():
+        raise UsageError("--prompt must hold text", found=repr(prompt))
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:  # what a shell passes on of bytes that are no UTF-8
+        raise UsageError("--prompt must be valid Unicode", found=ascii(prompt), remedy="save it as UTF-8") from None
+    if experts is not None and not experts:
+        raise UsageError("--experts must name an expert", found="none", remedy="--router base uses no expert")
+    if max_new_tokens < 1:
+        raise UsageError("--max-new-tokens must be at least 1", found=max_new_tokens)
+    if not 0 <= seed < 2**63:
+        raise UsageError("--seed must be at least 0 and below 2**63", found=seed)
+
+
 def answer(
     base: Base, prompt: str, template: str, *, max_new_tokens: int, sample: bool = False, stream: bool = False
 ) -> Answer:
     """Answer one prompt with a routed model; see `run_generate`."""
-    ids = make_template(template, base.tokenizer).encode_prompt(prompt)
+    # No prompt is cut here: whoever asks must know what was answered.
+    ids = make_template(template, base.tokenizer, max_length=sys.maxsize).encode_prompt(prompt)
+    context = getattr(base.model.config, "max_position_embeddings", None) or sys.maxsize
+    if len(ids) + max_new_tokens > context:
+        raise UsageError(
+            f"prompt and answer must fit the {context} positions of the base model",
+            found=f"{len(ids)} tokens of prompt and {max_new_tokens} of answer",
+            remedy="shorten the prompt, or lower --max-new-tokens",
+        )
     input_ids, mask = (t.to(base.model.device) for t in left_pad([ids], 0))
     config = GenerationConfig(
         do_sample=sample,

@@ -1,12 +1,19 @@
 """Opening what a command names: its library, its base model, and the template the experts were trained with."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lorary.errors import LibraryError, UsageError
 from lorary.formats.base import resolve_base
 from lorary.library.base import check_same_base
+from lorary.library.document import LIBRARY_FILE
 from lorary.library.fingerprint_folder import fingerprint_of_folder
 from lorary.library.store import Library
+
+# Where passes of a build keep their state inside a library.
+BUILD_FOLDER = ".build"
 
 
 def open_or_create(path: str, base: str | None) -> Library:
@@ -32,6 +39,34 @@ def open_or_create(path: str, base: str | None) -> Library:
         found = fingerprint_of_folder(resolve_base(base).path)
         check_same_base(library.base, found, f"--base {base}", force_base=False)
     return library
+
+
+@contextmanager
+def created_for(path: str, base: str | None) -> Iterator[Library]:
+    """Open a library or make it, for work that may be refused: one made here for nothing goes again.
+
+    Args:
+        path: folder of the library.
+        base: as for `open_or_create`.
+
+    Yields:
+        The library.
+
+    Raises:
+        LoraryError: as for `open_or_create`.
+    """
+    folder = Path(path)
+    was_library, was_folder = (folder / LIBRARY_FILE).exists(), folder.exists()
+    library = open_or_create(path, base)
+    try:
+        yield library
+    except BaseException:
+        is_started = any((folder / BUILD_FOLDER).glob("*.safetensors"))  # a pass that the next run takes up
+        if not was_library and not library.names() and not is_started:
+            shutil.rmtree(folder)
+            if was_folder:
+                folder.mkdir()
+        raise
 
 
 def template_of(library: Library, asked: str | None) -> str:

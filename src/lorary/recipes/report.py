@@ -1,7 +1,8 @@
 """The page of an evaluation: what was found, which adapters are alike, and where a prompt's tokens went."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from typing import Any
 
 from lorary.cluster.similarity import adapter_similarity
 from lorary.evaluate.report import Report, RoutedPrompt, Similarity
@@ -22,13 +23,16 @@ def report_of(evaluation: Evaluation, library: Library, routings: Sequence[Route
     """
     names = library.names()
     known = {name: library.provenance(name) for name in names}
+    # Provenance of imported adapters is anybody's: what does not look like ours is left out.
+    metrics = {name: _mapping(provenance.get("metrics")) for name, provenance in known.items()}
     losses = {
-        name: (provenance["metrics"]["val_loss_base"], provenance["metrics"]["val_loss"])
-        for name, provenance in known.items()
-        if "val_loss_base" in provenance.get("metrics", {})
+        name: (float(own["val_loss_base"]), float(own["val_loss"]))
+        for name, own in metrics.items()
+        if all(isinstance(own.get(key), (int, float)) for key in ("val_loss_base", "val_loss"))
     }
     families = {
-        name: next(iter(provenance.get("families", {}).values()), "other") for name, provenance in known.items()
+        name: str(next(iter(_mapping(provenance.get("families")).values()), "other"))
+        for name, provenance in known.items()
     }
     settings = evaluation.settings
     facts = {
@@ -46,3 +50,7 @@ def report_of(evaluation: Evaluation, library: Library, routings: Sequence[Route
         losses=losses,
         versions={package: version(package) for package in ("lorary", "torch", "transformers")},
     )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

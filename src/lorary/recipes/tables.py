@@ -1,6 +1,7 @@
 """Results as tables in the terminal."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lorary.recipes.evaluate import Evaluation
@@ -30,7 +31,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
             known = [cell for cell in cells if cell is not None]
             best = max(cell.value for cell in known)
             shown = [_value(cell.value, cell.value == best) if cell else "" for cell in cells]
-            table.add_row(task, known[0].metric, str(known[0].n), *shown)
+            table.add_row(escape(task), known[0].metric, str(known[0].n), *shown)
         means = [evaluation.mean(router, split) for router in routers]
         table.add_section()
         table.add_row("mean", "", "", *(f"{mean:.3f}" if mean is not None else "" for mean in means))
@@ -46,6 +47,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
             f"base guard: on {entry['task']} ({entry['split'].replace('_', '-')}) the base ({entry['base']:.3f}) "
             f"beats {entry['router']} ({entry['value']:.3f})",
             highlight=False,
+            markup=False,
         )
 
 

@@ -1,7 +1,6 @@
 """Checkpoints of a window: four vectors and the history, written aside and renamed."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lorary.errors import TrainError
+from lorary.library.files import replace_file
 from lorary.train.optimiser import ExpertwiseAdamW
 
 
@@ -33,14 +33,10 @@ def save_checkpoint(
     """
     tensors = {"parameters": parameters, "first": optimiser.first, "second": optimiser.second, "best": best}
     metadata = {"progress": json.dumps(progress.__dict__)}
-    aside = path.with_suffix(".tmp")
+    data = save({key: tensor.detach().cpu() for key, tensor in tensors.items()}, metadata)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
-            file.write(save({key: tensor.detach().cpu() for key, tensor in tensors.items()}, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        replace_file(path, data, path.with_suffix(".tmp"))
     except OSError as error:
         raise TrainError(
             f"the checkpoint '{path}' must be writable", found=error, remedy="free space, then rerun"

@@ -1,6 +1,7 @@
 """One pass of training: a window of experts over one frozen base, each as if it were alone."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ class LoopSettings:
         init: `shared` or `own` initial lora_a (see `ExpertStack.initialise`).
         init_scale: bound of the initial lora_a, in units of PEFT's.
         max_tokens: padded tokens of one micro-batch.
-        save_every: steps between checkpoints.
+        save_every_s: seconds between checkpoints; when one is written decides nothing.
     """
 
     optimiser: OptimiserSettings
@@ -48,7 +49,7 @@ class LoopSettings:
     init: str = "shared"
     init_scale: float = 1.0
     max_tokens: int = 1024
-    save_every: int = 10
+    save_every_s: float = 15.0
 
     def eval_steps(self) -> set[int]:
         """Numbers of the steps (from 1) after which the validation loss is taken."""
@@ -171,6 +172,7 @@ def _run(
         plan_batches([input_length(x) for x in e.train], settings.batch_size, num_steps, settings.seed, e.name)
         for e in experts
     ]
+    saved = time.monotonic()
     for step in range(progress.step, num_steps):
         rows = [[e.train[i] for i in plan[step]] for e, plan in zip(experts, plans, strict=True)]
         losses = train_step(model, rows, stack, optimiser, settings, step)
@@ -180,7 +182,8 @@ def _run(
         hooks.on_step(step + 1, losses)
         if step + 1 in evals:
             _evaluate(model, experts, stack, settings, progress, best, hooks)
-        if checkpoint and (step + 1 in evals or (step + 1) % settings.save_every == 0):
+        if checkpoint and (step + 1 in evals or time.monotonic() - saved >= settings.save_every_s):
+            saved = time.monotonic()
             save_checkpoint(checkpoint, progress, stack.parameters, optimiser, best)
 
 

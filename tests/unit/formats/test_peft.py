@@ -24,7 +24,6 @@ KEY_A = f"base_model.model.{Q_PROJ}.lora_A.weight"
 KEY_B = f"base_model.model.{Q_PROJ}.lora_B.weight"
 
 # PEFT asks transformers for an attribute that transformers is about to rename.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
 def pair(rank: int = 2, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -137,7 +137,6 @@ def test_the_fingerprint_of_a_deep_model_is_small(tiny_model: MakeModel) -> None
     assert len(json.dumps(document)) < 10_000
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_a_model_that_peft_wrapped_gives_the_fingerprint_of_its_base(tiny_model: MakeModel) -> None:
     bare = fingerprint_of_model(tiny_model())
     settings = peft.LoraConfig(target_modules=["q_proj", "down_proj"], modules_to_save=["norm"])

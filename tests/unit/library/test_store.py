@@ -63,7 +63,6 @@ def test_an_adapter_from_memory_comes_back_equal(library: Library, make_adapter:
     assert library.verify() == []
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_an_adapter_in_a_library_loads_in_peft(
     library: Library, make_adapter: MakeAdapter, tiny_model: Callable[..., Any]
 ) -> None:
@@ -315,6 +314,12 @@ def test_remote_libraries_are_refused_by_name(path: str) -> None:
     for act in (Library.open, Library.create):
         with pytest.raises(UsageError, match="remote libraries are not supported yet"):
             act(path)
+
+
+def test_an_adapters_folder_that_cannot_be_read_is_an_error_and_no_empty_library(library: Library) -> None:
+    (library.path / "adapters").write_text("")
+    with pytest.raises(LibraryError, match="adapters must be readable"):
+        library.names()
 
 
 def test_a_path_that_is_no_library_is_refused(tmp_path: Path) -> None:

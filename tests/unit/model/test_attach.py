@@ -123,11 +123,14 @@ def test_an_empty_library_is_refused(model: Any, route: Make) -> None:
     [
         ({"router": "arow"}, RouterError, r"a router must exist\nfound: arow\nremedy: one of \['arrow'"),
         ({"mix": "deltas"}, RouterError, "mix must be one of"),
-        ({"experts": "a"}, RouterError, "experts must be a list of names"),
-        ({"top_k": 0}, LibraryError, "top_k must be at least 1"),
-        ({"temperature": 0.0}, LibraryError, "temperature must be a positive number"),
-        ({"temperature": -1.0}, LibraryError, "temperature must be a positive number"),
-        ({"temperature": float("nan")}, LibraryError, "temperature must be a positive number"),
+        ({"experts": "a"}, RouterError, "experts must be a list of different names"),
+        ({"top_k": 0}, UsageError, "top_k must be at least 1"),
+        ({"top_k": True}, UsageError, "top_k must be a whole number"),
+        ({"experts": ["a", "a"]}, RouterError, "list of different names"),
+        ({"experts": []}, RouterError, "list of different names"),
+        ({"temperature": 0.0}, UsageError, "temperature must be a positive number"),
+        ({"temperature": -1.0}, UsageError, "temperature must be a positive number"),
+        ({"temperature": float("nan")}, UsageError, "temperature must be a positive number"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -258,7 +261,8 @@ def test_ambiguous_prototypes_are_named(
 ) -> None:
     clear = random_adapter(model, "clear", generator)
     flat = random_adapter(model, "flat", generator, gap=1.0, layers=[1], targets=("q_proj",))
-    route(model, [clear, flat])
+    with pytest.warns(UserWarning, match="1 prototypes are ambiguous.*expert 'flat' at model.layers.1"):
+        route(model, [clear, flat])
     ((expert, layer, gap),) = seating(model).ambiguous()
     assert (expert, layer) == ("flat", "model.layers.1.self_attn.q_proj")
     assert gap > 0.999

@@ -47,6 +47,13 @@ def test_padding_is_left_out_of_usage(routed: Any) -> None:
     assert list(traced.usage().values()) != pytest.approx(traced.stacked().mean(dim=(0, 1, 2)).tolist())
 
 
+def test_a_mask_given_by_position_counts_as_one_given_by_name(routed: Any) -> None:
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]])
+    with trace(routed) as traced:
+        routed(IDS, mask)
+    assert torch.equal(traced.mask(), mask.bool())
+
+
 @pytest.mark.parametrize("router_in_between", [None, "base"])
 def test_cached_generation_reads_as_one_row_of_positions(routed: Any, router_in_between: str | None) -> None:
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])

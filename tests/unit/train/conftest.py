@@ -18,7 +18,7 @@ SETTINGS = LoopSettings(
     alpha=4.0,
     num_evals=2,
     max_tokens=10_000,
-    save_every=3,
+    save_every_s=0.0,
 )
 
 

@@ -112,3 +112,4 @@ def test_a_checkpoint_that_cannot_be_written_keeps_the_last_one(path: Path, monk
         save_checkpoint(path, Progress(), *state(9.0))
     parameters, optimiser, best = state(0.0)
     assert load_checkpoint(path, NAMES, parameters, optimiser, best) == PROGRESS
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
