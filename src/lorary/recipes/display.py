@@ -17,6 +17,7 @@ class Bar:
 
     def __init__(self, title: str, total: int, progress: Progress | None, console: Console) -> None:
         self._title, self._total, self._done, self._console = title, total, 0, console
+        self._resumed_at: int | None = None  # units that an earlier run had done: they took this one no time
         self._progress = progress
         self._task = progress.add_task(title, total=total, note="") if progress else None
         self._started = self._spoke = time.monotonic()
@@ -29,13 +30,17 @@ class Bar:
             note: a word on the last unit (a loss, a name).
         """
         self._done = done
+        if self._resumed_at is None:
+            self._resumed_at = done - 1
+            if self._progress is not None and self._task is not None:
+                self._progress.reset(self._task, completed=self._resumed_at)
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)
             return
         now = time.monotonic()
         if done == self._total or now - self._spoke >= LINE_EVERY_S:
             self._spoke = now
-            left = (now - self._started) / max(done, 1) * (self._total - done)
+            left = (now - self._started) / max(done - self._resumed_at, 1) * (self._total - done)
             line = f"{self._title}: {done}/{self._total}, {left:.0f} s left {note}"
             self._console.print(line.rstrip(), highlight=False, markup=False)
 
