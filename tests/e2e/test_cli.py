@@ -469,3 +469,20 @@ def test_prompts_longer_than_the_base_can_read_are_cut_with_a_warning(
     assert built.code == scored.code == 0, built.err + scored.err
     assert "task 'long': the prompts of 8 of 8 rows were too long" in built.err
     assert "task 'long': the prompts of 2 of 2 rows were too long" in scored.err
+
+
+def test_another_base_by_force_is_scored_anew(
+    library: Path, tasks: Path, run: Run, tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    from lorary.formats.quiet import quiet_transformers
+
+    with quiet_transformers():
+        tiny_model(seed=5).save_pretrained(tmp_path / "other")
+        tiny_tokenizer.save_pretrained(tmp_path / "other")
+    command = ("evaluate", library, tasks, "--rows", 2, "--routers", "arrow", "--json")
+    own = json.loads(run(*command).out)["cells"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        forced = json.loads(run(*command, "--base", tmp_path / "other", "--force-base").out)["cells"]
+    losses = [[cell["value"] for cell in cells if cell["metric"] == "loss"] for cells in (own, forced)]
+    assert all(a != b for a, b in zip(*losses, strict=True))

@@ -17,13 +17,18 @@ class ResultCache:
 
     Args:
         library: its folder `results/` holds the file.
+        base_digest: digest of the fingerprint of the model at hand, which may be a relative of the library's base, or
+            another one by force.
+
+    Raises:
+        LibraryError: if results are there and cannot be read.
     """
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Library, base_digest: str) -> None:
         self._path = library.path / "results" / RESULTS_FILE
         self._values: dict[str, Any] = {}
         self._hashes = {row["name"]: row["hash"] for row in library.describe()}
-        self._base = library.base.fingerprint.digest
+        self._base = base_digest
         self._versions = {package: version(package) for package in ("lorary", "torch", "transformers")}
         for line in self._read().splitlines():
             try:

@@ -15,6 +15,7 @@ from lorary.evaluate.cells import Cell, Comparison, base_guard, compare
 from lorary.evaluate.loglik import answer_losses
 from lorary.evaluate.metrics import check_metric
 from lorary.evaluate.statistics import bootstrap_interval
+from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.store import Library
 from lorary.model.attach import Routing, attach, detach, routing
 from lorary.model.base import Base, load_base
@@ -122,7 +123,7 @@ def evaluate_library(
     """
     display = display or Display()
     template_of(library, settings.template)
-    cache = ResultCache(library)
+    cache = ResultCache(library, fingerprint_of_model(base.model).digest)
     own = _experts_by_task(library)
     routers = list(dict.fromkeys(("base", *settings.routers)))
     jobs = [(task, router) for task in tasks.values() for router in routers]
