@@ -22,7 +22,14 @@ function mixed(one, other, part) {
 
 const NUM_HUES = 8;
 const familyOf = (expert) => data.families[expert] ?? "other";
-const familyColour = (family) => colour(`--hue-${data.colours[family] ?? NUM_HUES - 1}`);
+const familyColour = (family) => hueOf(data.colours[family] ?? NUM_HUES - 1);
+
+// Colours are numbered: the hues one after the other, then again in a darker and in a paler shade (as in clusters.css).
+function hueOf(number) {
+  const hue = colour(`--hue-${number % NUM_HUES}`);
+  const round = Math.floor(number / NUM_HUES) % 3;
+  return round === 0 ? hue : mixed(hue, colour(round === 1 ? "--ink" : "--paper"), round === 1 ? 0.4 : 0.45);
+}
 
 // Experts of one family share its hue and differ in shade; without families the hues go round.
 function expertColours(experts) {

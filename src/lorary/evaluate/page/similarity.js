@@ -19,6 +19,15 @@ function similarityShapes(blocks) {
   });
 }
 
+// Two hues that meet at zero; one, from the least to the greatest, where all cosines are positive: there zero says nothing.
+function cosineScale(values) {
+  const [least, greatest] = values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [1, -1]);
+  const names = ["--low-end", "--low", "--zero", "--high", "--high-end"].slice(least > 0 ? 2 : 0);
+  const reach = Math.max(0.05, Math.abs(least), Math.abs(greatest));
+  const range = least > 0 ? { zmin: least, zmax: Math.max(greatest, least + 0.05) } : { zmin: -reach, zmax: reach };
+  return { ...range, colorscale: names.map((name, i) => [i / (names.length - 1), colour(name)]) };
+}
+
 function similarityPlot(similarity, z, width) {
   const count = similarity.names.length;
   const isNamed = count <= NAMED_ROWS && width > 520;
@@ -26,16 +35,15 @@ function similarityPlot(similarity, z, width) {
   const names = isNamed ? Math.min(170, 18 + 6.8 * longest) : 12;
   const longestFamily = Math.max(...similarity.blocks.map(({ family }) => Math.min(family.length, 16)));
   const right = 26 + 7.5 * longestFamily;
-  const side = Math.max(120, Math.min(width - names - right, 640));
-  const reach = Math.max(0.05, ...z.flat().map((value) => Math.abs(value ?? 0)));
+  const side = Math.max(120, Math.min(width - names - right, count > 40 ? 780 : 640));
+  const scale = cosineScale(z.flat().filter((value) => value !== null));
   const ticks = isNamed
     ? { tickvals: similarity.names.map((_, i) => i), ticktext: similarity.names.map((name) => plain(short(name, 24))) }
     : { showticklabels: false, ticks: "" };
   const fontSize = Math.max(8, Math.min(12, (side / count) * 0.75));
   const axis = { ...ticks, showgrid: false, range: [-0.5, count - 0.5], tickfont: { size: fontSize }, ticks: "", fixedrange: false };
   const trace = {
-    type: "heatmap", z, zmin: -reach, zmax: reach, xgap: count > 40 ? 0 : 1, ygap: count > 40 ? 0 : 1,
-    colorscale: ["--low-end", "--low", "--zero", "--high", "--high-end"].map((name, i) => [i / 4, colour(name)]),
+    type: "heatmap", z, ...scale, xgap: count > 40 ? 0 : 1, ygap: count > 40 ? 0 : 1,
     colorbar: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", ypad: 4, thickness: 10, len: 0.6, outlinewidth: 0, title: { text: "cosine", side: "top", font: { size: 12 } } },
     text: similarity.names.map((row) => similarity.names.map((column) => `${plain(row)}<br>${plain(column)}`)),
     hovertemplate: "%{text}<br>cosine %{z:.3f}<extra></extra>", hoverongaps: false,

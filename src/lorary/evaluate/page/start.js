@@ -54,24 +54,3 @@ if (data.similarity) {
 }
 if (data.losses.length) plot("plot-losses", (width) => lossPlot(data.losses, width));
 if (data.routings.length) startRouting();
-
-let width = window.innerWidth;
-let pending;
-window.addEventListener("resize", () => {
-  // On a phone, scrolling changes the height alone.
-  if (window.innerWidth === width) return;
-  width = window.innerWidth;
-  clearTimeout(pending);
-  pending = setTimeout(redraw, 150);
-});
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-// Paper is light: print in the light scheme with nothing folded, then go back.
-window.addEventListener("beforeprint", () => {
-  document.documentElement.dataset.printing = "";
-  for (const details of document.querySelectorAll("details")) details.open = true;
-  redraw();
-});
-window.addEventListener("afterprint", () => {
-  delete document.documentElement.dataset.printing;
-  redraw();
-});

@@ -1,0 +1,239 @@
+"""`lorary cluster`: groups the adapters of any library by what they compute. No data, no base model is loaded.
+
+What is found is kept in `derived/clusters-HASH/`, keyed by the content hashes of the adapters and the settings, so that
+a second call answers at once and a changed adapter asks for another key.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as encode_tensors
+from torch import Tensor
+
+from lorary.adapter import Adapter
+from lorary.cluster.agreement import Agreement, agreement
+from lorary.cluster.kmeans import Candidate
+from lorary.cluster.mbc import Clustering, cluster_adapters
+from lorary.data.schema import NO_FAMILY
+from lorary.errors import LibraryError
+from lorary.evaluate.page.cluster_contents import MOST_ADAPTERS
+from lorary.evaluate.page.clusters import ClusterMap, check_size
+from lorary.library.derived import derived_folder, load_derived, save_derived
+from lorary.library.files import encode_json
+from lorary.library.store import Library
+from lorary.recipes.display import Display
+
+KIND = "clusters"
+DOCUMENT = "clusters.json"
+COSINES = "cosines.safetensors"
+# To be raised when the same adapters and settings would get another answer: older ones are then not found any more.
+EDITION = 1
+
+
+@dataclass(frozen=True)
+class ClusterResult:
+    """The clusters of a library.
+
+    Args:
+        library: the library's folder.
+        base: name of its base model.
+        found: the document that is stored: names, labels, k, cohesion, silhouette, ... (see docs/clusters.md).
+        cosine: similarity of all adapters in the order of the names, float32; None where there are too many for a map.
+        families: family of each adapter whose provenance knows exactly one.
+        folder: where the document lies; None where the library cannot be written.
+        is_stored: whether the answer was there already.
+    """
+
+    library: str
+    base: str
+    found: Mapping[str, Any]
+    cosine: Tensor | None
+    families: Mapping[str, str]
+    folder: Path | None
+    is_stored: bool
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Cluster of each adapter by name; -1 for those that compute nothing."""
+        return dict(zip(self.found["names"], self.found["labels"], strict=True))
+
+    def agreement(self) -> Agreement | None:
+        """How far clusters and families agree; None where fewer than two families are known."""
+        labels = self.labels
+        known = [name for name in self.families if labels[name] >= 0]
+        families = [self.families[name] for name in known]
+        return agreement([labels[name] for name in known], families) if len(set(families)) > 1 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `lorary cluster --json`."""
+        told = {key: value for key, value in self.found.items() if key not in ("names", "labels")}
+        with_families = self.agreement()
+        return {
+            **told,
+            "library": self.library,
+            "assignments": self.labels,
+            "families": dict(self.families),
+            "agreement": None if with_families is None else with_families._asdict(),
+            "folder": None if self.folder is None else str(self.folder),
+            "is_stored": self.is_stored,
+        }
+
+
+def run_cluster(
+    library_path: str, *, k: int | Literal["auto"] = "auto", method: str = "delta", seed: int = 42
+) -> ClusterResult:
+    """Cluster the adapters of a library, or find the answer of an earlier call.
+
+    Args:
+        library_path: folder of the library; imported adapters are as good as any.
+        k: number of clusters, or `auto`.
+        method: `delta`, `paper-2024` or `sketch`, see `lorary.cluster.mbc.cluster_adapters`.
+        seed: of k-means and of the paper's SVD.
+
+    Returns:
+        The clusters.
+
+    Raises:
+        LibraryError: if there is no library, it has fewer than two adapters, or a stored answer is damaged.
+        UsageError: if an option is out of range, or there are fewer distinct adapters than clusters.
+        AdapterError: if an adapter is damaged, or two cannot be compared by the method.
+    """
+    library = Library.open(library_path)
+    known = {name: library.provenance(name) for name in library.names()}
+    if len(known) < 2:
+        raise LibraryError(
+            f"library {library_path} must have at least two adapters to cluster",
+            found=len(known),
+            remedy=f"add some with `lorary library add {library_path} PATH`",
+        )
+    hashes = {name: provenance["content_hash"] for name, provenance in known.items()}
+    key = {"adapters": hashes, "edition": EDITION, "k": k, "method": method, "seed": seed}
+    files = load_derived(library.path, KIND, key)
+    is_stored = files is not None
+    if files is None:
+        files = _encoded(*_cluster(library, k, method, seed))
+        is_kept = _keep(library, key, files)
+    found = json.loads(files[DOCUMENT])
+    for message in found["warnings"]:
+        warnings.warn(message, stacklevel=2)
+    return ClusterResult(
+        library=library_path,
+        base=library.base.name,
+        found=found,
+        cosine=read_tensors(files[COSINES])["cosine"] if COSINES in files else None,
+        families={name: family for name, own in known.items() if (family := _family(own)) is not None},
+        folder=derived_folder(library.path, KIND, key) if is_stored or is_kept else None,
+        is_stored=is_stored,
+    )
+
+
+def _cluster(library: Library, k: int | Literal["auto"], method: str, seed: int) -> tuple[Clustering, dict[str, Any]]:
+    """The clusters, and what belongs into their document beside them: settings, and warnings to repeat each time."""
+    names = library.names()
+    with warnings.catch_warnings(record=True) as caught, Display().bar("reading adapters", len(names)) as bar:
+        warnings.simplefilter("always")
+
+        def load(name: str) -> Adapter:
+            adapter = library.get(name)
+            bar.advance(name)
+            return adapter
+
+        clustering = cluster_adapters(names, load, k=k, method=method, seed=seed)
+    asked = {"seed": seed, "is_chosen": k == "auto", "warnings": [str(warning.message) for warning in caught]}
+    return clustering, asked
+
+
+def _encoded(clustering: Clustering, asked: Mapping[str, Any]) -> dict[str, bytes]:
+    document = {
+        **asked,
+        "names": list(clustering.names),
+        "labels": list(clustering.labels),
+        "k": clustering.k,
+        "method": clustering.method,
+        "cohesion": list(clustering.cohesion),
+        "silhouette": clustering.silhouette,
+        "stability": clustering.stability,
+        "zero": list(clustering.zero),
+        "duplicates": [list(group) for group in clustering.duplicates],
+        "nearest": {name: [list(pair) for pair in pairs] for name, pairs in clustering.nearest.items()},
+        "candidates": [{"k": c.k, "silhouette": c.silhouette, "stability": c.stability} for c in clustering.candidates],
+    }
+    files = {DOCUMENT: encode_json(document)}
+    # Ten thousand adapters have 400 MB of cosines, and no map is drawn of them.
+    if len(clustering.names) <= MOST_ADAPTERS:
+        files[COSINES] = encode_tensors({"cosine": clustering.similarity.float().contiguous()})
+    return files
+
+
+def _keep(library: Library, key: Mapping[str, Any], files: Mapping[str, bytes]) -> bool:
+    """Store an answer; a library that cannot be written, such as a shared one, gets its answer all the same."""
+    try:
+        save_derived(library.path, KIND, key, files)
+    except LibraryError as error:
+        warnings.warn(f"the clusters are not stored: {error.rule} (found: {error.found})", stacklevel=2)
+        return False
+    return True
+
+
+def _family(provenance: Mapping[str, Any]) -> str | None:
+    """The one family of an adapter's tasks; None where there are several, or nobody said."""
+    families = provenance.get("families")  # of an imported adapter: anybody's
+    values = {str(family) for family in families.values()} if isinstance(families, dict) else set()
+    return values.pop() if len(values) == 1 and values != {NO_FAMILY} else None
+
+
+def map_of(result: ClusterResult) -> ClusterMap:
+    """Gather what the page shows.
+
+    Args:
+        result: the clusters of a library.
+
+    Returns:
+        The contents of the page, for `lorary.evaluate.page.clusters.write_map`.
+
+    Raises:
+        UsageError: if there are more adapters than a page shows.
+    """
+    found, names = result.found, result.found["names"]
+    if result.cosine is None:
+        check_size(len(names))
+    assert result.cosine is not None
+    kept = [i for i, label in enumerate(found["labels"]) if label >= 0]
+    return ClusterMap(
+        title=f"Lorary: clusters of {Path(result.library).resolve().name}",
+        names=[names[i] for i in kept],
+        labels=[found["labels"][i] for i in kept],
+        cosine=result.cosine[kept][:, kept],
+        cohesion=found["cohesion"],
+        method=found["method"],
+        families=result.families,
+        silhouette=found["silhouette"],
+        duplicates=found["duplicates"],
+        zero=found["zero"],
+        candidates=[Candidate(**candidate) for candidate in found["candidates"]],
+        facts=_facts(result),
+        versions={package: version(package) for package in ("lorary", "torch", "scikit-learn")},
+    )
+
+
+def _facts(result: ClusterResult) -> dict[str, str]:
+    found, with_families = result.found, result.agreement()
+    chosen = "chosen by silhouette and stability" if found["is_chosen"] else "as asked for"
+    facts = {
+        "library": f"{Path(result.library).resolve().name}, {len(found['names'])} adapters",
+        "base model": result.base,
+        "method": found["method"],
+        "clusters": f"{found['k']}, {chosen}",
+        "seed": str(found["seed"]),
+    }
+    if with_families is not None:
+        facts["agreement with families"] = (
+            f"adjusted Rand {with_families[0]:.2f}, mutual information {with_families[1]:.2f}"
+        )
+    return facts
