@@ -486,3 +486,76 @@ def test_another_base_by_force_is_scored_anew(
         forced = json.loads(run(*command, "--base", tmp_path / "other", "--force-base").out)["cells"]
     losses = [[cell["value"] for cell in cells if cell["metric"] == "loss"] for cells in (own, forced)]
     assert all(a != b for a, b in zip(*losses, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "experts"),
+    [
+        ("joint", ("--sampling", "uniform"), ["joint"]),
+        ("mbc", ("--k", 2, "--private-steps", 2, "--cluster-seed", 1), ["cluster_0", "cluster_1"]),
+        ("mbc", ("--k", 2, "--cluster-by", "family", "--patience", 1), ["cluster_0", "cluster_1"]),
+        ("mhr", ("--skills", 2, "--splits", 2, "--mu"), ["mu", "skill_0", "skill_1"]),
+    ],
+)
+def test_every_method_builds_a_library_that_can_be_evaluated(
+    method: str, options: tuple[object, ...], experts: list[str], tasks: Path, tiny_base_folder: Path, run: Run,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    path = tmp_path / "lib"
+    command = ("build", tasks, "--base", tiny_base_folder, "--library", path, *QUICK, "--method", method, *options)
+    outcome = run(*command)
+    assert outcome.code == 0, outcome.err
+    assert all(name in outcome.out for name in experts)
+    assert [row["name"] for row in json.loads(run("library", "ls", path, "--json").out)] == experts
+    assert run("library", "verify", path).code == 0
+    cells = json.loads(run("evaluate", path, tasks, "--rows", 2, "--routers", "uniform", "--json").out)["cells"]
+    assert {cell["split"] for cell in cells} == {"held_in"}
+    again = json.loads(run(*command, "--json").out)
+    assert (again["method"], again["trained"], sorted(again["kept"])) == (method, [], experts)
+
+
+def test_a_dry_run_of_a_build_writes_nothing(tasks: Path, tiny_base_folder: Path, run: Run, tmp_path: Path) -> None:
+    command = ("build", tasks, "--base", tiny_base_folder, "--library", tmp_path / "lib", *QUICK, "--dry-run")
+    said, document = run(*command), json.loads(run(*command, "--json").out)
+    assert said.code == 0, said.err
+    assert "time: about" in said.out
+    assert [row["name"] for row in document["experts"]] == ["echo", "shout"]
+    assert document["steps"] == 12
+    assert set(document["memory"]) == {"base", "experts", "activations"}
+    assert not (tmp_path / "lib").exists()
+
+
+def test_single_experts_are_overridden_from_a_file(
+    tasks: Path, tiny_base_folder: Path, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "o.json").write_text('{"echo": {"rank": 3, "steps": 2}}')
+    command = ("build", tasks, "--base", tiny_base_folder, "--library", tmp_path / "lib", *QUICK)
+    assert run(*command, "--overrides", tmp_path / "o.json").code == 0
+    rows = json.loads(run("library", "ls", tmp_path / "lib", "--json").out)
+    assert {row["name"]: row["rank"] for row in rows} == {"echo": 3, "shout": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--method", "best"), "--method must be one of"),
+        (("--k", "3"), "--k needs --method mbc"),
+        (("--cluster-by", "text"), "--cluster-by needs --method mbc"),
+        (("--method", "mbc", "--mu"), "--mu needs --method poly or mhr"),
+        (("--method", "mbc", "--k", "few"), "--k"),
+        (("--method", "mbc", "--k", "3"), "--k must be at most 2"),
+        (("--method", "poly", "--splits", "2"), "--splits"),
+        (("--sampling", "hot"), "--sampling"),
+        (("--log", "paper"), "--log"),
+        (("--overrides", "{missing}"), "--overrides"),
+        (("--executor", "cloud"), "--executor"),
+    ],
+)
+def test_a_build_refuses_options_that_it_could_not_honour(
+    options: tuple[str, ...], words: str, tasks: Path, tiny_base_folder: Path, run: Run, tmp_path: Path
+) -> None:
+    filled = [str(option).format(missing=tmp_path / "missing") for option in options]
+    outcome = run("build", tasks, "--base", tiny_base_folder, "--library", tmp_path / "lib", *QUICK, *filled)
+    assert outcome.code == 2
+    assert words in outcome.err
+    assert not (tmp_path / "lib").exists()

@@ -1,11 +1,13 @@
 """A build that is killed: the library stays whole, the next run goes on, and the outcome is the same bytes."""
 
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,86 @@ import pytest
 from lorary.library.store import Library
 
 NAMES = ("five", "four", "one", "three", "two")
+EXPERTS = {
+    "private": [*NAMES],
+    "mbc": ["cluster_0", "cluster_1", "cluster_2"],
+    "poly": [f"skill_{number}" for number in range(8)],
+}
+KILLS = {"private": 5, "mbc": 20, "poly": 5}
 
-# Builds with a window of two experts, so that passes end while others wait, and says when a pass begins and ends.
-SCRIPT = """
-import sys
+# Builds on request, each in a process of its own that is forked off one whose imports are done: a start takes
+# milliseconds. Two experts are trained at a time, so that some end while others wait, and state is saved at each step.
+NURSERY = """
+import json, os, sys, traceback
 import torch
 torch.set_num_threads(1)
-from lorary.recipes.build import run_build
-from lorary.recipes.build_settings import preset
-tasks, library, base = sys.argv[1:4]
+import sklearn.cluster
+from lorary.recipes.build import MethodSettings, run_build
+from lorary.recipes.build_settings import ClusterSettings, RunSettings, preset
+tasks, base = sys.argv[1:3]
 settings = preset("default", rank=2, steps=24, batch_size=2, evals=4, learning_rate=0.02)
+run = RunSettings(window=2, save_every_s=0.0)
+
+def build(library, method):
+    how = MethodSettings(method, ClusterSettings(k=(3,), private_steps=12))
+    result = run_build(tasks, library, settings, how, base=base, run=run)
+    print("trained", *result.trained, flush=True)
+
 print("ready", flush=True)
-result = run_build(tasks, library, settings, base=base, window=2)
-print("trained", *result.trained, flush=True)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        try:
+            build(*json.loads(line))
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    print(child, flush=True)
+    sys.stdin.readline()  # until then the child's number remains its own, dead or alive
+    _, status = os.waitpid(child, 0)
+    print(status, flush=True)
 """
+
+
+class Nursery:
+    """The process that builds are forked off."""
+
+    def __init__(self, tasks: Path, base: Path, errors: Path) -> None:
+        self.errors = errors
+        with open(errors, "w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", NURSERY, str(tasks), str(base)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        assert self._read() == "ready", errors.read_text()
+
+    def _read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def _write(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+
+    def build(self, library: Path, method: str, kill_after_s: float | None = None) -> list[str] | None:
+        """Names of the experts that a build trained; None where it was killed before it ended."""
+        self._write(json.dumps([str(library), method]))
+        child, words = int(self._read()), ""
+        if kill_after_s is not None:
+            time.sleep(kill_after_s)
+            os.kill(child, signal.SIGKILL)
+        self._write("wait")
+        status = self._read()
+        if status.startswith("trained"):
+            words, status = status, self._read()
+        assert int(status) in (0, signal.SIGKILL), self.errors.read_text()
+        return words.split()[1:] if int(status) == 0 else None
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +111,13 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(tasks: Path, library: Path, base: Path) -> "subprocess.Popen[str]":
-    """Start a build and wait until its imports are done."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tasks), str(library), str(base)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+@pytest.fixture(scope="module")
+def nursery(tasks: Path, tiny_base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """A nursery over the five tasks, gone after the tests."""
+    made = Nursery(tasks, tiny_base_folder, tmp_path_factory.mktemp("nursery") / "errors.txt")
+    yield made
+    made.process.kill()
+    made.process.communicate()
 
 
 def adapters(library: Path) -> dict[str, bytes]:
@@ -62,36 +126,54 @@ def adapters(library: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_a_build_killed_at_any_moment_goes_on_to_the_same_bytes(
-    tasks: Path, tiny_base_folder: Path, tmp_path: Path
-) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(tasks, whole, tiny_base_folder)
-    began = time.monotonic()
-    out, err = process.communicate(timeout=120)
-    duration = time.monotonic() - began
-    assert process.returncode == 0, err
-    assert out.split() == ["trained", *NAMES]
+def derived(library: Path) -> dict[str, bytes]:
+    """Bytes of every recorded clustering."""
+    folder = library / "derived"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
-    chance = random.Random(0)
+
+def stage_of(library: Path) -> str:
+    """How far a build of clusters has come."""
+    if derived(library):
+        return "retrain"
+    return "private" if (library / ".build" / "private" / "library.json").exists() else "start"
+
+
+@pytest.mark.parametrize("method", EXPERTS)
+def test_a_build_killed_at_any_moment_goes_on_to_the_same_bytes(nursery: Nursery, method: str, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    began = time.monotonic()
+    names = nursery.build(whole, method)
+    duration = time.monotonic() - began
+    assert names == EXPERTS[method]
+
+    chance, kills = random.Random(0), KILLS[method]
     finished: dict[str, bytes] = {}
-    for _ in range(4):
-        process = start(tasks, killed, tiny_base_folder)
-        time.sleep(chance.uniform(0.05, 0.45) * duration)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    stages: set[str] = set()
+    rounds = 0
+    while kills:
+        stages.add(stage_of(killed))
+        if nursery.build(killed, method, chance.uniform(0.02, 0.5) * duration) is None:
+            kills -= 1
+        else:  # too quick for this kill: what it made is compared, and another build takes the next kills
+            assert adapters(killed) == adapters(whole)
+            rounds += 1
+            killed, finished = tmp_path / f"killed-{rounds}", {}
         if (killed / "library.json").exists():
             assert Library.open(killed).verify() == []
         now = adapters(killed)
         assert {name: now.get(name) for name in finished} == finished
         finished = now
     already = sorted({Path(name).parts[0] for name in finished})
-    process = start(tasks, killed, tiny_base_folder)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert sorted([*out.split()[1:], *already]) == sorted(NAMES)  # nothing finished was trained again
+    trained = nursery.build(killed, method)
+    assert trained is not None
+    assert sorted([*trained, *already]) == names  # nothing finished was trained again
     assert adapters(killed) == adapters(whole)
-    assert not list((killed / ".build").glob("*"))
+    assert derived(killed) == derived(whole)
+    assert [path for path in (killed / ".build").iterdir() if path.is_file()] == []
+    if method == "mbc":
+        assert stages >= {"private", "retrain"}
+        assert adapters(killed / ".build" / "private") == adapters(whole / ".build" / "private")
 
 
 def test_a_pass_killed_between_two_commits_does_not_train_again(
@@ -113,10 +195,10 @@ def test_a_pass_killed_between_two_commits_does_not_train_again(
         recipe.run_build(str(tasks), str(tmp_path / "lib"), settings, base=str(tiny_base_folder))
     monkeypatch.setattr(Library, "add_adapter", commit)
 
-    from lorary.train import loop
+    from lorary.train.forward import Forward
 
-    step = loop.train_step
-    monkeypatch.setattr(loop, "train_step", lambda *args, **kwargs: steps.append(1) or step(*args, **kwargs))
+    step = Forward.train_losses
+    monkeypatch.setattr(Forward, "train_losses", lambda *args: steps.append(1) or step(*args))
     result = recipe.run_build(str(tasks), str(tmp_path / "lib"), settings, base=str(tiny_base_folder))
     assert len(result.trained) == 4
     assert len(result.kept) == 1

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from lorary.cli.build import build
+from lorary.cli.cluster import cluster
 from lorary.cli.library import library_app
 from lorary.cli.options import (
-    BASE_HELP,
     Device,
     Dtype,
     ForceBase,
@@ -66,85 +67,8 @@ def demo(
         print(json.dumps(result.to_json()))
 
 
-@app.command()
-def build(
-    tasks: TasksReference,
-    library: Annotated[str, typer.Option("--library", metavar="LIB", help="folder of the library, new or not")],
-    base: Annotated[str, typer.Option(help=BASE_HELP)] = "embedded",
-    method: Annotated[str, typer.Option(help="private: one expert per task")] = "private",
-    names: TaskNames = None,
-    preset: Annotated[str, typer.Option(help="default or paper-2024")] = "default",
-    rank: Annotated[int | None, typer.Option(help="rank of every expert")] = None,
-    alpha: Annotated[float | None, typer.Option(help="scaling is alpha / rank")] = None,
-    target_modules: Annotated[
-        str | None, typer.Option(help="layers to adapt, separated by commas, or all-linear")
-    ] = None,
-    upper_layers: Annotated[int | None, typer.Option(help="adapt only that many of the last layers")] = None,
-    steps: Annotated[int | None, typer.Option(help="optimiser steps per expert")] = None,
-    epochs: Annotated[float | None, typer.Option(help="passes over the rows, in place of --steps")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="rows per step and expert")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="peak of the schedule")] = None,
-    dropout: Annotated[float | None, typer.Option(help="on the adapters' input, while training")] = None,
-    evals: Annotated[int | None, typer.Option(help="how often the validation loss is taken")] = None,
-    train_rows: Annotated[int | None, typer.Option(help="use the first so many training rows of a task")] = None,
-    val_rows: Annotated[int | None, typer.Option(help="use the first so many validation rows")] = None,
-    template: Template = None,
-    max_length: Annotated[int | None, typer.Option(help="tokens of a row; longer prompts lose their start")] = None,
-    init: Annotated[str | None, typer.Option(help="shared or own initial weights")] = None,
-    seed: Annotated[int | None, typer.Option(help="of initial weights, order of rows and dropout")] = None,
-    window: Annotated[int, typer.Option(help="experts trained in one pass")] = 16,
-    max_tokens: Annotated[int, typer.Option(help="padded tokens of one micro-batch")] = 1024,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    as_json: Json = False,
-) -> None:
-    """Train a library of experts: one per task. Run it again to go on after an interruption."""
-    from dataclasses import asdict
-
-    from lorary.errors import UsageError
-    from lorary.recipes.build import run_build
-    from lorary.recipes.build_settings import preset as preset_settings
-
-    if method != "private":
-        raise UsageError("--method must be private", found=method)
-    targets = split_names(target_modules)
-    settings = preset_settings(
-        preset,
-        rank=rank,
-        alpha=alpha,
-        target_modules=None if targets is None else tuple(targets),
-        upper_layers=upper_layers,
-        steps=steps,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        dropout=dropout,
-        evals=evals,
-        train_rows=train_rows,
-        val_rows=val_rows,
-        template=template,
-        max_length=max_length,
-        init=init,
-        seed=seed,
-    )
-    result = run_build(
-        tasks,
-        library,
-        settings,
-        base=base,
-        names=split_names(names),
-        window=window,
-        max_tokens=max_tokens,
-        device=device,
-        dtype=dtype,
-    )
-    if as_json:
-        print(json.dumps(asdict(result)))
-        return
-    print(f"{'expert':<32} {'base':>8} {'expert':>8}   validation loss, nats per target token")
-    for name, (before, after) in result.val_losses.items():
-        print(f"{name:<32} {before:>8.3f} {after:>8.3f}")
-    print(f"{len(result.trained)} experts trained, {len(result.kept)} kept: {result.library}")
+app.command()(build)
+app.command()(cluster)
 
 
 @app.command()

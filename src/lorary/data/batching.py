@@ -15,21 +15,25 @@ BLOCK = 8
 
 
 class Batch(NamedTuple):
-    """Rows padded on the right, and the places where a target token is predicted.
+    """Sequences padded on the right, and the places where a target token is predicted.
 
     `input_ids` is (batch, seq); `rows`, `positions` and `labels` are (targets,): `labels[i]` is what position
-    `positions[i]` of row `rows[i]` must predict. Attention is causal, so that padding on the right is never seen and
-    needs no mask; it is recognised by position, never by token id.
+    `positions[i]` of sequence `rows[i]` must predict. Where a sequence is one row, attention is causal, so that padding
+    on the right is never seen and needs no mask; it is recognised by position, never by token id. Where a sequence
+    holds several rows (`lorary.data.packing`), `position_ids` (batch, seq) and the boolean `mask`
+    (batch, 1, seq, seq), True where the position of the third axis sees that of the fourth, say what each token sees.
     """
 
     input_ids: Tensor
     rows: Tensor
     positions: Tensor
     labels: Tensor
+    position_ids: Tensor | None = None
+    mask: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        return Batch(*(tensor.to(device) for tensor in self))
+        return Batch._make(tensor if tensor is None else tensor.to(device) for tensor in self)
 
 
 def input_length(example: Example) -> int:
@@ -87,9 +91,54 @@ def plan_batches(lengths: Sequence[int], batch_size: int, num_steps: int, *key: 
     stream: list[int] = []
     while len(stream) < needed:
         stream += torch.randperm(len(lengths), generator=generator).tolist()
+    return _cut_by_length(stream[:needed], lengths, batch_size, generator)
+
+
+def plan_weighted_batches(
+    lengths: Sequence[int],
+    tasks: Sequence[int],
+    weights: Sequence[float],
+    batch_size: int,
+    num_steps: int,
+    *key: object,
+) -> list[list[int]]:
+    """Row numbers of every training batch of a unit whose tasks are drawn by weight.
+
+    The task of each row is drawn in proportion to the weights; the rows of a task come in permuted epochs. Batches are
+    then made by length as `plan_batches` makes them.
+
+    Args:
+        lengths: tokens of each row.
+        tasks: task of each row.
+        weights: of tasks 0, 1, ..., each above 0, in any unit; every task has rows.
+        batch_size: rows per batch; rows repeat where there are fewer.
+        num_steps: number of batches.
+        key: what the order depends on.
+
+    Returns:
+        `num_steps` lists of `batch_size` row numbers.
+    """
+    generator = keyed_generator("order", *key)
+    rows_of: list[list[int]] = [[] for _ in weights]
+    for row, task in enumerate(tasks):
+        rows_of[task].append(row)
+    waiting: list[list[int]] = [[] for _ in weights]
+    shares = torch.tensor(weights, dtype=torch.float64)
+    stream = []
+    for task in torch.multinomial(shares, batch_size * num_steps, replacement=True, generator=generator).tolist():
+        if not waiting[task]:
+            waiting[task] = [rows_of[task][i] for i in torch.randperm(len(rows_of[task]), generator=generator).tolist()]
+        stream.append(waiting[task].pop())
+    return _cut_by_length(stream, lengths, batch_size, generator)
+
+
+def _cut_by_length(
+    stream: Sequence[int], lengths: Sequence[int], batch_size: int, generator: torch.Generator
+) -> list[list[int]]:
+    """Batches out of a stream of rows: blocks sorted by length, cut, and put in random order."""
     batches: list[list[int]] = []
-    for start in range(0, needed, batch_size * BLOCK):
-        block = sorted(stream[start : min(start + batch_size * BLOCK, needed)], key=lambda row: (lengths[row], row))
+    for start in range(0, len(stream), batch_size * BLOCK):
+        block = sorted(stream[start : start + batch_size * BLOCK], key=lambda row: (lengths[row], row))
         cut = [block[i : i + batch_size] for i in range(0, len(block), batch_size)]
         batches += [cut[i] for i in torch.randperm(len(cut), generator=generator).tolist()]
     return batches

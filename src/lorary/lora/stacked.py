@@ -1,56 +1,97 @@
-"""Training of many experts beside one linear layer: stacked factors, rows tagged with their expert."""
+"""Training of many units beside one linear layer: stacked factors, sequences tagged with their unit."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lorary.data.packing import MicroBatch, Piece
 from lorary.errors import ShapeError
 from lorary.keys import keyed_generator
+from lorary.ops.low_rank import add_low_rank
+
+
+def _no_tags() -> Tensor:
+    return torch.zeros(0, dtype=torch.long)
 
 
 @dataclass
 class RowTags:
-    """Which experts the rows of the running batch belong to; one object shared by all layers of a model.
-
-    A batch holds the same number of rows for each of its experts, one expert after the other.
+    """Whose the sequences of the running micro-batch are; one object shared by all layers of a model.
 
     Args:
-        experts: (experts in the batch,) int64 on the device of the factors, positions in the stacks.
-        names: names of those experts, for the keys of dropout.
-        lengths: padded length that each expert's rows would have alone; dropout draws no more than that.
+        slots: unit of each sequence, ascending.
+        tasks: task of each sequence within its unit.
+        pieces: where each row's own tokens lie.
+        names: what the dropout of each slot is keyed by: the unit's name, with its step where units differ in it.
         dropout: probability of dropping an input feature, 0 outside training.
-        key: (seed, step, first row) of the batch, the row counted among those of each expert.
+        key: what all dropout is keyed by besides: the seed.
     """
 
-    experts: Tensor
-    names: tuple[str, ...] = ()
-    lengths: tuple[int, ...] = ()
+    slots: Int[Tensor, " sequences"] = field(default_factory=_no_tags)
+    tasks: Int[Tensor, " sequences"] = field(default_factory=_no_tags)
+    pieces: tuple[Piece, ...] = ()
+    names: Sequence[object] = ()
     dropout: float = 0.0
-    key: tuple[int, ...] = ()
+    key: tuple[object, ...] = ()
+
+    def set(
+        self, micro: MicroBatch, names: Sequence[object] = (), dropout: float = 0.0, key: tuple[object, ...] = ()
+    ) -> None:
+        """Announce the micro-batch that goes through the model next.
+
+        Args:
+            micro: on the device of the factors.
+            names: by slot, as above; not needed without dropout.
+            dropout: as above.
+            key: as above.
+        """
+        self.slots, self.tasks, self.pieces = micro.slots, micro.tasks, micro.pieces
+        self.names, self.dropout, self.key = names, dropout, key
+
+    def dropout_mask(self, x: Float[Tensor, "sequences seq d_in"], path: str) -> Tensor:
+        """What to multiply a layer's input by: 0 or 1 / (1 - dropout).
+
+        Each row draws its own mask, keyed by (key, unit, row, layer), so that it depends on neither layout nor
+        company.
+
+        Args:
+            x: what the layer was given.
+            path: path of the layer.
+
+        Returns:
+            The mask, as `x`.
+        """
+        keep = 1.0 - self.dropout
+        mask = torch.ones(x.shape, dtype=x.dtype)
+        for piece in self.pieces:
+            generator = keyed_generator("dropout", *self.key, self.names[piece.slot], piece.name, path)
+            mask[piece.sequence, piece.start : piece.stop].bernoulli_(keep, generator=generator)
+        return mask.div_(keep).to(x.device)
 
 
 class StackedLora(nn.Module):
-    """LoRA factors of many experts for one linear layer; each row of a batch meets the factors of its own expert.
+    """LoRA factors of many units for one linear layer; each sequence of a batch meets the factors of its own unit.
 
-    Nothing of one expert reaches another: rows only multiply their own factors, so that the gradient of the summed
-    losses is, expert by expert, what training it alone would give. The rank axis is the largest of the stack; a
-    smaller expert has zero rows and columns there, whose gradients are zero, so that they stay zero.
+    Nothing of one unit reaches another: sequences only multiply their own factors, so that the gradient of the summed
+    losses is, unit by unit, what training it alone would give. The rank axis is the largest of the stack; a
+    smaller unit has zero rows and columns there, whose gradients are zero, so that they stay zero.
 
     Args:
         lora_a: leaf tensor that requires a gradient.
         lora_b: leaf tensor that requires a gradient.
-        scaling: alpha / rank of each expert.
+        scaling: alpha / rank of each unit.
         tags: shared by all layers, set before each forward pass.
         path: path of the layer, part of the key of its dropout.
     """
 
     def __init__(
         self,
-        lora_a: Float[Tensor, "experts rank d_in"],
-        lora_b: Float[Tensor, "experts d_out rank"],
-        scaling: Float[Tensor, " experts"],
+        lora_a: Float[Tensor, "slots rank d_in"],
+        lora_b: Float[Tensor, "slots d_out rank"],
+        scaling: Float[Tensor, " slots"],
         tags: RowTags,
         path: str,
     ) -> None:
@@ -59,8 +100,8 @@ class StackedLora(nn.Module):
         self.lora_a, self.lora_b, self.scaling = lora_a, lora_b, scaling
         self.tags, self.path = tags, path
 
-    def forward(self, x: Float[Tensor, "batch seq d_in"], output: Float[Tensor, "batch seq d_out"]) -> Tensor:
-        """Add each row's own expert to a layer's output.
+    def forward(self, x: Float[Tensor, "sequences seq d_in"], output: Float[Tensor, "sequences seq d_out"]) -> Tensor:
+        """Add to a layer's output what each sequence's own unit computes.
 
         Args:
             x: what the layer was given.
@@ -70,7 +111,7 @@ class StackedLora(nn.Module):
             The sum, in the dtype of `output`.
 
         Raises:
-            ShapeError: if the layer sees tokens without their rows, as the experts of a mixture do.
+            ShapeError: if the layer sees tokens without their sequences, as the experts of a mixture do.
         """
         if x.dim() != 3:
             raise ShapeError(
@@ -78,32 +119,8 @@ class StackedLora(nn.Module):
                 found=tuple(x.shape),
                 remedy="leave it out of the target modules",
             )
-        lora_a, lora_b, scaling = (self._select(t) for t in (self.lora_a, self.lora_b, self.scaling))
-        x = x.to(lora_a.dtype)
         if self.tags.dropout > 0:
-            x = x * self._dropout_mask(x)
-        num_experts = lora_a.shape[0]
-        z = torch.bmm(x.reshape(num_experts, -1, x.shape[-1]), lora_a.mT)  # (experts, tokens, rank)
-        z = z * scaling[:, None, None]
-        if output.dtype != lora_b.dtype:  # a half-precision base: the experts' update is computed apart
-            return output + torch.bmm(z, lora_b.mT).view(output.shape).to(output.dtype)
-        return torch.baddbmm(output.reshape(num_experts, -1, output.shape[-1]), z, lora_b.mT).view(output.shape)
-
-    def _select(self, stack: Tensor) -> Tensor:
-        return stack if self.tags.experts.numel() == stack.shape[0] else stack[self.tags.experts]
-
-    def _dropout_mask(self, x: Tensor) -> Tensor:
-        """A mask that depends on (seed, expert, step, layer) and on neither neighbours nor padding."""
-        keep = 1.0 - self.tags.dropout
-        mask = torch.ones(x.shape, dtype=x.dtype)
-        rows_of_expert = x.shape[0] // len(self.tags.names)
-        for position, (name, length) in enumerate(zip(self.tags.names, self.tags.lengths, strict=True)):
-            rows = mask[position * rows_of_expert : (position + 1) * rows_of_expert, :length]
-            generator = keyed_generator("dropout", *self.tags.key, name, self.path)
-            rows.bernoulli_(keep, generator=generator).div_(keep)
-        return mask.to(x.device)
-
-
-def all_experts(num_experts: int, device: torch.device) -> Int[Tensor, " experts"]:
-    """Tags of a batch that holds every expert of the stacks."""
-    return torch.arange(num_experts, device=device)
+            x = x.to(self.lora_a.dtype) * self.tags.dropout_mask(x, self.path)
+        slots = self.tags.slots
+        up = self.lora_b.mT.index_select(0, slots) * self.scaling[slots, None, None]
+        return add_low_rank(output, x, self.lora_a.index_select(0, slots), up)

@@ -1,4 +1,4 @@
-"""Logits at chosen positions only: the output head is a fifth of a small model's arithmetic."""
+"""Logits at chosen positions only, from padded or packed rows: the head is a fifth of a small model's arithmetic."""
 
 from typing import Any
 
@@ -7,6 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorary.data.batching import Batch
+from lorary.data.packing import Group, micro_batches
+from lorary.data.sharing import PACKED_LENGTH
+from lorary.data.template import Example
+
+# Fields in which models say how far back their attention reaches. It is measured along the sequence, which a packed
+# row shares with others.
+_REACH = ("sliding_window", "window_size", "attention_window", "attention_chunk_size")
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def target_logits(model: Any, batch: Batch) -> Float[Tensor, "targets vocabulary"]:
@@ -17,7 +25,7 @@ def target_logits(model: Any, batch: Batch) -> Float[Tensor, "targets vocabulary
 
     Args:
         model: a transformers model for causal language modelling.
-        batch: rows padded on the right, on the model's device.
+        batch: sequences padded on the right, on the model's device; packed ones only where `can_pack` holds.
 
     Returns:
         One row of logits per target token, in the model's dtype.
@@ -28,10 +36,21 @@ def target_logits(model: Any, batch: Batch) -> Float[Tensor, "targets vocabulary
 
     handle = model.get_output_embeddings().register_forward_pre_hook(keep_targets)
     try:
-        logits: Tensor = model(input_ids=batch.input_ids, use_cache=False).logits
+        logits: Tensor = model(input_ids=batch.input_ids, use_cache=False, **_layout(batch, model.dtype)).logits
     finally:
         handle.remove()
     return logits[0]
+
+
+def _layout(batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What a packed batch tells the model beside its tokens; nothing for rows that are merely padded."""
+    if batch.mask is None:
+        return {}
+    # Additive, since eager attention adds its mask; made once here instead of in every layer.
+    mask = torch.zeros(batch.mask.shape, dtype=dtype, device=batch.mask.device)
+    mask.masked_fill_(~batch.mask, torch.finfo(dtype).min)
+    assert batch.position_ids is not None
+    return {"attention_mask": mask, "position_ids": batch.position_ids}
 
 
 def target_losses(model: Any, batch: Batch) -> Float[Tensor, " targets"]:
@@ -39,7 +58,7 @@ def target_losses(model: Any, batch: Batch) -> Float[Tensor, " targets"]:
 
     Args:
         model: a transformers model for causal language modelling.
-        batch: rows padded on the right, on the model's device.
+        batch: as `target_logits` takes it.
 
     Returns:
         One loss per target token, in the order of `batch.labels`.
@@ -47,3 +66,49 @@ def target_losses(model: Any, batch: Batch) -> Float[Tensor, " targets"]:
     logits = target_logits(model, batch)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return torch.nn.functional.cross_entropy(logits.to(dtype), batch.labels, reduction="none")
+
+
+def can_pack(model: Any) -> bool:
+    """Whether several rows in one sequence, told apart by positions and a mask, give this model's exact result.
+
+    Recurrent layers, attention that drops a mask of four dimensions and models without position ids do not. What the
+    configuration does not tell is found out by running two short rows packed, padded, and packed without their mask:
+    packing is exact where the first two agree to rounding, which is judged against what the mask changes.
+
+    Args:
+        model: a bare causal language model of transformers, in evaluation mode.
+
+    Returns:
+        True where packing is exact for sequences of up to `PACKED_LENGTH` tokens.
+    """
+    config = model.config.get_text_config(decoder=True)
+    reaches = (getattr(config, field, None) for field in _REACH)
+    if any(isinstance(reach, int) and 0 < reach < PACKED_LENGTH for reach in reaches):
+        return False
+    # Only these take any mask; others have ended the process on one of a wrong kind.
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return False
+    if not _ATTENTION_LAYERS.issuperset(getattr(config, "layer_types", None) or ()):
+        return False
+    return _packs_exactly(model)
+
+
+def _packs_exactly(model: Any) -> bool:
+    """Run two rows that share their first token padded, packed, and packed under a mask that is merely causal."""
+    last = model.get_input_embeddings().num_embeddings - 1
+    # In sorted order, so that both layouts have their targets in one order.
+    rows = [Example((1, 2, 3), (4, 5), 0), Example((1, last, last - 1), (6, 7), 0)]
+    batches = []
+    for share_prefix in (False, True):
+        (micro,) = micro_batches([Group(0, 0, rows, range(2))], PACKED_LENGTH, share_prefix=share_prefix)
+        batches.append(micro.batch.to(model.device))
+    mask = batches[1].mask
+    assert mask is not None
+    batches.append(batches[1]._replace(mask=torch.ones_like(mask).tril()))
+    try:
+        with torch.no_grad():
+            wanted, found, wrong = (target_losses(model, batch) for batch in batches)
+    except Exception:  # whatever a model raises at a layout it does not know, it cannot take it
+        return False
+    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
+    return float((found - wanted).abs().max()) < tolerance * float((wrong - wanted).abs().max())

@@ -1,28 +1,122 @@
-"""`lorary build`: tasks become a library of experts. The library is the ledger, so that a killed build goes on."""
+"""`lorary build`: tasks become a library of experts. The library is the ledger, so that a killed build goes on.
 
-import hashlib
-import json
+Every method is an assignment of tasks to experts: the identity (private), one column (joint), clusters (mbc), or one
+that is learnt (poly, mhr). What differs is who decides it; how experts are trained is the workshop's.
+"""
+
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from lorary.adapter import Adapter
 from lorary.data.tasks import Task, load_tasks
-from lorary.data.template import Template, make_template, warn_of_cuts
-from lorary.errors import LibraryError, TaskError, UsageError
-from lorary.formats.peft import tensors_of
-from lorary.formats.peft_config import new_config
-from lorary.library.folders import check_name
+from lorary.errors import TaskError, UsageError
 from lorary.library.store import Library
-from lorary.lora.targets import find_targets, num_layers
 from lorary.model.base import Base, load_base
-from lorary.recipes.build_settings import BuildSettings
+from lorary.recipes.build_settings import METHODS, BuildSettings, ClusterSettings, RunSettings, parse_k
 from lorary.recipes.display import Display
-from lorary.recipes.open import BUILD_FOLDER, created_for
-from lorary.train.loop import ExpertData, Hooks, LoopSettings, TrainedExpert, train_window
-from lorary.train.optimiser import OptimiserSettings
+from lorary.recipes.experts import val_losses
+from lorary.recipes.jobs import check_trainable, joint_units, override, private_units, read_overrides
+from lorary.recipes.mbc import build_mbc
+from lorary.recipes.open import created_for
+from lorary.recipes.poly import PolySettings, poly_settings
+from lorary.recipes.poly_build import build_poly
+from lorary.recipes.workshop import Shard, Workshop, build_shard, train_units
+from lorary.train.callbacks import Callback
+from lorary.train.executor import Executor
+
+__all__ = [
+    "BuildResult",
+    "MethodSettings",
+    "Shard",
+    "build_library",
+    "build_shard",
+    "choose_tasks",
+    "method_settings",
+    "run_build",
+]
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """How tasks are assigned to experts.
+
+    Args:
+        method: `private`, `joint`, `mbc`, `poly` or `mhr`.
+        clusters: for mbc.
+        poly: for poly and mhr.
+        overrides: settings of single experts by name, see `lorary.recipes.jobs.override`.
+        mu: for poly and mhr, also commit the mean of the skills.
+        per_task: for poly and mhr, also commit the mixture of every task.
+    """
+
+    method: str = "private"
+    clusters: ClusterSettings = field(default_factory=ClusterSettings)
+    poly: PolySettings = field(default_factory=PolySettings)
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    mu: bool = False
+    per_task: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"--method must be one of {', '.join(METHODS)}", found=self.method)
+        if self.overrides and self.is_poly:
+            raise UsageError("--overrides needs a method whose experts are trained apart", found=self.method)
+
+    @property
+    def is_poly(self) -> bool:
+        """Whether the assignment is learnt."""
+        return self.method in ("poly", "mhr")
+
+
+def method_settings(
+    method: str,
+    preset: str,
+    overrides: str | None,
+    *,
+    mbc: Mapping[str, Any],
+    poly: Mapping[str, Any],
+    mu: bool,
+    per_task: bool,
+) -> MethodSettings:
+    """The settings of a method, from options of which None was not given. An option of another method is refused.
+
+    Args:
+        method: the method.
+        preset: where it is the paper's, so is the way adapters are clustered.
+        overrides: a file of overrides.
+        mbc: options of `ClusterSettings`, k as text.
+        poly: options of `PolySettings`.
+        mu: as `MethodSettings.mu`.
+        per_task: as `MethodSettings.per_task`.
+
+    Raises:
+        UsageError: if a value is out of range, or an option belongs to another method.
+    """
+    given = {key: value for key, value in mbc.items() if value is not None}
+    learnt = {**poly, "mu": mu or None, "per_task": per_task or None}
+    is_poly, is_mbc = method in ("poly", "mhr"), method == "mbc"
+    _refuse_foreign(method, "mbc", [] if is_mbc else list(given))
+    _refuse_foreign(method, "poly or mhr", [] if is_poly else [k for k, v in learnt.items() if v is not None])
+    if "k" in given:
+        given["k"] = parse_k(given["k"])
+    if preset == "paper-2024":
+        given = {"method": "paper-2024", **given}
+    return MethodSettings(
+        method,
+        ClusterSettings(**given),
+        poly_settings(method, **poly) if is_poly else PolySettings(),
+        read_overrides(overrides) if overrides else {},
+        mu,
+        per_task,
+    )
+
+
+def _refuse_foreign(method: str, owner: str, options: Sequence[str]) -> None:
+    # These are called otherwise on the command line than in the settings.
+    words = {"by": "cluster-by", "method": "cluster-method", "seed": "cluster-seed"}
+    if options:
+        names = ", ".join(f"--{words.get(key, key.replace('_', '-'))}" for key in options)
+        raise UsageError(f"{names} needs --method {owner}", found=f"--method {method}", remedy="leave it out")
 
 
 @dataclass(frozen=True)
@@ -31,28 +125,34 @@ class BuildResult:
 
     Args:
         library: path of the library.
+        method: how tasks were assigned to experts.
         trained: names of the experts trained by this run.
         kept: names of those that were there already.
         val_losses: for each expert, the validation loss of the bare base and of the expert, nats per target token.
+        tasks: names of the tasks of each expert.
+        choice: for mbc with several k, one row for each: k, mean validation loss over tasks, whether it was chosen.
     """
 
     library: str
+    method: str
     trained: list[str]
     kept: list[str]
     val_losses: dict[str, tuple[float, float]]
+    tasks: dict[str, list[str]] = field(default_factory=dict)
+    choice: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run_build(
     tasks_reference: str,
     library_path: str,
     settings: BuildSettings,
+    method: MethodSettings | None = None,
     *,
     base: str = "embedded",
     names: Sequence[str] | None = None,
-    window: int = 16,
-    max_tokens: int = 1024,
-    device: str = "auto",
-    dtype: str = "auto",
+    run: RunSettings | None = None,
+    executor: Executor | None = None,
+    workers: int | None = None,
 ) -> BuildResult:
     """Load tasks and base, open or make the library, and build.
 
@@ -60,49 +160,70 @@ def run_build(
         tasks_reference: as `lorary.data.tasks.load_tasks` takes it.
         library_path: folder of the library, new or not.
         settings: how to train.
+        method: how to assign tasks to experts; one expert per task where None.
         base: the base model.
         names: tasks to take; where None, all whose role is to be trained on.
-        window: experts trained in one pass.
-        max_tokens: padded tokens of one micro-batch.
-        device: where to run.
-        dtype: of the base.
+        run: how to run.
+        executor: trains shards of experts elsewhere; None trains in this process.
+        workers: how many shards it runs at once; None where it finds out.
 
     Returns:
         What was built.
+
+    Raises:
+        LoraryError: as `build_library`; also if tasks or base cannot be loaded.
     """
-    tasks = load_tasks(tasks_reference, names=names)
+    method, run = method or MethodSettings(), run or RunSettings()
+    tasks = choose_tasks(tasks_reference, names)
+    needs_base = executor is None or method.is_poly or len(method.clusters.k) > 1
+    loaded = load_base(base, dtype=run.dtype, device=run.device) if needs_base else None
+    with created_for(library_path, base) as library:
+        shop = Workshop(library, tasks, run, Display(), loaded, base, tasks_reference, executor, workers)
+        return _build(shop, settings, method)
+
+
+def choose_tasks(reference: str, names: Sequence[str] | None) -> dict[str, Task]:
+    """Load the tasks to train on, by name.
+
+    Args:
+        reference: as `lorary.data.tasks.load_tasks` takes it.
+        names: tasks to take; where None, all whose role is to be trained on.
+
+    Raises:
+        TaskError: if there are none, or one lacks training or validation rows.
+    """
+    tasks = load_tasks(reference, names=names)
     chosen = {name: task for name, task in tasks.items() if names is not None or task.role == "train"}
     if not chosen:
         raise TaskError(
-            f"'{tasks_reference}' must have tasks to train on", found=f"{len(tasks)} tasks, all held out",
+            f"'{reference}' must have tasks to train on", found=f"{len(tasks)} tasks, all held out",
             remedy="name them with --tasks to train on them all the same",
         )  # fmt: skip
-    for name in chosen:
-        check_name(name)
-    loaded = load_base(base, dtype=dtype, device=device)
-    with created_for(library_path, base) as library:
-        return build_private(loaded, library, chosen, settings, window=window, max_tokens=max_tokens)
+    check_trainable(chosen)
+    return chosen
 
 
-def build_private(
+def build_library(
     base: Base,
     library: Library,
     tasks: Mapping[str, Task],
     settings: BuildSettings,
+    method: MethodSettings | None = None,
     *,
-    window: int = 16,
-    max_tokens: int = 1024,
+    run: RunSettings | None = None,
+    callbacks: Sequence[Callback] = (),
     display: Display | None = None,
 ) -> BuildResult:
-    """Train one expert per task and commit each to the library.
+    """Build from what is in memory, in this process.
 
     Args:
         base: the frozen base model.
         library: over that base; experts it already holds from the same build are kept.
-        tasks: tasks with training and validation rows.
+        tasks: tasks with training and validation rows, by name.
         settings: how to train.
-        window: experts trained in one pass.
-        max_tokens: padded tokens of one micro-batch.
+        method: how to assign tasks to experts; one expert per task where None.
+        run: how to run; its device and dtype are the base's own.
+        callbacks: watch the training.
         display: where progress is shown.
 
     Returns:
@@ -114,210 +235,27 @@ def build_private(
         TaskError: if a task lacks training or validation rows.
         TrainError: if a loss is not finite, or a checkpoint cannot be written.
     """
-    display = display or Display()
-    if max_tokens < 1:
-        raise UsageError("--max-tokens must be at least 1", found=max_tokens)
-    targets = find_targets(base.model, settings.target_modules, _layers(base, settings))
-    template = make_template(settings.template, base.tokenizer, max_length=base.most_tokens(settings.max_length))
+    check_trainable(tasks)
+    shop = Workshop(library, tasks, run or RunSettings(), display or Display(), base, callbacks=callbacks)
+    return _build(shop, settings, method or MethodSettings())
+
+
+def _build(shop: Workshop, settings: BuildSettings, method: MethodSettings) -> BuildResult:
+    library = shop.library
     with library.build_lock():
-        library.check_base(base.model)
-        kept = [name for name in tasks if name in library]
-        for name in kept:
-            _check_same_build(library, tasks[name], settings, base)
-        pending = {name: task for name, task in tasks.items() if name not in kept}
-        if kept:
-            display.say(f"{len(kept)} of {len(tasks)} experts are in the library already")
-        trained = []
-        base_dtype = str(base.model.dtype)
-        for num_steps, names in plan_windows(library, pending, tasks, settings, window, base_dtype):
-            data = [expert_data(tasks[name], template, settings) for name in names]
-            checkpoint = _checkpoint_path(library, names, settings, tasks, base_dtype)
-            for expert in _train(base, data, targets, settings, num_steps, max_tokens, checkpoint, display):
-                if expert.name in pending:
-                    library.add_adapter(*_to_adapter(expert, base, targets, settings, tasks[expert.name]))
-                    trained.append(expert.name)
-            checkpoint.unlink(missing_ok=True)
-    return BuildResult(str(library.path), trained, kept, {name: _val_losses(library, name) for name in tasks})
-
-
-def plan_windows(
-    library: Library,
-    pending: Mapping[str, Task],
-    tasks: Mapping[str, Task],
-    settings: BuildSettings,
-    window: int,
-    base_dtype: str,
-) -> list[tuple[int, list[str]]]:
-    """(steps, names) of each pass: experts that take the same number of steps, at most `window` at once.
-
-    A pass that was killed left a checkpoint under the names it was started with, some of which may be committed by
-    now: it is taken up with those names.
-
-    Returns:
-        The passes, in order.
-    """
-    if window < 1:
-        raise UsageError("--window must be at least 1", found=window)
-
-    def passes(chosen: Mapping[str, Task]) -> list[tuple[int, list[str]]]:
-        by_steps: dict[int, list[str]] = {}
-        for name in sorted(chosen):
-            by_steps.setdefault(settings.num_steps(len(_train_rows(chosen[name], settings))), []).append(name)
-        return [
-            (steps, names[start : start + window])
-            for steps, names in sorted(by_steps.items())
-            for start in range(0, len(names), window)
-        ]
-
-    interrupted = [
-        (steps, names)
-        for steps, names in passes(tasks)
-        if _checkpoint_path(library, names, settings, tasks, base_dtype).exists()
-        and any(name in pending for name in names)
-    ]
-    covered = {name for _, names in interrupted for name in names}
-    return interrupted + passes({name: task for name, task in pending.items() if name not in covered})
-
-
-def expert_data(task: Task, template: Template, settings: BuildSettings) -> ExpertData:
-    """Encode what one expert is trained on.
-
-    Raises:
-        TaskError: if the task lacks training or validation rows.
-    """
-    rows = {"train": _train_rows(task, settings), "val": task.split("val")[: settings.val_rows]}
-    for split, members in rows.items():
-        if not members:
-            raise TaskError(f"task '{task.name}' must have {split} rows to build an expert", found="none")
-    train, val = ([template.encode(row.source, row.target) for row in rows[split]] for split in ("train", "val"))
-    warn_of_cuts(task.name, [*train, *val])
-    return ExpertData(task.name, train, val)
-
-
-def _train_rows(task: Task, settings: BuildSettings) -> Sequence[Any]:
-    return task.split("train")[: settings.train_rows]
-
-
-def _train(
-    base: Base,
-    data: Sequence[ExpertData],
-    targets: dict[str, tuple[int, int]],
-    settings: BuildSettings,
-    num_steps: int,
-    max_tokens: int,
-    checkpoint: Path,
-    display: Display,
-) -> list[TrainedExpert]:
-    optimiser = OptimiserSettings(
-        settings.learning_rate, num_steps, settings.warmup, settings.clip, settings.weight_decay
+        if shop.base is not None:
+            library.check_base(shop.base.model)
+        choice: list[dict[str, Any]] = []
+        if method.is_poly:
+            trained, kept = build_poly(shop, settings, method.poly, mu=method.mu, per_task=method.per_task)
+        elif method.method == "mbc":
+            trained, kept, choice = build_mbc(shop, settings, method.clusters, method.overrides)
+        else:
+            make = joint_units if method.method == "joint" else private_units
+            units = override(make(sorted(shop.tasks), settings), method.overrides)
+            trained, kept = train_units(shop, units)
+    names = [*kept, *trained]
+    owned = {name: list(library.provenance(name)["tasks"]) for name in sorted(names)}
+    return BuildResult(
+        str(library.path), method.method, trained, kept, val_losses(library, sorted(names)), owned, choice
     )
-    loop = LoopSettings(
-        optimiser,
-        batch_size=settings.batch_size,
-        rank=settings.rank,
-        alpha=settings.alpha,
-        dropout=settings.dropout,
-        num_evals=min(settings.evals, num_steps),
-        seed=settings.seed,
-        init=settings.init,
-        init_scale=settings.init_scale,
-        max_tokens=max_tokens,
-    )
-    with display.bar(f"training {len(data)} experts", num_steps) as bar:
-
-        def on_step(step: int, losses: dict[str, float]) -> None:
-            bar.advance_to(step, f"mean loss {sum(losses.values()) / len(losses):.3f}")
-
-        return train_window(base.model, data, targets, loop, checkpoint, Hooks(on_step=on_step))
-
-
-def _layers(base: Base, settings: BuildSettings) -> list[int] | None:
-    if settings.upper_layers is None:
-        return None
-    total = num_layers(base.model)
-    if settings.upper_layers > total:
-        raise UsageError(f"--upper-layers must be at most {total}, the base's layers", found=settings.upper_layers)
-    return list(range(total - settings.upper_layers, total))
-
-
-def _to_adapter(
-    expert: TrainedExpert,
-    base: Base,
-    targets: Mapping[str, tuple[int, int]],
-    settings: BuildSettings,
-    task: Task,
-) -> tuple[Adapter, dict[str, Any]]:
-    """The adapter and provenance of a finished expert."""
-    whole = settings.upper_layers is None and "all-linear" not in settings.target_modules
-    config = new_config(
-        base.files.name,
-        rank=settings.rank,
-        alpha=settings.alpha,
-        target_modules=sorted(settings.target_modules) if whole else sorted(targets),
-        dropout=settings.dropout,
-    )
-    adapter = Adapter(expert.name, expert.modules, config, tensors_of(expert.modules))
-    (_, base_loss), best_loss = expert.val_losses[0], min(loss for _, loss in expert.val_losses)
-    provenance = {
-        "method": "private",
-        "tasks": [task.name],
-        "families": {task.name: task.family},
-        "data_hashes": {task.name: task.data_hash},
-        "settings": asdict(settings),
-        "seed": settings.seed,
-        "template": settings.template,
-        "base_dtype": str(base.model.dtype),
-        "metrics": {
-            "val_loss_base": base_loss,
-            "val_loss": best_loss,
-            "best_step": expert.best_step,
-            "val_losses": expert.val_losses,
-            "train_losses": expert.train_losses,
-        },
-        "parents": [],
-        "versions": {package: version(package) for package in ("lorary", "torch", "transformers")},
-    }
-    return adapter, provenance
-
-
-def _check_same_build(library: Library, task: Task, settings: BuildSettings, base: Base) -> None:
-    """An expert that is there already counts as finished only if this build would train it alike."""
-    known = library.provenance(task.name)
-    wanted = {
-        "settings": asdict(settings),
-        "data_hashes": {task.name: task.data_hash},
-        "base_dtype": str(base.model.dtype),
-    }
-    for key, value in wanted.items():
-        recorded, own = known.get(key), json.loads(json.dumps(value))
-        if recorded != own:
-            differing = _difference(recorded, own)
-            raise LibraryError(
-                f"library '{library.path}' must not hold an expert '{task.name}' from another build",
-                found=f"other {key}: {differing}",
-                remedy=f"build into another library, or: lorary library remove {library.path} {task.name}",
-            )
-
-
-def _difference(recorded: Any, wanted: Any) -> str:
-    if recorded is None:
-        return "none recorded"
-    if not isinstance(recorded, Mapping) or not isinstance(wanted, Mapping):
-        return f"{recorded} instead of {wanted}"
-    keys = [key for key in wanted if recorded.get(key) != wanted[key]]
-    return ", ".join(f"{key} {recorded.get(key)!r} instead of {wanted[key]!r}" for key in keys)
-
-
-def _checkpoint_path(
-    library: Library, names: Sequence[str], settings: BuildSettings, tasks: Mapping[str, Task], base_dtype: str
-) -> Path:
-    """Where a pass keeps its state: keyed by all that decides it, so that another build never takes it up."""
-    data = {name: tasks[name].data_hash for name in names}
-    key = {"settings": asdict(settings), "data": data, "base_dtype": base_dtype}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    return library.path / BUILD_FOLDER / f"{digest}.safetensors"
-
-
-def _val_losses(library: Library, name: str) -> tuple[float, float]:
-    metrics = library.provenance(name)["metrics"]
-    return float(metrics["val_loss_base"]), float(metrics["val_loss"])

@@ -1,11 +1,19 @@
 """Settings of a build: what decides what an expert becomes, and named sets of them."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lorary.errors import UsageError
+
+PROPORTIONAL, UNIFORM = "proportional", "uniform"
+METHODS = ("private", "joint", "mbc", "poly", "mhr")
+LOGS = ("jsonl", "tensorboard", "wandb", "trackio")
+CLUSTER_BY = ("mbc", "random", "text", "family")
+CLUSTER_METHODS = ("delta", "paper-2024")
+# Passes over its rows that the paper gave a private adapter whose only use is to be clustered.
+PRIVATE_EPOCHS = 2.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,10 @@ class BuildSettings:
         template: `plain` or `chat`.
         max_length: tokens of a row; longer prompts are cut on the left.
         train_rows: use the first so many training rows of a task; all where None.
-        val_rows: use the first so many validation rows.
+        val_rows: use the first so many validation rows of a task.
+        patience: stop an expert after so many evaluations without a better validation loss; never where None.
+        sampling: how often an expert of several tasks meets each: `proportional` to their rows (their union, each row
+            once an epoch), `uniform`, or a temperature T, for chances proportional to rows^(1/T).
     """
 
     rank: int = 4
@@ -55,6 +66,8 @@ class BuildSettings:
     max_length: int = 1024
     train_rows: int | None = None
     val_rows: int = 32
+    patience: int | None = None
+    sampling: str | float = PROPORTIONAL
 
     def __post_init__(self) -> None:
         positive = ("rank", "batch_size", "evals", "val_rows", "max_length", "learning_rate", "alpha", "clip")
@@ -65,20 +78,156 @@ class BuildSettings:
             raise UsageError(
                 "a build needs either --steps or --epochs", found=f"steps {self.steps}, epochs {self.epochs}"
             )
-        for key in ("steps", "epochs", "train_rows", "upper_layers"):
+        for key in ("steps", "epochs", "train_rows", "upper_layers", "patience"):
             if getattr(self, key) is not None and not 0 < getattr(self, key) < math.inf:
                 raise UsageError(f"--{key.replace('_', '-')} must be above 0", found=getattr(self, key))
         if not 0 <= self.dropout < 1:
             raise UsageError("--dropout must be at least 0 and below 1", found=self.dropout)
         if self.init not in ("shared", "own"):
             raise UsageError("--init must be shared or own", found=self.init)
+        self._check_sampling()
+
+    def _check_sampling(self) -> None:
+        words = isinstance(self.sampling, str) and self.sampling in (PROPORTIONAL, UNIFORM)
+        if not words and (isinstance(self.sampling, str) or not 0 < self.sampling < math.inf):
+            raise UsageError(
+                f"--sampling must be {PROPORTIONAL}, {UNIFORM} or a temperature above 0", found=self.sampling
+            )
+
+    def task_weights(self, num_rows: Sequence[int]) -> tuple[float, ...]:
+        """Sampling weights of an expert's tasks; empty where rows are taken as their union has them.
+
+        Args:
+            num_rows: training rows of each task.
+        """
+        if self.sampling == PROPORTIONAL or len(num_rows) == 1:
+            return ()
+        power = 0.0 if self.sampling == UNIFORM else 1.0 / float(self.sampling)
+        weights = [number**power for number in num_rows]
+        return tuple(weight / sum(weights) for weight in weights)
 
     def num_steps(self, num_rows: int) -> int:
-        """Optimiser steps for a task of so many training rows."""
+        """Optimiser steps for an expert of so many training rows, over all its tasks."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
         return max(1, math.ceil(self.epochs * num_rows / self.batch_size))
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How a build is run: speed, memory and what is watched, but not what an expert becomes (rounding aside).
+
+    Args:
+        window: experts trained at a time; the others wait for a place.
+        max_tokens: padded tokens of one micro-batch.
+        device: where the base runs, as `lorary.model.base.choose_device` takes it.
+        dtype: of the base, as `lorary.model.base.choose_dtype` takes it.
+        activation_checkpointing: compute activations twice rather than keep them.
+        logs: what is written while training: `jsonl`, `tensorboard`, `wandb`, `trackio`.
+        save_every_s: seconds between checkpoints.
+    """
+
+    window: int = 16
+    max_tokens: int = 1024
+    device: str = "auto"
+    dtype: str = "auto"
+    activation_checkpointing: bool = False
+    logs: tuple[str, ...] = ("jsonl",)
+    save_every_s: float = 15.0
+
+    def __post_init__(self) -> None:
+        for key in ("window", "max_tokens"):
+            if getattr(self, key) < 1:
+                raise UsageError(f"--{key.replace('_', '-')} must be at least 1", found=getattr(self, key))
+        if unknown := [kind for kind in self.logs if kind not in LOGS]:
+            raise UsageError(f"--log must be one of {', '.join(LOGS)}", found=unknown[0])
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """How `--method mbc` assigns tasks to experts.
+
+    Args:
+        k: number of clusters; several to choose among by validation loss; none to let the adapters themselves say.
+        by: `mbc` (private adapters), `random`, `text` (embeddings of the prompts) or `family`.
+        method: `delta` (updates, whatever their factors) or `paper-2024` (flattened factors, as the paper did).
+        seed: of the clustering.
+        private: library of the private adapters; one inside the library to be built where None.
+        private_steps: optimiser steps of a private adapter; None takes `private_epochs`.
+        private_epochs: passes over its rows; where both are None, see `private_settings`.
+    """
+
+    k: tuple[int, ...] = (10,)
+    by: str = "mbc"
+    method: str = "delta"
+    seed: int = 42
+    private: str | None = None
+    private_steps: int | None = None
+    private_epochs: float | None = None
+
+    def __post_init__(self) -> None:
+        if any(k < 1 for k in self.k) or len(set(self.k)) != len(self.k):
+            raise UsageError("--k must be auto, a number above 0, or several different ones", found=self.k)
+        if self.by not in CLUSTER_BY:
+            raise UsageError(f"--cluster-by must be one of {', '.join(CLUSTER_BY)}", found=self.by)
+        if self.method not in CLUSTER_METHODS:
+            raise UsageError(f"--cluster-method must be one of {', '.join(CLUSTER_METHODS)}", found=self.method)
+        if not self.k and self.by != "mbc":
+            raise UsageError("--k auto needs --cluster-by mbc", found=f"--cluster-by {self.by}")
+        if None not in (self.private_steps, self.private_epochs):
+            raise UsageError("--private-steps and --private-epochs must not be given together",
+                             found=f"{self.private_steps}, {self.private_epochs}")  # fmt: skip
+
+    def private_settings(self, settings: BuildSettings) -> BuildSettings:
+        """Settings of the short private pass: 2 epochs (as the paper) where a build counts in epochs, else half.
+
+        Args:
+            settings: of the experts of the clusters.
+        """
+        if self.private_steps is not None:
+            return replace(settings, steps=self.private_steps, epochs=None)
+        if self.private_epochs is not None:
+            return replace(settings, steps=None, epochs=self.private_epochs)
+        if settings.epochs is not None:
+            return replace(settings, epochs=min(PRIVATE_EPOCHS, settings.epochs))
+        assert settings.steps is not None
+        return replace(settings, steps=max(1, settings.steps // 2))
+
+
+def parse_sampling(text: str | None) -> str | float | None:
+    """A word as it is, a temperature as a number; None stays None."""
+    if text is None or text in (PROPORTIONAL, UNIFORM):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        return text  # refused by `BuildSettings`, which knows the words
+
+
+def parse_k(text: str) -> tuple[int, ...]:
+    """`10`, `5,10,25`, or `auto` (an empty tuple).
+
+    Raises:
+        UsageError: if it is something else.
+    """
+    if text == "auto":
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError("--k must be auto, a number, or several separated by commas", found=text) from error
+
+
+def recorded_settings(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a provenance records them, completed: keys that are newer than it had their defaults then."""
+    return {**as_recorded(BuildSettings()), **recorded}
+
+
+def as_recorded(settings: BuildSettings) -> dict[str, Any]:
+    """Settings as values of JSON."""
+    values = asdict(settings)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 # The recipe of the paper (arXiv 2405.11157) and its code at the time: alpha was not set and so 1; the best of five

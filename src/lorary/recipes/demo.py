@@ -17,7 +17,7 @@ from lorary.library.files import replace_file
 from lorary.library.store import Library
 from lorary.model.attach import attach, detach
 from lorary.model.base import Base, load_base
-from lorary.recipes.build import BuildResult, build_private
+from lorary.recipes.build import BuildResult, build_library
 from lorary.recipes.build_settings import BuildSettings
 from lorary.recipes.display import Display
 from lorary.recipes.evaluate import EvaluateSettings, Evaluation, evaluate_library
@@ -91,7 +91,7 @@ def run_demo(out: str, *, full: bool = False, quiet: bool = False) -> DemoResult
     library = open_or_create(str(folder / "library"), "embedded")
     watch.lap("base")
     display.say(f"2/4 training {len(train)} experts, one per task")
-    built = build_private(base, library, train, FULL if full else QUICK, display=display)
+    built = build_library(base, library, train, FULL if full else QUICK, display=display)
     watch.lap("train")
     display.say(f"3/4 evaluating on {len(train)} held-in and {len(held_out)} held-out tasks")
     settings = FULL_EVALUATION if full else QUICK_EVALUATION

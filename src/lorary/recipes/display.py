@@ -42,7 +42,7 @@ class Bar:
             self._spoke = now
             left = (now - self._started) / max(done - self._resumed_at, 1) * (self._total - done)
             line = f"{self._title}: {done}/{self._total}, {left:.0f} s left {note}"
-            self._console.print(line.rstrip(), highlight=False, markup=False)
+            self._console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
     def advance(self, note: str = "") -> None:
         """One more unit is done."""

@@ -61,7 +61,8 @@ def created_for(path: str, base: str | None) -> Iterator[Library]:
     try:
         yield library
     except BaseException:
-        is_started = any((folder / BUILD_FOLDER).glob("*.safetensors"))  # a pass that the next run takes up
+        # A checkpoint that the next run takes up, or adapters of an earlier stage.
+        is_started = any((folder / BUILD_FOLDER).glob("**/*.safetensors"))
         if not was_library and not library.names() and not is_started:
             shutil.rmtree(folder)
             if was_folder:

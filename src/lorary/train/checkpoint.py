@@ -1,9 +1,14 @@
-"""Checkpoints of a window: four vectors and the history, written aside and renamed."""
+"""Checkpoints of a queue: four vectors and the history, written aside and renamed.
 
+There is no random state to store: whatever is drawn is keyed by (seed, unit, step).
+"""
+
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -11,79 +16,99 @@ from torch import Tensor
 
 from lorary.errors import TrainError
 from lorary.library.files import replace_file
-from lorary.train.optimiser import ExpertwiseAdamW
+from lorary.train.slots import Progress, Slots
+from lorary.train.units import Job
+
+# What decides when and how, and not what a unit becomes.
+_FREE_SETTINGS = ("max_tokens", "save_every_s", "activation_checkpointing")
 
 
-@dataclass
-class Progress:
-    """How far a window has come: steps done, and losses by expert."""
-
-    step: int = 0
-    train_losses: dict[str, list[float]] = field(default_factory=dict)
-    val_losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-
-
-def save_checkpoint(
-    path: Path, progress: Progress, parameters: Tensor, optimiser: ExpertwiseAdamW, best: Tensor
-) -> None:
-    """Store the state of a window, replacing the last one atomically.
+def save_checkpoint(path: Path, slots: Slots) -> None:
+    """Store the state of a queue, replacing the last one atomically.
 
     Raises:
         TrainError: if it cannot be written; the last checkpoint stays.
     """
-    tensors = {"parameters": parameters, "first": optimiser.first, "second": optimiser.second, "best": best}
-    metadata = {"progress": json.dumps(progress.__dict__)}
-    data = save({key: tensor.detach().cpu() for key, tensor in tensors.items()}, metadata)
+    units = [None if unit is None else {"name": unit.job.name, **asdict(unit.progress)} for unit in slots.units]
+    progress = json.dumps({"queue": queue_key(slots), "waiting": slots.waiting, "units": units})
+    tensors = {key: tensor.detach().cpu() for key, tensor in _vectors(slots).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, data, path.with_suffix(".tmp"))
+        replace_file(path, save(tensors, {"progress": progress}), path.with_suffix(".tmp"))
     except OSError as error:
         raise TrainError(
             f"the checkpoint '{path}' must be writable", found=error, remedy="free space, then rerun"
         ) from error
 
 
-def load_checkpoint(
-    path: Path, names: Sequence[str], parameters: Tensor, optimiser: ExpertwiseAdamW, best: Tensor
-) -> Progress | None:
-    """Fill the state of a window from a checkpoint.
+def load_checkpoint(path: Path, slots: Slots) -> bool:
+    """Fill the state of a queue from a checkpoint.
 
     Args:
         path: the file.
-        names: the experts of the window, in order.
-        parameters: filled in place, as are `optimiser` and `best`; nothing is filled where the file is refused.
-        optimiser: over `parameters`.
-        best: the parameters at each expert's best validation loss.
+        slots: of the same queue, empty; filled in place, and left alone where the file is refused.
 
     Returns:
-        How far it had come, or None where there is no checkpoint.
+        Whether there was a checkpoint.
 
     Raises:
-        TrainError: if the file is damaged or of another window.
+        TrainError: if the file is damaged or of another queue.
     """
     if not path.exists():
-        return None
-    state = {"parameters": parameters, "first": optimiser.first, "second": optimiser.second, "best": best}
+        return False
     try:
-        with safe_open(path, framework="pt") as file:
-            stored = {key: file.get_tensor(key) for key in state}
-            progress = _parse_progress((file.metadata() or {})["progress"])
-        for key, tensor in state.items():
-            # copy_ would spread a smaller tensor and round a wider one without a word.
-            if (stored[key].shape, stored[key].dtype) != (tensor.shape, tensor.dtype):
-                raise ValueError(f"'{key}' is {tuple(stored[key].shape)} {stored[key].dtype}")
-        if tuple(progress.train_losses) != tuple(names):
-            raise ValueError(f"experts {list(progress.train_losses)} instead of {list(names)}")
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        stored, waiting, seats = _read(path, slots)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise TrainError(
-            f"the checkpoint '{path}' must be one of this build", found=error, remedy="delete it and rerun"
+            f"the checkpoint '{path}' must be one of this build",
+            found=error,
+            remedy="delete it, or repeat the build it is of",
         ) from error
-    for key, tensor in state.items():
-        tensor.copy_(stored[key])
-    return progress
+    for slot, job, progress in seats:
+        slots.seat(slot, job).progress = progress
+    slots.waiting = waiting
+    for key, vector in _vectors(slots).items():
+        vector.copy_(stored[key])
+    return True
 
 
-def _parse_progress(text: str) -> Progress:
-    stored = json.loads(text)
-    losses = {name: [(int(s), float(v)) for s, v in entries] for name, entries in stored["val_losses"].items()}
-    return Progress(int(stored["step"]), stored["train_losses"], losses)
+def _read(path: Path, slots: Slots) -> tuple[dict[str, Tensor], int, list[tuple[int, Job, Progress]]]:
+    """The vectors, the position in the queue, and who sits where, all checked against the queue."""
+    vectors = _vectors(slots)
+    with safe_open(path, framework="pt") as file:
+        stored = {key: file.get_tensor(key) for key in vectors}
+        state = json.loads((file.metadata() or {})["progress"])
+    if state["queue"] != queue_key(slots):
+        raise ValueError("other experts, settings or window")
+    for key, vector in vectors.items():
+        # copy_ would spread a smaller tensor and round a wider one without a word.
+        if (stored[key].shape, stored[key].dtype) != (vector.shape, vector.dtype):
+            raise ValueError(f"'{key}' is {tuple(stored[key].shape)} {stored[key].dtype}")
+    jobs = {job.name: job for job in slots.jobs}
+    seated = [(slot, unit) for slot, unit in enumerate(state["units"]) if unit is not None]
+    return stored, int(state["waiting"]), [(slot, jobs[unit["name"]], _parse(unit)) for slot, unit in seated]
+
+
+def queue_key(slots: Slots) -> str:
+    """sha256 over what a checkpoint must share with the queue that takes it up: jobs in order, settings, slots."""
+    jobs = [
+        [job.name, job.num_steps, job.rank, job.alpha, job.targets and sorted(job.targets), list(job.task_weights),
+         len(job.train), len(job.val)]
+        for job in slots.jobs
+    ]  # fmt: skip
+    settings = {key: value for key, value in asdict(slots.settings).items() if key not in _FREE_SETTINGS}
+    document = json.dumps([jobs, settings, len(slots.units)], sort_keys=True)
+    return hashlib.sha256(document.encode()).hexdigest()
+
+
+def _vectors(slots: Slots) -> dict[str, Tensor]:
+    optimiser = slots.optimiser
+    return {
+        "parameters": slots.stack.parameters, "first": optimiser.first, "second": optimiser.second, "best": slots.best
+    }  # fmt: skip
+
+
+def _parse(unit: Mapping[str, Any]) -> Progress:
+    train = [float(loss) for loss in unit["train_losses"]]
+    val = [(int(step), float(loss)) for step, loss in unit["val_losses"]]
+    return Progress(int(unit["step"]), train, val)

@@ -1,91 +1,157 @@
 """The parameters of many experts as one vector, with a view per layer and factor."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lorary.adapter import LoraFactors
+from lorary.errors import TrainError
 from lorary.keys import keyed_generator
 from lorary.lora.stacked import RowTags, StackedLora
+from lorary.train.units import Job, Trained
 
 
 class ExpertStack:
-    """Experts of one shape being trained: all parameters in one vector, all gradients in another.
+    """Slots for experts in training: all parameters in one vector, all gradients in another.
 
-    The vector is a run of blocks, one per layer and factor, each (experts, size). Each layer's lora_a and lora_b are
-    leaf tensors that view into it, and so are their gradients: autograd writes where the optimiser reads, and a
-    checkpoint is a vector.
+    The vector is a run of slots, each a run of blocks, one per layer and factor. Each layer's lora_a and lora_b are
+    leaf tensors that view into it, and their gradients are added to the other vector as soon as they are there: a slot
+    is one run of numbers for the optimiser, and a checkpoint is a vector.
+
+    An expert of a smaller rank than the stack, or of fewer layers, has zeros in the rest: both factors are zero there,
+    so that both gradients are, and neither the norm nor AdamW ever sees them.
 
     Args:
-        names: names of the experts.
+        num_slots: experts that can be in training at once.
         targets: (d_in, d_out) of each adapted layer, by path.
-        rank: rank of every expert.
-        scaling: alpha / rank.
+        rank: the largest rank of an expert.
         dtype: of the parameters; float32 beside any base but a float64 one.
         device: where the base runs.
     """
 
     def __init__(
         self,
-        names: Sequence[str],
+        num_slots: int,
         targets: Mapping[str, tuple[int, int]],
         rank: int,
-        scaling: float,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.names, self.targets, self.rank, self.scaling = tuple(names), dict(targets), rank, scaling
+        self.num_slots, self.targets, self.rank = num_slots, dict(targets), rank
         self._shapes = [s for d_in, d_out in targets.values() for s in ((rank, d_in), (d_out, rank))]
         size = sum(rows * columns for rows, columns in self._shapes)
-        self.parameters = torch.zeros(len(names) * size, dtype=dtype, device=device)
+        self.parameters = torch.zeros(num_slots * size, dtype=dtype, device=device)
         self.gradient = torch.zeros_like(self.parameters)
-        self.tags = RowTags(torch.arange(len(names), device=device))
+        self.scaling = torch.ones(num_slots, dtype=dtype, device=device)
+        self.tags = RowTags()
         leaves = [view.detach().requires_grad_() for view in self._factors(self.parameters)]
         for leaf, gradient in zip(leaves, self._factors(self.gradient), strict=True):
-            leaf.grad = gradient
-        scales = torch.full((len(names),), scaling, dtype=dtype, device=device)
+            # Not as the leaf's own .grad: autograd wants that contiguous.
+            leaf.register_post_accumulate_grad_hook(partial(_move_gradient, gradient))
         self.modules = {
-            path: StackedLora(leaves[2 * i], leaves[2 * i + 1], scales, self.tags, path)
+            path: StackedLora(leaves[2 * i], leaves[2 * i + 1], self.scaling, self.tags, path)
             for i, path in enumerate(self.targets)
         }
 
-    def blocks(self, vector: Tensor) -> list[Float[Tensor, "experts size"]]:
-        """Views into a vector laid out as the parameters are: one row per expert in each."""
-        return [view.flatten(1) for view in self._factors(vector)]
+    def blocks(self, vector: Tensor) -> list[Float[Tensor, "slots size"]]:
+        """Views that cover a vector, one per layer and factor, in the order of each slot's parameters."""
+        sizes = [rows * columns for rows, columns in self._shapes]
+        return list(vector.view(self.num_slots, -1).split(sizes, dim=1))
 
-    def initialise(self, seed: int, init: str, bound_scale: float) -> None:
-        """Draw lora_a from U(-s, s) with s = bound_scale / sqrt(d_in), as PEFT does for 1; lora_b is zero.
+    def rate_scales(self) -> list[float | None] | None:
+        """None: all parameters learn at the plain rate."""
+        return None
+
+    def fill(self, slot: int, job: Job, seed: int, init: str, init_scale: float) -> None:
+        """Draw lora_a from U(-s, s) with s = init_scale / sqrt(d_in), as PEFT does for 1; all else is zero.
 
         Args:
+            slot: which is overwritten.
+            job: whose initial parameters.
             seed: seed of the build.
-            init: `shared` (one draw per layer for the whole library) or `own` (one per expert and layer); neither
-                depends on which experts are trained together.
-            bound_scale: 1 for PEFT's bound, sqrt(1/3) for that of the paper's code.
-        """
-        for path, lora_a in zip(self.targets, self._factors(self.parameters)[::2], strict=True):
-            bound = bound_scale / self.targets[path][0] ** 0.5
-            for row, name in enumerate(self.names):
-                key = ("init", seed, path) if init == "shared" else ("init", seed, path, name)
-                draw = torch.rand(lora_a.shape[1:], generator=keyed_generator(*key), dtype=torch.float64)
-                lora_a[row] = (draw.mul_(2).sub_(1) * bound).to(lora_a)
+            init: `shared` (one draw per layer and rank for the whole library) or `own` (one per expert and layer);
+                neither depends on who else is trained.
+            init_scale: 1 for PEFT's bound, sqrt(1/3) for that of the paper's code.
 
-    def factors(self, row: int, vector: Tensor) -> dict[str, LoraFactors]:
-        """Factors of one expert, copied to the CPU.
+        Raises:
+            TrainError: if the expert's rank or layers do not fit the stack.
+        """
+        self._check_fits(job)
+        self.parameters.view(self.num_slots, -1)[slot].zero_()
+        self.scaling[slot] = job.alpha / job.rank
+        for path, (lora_a, _) in self._layers(job, self.parameters).items():
+            key = ("init", seed, path) if init == "shared" else ("init", seed, path, job.name)
+            d_in = lora_a.shape[-1]
+            draw = torch.rand((job.rank, d_in), generator=keyed_generator(*key), dtype=torch.float64)
+            lora_a[slot, : job.rank] = (draw.mul_(2).sub_(1) * (init_scale / d_in**0.5)).to(lora_a)
+
+    def result(self, slot: int, job: Job, vector: Tensor) -> Trained:
+        """The factors of the expert in a slot, copied to the CPU.
 
         Args:
-            row: position of the expert.
+            slot: where it sits.
+            job: whose it is: says rank, alpha and layers.
             vector: the parameters to read, the present or the best ones.
 
         Returns:
-            Factors by path.
+            One adapter of the job's name.
         """
-        own = [view[row].cpu().clone(memory_format=torch.contiguous_format) for view in self._factors(vector)]
-        return {path: LoraFactors(own[2 * i], own[2 * i + 1], self.scaling) for i, path in enumerate(self.targets)}
+        factors = {
+            path: LoraFactors(_copy(a[slot, : job.rank]), _copy(b[slot, :, : job.rank]), job.alpha / job.rank)
+            for path, (a, b) in self._layers(job, vector).items()
+        }
+        return Trained({job.name: factors})
+
+    def _check_fits(self, job: Job) -> None:
+        unknown = sorted((job.targets or frozenset()) - self.targets.keys())
+        if job.rank > self.rank or unknown:
+            raise TrainError(
+                f"expert '{job.name}' must fit a stack of rank {self.rank} over {len(self.targets)} layers",
+                found=f"rank {job.rank}" + (f", layer '{unknown[0]}' not among them" if unknown else ""),
+                remedy="make the stack for all jobs of the queue",
+            )
+
+    def _layers(self, job: Job, vector: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """lora_a and lora_b, with all slots, of the layers that a job adapts."""
+        views = self._factors(vector)
+        pairs = zip(self.targets, views[::2], views[1::2], strict=True)
+        return {path: (a, b) for path, a, b in pairs if job.targets is None or path in job.targets}
 
     def _factors(self, vector: Tensor) -> list[Tensor]:
-        """lora_a and lora_b of each layer in turn, as (experts, rows, columns) views into a vector."""
-        num_experts = len(self.names)
-        parts = vector.split([num_experts * rows * columns for rows, columns in self._shapes])
-        return [part.view(num_experts, *shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        """lora_a and lora_b of each layer in turn, as (slots, rows, columns) views into a vector."""
+        blocks = zip(self.blocks(vector), self._shapes, strict=True)
+        return [block.view(self.num_slots, *shape) for block, shape in blocks]
+
+
+def expert_stack(
+    model: Any, targets: Mapping[str, tuple[int, int]], jobs: Sequence[Job], num_slots: int
+) -> ExpertStack:
+    """The stack that a queue of experts needs.
+
+    Args:
+        model: the base model, for dtype and device.
+        targets: (d_in, d_out) of every layer that any of the jobs adapts, by path.
+        jobs: at least one.
+        num_slots: most experts in training at once.
+
+    Returns:
+        A stack of the largest rank, with no more slots than jobs.
+    """
+    parameter = next(model.parameters())
+    dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    rank = max(job.rank for job in jobs)
+    return ExpertStack(min(num_slots, len(jobs)), targets, rank, dtype, parameter.device)
+
+
+def _move_gradient(into: Tensor, leaf: Tensor) -> None:
+    assert leaf.grad is not None
+    into.add_(leaf.grad)
+    leaf.grad = None
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

@@ -8,12 +8,15 @@ from lorary.data.builtin.catalogue import builtin_tasks
 from lorary.data.template import make_template
 from lorary.lora.targets import find_targets, num_layers
 from lorary.model.base import load_base
-from lorary.train.loop import ExpertData, LoopSettings, TrainedExpert, train_window
+from lorary.train.loop import train_queue
 from lorary.train.optimiser import OptimiserSettings
+from lorary.train.stack import expert_stack
+from lorary.train.units import Job, LoopSettings, TrainedUnit
 
 
-def vector(expert: TrainedExpert) -> Tensor:
-    return torch.cat([t.flatten() for f in expert.modules.values() for t in (f.lora_a, f.lora_b)])
+def vector(unit: TrainedUnit) -> Tensor:
+    (factors,) = unit.adapters.values()
+    return torch.cat([t.flatten() for f in factors.values() for t in (f.lora_a, f.lora_b)])
 
 
 @pytest.mark.slow
@@ -21,17 +24,23 @@ def vector(expert: TrainedExpert) -> Tensor:
 def test_builtin_tasks_trained_together_on_the_embedded_base_equal_themselves_alone() -> None:
     base = load_base("embedded", dtype="float32", device="cpu")
     template = make_template("plain", base.tokenizer, max_length=256)
-    experts = []
+    jobs = []
     for name in ("last_word", "capital_city", "sentiment"):
         task = builtin_tasks()[name]
         train, val = ([template.encode(row.source, row.target) for row in task.split(s)[:40]] for s in ("train", "val"))
-        experts.append(ExpertData(name, train, val[:8]))
+        jobs.append(Job(name, train, val[:8], num_steps=40, rank=4, alpha=16.0))
     upper = list(range(num_layers(base.model)))[-8:]
     targets = find_targets(base.model, ["q_proj", "k_proj", "v_proj", "o_proj"], upper)
-    settings = LoopSettings(OptimiserSettings(3e-3, 40), batch_size=4, rank=4, alpha=16.0, num_evals=1)
-    together = train_window(base.model, experts, targets, settings)
-    for expert, data in zip(together, experts, strict=True):
-        (alone,) = train_window(base.model, [data], targets, settings)
+    settings = LoopSettings(OptimiserSettings(3e-3), batch_size=4, num_evals=1)
+
+    def train(queue: list[Job]) -> list[TrainedUnit]:
+        units: list[TrainedUnit] = []
+        stack = expert_stack(base.model, targets, queue, len(queue))
+        train_queue(base.model, queue, stack, settings, on_finish=units.append)
+        return units
+
+    for expert, job in zip(train(jobs), jobs, strict=True):
+        (alone,) = train([job])
         # Adam amplifies rounding, so that single losses are compared while it has not had the time.
         assert expert.train_losses[:10] == pytest.approx(alone.train_losses[:10], abs=1e-4)
         assert expert.train_losses[-1] < expert.train_losses[0]

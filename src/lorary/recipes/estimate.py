@@ -1,0 +1,250 @@
+"""`lorary build --dry-run`: what a build takes, from its plan and two steps measured here. Nothing is written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorary.data.batching import input_length
+from lorary.data.schema import Task
+from lorary.library.document import LIBRARY_FILE
+from lorary.library.folders import names_in
+from lorary.model.base import Base, load_base
+from lorary.recipes.build import MethodSettings, choose_tasks
+from lorary.recipes.build_settings import BuildSettings, ClusterSettings, RunSettings
+from lorary.recipes.experts import targets_of
+from lorary.recipes.jobs import Unit, cluster_units, joint_units, make_job, override, private_units
+from lorary.recipes.mbc import check_k, private_folder
+from lorary.recipes.measure import Measurement, measure
+from lorary.recipes.poly import poly_stack, poly_unit
+from lorary.recipes.workshop import loop_settings, template_for
+from lorary.train.stack import expert_stack
+from lorary.train.units import Job, Stack
+
+# A forward pass alone against forward and backward: the base is frozen, so that backward costs about as much again.
+EVALUATION_COST = 0.5
+# Clusters where the adapters themselves shall say how many.
+ASSUMED_K = 10
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a build takes.
+
+    Args:
+        method: how tasks are assigned to experts.
+        experts: one row per expert that is still to be trained: stage, name, tasks, steps, passes over its rows,
+            tokens that its training is fed, parameters.
+        kept: experts that are in the library already.
+        steps: optimiser steps of all experts.
+        tokens: tokens of all rows that are trained on, padding left out.
+        tokens_computed: tokens that are computed for them, shared prefixes counted once and padding counted.
+        parameters: of all experts.
+        memory: bytes of the base, of the experts in training with their optimiser, and of activations.
+        seconds: for training and evaluations, on this machine as it is now.
+        notes: what had to be assumed.
+    """
+
+    method: str
+    experts: list[dict[str, Any]]
+    kept: list[str]
+    steps: int
+    tokens: int
+    tokens_computed: int
+    parameters: int
+    memory: dict[str, int]
+    seconds: float
+    notes: list[str]
+
+    def text(self) -> str:
+        """The estimate for a reader."""
+        lines = [f"{'expert':<32} {'tasks':>5} {'steps':>7} {'passes':>7} {'tokens':>12} {'parameters':>12}"]
+        for row in self.experts:
+            name = row["name"] if row["stage"] != "private adapters" else f"{row['name']} (private)"
+            lines.append(
+                f"{name:<32} {len(row['tasks']):>5} {row['steps']:>7} {row['passes']:>7.1f} {row['tokens']:>12,} "
+                f"{row['parameters']:>12,}"
+            )
+        memory = ", ".join(f"{part} {size / 2**20:,.0f} MiB" for part, size in self.memory.items())
+        share = self.tokens_computed / max(self.tokens, 1)
+        lines += [
+            f"experts: {len(self.experts)} to train, {len(self.kept)} kept; {self.parameters:,} parameters",
+            f"steps: {self.steps:,}; tokens: {self.tokens:,}, of which {share:.0%} are computed",
+            f"memory: {memory}",
+            f"time: about {self.seconds:,.0f} s on this machine as it is now",
+            *(f"note: {note}" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A unit with its rows, in its stage."""
+
+    stage: str
+    unit: Unit
+    job: Job
+
+
+def run_estimate(
+    tasks_reference: str,
+    library_path: str,
+    settings: BuildSettings,
+    method: MethodSettings,
+    *,
+    base: str = "embedded",
+    names: Sequence[str] | None = None,
+    run: RunSettings | None = None,
+) -> Estimate:
+    """Plan a build and measure two steps of it. Neither the library nor anything else is written.
+
+    Args:
+        tasks_reference: as for `run_build`, and so are the others.
+        library_path: folder of the library; experts that it holds count as done.
+        settings: how to train.
+        method: how to assign tasks to experts.
+        base: the base model.
+        names: tasks to take.
+        run: how to run.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        LoraryError: as `run_build` refuses tasks, base or settings.
+    """
+    run = run or RunSettings()
+    tasks = choose_tasks(tasks_reference, names)
+    loaded = load_base(base, dtype=run.dtype, device=run.device)
+    notes: list[str] = []
+    stages = _stages(tasks, Path(library_path), settings, method, notes)
+    kept = [unit.name for _, units, there in stages for unit in units if unit.name in there]
+    planned = [
+        _Planned(
+            stage, unit, make_job(unit, tasks, template_for(loaded, unit.settings), _targets(loaded, unit, method))
+        )
+        for stage, units, there in stages
+        for unit in units
+        if unit.name not in there
+    ]
+    measured = _measure(loaded, planned, settings, method, run) if planned else Measurement(1.0, 1.0, 0, 0)
+    return _summary(loaded, method, planned, kept, measured, notes)
+
+
+def _targets(base: Base, unit: Unit, method: MethodSettings) -> frozenset[str] | None:
+    return None if method.is_poly else frozenset(targets_of(base, unit.settings))
+
+
+def _stages(
+    tasks: dict[str, Task], library: Path, settings: BuildSettings, method: MethodSettings, notes: list[str]
+) -> list[tuple[str, list[Unit], list[str]]]:
+    """(name, units, names that are there) of each stage."""
+    there = names_in(library) if (library / LIBRARY_FILE).exists() else []
+    names = sorted(tasks)
+    if method.is_poly:
+        unit = poly_unit(names, settings, method.poly)
+        return [(method.method, [unit], [unit.name] if "skill_0" in there else [])]
+    if method.method != "mbc":
+        make = joint_units if method.method == "joint" else private_units
+        return [("experts", override(make(names, settings), method.overrides), there)]
+    return _mbc_stages(names, library, settings, method.clusters, there, notes)
+
+
+def _mbc_stages(
+    names: list[str],
+    library: Path,
+    settings: BuildSettings,
+    clusters: ClusterSettings,
+    there: list[str],
+    notes: list[str],
+) -> list[tuple[str, list[Unit], list[str]]]:
+    stages: list[tuple[str, list[Unit], list[str]]] = []
+    if clusters.by == "mbc":
+        private = private_folder(library, clusters)
+        done = names_in(private) if (private / LIBRARY_FILE).exists() else []
+        stages.append(("private adapters", private_units(names, clusters.private_settings(settings)), done))
+    check_k(clusters, len(names))
+    numbers = list(clusters.k) or [min(ASSUMED_K, len(names))]
+    if not clusters.k:
+        notes.append(f"--k auto is not known before the private adapters are: {numbers[0]} is assumed")
+    if clusters.by != "mbc" or not there:
+        notes.append("clusters are not known yet: equal sizes are assumed")
+    for k in numbers:
+        even = {name: i % k for i, name in enumerate(names)}
+        stages.append((f"{k} clusters", cluster_units(even, settings, {}, {}), there if len(numbers) == 1 else []))
+    return stages
+
+
+def _measure(
+    base: Base, planned: Sequence[_Planned], settings: BuildSettings, method: MethodSettings, run: RunSettings
+) -> Measurement:
+    """Measured on the first stage: what follows trains the same layers on the same rows."""
+    first = [entry for entry in planned if entry.stage == planned[0].stage]
+    jobs = [entry.job for entry in first]
+    stack: Stack
+    if method.is_poly:
+        stack = poly_stack(base, first[0].unit, method.poly)
+        settings = first[0].unit.settings
+    else:
+        shapes = {path: shape for entry in first for path, shape in targets_of(base, entry.unit.settings).items()}
+        stack = expert_stack(base.model, shapes, jobs, run.window)
+    return measure(base.model, jobs, stack, loop_settings(settings, run))
+
+
+def _summary(
+    base: Base,
+    method: MethodSettings,
+    planned: Sequence[_Planned],
+    kept: list[str],
+    measured: Measurement,
+    notes: list[str],
+) -> Estimate:
+    rows = [_row(base, method, entry) for entry in planned]
+    tokens = sum(row["tokens"] for row in rows)
+    evaluated = sum(
+        (min(entry.unit.settings.evals, entry.job.num_steps) + 1) * sum(input_length(x) for x in entry.job.val)
+        for entry in planned
+    )
+    return Estimate(
+        method=method.method,
+        experts=rows,
+        kept=kept,
+        steps=sum(row["steps"] for row in rows),
+        tokens=tokens,
+        tokens_computed=round(tokens * measured.computed),
+        parameters=sum(row["parameters"] for row in rows),
+        memory={
+            "base": sum(p.numel() * p.element_size() for p in base.model.parameters()),
+            "experts": measured.state_bytes,
+            "activations": measured.activation_bytes,
+        },
+        seconds=(tokens + EVALUATION_COST * evaluated) / measured.tokens_per_s,
+        notes=notes,
+    )
+
+
+def _row(base: Base, method: MethodSettings, entry: _Planned) -> dict[str, Any]:
+    job, settings = entry.job, entry.unit.settings
+    fed = job.num_steps * settings.batch_size
+    parameters = sum(settings.rank * (d_in + d_out) for d_in, d_out in targets_of(base, settings).values())
+    return {
+        "stage": entry.stage,
+        "name": entry.unit.name,
+        "tasks": list(entry.unit.tasks),
+        "steps": job.num_steps,
+        "passes": fed / len(job.train),
+        "tokens": round(fed * _mean_length(job)),
+        "parameters": parameters * (method.poly.skills if method.is_poly else 1),
+    }
+
+
+def _mean_length(job: Job) -> float:
+    """Mean tokens of a row, as often as each task is drawn."""
+    lengths = [input_length(example) for example in job.train]
+    if not job.task_weights:
+        return sum(lengths) / len(lengths)
+    means = []
+    for number in range(len(job.task_weights)):
+        own = [length for length, task in zip(lengths, job.train_tasks, strict=True) if task == number]
+        means.append(sum(own) / len(own))
+    return sum(w * mean for w, mean in zip(job.task_weights, means, strict=True)) / sum(job.task_weights)

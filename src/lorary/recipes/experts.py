@@ -1,0 +1,134 @@
+"""Finished experts: their adapter and provenance, and whether one that is there already is this build's."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from lorary.adapter import Adapter, LoraFactors
+from lorary.data.schema import Task
+from lorary.errors import LibraryError, UsageError
+from lorary.formats.peft import tensors_of
+from lorary.formats.peft_config import new_config
+from lorary.library.store import Library
+from lorary.lora.targets import ALL_LINEAR, find_targets, num_layers
+from lorary.model.base import Base
+from lorary.recipes.build_settings import BuildSettings, as_recorded, recorded_settings
+from lorary.recipes.jobs import Unit
+from lorary.train.units import TrainedUnit
+
+Shapes = dict[str, tuple[int, int]]
+
+
+def targets_of(base: Base, settings: BuildSettings) -> Shapes:
+    """(d_in, d_out) of each layer that these settings adapt, by path.
+
+    Raises:
+        UsageError: if a target or the number of upper layers is not in the base.
+    """
+    layers = None
+    if settings.upper_layers is not None:
+        total = num_layers(base.model)
+        if settings.upper_layers > total:
+            raise UsageError(f"--upper-layers must be at most {total}, the base's layers", found=settings.upper_layers)
+        layers = list(range(total - settings.upper_layers, total))
+    return find_targets(base.model, settings.target_modules, layers)
+
+
+def to_adapter(unit: Unit, modules: Mapping[str, LoraFactors], base: Base) -> Adapter:
+    """The adapter of a finished expert, with a configuration that PEFT reads.
+
+    Args:
+        unit: what it was to be.
+        modules: factors of its best checkpoint, by path.
+        base: what it was trained on.
+    """
+    settings = unit.settings
+    whole = settings.upper_layers is None and ALL_LINEAR not in settings.target_modules
+    config = new_config(
+        base.files.name,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        target_modules=sorted(settings.target_modules) if whole else sorted(modules),
+        dropout=settings.dropout,
+    )
+    return Adapter(unit.name, modules, config, tensors_of(modules))
+
+
+def provenance_of(unit: Unit, trained: TrainedUnit, tasks: Mapping[str, Task], base: Base) -> dict[str, Any]:
+    """What is recorded about a finished expert: all that decided it, and how the training went. It holds no time."""
+    return {
+        "method": unit.method,
+        "tasks": list(unit.tasks),
+        "families": {name: tasks[name].family for name in unit.tasks},
+        "data_hashes": {name: tasks[name].data_hash for name in unit.tasks},
+        "settings": as_recorded(unit.settings),
+        "seed": unit.settings.seed,
+        "template": unit.settings.template,
+        "base_dtype": str(base.model.dtype),
+        "metrics": metrics_of(trained),
+        "parents": list(unit.parents),
+        **({"clustering": dict(unit.origin)} if unit.origin else {}),
+        "versions": {package: version(package) for package in ("lorary", "torch", "transformers")},
+    }
+
+
+def metrics_of(trained: TrainedUnit) -> dict[str, Any]:
+    """How a training went, as values of JSON; `val_loss_base` is the loss of the initial weights, whose update is 0."""
+    return {
+        "val_loss_base": trained.val_losses[0][1],
+        "val_loss": min(loss for _, loss in trained.val_losses),
+        "best_step": trained.best_step,
+        "stopped_early": trained.stopped_early,
+        "val_losses": trained.val_losses,
+        "train_losses": trained.train_losses,
+    }
+
+
+def check_same_build(
+    library: Library, units: Sequence[Unit], tasks: Mapping[str, Task], base_dtype: str | None
+) -> None:
+    """An expert that is there already counts as finished only if this build would train it alike.
+
+    Args:
+        library: that holds them.
+        units: those of this build that it holds.
+        tasks: all tasks, by name.
+        base_dtype: of the base in this process; None where other machines train, each with a base of its own.
+
+    Raises:
+        LibraryError: naming the first expert of another build, and what differs.
+    """
+    for unit in units:
+        known = library.provenance(unit.name)
+        wanted: dict[str, Any] = {
+            "settings": as_recorded(unit.settings),
+            "data_hashes": {name: tasks[name].data_hash for name in unit.tasks},
+        }
+        if base_dtype is not None:
+            wanted["base_dtype"] = base_dtype
+        if isinstance(known.get("settings"), Mapping):
+            known = {**known, "settings": recorded_settings(known["settings"])}
+        for key, value in wanted.items():
+            recorded, own = known.get(key), json.loads(json.dumps(value))
+            if recorded != own:
+                raise LibraryError(
+                    f"library '{library.path}' must not hold an expert '{unit.name}' from another build",
+                    found=f"other {key}: {_difference(recorded, own)}",
+                    remedy=f"build into another library, or: lorary library remove {library.path} {unit.name}",
+                )
+
+
+def _difference(recorded: Any, wanted: Any) -> str:
+    if recorded is None:
+        return "none recorded"
+    if not isinstance(recorded, Mapping) or not isinstance(wanted, Mapping):
+        return f"{recorded} instead of {wanted}"
+    keys = sorted(key for key in {*recorded, *wanted} if recorded.get(key) != wanted.get(key))
+    return ", ".join(f"{key} {recorded.get(key)!r} instead of {wanted.get(key)!r}" for key in keys[:5])
+
+
+def val_losses(library: Library, names: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Validation loss of the bare base and of the expert, by name; mixtures of skills have none of their own."""
+    known = {name: library.provenance(name).get("metrics") for name in names}
+    return {name: (float(m["val_loss_base"]), float(m["val_loss"])) for name, m in known.items() if m}

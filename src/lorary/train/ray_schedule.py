@@ -1,0 +1,246 @@
+"""Which Ray worker works on which shard: seats, a queue, and what follows when a worker or its work fails."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorary.errors import LoraryError, TrainError
+from lorary.train.executor import Shard
+from lorary.train.ray_cluster import NEXT_RUN, Cluster, lost
+from lorary.train.ray_worker import Failure, Worker, site_of
+
+RETRIES = 3  # of a shard whose worker died, or whose work failed for a reason that may pass
+LOOK_EVERY_S = 1.0  # how often workers are asked for their lines
+# A worker that leaves this question unanswered hangs: one that computes answers, from another thread.
+SILENCE_S = 300.0
+FAREWELL_S = 3.0  # for workers to end themselves where Ray may be gone
+MAX_NAMES = 3  # of experts, in one line
+
+
+@dataclass(eq=False)
+class Seat:
+    """A worker as the coordinator sees it.
+
+    Args:
+        label: its number, for lines of progress.
+        actor: Ray's handle.
+        pending: Ray's reference for each question ('hello', 'run', 'lines') that it has not answered.
+        place: machine and process, once it has said so.
+        shard: number of the shard it works on.
+        asked_at: when it was last asked for lines.
+    """
+
+    label: int
+    actor: Any
+    pending: dict[str, Any]
+    place: str | None = None
+    shard: int | None = None
+    asked_at: float = 0.0
+
+    def __str__(self) -> str:
+        return f"worker {self.label} ({self.place or 'starting'})"
+
+
+@dataclass
+class Pool:
+    """The workers of one run.
+
+    Args:
+        cluster: where.
+        number: of workers.
+        needs: CPU, GPU and other resources of each.
+        say: told lines of progress.
+        start_timeout_s: seconds without any worker at work after which the run is given up.
+        debug: say tracebacks too.
+    """
+
+    cluster: Cluster
+    number: int
+    needs: dict[str, float]
+    say: Callable[[str], None]
+    start_timeout_s: float
+    debug: bool = False
+    work: Callable[[Any], None] = field(init=False)
+    shards: Sequence[Shard] = field(init=False)
+    queue: deque[int] = field(init=False)  # numbers of the shards that wait for a worker
+    left: set[int] = field(init=False)  # numbers of the shards that are neither done nor given up
+    tries: dict[int, int] = field(default_factory=dict)  # failed ones, by shard
+    failed: dict[int, Failure] = field(default_factory=dict)  # shards given up, by number
+    seats: list[Seat] = field(default_factory=list)
+    _num_seated: int = 0
+    _failed_starts: int = 0  # since the last worker that did start
+    _last_start: str = ""
+    _busy_at: float = 0.0
+
+    def run(self, work: Callable[[Any], None], shards: Sequence[Shard]) -> None:
+        """Work on all shards.
+
+        Raises:
+            TrainError: if the cluster is lost, no worker starts, or a shard failed `RETRIES` + 1 times.
+            LoraryError: as the work raised it.
+        """
+        self.work, self.shards = work, shards
+        self.queue, self.left = deque(range(len(shards))), set(range(len(shards)))
+        self._busy_at = time.monotonic()
+        try:
+            while self.left:
+                self.cluster.head.check()
+                self._fill_seats()
+                self._give_out()
+                self._check_progress()
+                self._look()
+        except ConnectionError as error:  # what Ray Client raises
+            raise lost(str(error)[:300]) from error
+        finally:
+            self._dismiss_all()
+        if self.failed:
+            raise self._error()
+
+    def _fill_seats(self) -> None:
+        """Have as many workers as are of use, but do not go on for ever where they fail to start."""
+        cpus, gpus = self.needs.get("CPU", 1.0), self.needs.get("GPU", 0.0)
+        others = {name: amount for name, amount in self.needs.items() if name not in ("CPU", "GPU")}
+        kind = self.cluster.ray.remote(num_cpus=cpus, num_gpus=gpus, resources=others, max_concurrency=2)(Worker)
+        while len(self.seats) < min(self.number, len(self.left)) and self._failed_starts < RETRIES + self.number:
+            actor = kind.remote(max(1, int(cpus)))
+            hello = actor.hello.remote(site_of(self.shards[0].library))
+            self._num_seated += 1
+            self.seats.append(Seat(self._num_seated, actor, {"hello": hello}))
+
+    def _give_out(self) -> None:
+        """Give waiting shards to idle workers; ask busy ones for news."""
+        for seat in self.seats:
+            if seat.place is None:
+                continue
+            if seat.shard is None and self.queue:
+                seat.shard = self.queue.popleft()
+                seat.pending["run"] = seat.actor.run.remote(self.work, self.shards[seat.shard])
+            if seat.shard is not None and "lines" not in seat.pending:
+                seat.pending["lines"], seat.asked_at = seat.actor.take_lines.remote(), time.monotonic()
+
+    def _check_progress(self) -> None:
+        """Never wait for ever: neither for a worker to start, nor for one that hangs."""
+        now = time.monotonic()
+        if any(seat.shard is not None for seat in self.seats):
+            self._busy_at = now
+        elif not self.seats or now - self._busy_at > self.start_timeout_s:
+            wanted = ", ".join(f"{amount:g} {name}" for name, amount in self.needs.items() if amount)
+            waited = f"none after {now - self._busy_at:.0f} s; each needs {wanted}, machines have {self._resources()}"
+            raise TrainError(
+                "a Ray worker must start", found=self._last_start or waited,
+                remedy=f"mend that, or ask for other --workers; {NEXT_RUN}",
+            )  # fmt: skip
+        for seat in list(self.seats):
+            if "lines" in seat.pending and now - seat.asked_at > SILENCE_S:
+                self.cluster.ray.kill(seat.actor)
+                self._lose(seat, f"was silent for {SILENCE_S:.0f} s")
+
+    def _resources(self) -> str:
+        return "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in self.cluster.nodes[:8])
+
+    def _look(self) -> None:
+        """Wait a moment for answers, and take those that are there."""
+        refs = [ref for seat in self.seats for ref in seat.pending.values()]
+        done = set(self.cluster.ray.wait(refs, num_returns=len(refs), timeout=LOOK_EVERY_S)[0])
+        for seat in list(self.seats):
+            # In this order by chance of the alphabet: what a run says comes before its end.
+            for question in sorted(question for question, ref in seat.pending.items() if ref in done):
+                if seat in self.seats:
+                    self._take(seat, question, seat.pending.pop(question))
+
+    def _take(self, seat: Seat, question: str, ref: Any) -> None:
+        """Take an answer of a worker, or find that it is gone."""
+        errors = self.cluster.ray.exceptions
+        try:
+            answer = self.cluster.ray.get(ref)
+        except errors.RayActorError as error:
+            return self._lose(seat, f"is gone: {_cause(error)}")
+        except errors.RayError as error:  # the call itself failed: what was sent cannot be unpickled there
+            answer = (Failure(None, _cause(error), trace=str(error)), None if question == "hello" else [])
+        if question == "hello":
+            self._seat(seat, *answer)
+        elif question == "run":
+            self._settle(seat, *answer)
+        else:
+            self._say_lines(seat, answer)
+
+    def _seat(self, seat: Seat, failure: Failure | None, place: str | None) -> None:
+        """A worker has started, or cannot be used."""
+        seat.place = place
+        if failure is None:
+            self._failed_starts = 0
+            self.say(f"{seat} is ready")
+        else:
+            self._lose(seat, f"cannot be used: {failure.text}")
+
+    def _settle(self, seat: Seat, failure: Failure | None, lines: Sequence[str]) -> None:
+        """A worker has come to the end of its shard."""
+        self._say_lines(seat, lines)
+        assert seat.shard is not None
+        number, seat.shard = seat.shard, None
+        if failure is None:
+            self.left.discard(number)
+            done = len(self.shards) - len(self.left) - len(self.failed)
+            self.say(f"{seat} finished {_named(self.shards[number])}: {done} of {len(self.shards)} shards are done")
+        else:
+            self._fail(number, failure, str(seat))
+
+    def _lose(self, seat: Seat, why: str) -> None:
+        """A worker is of no more use: what it worked on goes to another."""
+        self.seats.remove(seat)
+        if seat.shard is not None:
+            return self._fail(seat.shard, Failure(None, f"{seat} {why}"), "")
+        self._failed_starts, self._last_start = self._failed_starts + 1, f"{seat} {why}"
+        self.say(self._last_start)
+
+    def _fail(self, number: int, failure: Failure, where: str) -> None:
+        """A shard was not finished: try again where that may help."""
+        self.tries[number] = self.tries.get(number, 0) + 1
+        is_final = failure.error is not None or self.tries[number] > RETRIES
+        if is_final:
+            self.failed[number] = failure
+            self.left.discard(number)
+        else:
+            self.queue.append(number)
+        follows = "given up; the others go on" if is_final else f"try {self.tries[number] + 1} of {RETRIES + 1} follows"
+        told = f"{where}: {failure.text}" if where else failure.text
+        self.say(f"{told}\n{_named(self.shards[number])}: {follows}")
+        if self.debug and failure.trace:
+            self.say(failure.trace)
+
+    def _say_lines(self, seat: Seat, lines: Sequence[str]) -> None:
+        for line in lines:
+            self.say(f"worker {seat.label}: {line}")
+
+    def _error(self) -> LoraryError:
+        """The first failure as an exception; the others were said when they happened."""
+        number, failure = min(self.failed.items())
+        more = f" (1 of {len(self.failed)} shards that failed, see above)" if len(self.failed) > 1 else ""
+        where = f"{_named(self.shards[number])}{more}"
+        if failure.error is not None:
+            return failure.raised(where)
+        rule = f"{where} must be trained within {RETRIES + 1} tries"
+        return TrainError(rule, found=failure.text, remedy=f"see why with --debug; {NEXT_RUN}")
+
+    def _dismiss_all(self) -> None:
+        """Send all workers away. Those still at work end themselves, since Ray may be past ending them."""
+        told = [seat.actor.stop.remote() for seat in self.seats if seat.shard is not None]
+        self.seats.clear()  # Ray ends a worker that nobody holds
+        if told:
+            self.cluster.ray.wait(told, num_returns=len(told), timeout=FAREWELL_S)
+
+
+def _named(shard: Shard) -> str:
+    """Experts of a shard in words."""
+    names = [f"'{name}'" for name in shard.names[:MAX_NAMES]]
+    more = f" and {len(shard.names) - MAX_NAMES} more" if len(shard.names) > MAX_NAMES else ""
+    return f"expert{'s' if len(shard.names) > 1 else ''} {', '.join(names)}{more}"
+
+
+def _cause(error: Exception) -> str:
+    """The one line of Ray's long messages that says what happened."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    telling = [line for line in lines if line.startswith("The actor is dead")] or lines[-1:]
+    return telling[0].split(" Some common causes")[0].strip()[:300]

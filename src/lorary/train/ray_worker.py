@@ -1,0 +1,187 @@
+"""What runs on a Ray worker: one process that holds the base and works on shards, one at a time. No Ray in here."""
+
+import os
+import platform
+import socket
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from importlib.metadata import version
+from io import TextIOBase
+from pathlib import Path
+from typing import Any
+
+from lorary.errors import LibraryError, LoraryError, TrainError
+from lorary.library.lock import BUILD_PID
+
+# What must agree between the coordinator and a worker: shards and settings are pickled, and numbers must be the same.
+PACKAGES = ("lorary", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Site:
+    """What coordinator and worker compare before any work is done.
+
+    Args:
+        versions: of Python and `PACKAGES`, of which results depend.
+        library: folder of the library.
+        holder: who holds its build lock, as its folder says; None where nobody does.
+    """
+
+    versions: dict[str, str]
+    library: str
+    holder: str | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a shard was not finished: an exception in words, since not every exception can be pickled.
+
+    Args:
+        error: the class, where it is one of Lorary's own: then trying again would not help.
+        rule: as in `LoraryError`, or the exception's message.
+        found: as in `LoraryError`.
+        remedy: as in `LoraryError`.
+        trace: the traceback.
+    """
+
+    error: type[LoraryError] | None
+    rule: str
+    found: str | None = None
+    remedy: str | None = None
+    trace: str = ""
+
+    @property
+    def text(self) -> str:
+        """In one line."""
+        line = self.rule if self.found is None else f"{self.rule}; found: {self.found}"
+        return " ".join(line.split())[:400]
+
+    def raised(self, where: str) -> LoraryError:
+        """The exception again, with the words `where` before its rule."""
+        kind = self.error or TrainError
+        again = kind.__new__(kind)  # the constructors of subclasses differ, that of the base class is enough
+        LoraryError.__init__(again, f"{where}: {self.rule}", found=self.found, remedy=self.remedy)
+        return again
+
+
+def site_of(library: str) -> Site:
+    """Describe this process for comparison.
+
+    Args:
+        library: folder of the library; whether it is here and the same is seen from the holder of its build lock.
+    """
+    # What follows a plus is the kind of build: a coordinator without a GPU may have another.
+    versions = {package: version(package).split("+")[0] for package in PACKAGES}
+    path = Path(library) / BUILD_PID
+    holder = path.read_text(encoding="utf-8").strip() if path.exists() else None
+    python = ".".join(platform.python_version_tuple()[:2])
+    return Site({"python": python, **versions}, library, holder)
+
+
+def check_site(coordinator: Site, host: str) -> None:
+    """Check that this process may work for a coordinator.
+
+    Args:
+        coordinator: its `site_of`.
+        host: name of this machine.
+
+    Raises:
+        TrainError: if a package has another version here.
+        LibraryError: if the library's folder is not the same here.
+    """
+    here = site_of(coordinator.library)
+    for package, wanted in coordinator.versions.items():
+        if here.versions[package] != wanted:
+            raise TrainError(
+                f"worker and coordinator must have one version of {package}",
+                found=f"{here.versions[package]} on {host}, {wanted} at the coordinator",
+                remedy=f"install {wanted} on {host}",
+            )
+    if here.holder != coordinator.holder:
+        raise LibraryError(
+            f"every worker must see the library's folder, {coordinator.library}",
+            found=f"another folder, or none, on {host}",
+            remedy="put the library on a file system that all machines mount",
+        )
+
+
+class Worker:
+    """Works on shards in this process, which stays: what the work caches, such as the base, serves the next shard.
+
+    `run` takes long; `take_lines` is called beside it from another thread, to show progress and that it is alive.
+
+    Args:
+        threads: of torch, per operation.
+    """
+
+    def __init__(self, threads: int) -> None:
+        # Read when torch is first imported, which the work does. Every worker would take all cores otherwise.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        self._lines = Lines()
+
+    def hello(self, coordinator: Site) -> tuple[Failure | None, str]:
+        """Compare this process with the coordinator's.
+
+        Args:
+            coordinator: its `site_of`.
+
+        Returns:
+            Why this worker cannot be used, if so; its machine and process.
+        """
+        host = socket.gethostname()
+        return attempt(lambda site: check_site(site, host), coordinator), f"{host}, process {os.getpid()}"
+
+    def run(self, work: Callable[[Any], None], shard: Any) -> tuple[Failure | None, list[str]]:
+        """Work on one shard.
+
+        Args:
+            work: what to do; lines that it writes to stderr are kept for `take_lines`.
+            shard: what to do it with.
+
+        Returns:
+            What went wrong, if anything, and the last lines.
+        """
+        with redirect_stderr(self._lines):
+            failure = attempt(work, shard)
+        return failure, self.take_lines()
+
+    def take_lines(self) -> list[str]:
+        """Lines written since the last call."""
+        return self._lines.take()
+
+    def stop(self) -> None:
+        """End this process at once, in the middle of its work: for when Ray itself cannot do it any more."""
+        os._exit(1)
+
+
+def attempt(work: Callable[[Any], None], shard: Any) -> Failure | None:
+    """Do the work, and put into words what goes wrong."""
+    try:
+        work(shard)
+    except LoraryError as error:
+        return Failure(type(error), error.rule, error.found, error.remedy, traceback.format_exc())
+    except Exception as error:  # whatever it is, the coordinator decides what follows from it
+        return Failure(None, f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+    return None
+
+
+class Lines(TextIOBase):
+    """A stream that keeps whole lines until they are taken. Written and read by different threads."""
+
+    def __init__(self) -> None:
+        self._text, self._lock = "", threading.Lock()
+
+    def write(self, text: str) -> int:
+        """Append text."""
+        with self._lock:
+            self._text += text
+        return len(text)
+
+    def take(self) -> list[str]:
+        """The whole lines so far, without those taken before and without empty ones."""
+        with self._lock:
+            whole, _, self._text = self._text.rpartition("\n")
+        return [line for line in whole.splitlines() if line.strip()]
