@@ -17,7 +17,9 @@ class Bar:
 
     def __init__(self, title: str, total: int, progress: Progress | None, console: Console) -> None:
         self._title, self._total, self._done, self._console = title, total, 0, console
-        self._resumed_at: int | None = None  # units that an earlier run had done: they took this one no time
+        # Where the count begins: what an earlier run had done took this one no time, nor does what comes before the
+        # first unit say how long a unit takes.
+        self._first: int | None = None
         self._progress = progress
         self._task = progress.add_task(title, total=total, note="") if progress else None
         self._started = self._spoke = time.monotonic()
@@ -30,18 +32,19 @@ class Bar:
             note: a word on the last unit (a loss, a name).
         """
         self._done = done
-        if self._resumed_at is None:
-            self._resumed_at = done - 1
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._started = done, now
             if self._progress is not None and self._task is not None:
-                self._progress.reset(self._task, completed=self._resumed_at)
+                self._progress.reset(self._task, completed=done)
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)
             return
-        now = time.monotonic()
         if done == self._total or now - self._spoke >= LINE_EVERY_S:
             self._spoke = now
-            left = (now - self._started) / max(done - self._resumed_at, 1) * (self._total - done)
-            line = f"{self._title}: {done}/{self._total}, {left:.0f} s left {note}"
+            since = done - self._first
+            left = f", {(now - self._started) / since * (self._total - done):.0f} s left" if since else ""
+            line = f"{self._title}: {done}/{self._total}{left} {note}"
             self._console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
     def advance(self, note: str = "") -> None:
