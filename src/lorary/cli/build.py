@@ -1,6 +1,7 @@
 """`lorary build`: parse, call one recipe, say where the result lies."""
 
 import json
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -71,6 +72,7 @@ def build(
     ] = None,
     executor: Annotated[str, typer.Option(help="local, ray, ray://auto or ray://HOST[:PORT]")] = "local",
     workers: Annotated[int | None, typer.Option(help="ray: processes that train")] = None,
+    save_every: Annotated[float, typer.Option(help="seconds between checkpoints")] = 15.0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what it takes, and write nothing")] = False,
@@ -79,6 +81,7 @@ def build(
     """Train a library of experts. Run it again to go on after an interruption."""
     from dataclasses import asdict
 
+    from lorary.errors import UsageError
     from lorary.recipes.build import method_settings, run_build
     from lorary.recipes.build_settings import RunSettings, parse_sampling
     from lorary.recipes.build_settings import preset as preset_settings
@@ -124,13 +127,15 @@ def build(
         mu=mu,
         per_task=per_task,
     )
+    if chosen.is_poly and init == "shared":
+        raise UsageError("--init must be own for skills, which would stay alike", found=init, remedy="leave it out")
     logs = ("jsonl",) if log is None else tuple(dict.fromkeys(log))
-    run = RunSettings(window, max_tokens, device, dtype, activation_checkpointing, logs)
+    run = RunSettings(window, max_tokens, device, dtype, activation_checkpointing, logs, save_every)
     if dry_run:
         estimate = run_estimate(tasks, library, settings, chosen, base=base, names=split_names(names), run=run)
         print(json.dumps(asdict(estimate)) if as_json else estimate.text())
         return
-    where = None if executor == "local" else make_executor(executor, workers=workers)
+    where = None if executor == "local" else make_executor(executor, workers=workers, debug="--debug" in sys.argv)
     result = run_build(
         tasks, library, settings, chosen, base=base, names=split_names(names), run=run, executor=where, workers=workers
     )

@@ -140,6 +140,8 @@ class RunSettings:
         for key in ("window", "max_tokens"):
             if getattr(self, key) < 1:
                 raise UsageError(f"--{key.replace('_', '-')} must be at least 1", found=getattr(self, key))
+        if not self.save_every_s > 0:
+            raise UsageError("--save-every must be above 0", found=self.save_every_s)
         if unknown := [kind for kind in self.logs if kind not in LOGS]:
             raise UsageError(f"--log must be one of {', '.join(LOGS)}", found=unknown[0])
 

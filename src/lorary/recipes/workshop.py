@@ -17,7 +17,7 @@ from lorary.recipes.jobs import Unit, make_job, num_steps
 from lorary.recipes.ledger import build_key, checkpoint_path, close_build, open_shards
 from lorary.recipes.watch import TrainingBar, open_logs
 from lorary.train.callbacks import Callback
-from lorary.train.executor import Executor
+from lorary.train.executor import Executor, LocalExecutor
 from lorary.train.loop import train_queue
 from lorary.train.optimiser import OptimiserSettings
 from lorary.train.stack import expert_stack
@@ -158,9 +158,13 @@ def _run(shop: Workshop, shards: Sequence[Shard]) -> None:
     if shop.executor is not None:
         shop.executor.run(build_shard, shards)
         return
-    assert shop.base is not None
-    for shard in shards:
-        train_shard(shard, shop.base, shop.library, shop.tasks, shop.display, shop.callbacks)
+    base = shop.base
+    assert base is not None
+
+    def train_here(shard: Shard) -> None:
+        train_shard(shard, base, shop.library, shop.tasks, shop.display, shop.callbacks)
+
+    LocalExecutor().run(train_here, shards)
 
 
 def build_shard(shard: Shard) -> None:
