@@ -19,8 +19,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lorary.data.batching import Batch, input_length, length_buckets
-from lorary.data.sharing import best_cuts, num_common
-from lorary.data.template import Example, Ids
+from lorary.data.sharing import best_cuts
+from lorary.data.template import Example, Ids, num_common
 
 
 @dataclass(frozen=True)

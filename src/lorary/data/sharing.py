@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from lorary.data.template import Ids
-
 # Longest packed sequence in tokens: the mask is seq x seq, and models with a sliding window must hold a sequence in it.
 PACKED_LENGTH = 512
 # What packing costs, measured on a CPU and a model of 576 features, where attention weighs more than in wider ones:
@@ -44,13 +42,3 @@ def _cost(tokens: int, *, packed: bool) -> float:
     """Cost of a sequence in tokens: causal attention touches half of what masked attention does."""
     attention = tokens / ATTENTION_LENGTH
     return tokens * (1 + MASK_COST + attention if packed else 1 + 0.5 * attention)
-
-
-def num_common(left: Ids, right: Ids) -> int:
-    """Number of tokens with which both begin."""
-    number = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        number += 1
-    return number

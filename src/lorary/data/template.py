@@ -97,7 +97,7 @@ class Template:
         """The last `length` ids, with the head kept in their stead on the left; () where not even the head fits."""
         if len(ids) <= length:
             return ids
-        num_head = _num_common(ids, self.head)
+        num_head = num_common(ids, self.head)
         num_tail = length - num_head
         return ids[:num_head] + ids[len(ids) - num_tail :] if num_tail > 0 else ()
 
@@ -151,7 +151,7 @@ def _chat(tokenizer: Tokenizer, max_length: int) -> Template:
 
     # What two conversations share on the left stands before every message. BOS, where there is one, is in the text.
     one, other = render("0"), render("1")
-    head = _pieces(tokenizer, one[: _num_common(one, other)])
+    head = _pieces(tokenizer, one[: num_common(one, other)])
     return Template("chat", tokenizer, max_length, render=render, gap="", leading=(), head=head)
 
 
@@ -225,7 +225,12 @@ def _continuation(tokenizer: Tokenizer, text: str) -> Ids:
     return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else _pieces(tokenizer, text)
 
 
-def _num_common(one: Sequence[object], other: Sequence[object]) -> int:
-    """How many items two sequences share from the left on."""
+def num_common(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many items two sequences share from the left on.
+
+    Args:
+        one: token ids, or anything that can be compared.
+        other: likewise.
+    """
     pairs = zip(one, other, strict=False)
     return next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

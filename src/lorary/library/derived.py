@@ -73,7 +73,7 @@ def save_derived(library: Path, kind: str, key: Mapping[str, Any], files: Mappin
     """
     target = derived_folder(library, kind, key)
     for name in files:
-        if Path(name).name != name or name in ("", "..", ENTRY_FILE):
+        if not _is_plain(name):
             raise UsageError(f"a file of derived data must have a plain name other than {ENTRY_FILE}", found=repr(name))
     entry = {"files": {name: sha256(data) for name, data in files.items()}, "key": dict(key), "kind": kind}
     content = {**files, ENTRY_FILE: encode_json(entry)}
@@ -147,6 +147,8 @@ def _read(folder: Path) -> DerivedEntry:
         raise _damaged(folder, f"{ENTRY_FILE} does not say kind, key and files")
     files = {}
     for name, recorded in hashes.items():
+        if not _is_plain(name):  # a foreign library must not lead out of its folder
+            raise _damaged(folder, f"a file named {name!r}")
         try:
             files[name] = (folder / name).read_bytes()
         except OSError as error:
@@ -154,6 +156,10 @@ def _read(folder: Path) -> DerivedEntry:
         if (found := sha256(files[name])) != recorded:
             raise _damaged(folder, f"{name} has sha256 {found}, not {recorded}")
     return DerivedEntry(kind, key, files)
+
+
+def _is_plain(name: str) -> bool:
+    return Path(name).name == name and name not in ("", "..", ENTRY_FILE)
 
 
 def _damaged(folder: Path, found: str) -> LibraryError:

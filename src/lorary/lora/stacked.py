@@ -120,7 +120,8 @@ class StackedLora(nn.Module):
                 remedy="leave it out of the target modules",
             )
         if self.tags.dropout > 0:
-            x = x.to(self.lora_a.dtype) * self.tags.dropout_mask(x, self.path)
+            x = x.to(self.lora_a.dtype)  # before the mask, whose 1 / (1 - dropout) half precision would bend
+            x = x * self.tags.dropout_mask(x, self.path)
         slots = self.tags.slots
         up = self.lora_b.mT.index_select(0, slots) * self.scaling[slots, None, None]
         return add_low_rank(output, x, self.lora_a.index_select(0, slots), up)

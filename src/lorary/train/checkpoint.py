@@ -5,6 +5,8 @@ There is no random state to store: whatever is drawn is keyed by (seed, unit, st
 
 import hashlib
 import json
+import os
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +36,9 @@ def save_checkpoint(path: Path, slots: Slots) -> None:
     tensors = {key: tensor.detach().cpu() for key, tensor in _vectors(slots).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, save(tensors, {"progress": progress}), path.with_suffix(".tmp"))
+        # A worker that was given up may still write beside its successor: each has a file of its own.
+        aside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+        replace_file(path, save(tensors, {"progress": progress}), aside)
     except OSError as error:
         raise TrainError(
             f"the checkpoint '{path}' must be writable", found=error, remedy="free space, then rerun"

@@ -1,5 +1,6 @@
 """Derived documents: keyed by their inputs, atomic, held to their hashes."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,13 @@ def test_a_kind_that_could_leave_its_folder_is_refused(tmp_path: Path, kind: str
 def test_a_file_name_that_is_not_plain_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="plain name"):
         save_derived(tmp_path, "clusters", KEY, {name: b""})
+
+
+def test_a_foreign_document_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
+    folder = save_derived(tmp_path, "clusters", KEY, FILES)
+    (tmp_path / "secret").write_text("x")
+    entry = json.loads((folder / "entry.json").read_text())
+    entry["files"]["../../secret"] = "0" * 64
+    (folder / "entry.json").write_text(json.dumps(entry))
+    with pytest.raises(LibraryError, match="secret"):
+        load_derived(tmp_path, "clusters", KEY)

@@ -123,6 +123,15 @@ def test_dropout_keeps_the_mean(generator: torch.Generator) -> None:
     assert float(mask.mean()) == pytest.approx(1.0, abs=0.02)
 
 
+def test_dropout_is_not_bent_by_a_half_precision_layer(generator: torch.Generator) -> None:
+    tags = RowTags()
+    (micro,) = micro_batches([Group(0, 0, [Example((1,) * 8, (2,), 0)], [0])], 100, share_prefix=False)
+    tags.set(micro, ["a"], 0.05, (0,))
+    lora = StackedLora(torch.eye(4)[None], torch.eye(4)[None], torch.ones(1), tags, "layer")
+    seen = lora(torch.ones(1, 8, 4).bfloat16(), torch.zeros(1, 8, 4))  # what passed through lora_a and lora_b
+    assert seen.unique().tolist() == pytest.approx([0.0, 1 / 0.95], abs=1e-6)
+
+
 def test_tokens_without_their_sequences_are_refused(generator: torch.Generator) -> None:
     with pytest.raises(ShapeError, match=r"layer 'layer' must be given \(batch, seq, d_in\)"):
         # Behind the shape checker of the tests, which refuses this before the function runs.
