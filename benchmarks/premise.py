@@ -1,10 +1,10 @@
 """The premise of clustering by models, tested: do adapters that look alike help each other's tasks?
 
-    python benchmarks/premise.py TASKS --out FOLDER [--tasks a,b,c] [--seeds 0,1] [--inits shared,own] [--json]
+    python benchmarks/premise.py TASKS --out FOLDER [--tasks a,b,c] [--seeds 0,1] [--inits shared,own] [--steps 40]
 
 Each stage is kept in FOLDER, so that a run that was stopped goes on:
-1. a library per training seed and initial draw (40 steps of 8 rows per task, upper 15 layers), and beside it the
-   adapters at four moments of its training;
+1. a library per training seed and initial draw (steps of 8 rows, upper 15 layers), and beside it the adapters at four
+   moments of its training;
 2. agreement of clusters with the tasks' families over five clustering seeds, beside clusters at random and of the
    tasks' texts, and the clusters of all moments against the reference recipe;
 3. the loss of every expert of each first-seed library on 20 test rows of every task;
@@ -43,7 +43,7 @@ from lorary.recipes.build import build_library
 from lorary.recipes.build_settings import BuildSettings, RunSettings
 from lorary.train.callbacks import Callback
 
-UPPER_LAYERS, STEPS, EVALS, TEST_ROWS = 15, 40, 4, 20
+UPPER_LAYERS, EVALS, TEST_ROWS = 15, 4, 20
 CLUSTER_SEEDS = range(5)
 METHODS = ("delta", "paper-2024")
 Row = dict[str, Any]
@@ -71,11 +71,13 @@ class KeepMoments(Callback):
         self.library.add_adapter(adapter, {"tasks": [name], "metrics": {"val_loss": loss}})
 
 
-def train(base: Base, tasks: Mapping[str, Task], out: Path, seed: int, init: str) -> tuple[Library, Library]:
+def train(
+    base: Base, tasks: Mapping[str, Task], out: Path, seed: int, init: str, steps: int
+) -> tuple[Library, Library]:
     """The library of one training seed and initial draw, and that of its moments."""
     path = out / f"{init}-{seed}"
     library = Library.open(path) if path.exists() else Library.create(path, "embedded")
-    settings = BuildSettings(steps=STEPS, upper_layers=UPPER_LAYERS, val_rows=20, evals=EVALS, seed=seed, init=init)
+    settings = BuildSettings(steps=steps, upper_layers=UPPER_LAYERS, val_rows=20, evals=EVALS, seed=seed, init=init)
     moments = KeepMoments(out / f"{init}-{seed}-moments")
     build_library(base, library, tasks, settings, run=RunSettings(window=13), callbacks=[moments])
     return library, moments.library
@@ -227,7 +229,7 @@ def run(arguments: argparse.Namespace) -> Row:
     ordered = [families[name] for name in sorted(tasks)]
     for init in arguments.inits.split(","):
         for seed in map(int, arguments.seeds.split(",")):
-            library, moments = train(base, tasks, out, seed, init)
+            library, moments = train(base, tasks, out, seed, init, arguments.steps)
             for k in sorted({10, len(set(ordered))}):
                 marks = {"init": init, "seed": seed}
                 found["agreement"] += [{**marks, **row} for row in agreement_rows(library, ordered, texts, k)]
@@ -252,6 +254,7 @@ def main() -> None:
     parser.add_argument("--tasks", help="names, separated by commas; all that may be trained on by default")
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--inits", default="shared,own")
+    parser.add_argument("--steps", type=int, default=40, help="of each expert, 8 rows each")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     found = run(arguments)

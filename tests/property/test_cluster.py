@@ -14,7 +14,7 @@ from lorary.cluster.mbc import cluster_adapters
 from lorary.cluster.similarity import adapter_gram, adapter_similarity
 from lorary.cluster.sketch import DeltaSketcher, delta_sketches
 from lorary.ops import gram as gram_module
-from lorary.ops.gram import delta_gram
+from lorary.ops.gram import delta_gram, row_gram
 
 SEED = st.integers(0, 2**31)
 SHAPES = {"first": (24, 32), "second": (32, 16)}
@@ -78,14 +78,16 @@ def test_the_gram_matrix_does_not_depend_on_the_blocks(seed: int, ranks: list[in
     lora_a, lora_b = normal(seed, sum(ranks), 9), normal(seed + 1, 6, sum(ranks))
     owner = torch.arange(len(ranks)).repeat_interleave(torch.tensor(ranks))
     whole = delta_gram(lora_a, lora_b, owner, len(ranks))
-    before = gram_module.BLOCK_RANKS
-    gram_module.BLOCK_RANKS = block
+    before = gram_module.BLOCK_ROWS
+    gram_module.BLOCK_ROWS = block
     try:
-        blocked = delta_gram(lora_a, lora_b, owner, len(ranks))
+        blocked, rows = delta_gram(lora_a, lora_b, owner, len(ranks)), row_gram(lora_a)
     finally:
-        gram_module.BLOCK_RANKS = before
+        gram_module.BLOCK_ROWS = before
     assert torch.allclose(whole, blocked, rtol=1e-9, atol=1e-9)
     assert torch.equal(blocked, blocked.mT)
+    assert torch.allclose(rows, lora_a @ lora_a.mT, rtol=1e-9, atol=1e-9)
+    assert torch.equal(rows, rows.mT)
 
 
 @few

@@ -15,7 +15,7 @@ from torch import Tensor
 from lorary.adapter import Adapter
 from lorary.cluster.spill import Factors, FactorSpill
 from lorary.errors import AdapterError
-from lorary.ops.gram import cosine_of_gram
+from lorary.ops.gram import cosine_of_gram, row_gram
 
 # What scikit-learn's TruncatedSVD calls n_oversamples and n_iter.
 OVERSAMPLES = 10
@@ -95,9 +95,8 @@ def flattened_gram(
             layer = spill.layer(path)
             rows = torch.tensor(layer.experts)
             for factor in (layer.lora_a, layer.lora_b_t):
-                flat = factor.reshape(len(rows), -1)
-                gram[rows[:, None], rows] += (flat @ flat.mT).double()
-    return tuple(names), (gram + gram.mT) / 2
+                gram[rows[:, None], rows] += row_gram(factor.reshape(len(rows), -1))
+    return tuple(names), gram
 
 
 def embedding_of_gram(
@@ -131,21 +130,22 @@ def embedding_of_gram(
 
 
 def _sparsified(adapter: Adapter, sparsity: float) -> dict[str, Factors]:
-    """The factors in float32, magnitudes at or below the quantile set to zero; lora_b transposed."""
-    modules = {path: (factors.lora_a.float(), factors.lora_b.float()) for path, factors in adapter}
-    flat = torch.cat([factor.reshape(-1) for pair in modules.values() for factor in pair]).abs_()
-    threshold = float(np.quantile(flat.numpy(), sparsity, overwrite_input=True))
-    if 0 < float(flat.max()) <= threshold:
+    """The factors in float32, magnitudes at or below the quantile set to zero.
+
+    lora_b has the shape of its transpose but not its order: nothing here depends on the order within a factor.
+    """
+    flat = torch.cat([factor.float().flatten() for _, f in adapter for factor in (f.lora_a, f.lora_b)])
+    sizes = flat.abs()
+    threshold = float(np.quantile(sizes.numpy(), sparsity))
+    kept = ~(sizes <= threshold)  # numbers that are not finite stay, to be refused with the other methods
+    if sizes.any() and not kept.any():
         raise AdapterError(
             f"adapter '{adapter.name}' must have numbers beyond the quantile {sparsity} of their magnitudes",
             found=f"all of magnitude {threshold} or less",
             remedy="use the method 'delta'",
         )
-
-    def sparse(factor: Tensor) -> Tensor:
-        return torch.where(factor.abs() > threshold, factor, 0.0)
-
-    return {path: (sparse(lora_a), sparse(lora_b).mT) for path, (lora_a, lora_b) in modules.items()}
+    parts = iter(torch.where(kept, flat, 0.0).split([t.numel() for _, f in adapter for t in (f.lora_a, f.lora_b)]))
+    return {path: (next(parts).view(f.rank, f.d_in), next(parts).view(f.rank, f.d_out)) for path, f in adapter}
 
 
 def _check_ranks(adapter: Adapter, first: dict[str, tuple[str, int]]) -> None:

@@ -87,14 +87,14 @@ def stability_of(similarity: Float[Tensor, "experts experts"], k: int, seed: int
 
     Args:
         similarity: cosines of the adapters.
-        k: number of clusters.
+        k: number of clusters, fewer than a subset holds.
         seed: of the subsets and the starts.
 
     Returns:
         Mean adjusted Rand index over pairs of runs, 1 for perfect agreement, about 0 for chance.
     """
     number = len(similarity)
-    size = max(k, round(SUBSET * number))
+    size = round(SUBSET * number)
     runs = []
     for run in range(STABILITY_RUNS):
         order = torch.randperm(number, generator=keyed_generator("stability", seed, k, run))
@@ -153,6 +153,7 @@ def _judge(similarity: Tensor, k: int, seed: int) -> Candidate | None:
     """The candidate, or None where the adapters have fewer directions than that."""
     labels = kmeans_labels(similarity, k, seed)
     silhouette = mean_silhouette(similarity, labels)
-    if len(set(labels)) < k or silhouette is None:
+    # A subset of k adapters is k clusters whatever they are: that would be stable by construction.
+    if len(set(labels)) < k or silhouette is None or round(SUBSET * len(similarity)) <= k:
         return None
     return Candidate(k, silhouette, stability_of(similarity, k, seed))

@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Ranks of one block of rows: few, since half of the block on the diagonal is computed in vain, but enough for the
-# matrix product to be efficient.
-BLOCK_RANKS = 256
+# Rows (ranks, or experts) of one block: few, since half of a block on the diagonal is computed in vain, but enough for
+# the matrix product to be efficient.
+BLOCK_ROWS = 256
 
 
 def delta_gram(
@@ -31,8 +31,8 @@ def delta_gram(
     """
     within = lora_a.new_zeros(num_experts, num_experts)  # blocks on the diagonal, which hold both (i, j) and (j, i)
     beyond = lora_a.new_zeros(num_experts, num_experts)  # blocks right of it, of which the mirror image is left out
-    for start in range(0, len(lora_a), BLOCK_RANKS):
-        experts = expert_of_rank[start : start + BLOCK_RANKS]
+    for start in range(0, len(lora_a), BLOCK_ROWS):
+        experts = expert_of_rank[start : start + BLOCK_ROWS]
         stop, first, last = start + len(experts), int(experts[0]), int(experts[-1]) + 1
         product = lora_a[start:stop] @ lora_a[start:].mT
         product *= lora_b[:, start:stop].mT @ lora_b[:, start:]
@@ -41,6 +41,21 @@ def delta_gram(
         beyond[first:last].index_add_(1, expert_of_rank[stop:], rows[:, stop - start :])
     gram = (within + beyond + beyond.mT).double()
     return (gram + gram.mT) / 2  # symmetric to the last bit, which sums in another order are not
+
+
+def row_gram(rows: Float[Tensor, "experts features"]) -> Float[Tensor, "experts experts"]:
+    """Inner products of the rows of a matrix, each pair once.
+
+    Args:
+        rows: float32 or float64: the products are taken in this dtype.
+
+    Returns:
+        The symmetric matrix in float64.
+    """
+    gram = rows.new_zeros(len(rows), len(rows))
+    for start in range(0, len(rows), BLOCK_ROWS):
+        gram[start : start + BLOCK_ROWS, start:] = rows[start : start + BLOCK_ROWS] @ rows[start:].mT
+    return (gram.triu() + gram.triu(1).mT).double()
 
 
 def cosine_of_gram(gram: Float[Tensor, "experts experts"]) -> Float[Tensor, "experts experts"]:

@@ -133,6 +133,12 @@ def test_flattened_factors_of_unequal_ranks_are_refused_by_name(made: Make) -> N
     assert clustered(adapters, k=2).k == 2
 
 
+def test_factors_of_which_nothing_is_left_are_refused_by_name() -> None:
+    same = Adapter("same", {"layer": LoraFactors(torch.ones(2, 4), torch.ones(4, 2), 1.0)}, {})
+    with pytest.raises(AdapterError, match=r"'same' must have numbers beyond the quantile 0.5"):
+        clustered({"same": same}, k=1, method="paper-2024")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_layer_of_two_shapes_is_refused_by_name(made: Make, method: str) -> None:
     factors = LoraFactors(torch.ones(3, 7), torch.ones(40, 3), 1.0)
