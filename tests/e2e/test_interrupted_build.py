@@ -19,9 +19,10 @@ NAMES = ("five", "four", "one", "three", "two")
 EXPERTS = {
     "private": [*NAMES],
     "mbc": ["cluster_0", "cluster_1", "cluster_2"],
+    "k": None,  # one or two clusters: the build itself chooses
     "poly": [f"skill_{number}" for number in range(8)],
 }
-KILLS = {"private": 5, "mbc": 20, "poly": 5}
+KILLS = {"private": 5, "mbc": 20, "k": 4, "poly": 5}
 
 # Builds on request, each in a process of its own that is forked off one whose imports are done: a start takes
 # milliseconds. Two experts are trained at a time, so that some end while others wait, and state is saved at each step.
@@ -31,13 +32,15 @@ import torch
 torch.set_num_threads(1)
 import sklearn.cluster
 from lorary.recipes.build import MethodSettings, run_build
-from lorary.recipes.build_settings import ClusterSettings, RunSettings, preset
+from lorary.recipes.build_settings import RunSettings, preset
+from lorary.recipes.cluster_settings import ClusterSettings
 tasks, base = sys.argv[1:3]
 settings = preset("default", rank=2, steps=24, batch_size=2, evals=4, learning_rate=0.02)
-run = RunSettings(window=2, save_every_s=0.0)
+run = RunSettings(window=2, save_every_s=1e-9)
 
 def build(library, method):
-    how = MethodSettings(method, ClusterSettings(k=(3,), private_steps=12))
+    k = (1, 2) if method == "k" else (3,)
+    how = MethodSettings("mbc" if method == "k" else method, ClusterSettings(k=k, private_steps=12))
     result = run_build(tasks, library, settings, how, base=base, run=run)
     print("trained", *result.trained, flush=True)
 
@@ -145,7 +148,8 @@ def test_a_build_killed_at_any_moment_goes_on_to_the_same_bytes(nursery: Nursery
     began = time.monotonic()
     names = nursery.build(whole, method)
     duration = time.monotonic() - began
-    assert names == EXPERTS[method]
+    assert names is not None
+    assert EXPERTS[method] in (None, names)
 
     chance, kills = random.Random(0), KILLS[method]
     finished: dict[str, bytes] = {}
@@ -170,7 +174,7 @@ def test_a_build_killed_at_any_moment_goes_on_to_the_same_bytes(nursery: Nursery
     assert sorted([*trained, *already]) == names  # nothing finished was trained again
     assert adapters(killed) == adapters(whole)
     assert derived(killed) == derived(whole)
-    assert [path for path in (killed / ".build").iterdir() if path.is_file()] == []
+    assert {path.name for path in (killed / ".build").iterdir()} <= {"private"}
     if method == "mbc":
         assert stages >= {"private", "retrain"}
         assert adapters(killed / ".build" / "private") == adapters(whole / ".build" / "private")

@@ -126,7 +126,10 @@ def build(
         poly={"skills": skills, "splits": splits, "logits_learning_rate": logits_learning_rate},
         mu=mu,
         per_task=per_task,
+        sampling=sampling,
     )
+    if executor == "local" and workers is not None:
+        raise UsageError("--workers needs --executor ray", found="--executor local", remedy="leave it out")
     if chosen.is_poly and init == "shared":
         raise UsageError("--init must be own for skills, which would stay alike", found=init, remedy="leave it out")
     logs = ("jsonl",) if log is None else tuple(dict.fromkeys(log))

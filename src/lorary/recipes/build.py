@@ -5,22 +5,25 @@ that is learnt (poly, mhr). What differs is who decides it; how experts are trai
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from lorary.data.tasks import Task, load_tasks
-from lorary.errors import TaskError, UsageError
+from lorary.errors import TaskError
 from lorary.library.store import Library
 from lorary.model.base import Base, load_base
-from lorary.recipes.build_settings import METHODS, BuildSettings, ClusterSettings, RunSettings, parse_k
+from lorary.recipes.build_settings import BuildSettings, RunSettings
 from lorary.recipes.display import Display
 from lorary.recipes.experts import val_losses
-from lorary.recipes.jobs import check_trainable, joint_units, override, private_units, read_overrides
+from lorary.recipes.jobs import check_trainable, joint_units, override, private_units
+from lorary.recipes.ledger import sweep
 from lorary.recipes.mbc import build_mbc
+from lorary.recipes.methods import MethodSettings, method_settings
 from lorary.recipes.open import created_for
-from lorary.recipes.poly import PolySettings, poly_settings
 from lorary.recipes.poly_build import build_poly
-from lorary.recipes.workshop import Shard, Workshop, build_shard, train_units
+from lorary.recipes.shards import Shard, build_shard
+from lorary.recipes.workshop import Workshop, train_units
 from lorary.train.callbacks import Callback
 from lorary.train.executor import Executor
 
@@ -34,89 +37,6 @@ __all__ = [
     "method_settings",
     "run_build",
 ]
-
-
-@dataclass(frozen=True)
-class MethodSettings:
-    """How tasks are assigned to experts.
-
-    Args:
-        method: `private`, `joint`, `mbc`, `poly` or `mhr`.
-        clusters: for mbc.
-        poly: for poly and mhr.
-        overrides: settings of single experts by name, see `lorary.recipes.jobs.override`.
-        mu: for poly and mhr, also commit the mean of the skills.
-        per_task: for poly and mhr, also commit the mixture of every task.
-    """
-
-    method: str = "private"
-    clusters: ClusterSettings = field(default_factory=ClusterSettings)
-    poly: PolySettings = field(default_factory=PolySettings)
-    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    mu: bool = False
-    per_task: bool = False
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UsageError(f"--method must be one of {', '.join(METHODS)}", found=self.method)
-        if self.overrides and self.is_poly:
-            raise UsageError("--overrides needs a method whose experts are trained apart", found=self.method)
-
-    @property
-    def is_poly(self) -> bool:
-        """Whether the assignment is learnt."""
-        return self.method in ("poly", "mhr")
-
-
-def method_settings(
-    method: str,
-    preset: str,
-    overrides: str | None,
-    *,
-    mbc: Mapping[str, Any],
-    poly: Mapping[str, Any],
-    mu: bool,
-    per_task: bool,
-) -> MethodSettings:
-    """The settings of a method, from options of which None was not given. An option of another method is refused.
-
-    Args:
-        method: the method.
-        preset: where it is the paper's, so is the way adapters are clustered.
-        overrides: a file of overrides.
-        mbc: options of `ClusterSettings`, k as text.
-        poly: options of `PolySettings`.
-        mu: as `MethodSettings.mu`.
-        per_task: as `MethodSettings.per_task`.
-
-    Raises:
-        UsageError: if a value is out of range, or an option belongs to another method.
-    """
-    given = {key: value for key, value in mbc.items() if value is not None}
-    learnt = {**poly, "mu": mu or None, "per_task": per_task or None}
-    is_poly, is_mbc = method in ("poly", "mhr"), method == "mbc"
-    _refuse_foreign(method, "mbc", [] if is_mbc else list(given))
-    _refuse_foreign(method, "poly or mhr", [] if is_poly else [k for k, v in learnt.items() if v is not None])
-    if "k" in given:
-        given["k"] = parse_k(given["k"])
-    if preset == "paper-2024":
-        given = {"method": "paper-2024", **given}
-    return MethodSettings(
-        method,
-        ClusterSettings(**given),
-        poly_settings(method, **poly) if is_poly else PolySettings(),
-        read_overrides(overrides) if overrides else {},
-        mu,
-        per_task,
-    )
-
-
-def _refuse_foreign(method: str, owner: str, options: Sequence[str]) -> None:
-    # These are called otherwise on the command line than in the settings.
-    words = {"by": "cluster-by", "method": "cluster-method", "seed": "cluster-seed"}
-    if options:
-        names = ", ".join(f"--{words.get(key, key.replace('_', '-'))}" for key in options)
-        raise UsageError(f"{names} needs --method {owner}", found=f"--method {method}", remedy="leave it out")
 
 
 @dataclass(frozen=True)
@@ -223,7 +143,7 @@ def build_library(
         settings: how to train.
         method: how to assign tasks to experts; one expert per task where None.
         run: how to run; its device and dtype are the base's own.
-        callbacks: watch the training.
+        callbacks: watch the training, all stages of it; closed at the end, whatever happens.
         display: where progress is shown.
 
     Returns:
@@ -235,9 +155,12 @@ def build_library(
         TaskError: if a task lacks training or validation rows.
         TrainError: if a loss is not finite, or a checkpoint cannot be written.
     """
-    check_trainable(tasks)
-    shop = Workshop(library, tasks, run or RunSettings(), display or Display(), base, callbacks=callbacks)
-    return _build(shop, settings, method or MethodSettings())
+    with ExitStack() as closing:
+        for callback in callbacks:
+            closing.callback(callback.close)
+        check_trainable(tasks)
+        shop = Workshop(library, tasks, run or RunSettings(), display or Display(), base, callbacks=callbacks)
+        return _build(shop, settings, method or MethodSettings())
 
 
 def _build(shop: Workshop, settings: BuildSettings, method: MethodSettings) -> BuildResult:
@@ -254,6 +177,8 @@ def _build(shop: Workshop, settings: BuildSettings, method: MethodSettings) -> B
             make = joint_units if method.method == "joint" else private_units
             units = override(make(sorted(shop.tasks), settings), method.overrides)
             trained, kept = train_units(shop, units)
+        if trained:
+            sweep(library.path)
     names = [*kept, *trained]
     owned = {name: list(library.provenance(name)["tasks"]) for name in sorted(names)}
     return BuildResult(

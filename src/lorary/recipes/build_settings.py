@@ -8,12 +8,9 @@ from typing import Any
 from lorary.errors import UsageError
 
 PROPORTIONAL, UNIFORM = "proportional", "uniform"
-METHODS = ("private", "joint", "mbc", "poly", "mhr")
 LOGS = ("jsonl", "tensorboard", "wandb", "trackio")
-CLUSTER_BY = ("mbc", "random", "text", "family")
-CLUSTER_METHODS = ("delta", "paper-2024")
-# Passes over its rows that the paper gave a private adapter whose only use is to be clustered.
-PRIVATE_EPOCHS = 2.0
+# Below it the chances of tasks lie so far apart that only the largest are ever met.
+LOWEST_TEMPERATURE = 0.05
 
 
 @dataclass(frozen=True)
@@ -89,9 +86,10 @@ class BuildSettings:
 
     def _check_sampling(self) -> None:
         words = isinstance(self.sampling, str) and self.sampling in (PROPORTIONAL, UNIFORM)
-        if not words and (isinstance(self.sampling, str) or not 0 < self.sampling < math.inf):
+        if not words and (isinstance(self.sampling, str) or not LOWEST_TEMPERATURE <= self.sampling < math.inf):
             raise UsageError(
-                f"--sampling must be {PROPORTIONAL}, {UNIFORM} or a temperature above 0", found=self.sampling
+                f"--sampling must be {PROPORTIONAL}, {UNIFORM} or a temperature of at least {LOWEST_TEMPERATURE}",
+                found=self.sampling,
             )
 
     def task_weights(self, num_rows: Sequence[int]) -> tuple[float, ...]:
@@ -103,7 +101,8 @@ class BuildSettings:
         if self.sampling == PROPORTIONAL or len(num_rows) == 1:
             return ()
         power = 0.0 if self.sampling == UNIFORM else 1.0 / float(self.sampling)
-        weights = [number**power for number in num_rows]
+        # Of shares, since powers of the numbers themselves could pass what a float holds.
+        weights = [(number / max(num_rows)) ** power for number in num_rows]
         return tuple(weight / sum(weights) for weight in weights)
 
     def num_steps(self, num_rows: int) -> int:
@@ -146,57 +145,6 @@ class RunSettings:
             raise UsageError(f"--log must be one of {', '.join(LOGS)}", found=unknown[0])
 
 
-@dataclass(frozen=True)
-class ClusterSettings:
-    """How `--method mbc` assigns tasks to experts.
-
-    Args:
-        k: number of clusters; several to choose among by validation loss; none to let the adapters themselves say.
-        by: `mbc` (private adapters), `random`, `text` (embeddings of the prompts) or `family`.
-        method: `delta` (updates, whatever their factors) or `paper-2024` (flattened factors, as the paper did).
-        seed: of the clustering.
-        private: library of the private adapters; one inside the library to be built where None.
-        private_steps: optimiser steps of a private adapter; None takes `private_epochs`.
-        private_epochs: passes over its rows; where both are None, see `private_settings`.
-    """
-
-    k: tuple[int, ...] = (10,)
-    by: str = "mbc"
-    method: str = "delta"
-    seed: int = 42
-    private: str | None = None
-    private_steps: int | None = None
-    private_epochs: float | None = None
-
-    def __post_init__(self) -> None:
-        if any(k < 1 for k in self.k) or len(set(self.k)) != len(self.k):
-            raise UsageError("--k must be auto, a number above 0, or several different ones", found=self.k)
-        if self.by not in CLUSTER_BY:
-            raise UsageError(f"--cluster-by must be one of {', '.join(CLUSTER_BY)}", found=self.by)
-        if self.method not in CLUSTER_METHODS:
-            raise UsageError(f"--cluster-method must be one of {', '.join(CLUSTER_METHODS)}", found=self.method)
-        if not self.k and self.by != "mbc":
-            raise UsageError("--k auto needs --cluster-by mbc", found=f"--cluster-by {self.by}")
-        if None not in (self.private_steps, self.private_epochs):
-            raise UsageError("--private-steps and --private-epochs must not be given together",
-                             found=f"{self.private_steps}, {self.private_epochs}")  # fmt: skip
-
-    def private_settings(self, settings: BuildSettings) -> BuildSettings:
-        """Settings of the short private pass: 2 epochs (as the paper) where a build counts in epochs, else half.
-
-        Args:
-            settings: of the experts of the clusters.
-        """
-        if self.private_steps is not None:
-            return replace(settings, steps=self.private_steps, epochs=None)
-        if self.private_epochs is not None:
-            return replace(settings, steps=None, epochs=self.private_epochs)
-        if settings.epochs is not None:
-            return replace(settings, epochs=min(PRIVATE_EPOCHS, settings.epochs))
-        assert settings.steps is not None
-        return replace(settings, steps=max(1, settings.steps // 2))
-
-
 def parse_sampling(text: str | None) -> str | float | None:
     """A word as it is, a temperature as a number; None stays None."""
     if text is None or text in (PROPORTIONAL, UNIFORM):
@@ -205,20 +153,6 @@ def parse_sampling(text: str | None) -> str | float | None:
         return float(text)
     except ValueError:
         return text  # refused by `BuildSettings`, which knows the words
-
-
-def parse_k(text: str) -> tuple[int, ...]:
-    """`10`, `5,10,25`, or `auto` (an empty tuple).
-
-    Raises:
-        UsageError: if it is something else.
-    """
-    if text == "auto":
-        return ()
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise UsageError("--k must be auto, a number, or several separated by commas", found=text) from error
 
 
 def recorded_settings(recorded: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # Seconds between two lines where stderr is not a terminal.
 LINE_EVERY_S = 10.0
+# Seconds over which a bar averages its speed: single steps may take longer than rich's own half minute.
+SPEED_OVER_S = 600.0
 
 
 class Bar:
@@ -46,6 +48,12 @@ class Bar:
             left = f", {(now - self._started) / since * (self._total - done):.0f} s left" if since else ""
             line = f"{self._title}: {done}/{self._total}{left} {note}"
             self._console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
+
+    def spare(self, units: int) -> None:
+        """So many units need not be done after all."""
+        self._total -= units
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, total=self._total)
 
     def advance(self, note: str = "") -> None:
         """One more unit is done."""
@@ -85,5 +93,5 @@ class Display:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
         )
-        with Progress(*columns, console=self.console) as progress:
+        with Progress(*columns, console=self.console, speed_estimate_period=SPEED_OVER_S) as progress:
             yield Bar(title, total, progress, self.console)

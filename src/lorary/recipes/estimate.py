@@ -2,29 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lorary.data.batching import input_length
-from lorary.data.schema import Task
-from lorary.library.document import LIBRARY_FILE
-from lorary.library.folders import names_in
 from lorary.model.base import Base, load_base
-from lorary.recipes.build import MethodSettings, choose_tasks
-from lorary.recipes.build_settings import BuildSettings, ClusterSettings, RunSettings
+from lorary.recipes.build import choose_tasks
+from lorary.recipes.build_settings import BuildSettings, RunSettings
 from lorary.recipes.experts import targets_of
-from lorary.recipes.jobs import Unit, cluster_units, joint_units, make_job, override, private_units
-from lorary.recipes.mbc import check_k, private_folder
+from lorary.recipes.jobs import Unit, make_job
 from lorary.recipes.measure import Measurement, measure
-from lorary.recipes.poly import poly_stack, poly_unit
-from lorary.recipes.workshop import loop_settings, template_for
+from lorary.recipes.methods import MethodSettings
+from lorary.recipes.plan import plan_stages
+from lorary.recipes.poly import poly_stack
+from lorary.recipes.shards import loop_settings, template_for
 from lorary.train.stack import expert_stack
 from lorary.train.units import Job, Stack
 
 # A forward pass alone against forward and backward: the base is frozen, so that backward costs about as much again.
 EVALUATION_COST = 0.5
-# Clusters where the adapters themselves shall say how many.
-ASSUMED_K = 10
 
 
 @dataclass(frozen=True)
@@ -116,16 +111,15 @@ def run_estimate(
     run = run or RunSettings()
     tasks = choose_tasks(tasks_reference, names)
     loaded = load_base(base, dtype=run.dtype, device=run.device)
-    notes: list[str] = []
-    stages = _stages(tasks, Path(library_path), settings, method, notes)
-    kept = [unit.name for _, units, there in stages for unit in units if unit.name in there]
+    stages, notes = plan_stages(tasks, library_path, settings, method, loaded, run)
+    kept = [unit.name for stage in stages for unit in stage.units if unit.name in stage.there]
     planned = [
         _Planned(
-            stage, unit, make_job(unit, tasks, template_for(loaded, unit.settings), _targets(loaded, unit, method))
+            stage.name, unit, make_job(unit, tasks, template_for(loaded, unit.settings), _targets(loaded, unit, method))
         )
-        for stage, units, there in stages
-        for unit in units
-        if unit.name not in there
+        for stage in stages
+        for unit in stage.units
+        if unit.name not in stage.there
     ]
     measured = _measure(loaded, planned, settings, method, run) if planned else Measurement(1.0, 1.0, 0, 0)
     return _summary(loaded, method, planned, kept, measured, notes)
@@ -133,46 +127,6 @@ def run_estimate(
 
 def _targets(base: Base, unit: Unit, method: MethodSettings) -> frozenset[str] | None:
     return None if method.is_poly else frozenset(targets_of(base, unit.settings))
-
-
-def _stages(
-    tasks: dict[str, Task], library: Path, settings: BuildSettings, method: MethodSettings, notes: list[str]
-) -> list[tuple[str, list[Unit], list[str]]]:
-    """(name, units, names that are there) of each stage."""
-    there = names_in(library) if (library / LIBRARY_FILE).exists() else []
-    names = sorted(tasks)
-    if method.is_poly:
-        unit = poly_unit(names, settings, method.poly)
-        return [(method.method, [unit], [unit.name] if "skill_0" in there else [])]
-    if method.method != "mbc":
-        make = joint_units if method.method == "joint" else private_units
-        return [("experts", override(make(names, settings), method.overrides), there)]
-    return _mbc_stages(names, library, settings, method.clusters, there, notes)
-
-
-def _mbc_stages(
-    names: list[str],
-    library: Path,
-    settings: BuildSettings,
-    clusters: ClusterSettings,
-    there: list[str],
-    notes: list[str],
-) -> list[tuple[str, list[Unit], list[str]]]:
-    stages: list[tuple[str, list[Unit], list[str]]] = []
-    if clusters.by == "mbc":
-        private = private_folder(library, clusters)
-        done = names_in(private) if (private / LIBRARY_FILE).exists() else []
-        stages.append(("private adapters", private_units(names, clusters.private_settings(settings)), done))
-    check_k(clusters, len(names))
-    numbers = list(clusters.k) or [min(ASSUMED_K, len(names))]
-    if not clusters.k:
-        notes.append(f"--k auto is not known before the private adapters are: {numbers[0]} is assumed")
-    if clusters.by != "mbc" or not there:
-        notes.append("clusters are not known yet: equal sizes are assumed")
-    for k in numbers:
-        even = {name: i % k for i, name in enumerate(names)}
-        stages.append((f"{k} clusters", cluster_units(even, settings, {}, {}), there if len(numbers) == 1 else []))
-    return stages
 
 
 def _measure(

@@ -1,6 +1,7 @@
 """Finished experts: their adapter and provenance, and whether one that is there already is this build's."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -14,10 +15,11 @@ from lorary.library.store import Library
 from lorary.lora.targets import ALL_LINEAR, find_targets, num_layers
 from lorary.model.base import Base
 from lorary.recipes.build_settings import BuildSettings, as_recorded, recorded_settings
-from lorary.recipes.jobs import Unit
+from lorary.recipes.jobs import CLUSTER, Unit
 from lorary.train.units import TrainedUnit
 
 Shapes = dict[str, tuple[int, int]]
+CLUSTER_NAME = re.compile(rf"{CLUSTER}\d+")
 
 
 def targets_of(base: Base, settings: BuildSettings) -> Shapes:
@@ -100,23 +102,56 @@ def check_same_build(
         LibraryError: naming the first expert of another build, and what differs.
     """
     for unit in units:
-        known = library.provenance(unit.name)
-        wanted: dict[str, Any] = {
-            "settings": as_recorded(unit.settings),
-            "data_hashes": {name: tasks[name].data_hash for name in unit.tasks},
-        }
-        if base_dtype is not None:
-            wanted["base_dtype"] = base_dtype
-        if isinstance(known.get("settings"), Mapping):
-            known = {**known, "settings": recorded_settings(known["settings"])}
-        for key, value in wanted.items():
-            recorded, own = known.get(key), json.loads(json.dumps(value))
-            if recorded != own:
-                raise LibraryError(
-                    f"library '{library.path}' must not hold an expert '{unit.name}' from another build",
-                    found=f"other {key}: {_difference(recorded, own)}",
-                    remedy=f"build into another library, or: lorary library remove {library.path} {unit.name}",
-                )
+        if other := other_build(library, unit, tasks, base_dtype):
+            raise LibraryError(
+                f"library '{library.path}' must not hold an expert '{unit.name}' from another build",
+                found=other,
+                remedy=f"build into another library, or: lorary library remove {library.path} {unit.name}",
+            )
+
+
+def other_build(library: Library, unit: Unit, tasks: Mapping[str, Task], base_dtype: str | None) -> str | None:
+    """What an expert that is there differs in from what this build would make; None where it is the same.
+
+    Args and errors as for `check_same_build`.
+    """
+    known = library.provenance(unit.name)
+    wanted: dict[str, Any] = {
+        "settings": as_recorded(unit.settings),
+        "data_hashes": {name: tasks[name].data_hash for name in unit.tasks},
+    }
+    if base_dtype is not None:
+        wanted["base_dtype"] = base_dtype
+    if isinstance(known.get("settings"), Mapping):
+        known = {**known, "settings": recorded_settings(known["settings"])}
+    for key, value in wanted.items():
+        recorded, own = known.get(key), json.loads(json.dumps(value))
+        if recorded != own:
+            return f"other {key}: {_difference(recorded, own)}"
+    return None
+
+
+def check_clusters(library: Library, units: Sequence[Unit], tasks: Mapping[str, Task], base_dtype: str | None) -> None:
+    """A library holds the experts of one clustering, since tasks would have several experts otherwise.
+
+    Args:
+        library: that is built.
+        units: its experts to be; none where their number is still to be chosen.
+        tasks: all tasks, by name.
+        base_dtype: as for `check_same_build`.
+
+    Raises:
+        LibraryError: if it holds experts of clusters that are not among them, or of another build.
+    """
+    there, planned = set(library.names()), {unit.name for unit in units}
+    others = sorted(name for name in there - planned if CLUSTER_NAME.fullmatch(name))
+    if others:
+        raise LibraryError(
+            f"library '{library.path}' must hold the experts of one clustering",
+            found=f"{', '.join(others[:5])} of another",
+            remedy="build into another library",
+        )
+    check_same_build(library, [unit for unit in units if unit.name in there], tasks, base_dtype)
 
 
 def _difference(recorded: Any, wanted: Any) -> str:

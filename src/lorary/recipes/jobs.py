@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from lorary.data.schema import Row, Task
@@ -14,8 +15,17 @@ from lorary.recipes.build_settings import BuildSettings
 from lorary.train.units import Job
 
 JOINT = "joint"
+CLUSTER = "cluster_"
 # What may differ from expert to expert within one pass: the rest belongs to the loop they share.
 OVERRIDABLE = ("rank", "alpha", "target_modules", "upper_layers", "steps", "epochs")
+_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "rank": ((int,), "a whole number"),
+    "alpha": ((int, float), "a number"),
+    "target_modules": ((list,), "a list"),
+    "upper_layers": ((int, NoneType), "a whole number, or null for all layers"),
+    "steps": ((int,), "a whole number"),
+    "epochs": ((int, float), "a number"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ def cluster_units(
         members.setdefault(labels[task], []).append(task)
     return [
         Unit(
-            f"cluster_{label}", tuple(names), settings, "mbc", tuple(parents[n] for n in names if n in parents), origin
+            f"{CLUSTER}{label}", tuple(names), settings, "mbc", tuple(parents[n] for n in names if n in parents), origin
         )
         for label, names in sorted(members.items())
     ]
@@ -96,13 +106,12 @@ def override(units: Sequence[Unit], changes: Mapping[str, Mapping[str, Any]]) ->
 
 def _changed(unit: Unit, fields: Mapping[str, Any]) -> BuildSettings:
     values = dict(fields)
-    whole = [key for key in ("rank", "steps", "upper_layers") if not isinstance(values.get(key, 1), int)]
-    if whole:
-        raise UsageError(f"--overrides of expert '{unit.name}' must give {whole[0]} as a whole number", found=values)
-    values |= {key: float(values[key]) for key in ("alpha", "epochs") if isinstance(values.get(key), int)}
+    for key, (kinds, words) in _KINDS.items():
+        # JSON's `true` is an int to Python.
+        if key in values and (isinstance(values[key], bool) or not isinstance(values[key], kinds)):
+            raise UsageError(f"--overrides of expert '{unit.name}' must give {key} as {words}", found=values)
+    values |= {key: float(values[key]) for key in ("alpha", "epochs") if key in values}
     if "target_modules" in values:
-        if not isinstance(values["target_modules"], list):
-            raise UsageError(f"--overrides of expert '{unit.name}' must give target_modules as a list", found=values)
         values["target_modules"] = tuple(values["target_modules"])
     if "steps" in values or "epochs" in values:
         values = {"steps": None, "epochs": None, **values}

@@ -6,14 +6,20 @@ so that a build which was killed must go on with the very shards it began with.
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lorary.data.schema import Task
 from lorary.library.files import encode_json, read_json, replace_file, reported
 from lorary.recipes.build_settings import as_recorded
 from lorary.recipes.jobs import Unit
 from lorary.recipes.open import BUILD_FOLDER
+
+# Folders of candidates begin with it, and those that are being removed with the other as well.
+CANDIDATE, OLD = "k-", "old-"
 
 
 def build_key(units: Sequence[Unit], tasks: Mapping[str, Task], window: int, dtype: str) -> str:
@@ -25,11 +31,27 @@ def build_key(units: Sequence[Unit], tasks: Mapping[str, Task], window: int, dty
         window: experts trained at a time.
         dtype: of the base.
     """
-    parts = [
+    return _digest({"units": _parts(units, tasks), "window": window, "dtype": dtype})
+
+
+def candidate_folder(library: Path, k: int, units: Sequence[Unit], tasks: Mapping[str, Task], dtype: str) -> Path:
+    """Where experts are built that may be chosen or not: keyed by all that decides what they become.
+
+    Args:
+        library: the library's folder.
+        k: number of clusters that the experts are for.
+        units: the experts.
+        tasks: all tasks, by name.
+        dtype: of the base.
+    """
+    return library / BUILD_FOLDER / f"{CANDIDATE}{k}-{_digest({'units': _parts(units, tasks), 'dtype': dtype})}"
+
+
+def _parts(units: Sequence[Unit], tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
+    return [
         {"name": u.name, "settings": as_recorded(u.settings), "data": {n: tasks[n].data_hash for n in u.tasks}}
         for u in units
     ]
-    return _digest({"units": parts, "window": window, "dtype": dtype})
 
 
 def cut(names: Sequence[str], num_shards: int) -> list[list[str]]:
@@ -73,13 +95,57 @@ def checkpoint_path(library: Path, key: str, names: Sequence[str]) -> Path:
     return library / BUILD_FOLDER / f"{key}-{_digest(list(names))}.safetensors"
 
 
-def close_build(library: Path) -> None:
-    """Remove the state of builds once one ended well: its own, and what builds with other settings left behind."""
-    folder = library / BUILD_FOLDER
+def close_build(library: Path, key: str) -> None:
+    """Remove the state of a build that ended well, and of no other.
+
+    Args:
+        library: the library's folder.
+        key: of the build.
+
+    Raises:
+        LibraryError: if it cannot be removed.
+    """
     with reported(library):
-        for path in folder.glob("*") if folder.is_dir() else []:
-            if path.is_file():
+        for path in (library / BUILD_FOLDER).glob(f"{key}*"):
+            path.unlink(missing_ok=True)
+
+
+def remove_candidate(folder: Path) -> None:
+    """Remove the library of a candidate, so that one killed half-way leaves nothing that looks like a library.
+
+    Args:
+        folder: as `candidate_folder` gives it; it need not be there.
+
+    Raises:
+        LibraryError: if it cannot be removed.
+    """
+    aside = folder.with_name(f"{OLD}{folder.name}")
+    with reported(folder.parent.parent):
+        if aside.exists():
+            shutil.rmtree(aside)
+        if folder.exists():
+            os.rename(folder, aside)
+            shutil.rmtree(aside)
+
+
+def sweep(library: Path) -> None:
+    """Remove what builds that were given up have left: their states and their candidates.
+
+    For a build that has put experts into the library, since what others had begun there may no longer fit beside them.
+
+    Args:
+        library: the library's folder.
+
+    Raises:
+        LibraryError: if it cannot be removed.
+    """
+    folder = library / BUILD_FOLDER
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.is_file():
+            with reported(library):
                 path.unlink(missing_ok=True)
+        elif path.name.startswith((OLD, CANDIDATE)):
+            remove_candidate(path.with_name(path.name.removeprefix(OLD)))
 
 
 def _digest(document: object) -> str:

@@ -1,48 +1,31 @@
 """`--method mbc`: a short private pass, clusters of its adapters, one expert per cluster. Each stage can be resumed.
 
 private adapters   LIB/.build/private (or the library that --private names)
-clusters           LIB/derived/clusters-HASH, keyed by the hashes of these adapters
+clusters           LIB/derived/assignment_of_tasks-HASH, keyed by the hashes of these adapters
 experts            LIB/adapters/cluster_0, cluster_1, ...: from scratch, on the union of each cluster's tasks
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lorary.cluster.baselines import family_labels, random_labels, text_labels
-from lorary.cluster.mbc import cluster_adapters
-from lorary.data.encoder import embed_tasks
+from lorary.cluster.baselines import check_k
+from lorary.data.schema import Task
 from lorary.errors import LibraryError, UsageError
-from lorary.library.derived import derived_folder, load_derived, save_derived
-from lorary.library.files import encode_json
+from lorary.library.document import LIBRARY_FILE
 from lorary.library.store import Library
-from lorary.recipes.build_settings import BuildSettings, ClusterSettings
+from lorary.recipes.build_settings import BuildSettings
 from lorary.recipes.choose_k import choose_k
-from lorary.recipes.jobs import cluster_units, override, private_units
+from lorary.recipes.cluster_settings import ClusterSettings
+from lorary.recipes.experts import check_clusters, check_same_build, other_build
+from lorary.recipes.jobs import Unit, cluster_units, override, private_units
+from lorary.recipes.ledger import sweep
 from lorary.recipes.open import BUILD_FOLDER
+from lorary.recipes.task_clusters import cluster_tasks
 from lorary.recipes.workshop import Workshop, train_units
 
-KIND, DOCUMENT = "clusters", "clusters.json"
 PRIVATE = "private"
-
-
-@dataclass(frozen=True)
-class Clusters:
-    """An assignment of tasks to clusters.
-
-    Args:
-        k: number of clusters asked for, or found.
-        labels: cluster of each task.
-        parents: content hash of the adapter that stood for each task; empty where no adapter decided.
-        origin: how it came about, for the experts' provenance.
-    """
-
-    k: int
-    labels: Mapping[str, int]
-    parents: Mapping[str, str]
-    origin: Mapping[str, Any]
 
 
 def build_mbc(
@@ -66,67 +49,112 @@ def build_mbc(
         LibraryError: if the library, or that of the private adapters, holds experts of another build.
         UsageError: if there cannot be that many clusters.
     """
-    check_k(clusters, len(shop.tasks))
+    check_numbers(clusters, len(shop.tasks))
     before = set(shop.library.names())
     private = train_private(shop, settings, clusters) if clusters.by == "mbc" else None
-    numbers = (None,) if clusters.by == "family" else clusters.k or (None,)  # families say themselves how many
-    candidates = [cluster_tasks(shop, private, clusters, k) for k in numbers]
+    candidates = [cluster_tasks(shop, private, clusters, k) for k in numbers_of(clusters)]
     plans = {c.k: override(cluster_units(c.labels, settings, c.parents, c.origin), overrides) for c in candidates}
-    table: list[dict[str, Any]] = []
-    if len(plans) > 1:
-        table = choose_k(shop, plans)
-    chosen = next((row["k"] for row in table if row["chosen"]), candidates[0].k)
-    train_units(shop, plans[chosen])
-    names = [unit.name for unit in plans[chosen]]
-    return [name for name in names if name not in before], [name for name in names if name in before], table
+    table = choose_k(shop, plans) if len(plans) > 1 else []
+    units = plans[next((row["k"] for row in table if row["chosen"]), candidates[0].k)]
+    check_clusters(shop.library, units, shop.tasks, shop.base_dtype)
+    train_units(shop, units)
+    kept = [unit for unit in units if unit.name in before]
+    _say_stale_parents(shop, kept)
+    return [unit.name for unit in units if unit.name not in before], [unit.name for unit in kept], table
 
 
-def check_k(clusters: ClusterSettings, num_tasks: int) -> None:
+def numbers_of(clusters: ClusterSettings) -> tuple[int | None, ...]:
+    """The numbers of clusters to try; None where the adapters, or the families, say themselves how many."""
+    return (None,) if clusters.by == "family" else clusters.k or (None,)
+
+
+def check_numbers(clusters: ClusterSettings, num_tasks: int) -> None:
     """Refuse more clusters than tasks before anything is trained.
 
     Raises:
         UsageError: if there cannot be that many clusters.
     """
-    if clusters.by != "family" and max(clusters.k, default=1) > num_tasks:
-        raise UsageError(
-            f"--k must be at most {num_tasks}, the number of tasks", found=max(clusters.k), remedy="ask for fewer"
-        )
+    for k in numbers_of(clusters):
+        if k is not None:
+            check_k(k, num_tasks)
+
+
+def _say_stale_parents(shop: Workshop, kept: Sequence[Unit]) -> None:
+    """An expert is what its own rows and settings make it; by which adapters these were brought together may change."""
+    stale = [u.name for u in kept if tuple(shop.library.provenance(u.name).get("parents", ())) != u.parents]
+    if stale:
+        shop.display.say(f"kept, though the private adapters they name as parents have changed: {', '.join(stale)}")
 
 
 def train_private(shop: Workshop, settings: BuildSettings, clusters: ClusterSettings) -> Library:
     """The library of the private adapters, with one for every task.
 
-    A library that is named is taken as it is: only tasks that it lacks are trained.
+    A library that is named is taken as it is: only tasks that it lacks are trained. One that lacks none is only read.
 
     Raises:
         LibraryError: if it holds adapters of these names that are not of these tasks, or of another build.
     """
     path = private_folder(shop.library.path, clusters)
-    if path.resolve() == shop.library.path.resolve():
-        raise UsageError("--private must not be the library that is built", found=path, remedy="name another folder")
     library = _open_private(path, shop)
-    units = private_units(sorted(shop.tasks), clusters.private_settings(settings))
-    if clusters.private is not None:
-        taken = [name for name in shop.tasks if name in library]
-        _check_taken(library, taken, shop)
-        units = [unit for unit in units if unit.name not in taken]
+    units = planned_private(library, shop.tasks, settings, clusters, shop.base_dtype)
     shop.display.say(f"private adapters: {path}")
+    if clusters.private is not None and not {unit.name for unit in units} - set(library.names()):
+        return library
     with library.build_lock():
-        try:
-            train_units(replace(shop, library=library), units)
-        except LibraryError as error:
-            remedy = f"delete the folder {path}, or name another with --private"
-            raise LibraryError(error.rule, found=error.found, remedy=remedy) from error
+        trained, _ = train_units(replace(shop, library=library), units)
+        if trained and clusters.private is None:
+            sweep(path)
     return library
 
 
+def planned_private(
+    library: Library | None,
+    tasks: Mapping[str, Task],
+    settings: BuildSettings,
+    clusters: ClusterSettings,
+    base_dtype: str | None,
+) -> list[Unit]:
+    """The private adapters that are this build's to train; some of them may be there already.
+
+    Args:
+        library: where they lie; None where it is not there yet.
+        tasks: all tasks, by name.
+        settings: of the experts of the clusters.
+        clusters: how the private pass differs.
+        base_dtype: as for `check_same_build`.
+
+    Raises:
+        LibraryError: if the library holds adapters of these names that are not of these tasks, or of another build.
+    """
+    units = private_units(tasks, clusters.private_settings(settings))
+    there = set() if library is None else set(library.names())
+    taken = [unit for unit in units if unit.name in there]
+    if library is None or not taken:
+        return units
+    if clusters.private is None:
+        _check_own(library, taken, tasks, base_dtype)
+        return units
+    _check_taken(library, taken, tasks)
+    # Those that an interrupted run of this very build has put there remain its own, and so does their company.
+    foreign = {unit.name for unit in taken if other_build(library, unit, tasks, base_dtype)}
+    return [unit for unit in units if unit.name not in foreign]
+
+
 def private_folder(library: Path, clusters: ClusterSettings) -> Path:
-    """Where the private adapters of a library's clusters lie."""
-    return library / BUILD_FOLDER / PRIVATE if clusters.private is None else Path(clusters.private)
+    """Where the private adapters of a library's clusters lie.
+
+    Raises:
+        UsageError: if that is the library itself.
+    """
+    path = library / BUILD_FOLDER / PRIVATE if clusters.private is None else Path(clusters.private)
+    if path.resolve() == library.resolve():
+        raise UsageError("--private must not be the library that is built", found=path, remedy="name another folder")
+    return path
 
 
 def _open_private(path: Path, shop: Workshop) -> Library:
-    if not path.exists():
+    # A folder without the file is what a build leaves that was killed while it made the library.
+    if not (path / LIBRARY_FILE).exists():
         base = shop.base.model if shop.base is not None else shop.base_reference
         return Library.create(path, base, base_name=shop.library.base.name)
     library = Library.open(path)
@@ -139,82 +167,21 @@ def _open_private(path: Path, shop: Workshop) -> Library:
     return library
 
 
-def _check_taken(library: Library, names: Sequence[str], shop: Workshop) -> None:
-    for name in names:
-        known = library.provenance(name)
-        hashes = known.get("data_hashes", {name: shop.tasks[name].data_hash})
-        if known["tasks"] not in ([], [name]) or hashes != {name: shop.tasks[name].data_hash}:
+def _check_own(library: Library, units: Sequence[Unit], tasks: Mapping[str, Task], base_dtype: str | None) -> None:
+    try:
+        check_same_build(library, units, tasks, base_dtype)
+    except LibraryError as error:
+        # Nobody but builds of clusters puts anything there.
+        remedy = f"delete the folder {library.path}, or name another with --private"
+        raise LibraryError(error.rule, found=error.found, remedy=remedy) from error
+
+
+def _check_taken(library: Library, units: Sequence[Unit], tasks: Mapping[str, Task]) -> None:
+    for name in (unit.name for unit in units):
+        known, own = library.provenance(name), {name: tasks[name].data_hash}
+        if known["tasks"] not in ([], [name]) or known.get("data_hashes", own) != own:
             raise LibraryError(
                 f"adapter '{name}' of library '{library.path}' must be one of task '{name}' as it is now",
                 found=f"tasks {known['tasks']}, other data" if known["tasks"] == [name] else f"tasks {known['tasks']}",
                 remedy="name another library with --private",
             )
-
-
-def cluster_tasks(shop: Workshop, private: Library | None, clusters: ClusterSettings, k: int | None) -> Clusters:
-    """Assign tasks to clusters and record it in the library.
-
-    Args:
-        shop: where.
-        private: the private adapters, where these decide.
-        clusters: how.
-        k: number of clusters; None lets the adapters say.
-
-    Returns:
-        The assignment; the same again from the library's record.
-
-    Raises:
-        UsageError: if there cannot be that many clusters.
-    """
-    names = sorted(shop.tasks)
-    parents = {} if private is None else {name: str(private.provenance(name)["content_hash"]) for name in names}
-    asked: dict[str, Any] = {"k": k or "auto", "by": clusters.by, "method": clusters.method, "seed": clusters.seed}
-    key = {
-        "adapters": parents,
-        "tasks": {name: shop.tasks[name].data_hash for name in names},
-        "settings": asked,
-    }
-    folder = derived_folder(shop.library.path, KIND, key)
-    stored = load_derived(shop.library.path, KIND, key)
-    if stored is None:
-        document = {**_labels(shop, private, clusters, k), **asked}
-        save_derived(shop.library.path, KIND, key, {DOCUMENT: encode_json(document)})
-        stored = {DOCUMENT: encode_json(document)}
-    document = json.loads(stored[DOCUMENT])
-    sizes = sorted(list(document["labels"].values()).count(label) for label in set(document["labels"].values()))
-    shop.display.say(f"{len(sizes)} clusters of {', '.join(map(str, reversed(sizes)))} tasks: {folder}")
-    origin = {**asked, "clusters": folder.name}
-    return Clusters(len(sizes) if k is None else k, document["labels"], parents, origin)
-
-
-def _labels(shop: Workshop, private: Library | None, clusters: ClusterSettings, k: int | None) -> dict[str, Any]:
-    """The document of an assignment: labels by task, and what is known about the clusters."""
-    if private is not None:
-        return _labels_of_adapters(shop, private, clusters, k)
-    names = sorted(shop.tasks)
-    if clusters.by == "family":
-        labels = family_labels([shop.tasks[name].family for name in names])
-    elif clusters.by == "random":
-        assert k is not None
-        labels = random_labels(names, k, clusters.seed)
-    else:
-        assert k is not None
-        labels = text_labels(embed_tasks({name: shop.tasks[name] for name in names}), k, clusters.seed)
-    return {"labels": dict(zip(names, labels, strict=True))}
-
-
-def _labels_of_adapters(shop: Workshop, private: Library, clusters: ClusterSettings, k: int | None) -> dict[str, Any]:
-    found = cluster_adapters(sorted(shop.tasks), private.get, k=k or "auto", method=clusters.method, seed=clusters.seed)
-    labels = dict(zip(found.names, found.labels, strict=True))
-    if found.zero:
-        # They resemble nothing, not even each other; but every task must have an expert.
-        shop.display.say(f"adapters that learnt nothing share a cluster of their own: {', '.join(found.zero)}")
-        labels |= dict.fromkeys(found.zero, found.k)
-    return {
-        "labels": labels,
-        "cohesion": list(found.cohesion),
-        "silhouette": found.silhouette,
-        "stability": found.stability,
-        "zero": list(found.zero),
-        "duplicates": [list(group) for group in found.duplicates],
-    }

@@ -2,13 +2,13 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lorary.errors import LibraryError, UsageError
 from lorary.formats.base import resolve_base
 from lorary.library.base import check_same_base
-from lorary.library.document import LIBRARY_FILE
+from lorary.library.document import LIBRARY_FILE, OWN_TRACES
 from lorary.library.fingerprint_folder import fingerprint_of_folder
 from lorary.library.store import Library
 
@@ -30,15 +30,28 @@ def open_or_create(path: str, base: str | None) -> Library:
         LibraryError: if there is no library and no base.
         BaseModelError: if the library has another base.
     """
+    return _open_or_create(path, base)[0]
+
+
+def _open_or_create(path: str, base: str | None) -> tuple[Library, bool]:
+    """The library, and whether it was made here."""
     folder = Path(path)
-    is_vacant = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if base is not None and is_vacant:
-        return Library.create(path, base)
+    if base is not None and _is_vacant(folder):
+        try:
+            return Library.create(path, base), True
+        except LibraryError:
+            if not (folder / LIBRARY_FILE).exists():  # else somebody made it at the same time
+                raise
     library = Library.open(path)
     if base is not None and base != library.base.name:
         found = fingerprint_of_folder(resolve_base(base).path)
         check_same_base(library.base, found, f"--base {base}", force_base=False)
-    return library
+    return library, False
+
+
+def _is_vacant(folder: Path) -> bool:
+    """Whether there is nothing, or no more than a `create` that was killed may leave."""
+    return not folder.exists() or (folder.is_dir() and {entry.name for entry in folder.iterdir()} <= OWN_TRACES)
 
 
 @contextmanager
@@ -55,19 +68,25 @@ def created_for(path: str, base: str | None) -> Iterator[Library]:
     Raises:
         LoraryError: as for `open_or_create`.
     """
-    folder = Path(path)
-    was_library, was_folder = (folder / LIBRARY_FILE).exists(), folder.exists()
-    library = open_or_create(path, base)
+    was_folder = Path(path).exists()
+    library, is_new = _open_or_create(path, base)
     try:
         yield library
     except BaseException:
-        # A checkpoint that the next run takes up, or adapters of an earlier stage.
-        is_started = any((folder / BUILD_FOLDER).glob("**/*.safetensors"))
-        if not was_library and not library.names() and not is_started:
-            shutil.rmtree(folder)
-            if was_folder:
-                folder.mkdir()
+        if is_new:
+            _remove_unused(library, keep_folder=was_folder)
         raise
+
+
+def _remove_unused(library: Library, *, keep_folder: bool) -> None:
+    """Remove a library that nothing was put into, unless another build has begun on it meanwhile."""
+    with suppress(LibraryError), library.build_lock():
+        # A checkpoint that the next run takes up, or adapters of an earlier stage.
+        is_started = any((library.path / BUILD_FOLDER).glob("**/*.safetensors"))
+        if not library.names() and not is_started:
+            shutil.rmtree(library.path)
+            if keep_folder:
+                library.path.mkdir()
 
 
 def template_of(library: Library, asked: str | None) -> str:

@@ -7,9 +7,10 @@ from lorary.recipes.build_settings import BuildSettings
 from lorary.recipes.jobs import Unit, make_job
 from lorary.recipes.ledger import build_key, checkpoint_path, close_build
 from lorary.recipes.poly import PolySettings, commit_skills, is_finished, poly_stack, poly_unit
-from lorary.recipes.poly_export import export_mu, export_tasks
-from lorary.recipes.watch import TrainingBar, open_logs
-from lorary.recipes.workshop import LOGS, Workshop, loop_settings, template_for
+from lorary.recipes.poly_export import check_exports, export_mu, export_tasks
+from lorary.recipes.shards import loop_settings, template_for
+from lorary.recipes.watch import TrainingBar, opened_logs
+from lorary.recipes.workshop import Workshop
 from lorary.train.loop import train_queue
 from lorary.train.poly import skill_names
 from lorary.train.units import TrainedUnit
@@ -31,17 +32,19 @@ def build_poly(
         Names of the adapters committed by this run, and of those that were there.
 
     Raises:
-        LibraryError: if the library holds a skill of another build.
+        LibraryError: if the library holds a skill of another build, or a name to export under is taken.
         TrainError: if the training cannot go on.
     """
     assert shop.base is not None
     unit = poly_unit(sorted(shop.tasks), settings, poly)
     before = set(shop.library.names())
-    if is_finished(shop.library, unit, poly, shop.tasks, str(shop.base.model.dtype)):
+    is_done = is_finished(shop.library, unit, poly, shop.tasks, shop.base_dtype)
+    check_exports(shop.library, unit, poly, shop.tasks, shop.base_dtype, mu=mu, per_task=per_task)
+    if is_done:
         shop.display.say(f"the {poly.skills} skills are in the library already")
     else:
         _train(shop, unit, poly)
-    close_build(shop.library.path)
+    close_build(shop.library.path, _key(shop, unit, poly))
     names = list(skill_names(poly.skills))
     names += [export_mu(shop.library)] if mu else []
     names += export_tasks(shop.library) if per_task else []
@@ -52,19 +55,26 @@ def _train(shop: Workshop, unit: Unit, poly: PolySettings) -> None:
     base, library = shop.base, shop.library
     assert base is not None
     job = make_job(unit, shop.tasks, template_for(base, unit.settings), None)
-    key = build_key([unit], shop.tasks, 1, f"{base.model.dtype} {json.dumps(asdict(poly))}")
+    checkpoint = checkpoint_path(library.path, _key(shop, unit, poly), [job.name])
 
     def commit(trained: TrainedUnit) -> None:
         commit_skills(library, unit, poly, trained, shop.tasks, base)
 
-    with shop.display.bar(f"training {poly.skills} skills of {len(unit.tasks)} tasks", job.num_steps) as bar:
+    with (
+        shop.display.bar(f"training {poly.skills} skills of {len(unit.tasks)} tasks", job.num_steps) as bar,
+        opened_logs(shop.run.logs, shop.log_folder, "train") as logs,
+    ):
         watch = TrainingBar(bar, {job.name: job.num_steps}, [])
         train_queue(
             base.model,
             [job],
             poly_stack(base, unit, poly),
             loop_settings(unit.settings, shop.run),
-            checkpoint=checkpoint_path(library.path, key, [job.name]),
+            checkpoint=checkpoint,
             on_finish=commit,
-            callbacks=[watch, *open_logs(shop.run.logs, library.path / LOGS, "train"), *shop.callbacks],
+            callbacks=[watch, *logs, *shop.callbacks],
         )
+
+
+def _key(shop: Workshop, unit: Unit, poly: PolySettings) -> str:
+    return build_key([unit], shop.tasks, 1, f"{shop.asked_dtype} {json.dumps(asdict(poly))}")

@@ -1,24 +1,76 @@
 """Mixtures of Poly's skills as ordinary adapters: the mean, for tasks it was not trained on, and one for each task."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lorary.adapter import Adapter, LoraFactors
-from lorary.errors import UsageError
+from lorary.data.schema import Task
+from lorary.errors import LibraryError, UsageError
 from lorary.formats.peft import tensors_of
 from lorary.library.assignment import Assignment, load_assignment
 from lorary.library.store import Library
 from lorary.lora.mixed import mix_factors, mixing_weights
-from lorary.recipes.poly import commit_once
+from lorary.recipes.experts import other_build
+from lorary.recipes.jobs import Unit
+from lorary.recipes.poly import PolySettings, commit_once
+from lorary.train.poly import skill_names
 
+MU = "mu"
 # Keys of a skill's provenance that hold for each mixture of skills too.
 INHERITED = ("settings", "seed", "template", "base_dtype", "assignment", "versions")
 
 
-def export_mu(library: Library, name: str = "mu") -> str:
+def check_exports(
+    library: Library,
+    unit: Unit,
+    poly: PolySettings,
+    tasks: Mapping[str, Task],
+    base_dtype: str | None,
+    *,
+    mu: bool,
+    per_task: bool,
+) -> None:
+    """Refuse names under which mixtures cannot be committed, before anything is trained.
+
+    Args:
+        library: where they go.
+        unit: the model as planned.
+        poly: its settings.
+        tasks: all tasks, by name.
+        base_dtype: as for `check_same_build`.
+        mu: whether the mean is exported.
+        per_task: whether the mixture of every task is.
+
+    Raises:
+        UsageError: if a task has the name of a skill, or of the mean.
+        LibraryError: if a name is taken by an adapter that is no such mixture.
+    """
+    exported = {MU: (f"{poly.method}-mu", unit.tasks)} if mu else {}
+    own = {name.casefold() for name in (*skill_names(poly.skills), *exported)}
+    for task in unit.tasks if per_task else ():
+        if task.casefold() in own:
+            raise UsageError("--per-task needs tasks of other names than the skills and their mean", found=task,
+                             remedy="leave it out, or name the task otherwise")  # fmt: skip
+        exported[task] = (f"{poly.method}-task", (task,))
+    taken = {name.casefold(): name for name in library.names()}
+    for name, (method, of) in exported.items():
+        if name.casefold() not in taken:
+            continue
+        other = taken[name.casefold()]
+        is_own = other == name and library.provenance(name).get("method") == method
+        if not is_own or other_build(library, replace(unit, name=name, tasks=of), tasks, base_dtype):
+            raise LibraryError(
+                f"library '{library.path}' must have the name '{name}' free for a mixture of skills",
+                found=f"another adapter '{other}'",
+                remedy="build into another library, or leave out --mu and --per-task",
+            )
+
+
+def export_mu(library: Library, name: str = MU) -> str:
     """Commit the mean of the skills' factors as an ordinary adapter: what a task gets that Poly was not trained on.
 
     Args:

@@ -1,6 +1,7 @@
 """Watching a training from a recipe: the bar in the terminal, and the logs beside the library."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lorary.recipes.display import Bar
@@ -36,22 +37,34 @@ class TrainingBar(Callback):
         self._bar.advance_to(done, f"{experts}, mean loss {loss:.3f}, {self._speed:.0f} tokens/s")
 
     def on_finish(self, unit: TrainedUnit) -> None:
-        """Count a finished expert; one that stopped early had its other steps spared."""
+        """Count a finished expert; the steps that one had left when it stopped early are spared, not done."""
+        spared = self._steps[unit.name] - unit.val_losses[-1][0]
+        self._steps[unit.name] -= spared
+        self._bar.spare(spared)
         self._finished.add(unit.name)
 
 
-def open_logs(kinds: Sequence[str], folder: Path, name: str) -> list[Callback]:
-    """The callbacks that write metrics down.
+@contextmanager
+def opened_logs(kinds: Sequence[str], folder: Path, name: str) -> Iterator[list[Callback]]:
+    """The callbacks that write metrics down, closed at the end, whatever happens.
 
     Args:
         kinds: words of `lorary.recipes.build_settings.LOGS`.
         folder: for what is written to files.
         name: of the run: file or folder name in there.
 
+    Yields:
+        The callbacks.
+
     Raises:
         MissingExtraError: if a package is not installed.
     """
-    return [_open_log(kind, folder, name) for kind in kinds]
+    with ExitStack() as stack:
+        logs = []
+        for kind in kinds:
+            logs.append(_open_log(kind, folder, name))
+            stack.callback(logs[-1].close)
+        yield logs
 
 
 def _open_log(kind: str, folder: Path, name: str) -> Callback:

@@ -2,58 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-from lorary.data.tasks import Task, load_tasks
-from lorary.data.template import Template, make_template
+from lorary.data.tasks import BUILTIN, Task
 from lorary.errors import TrainError
+from lorary.formats.base import EMBEDDED
 from lorary.library.store import Library
-from lorary.model.base import Base, load_base
-from lorary.recipes.build_settings import BuildSettings, RunSettings
+from lorary.model.base import Base
+from lorary.recipes.build_settings import RunSettings
 from lorary.recipes.display import Display
-from lorary.recipes.experts import check_same_build, provenance_of, targets_of, to_adapter
-from lorary.recipes.jobs import Unit, make_job, num_steps
+from lorary.recipes.experts import check_same_build
+from lorary.recipes.jobs import Unit, num_steps
 from lorary.recipes.ledger import build_key, checkpoint_path, close_build, open_shards
-from lorary.recipes.watch import TrainingBar, open_logs
+from lorary.recipes.shards import Shard, build_shard, train_shard
 from lorary.train.callbacks import Callback
 from lorary.train.executor import Executor, LocalExecutor
-from lorary.train.loop import train_queue
-from lorary.train.optimiser import OptimiserSettings
-from lorary.train.stack import expert_stack
-from lorary.train.units import LoopSettings, TrainedUnit
 
 LOGS = "logs"
 # Shards are cut for so many workers where nobody says how many there are: small enough to keep that many busy.
 WORKERS = 4
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Experts that one process trains: plain data, so that it can be sent to another machine.
-
-    Args:
-        units: the experts, in the order in which they take their places; some may be finished already.
-        library: folder of the library, which is the ledger.
-        checkpoint: file in which the state of the training is kept.
-        log: name of the metrics in the library's folder of logs.
-        base: reference of the base model.
-        tasks: reference of the tasks.
-        run: how to run.
-    """
-
-    units: tuple[Unit, ...]
-    library: str
-    checkpoint: str
-    log: str
-    base: str
-    tasks: str
-    run: RunSettings
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the experts."""
-        return tuple(unit.name for unit in self.units)
 
 
 @dataclass(frozen=True)
@@ -66,11 +33,12 @@ class Workshop:
         run: how to run.
         display: where progress is shown.
         base: the base model in this process; None where other processes train.
-        base_reference: what they load it by.
+        base_reference: what they load it by; empty where it was given from memory.
         tasks_reference: what they load the tasks by.
         executor: runs shards elsewhere; None trains in this process.
         workers: how many shards run at once; None where the executor finds out.
         callbacks: watch the training in this process.
+        logs: folder of the metrics; the library's own where None.
     """
 
     library: Library
@@ -83,6 +51,22 @@ class Workshop:
     executor: Executor | None = None
     workers: int | None = None
     callbacks: Sequence[Callback] = ()
+    logs: Path | None = None
+
+    @property
+    def base_dtype(self) -> str | None:
+        """Dtype of the base in this process, as it is recorded; None where other processes train."""
+        return None if self.base is None else str(self.base.model.dtype)
+
+    @property
+    def asked_dtype(self) -> str:
+        """What a build is keyed by: the same wherever it runs, so that another executor goes on where one ended."""
+        return self.run.dtype if self.base_reference else f"{self.run.dtype} {self.base_dtype}"
+
+    @property
+    def log_folder(self) -> Path:
+        """Where metrics are written."""
+        return self.library.path / LOGS if self.logs is None else self.logs
 
 
 def train_units(shop: Workshop, units: Sequence[Unit]) -> tuple[list[str], list[str]]:
@@ -100,32 +84,36 @@ def train_units(shop: Workshop, units: Sequence[Unit]) -> tuple[list[str], list[
         TrainError: if the training cannot go on.
     """
     library = shop.library
-    kept = [unit for unit in units if unit.name in library]
-    dtype = None if shop.base is None else str(shop.base.model.dtype)
+    there = set(library.names())
+    kept = [unit for unit in units if unit.name in there]
+    # Where other processes train, the experts themselves say on what, and must agree.
+    dtype = shop.base_dtype or (library.provenance(kept[0].name).get("base_dtype") if kept else None)
     check_same_build(library, kept, shop.tasks, dtype)
     if kept:
         shop.display.say(f"{len(kept)} of {len(units)} experts are in the library already")
-    _train_pending(shop, units, dtype or shop.run.dtype)
-    there = {unit.name for unit in kept}
+    _train_pending(shop, units, dtype)
     return [unit.name for unit in units if unit.name not in there], [unit.name for unit in kept]
 
 
-def _train_pending(shop: Workshop, units: Sequence[Unit], dtype: str) -> None:
-    key = build_key(units, shop.tasks, shop.run.window, dtype)
+def _train_pending(shop: Workshop, units: Sequence[Unit], dtype: str | None) -> None:
+    path = shop.library.path
+    key = build_key(units, shop.tasks, shop.run.window, shop.asked_dtype)
     # Long ones first, so that no single one is left running at the end.
     order = sorted(units, key=lambda unit: (-num_steps(unit, shop.tasks), unit.name))
+    by_name = {unit.name: unit for unit in units}
     for _ in range(2):  # twice, since somebody may remove experts that an interrupted build had finished
-        pending = [unit.name for unit in order if unit.name not in shop.library]
-        if not pending:
-            break
-        shards = open_shards(shop.library.path, key, pending, _num_shards(len(pending), shop))
-        by_name = {unit.name: unit for unit in units}
-        _run(shop, [_shard(shop, [by_name[n] for n in names], key, i) for i, names in enumerate(shards)])
-        close_build(shop.library.path)
-    close_build(shop.library.path)  # also what builds left that were given up
-    if missing := [unit.name for unit in units if unit.name not in shop.library]:
+        if pending := _missing(shop.library, order):
+            shards = open_shards(path, key, pending, _num_shards(len(pending), shop))
+            _run(shop, [_shard(shop, [by_name[n] for n in names], key, i, dtype) for i, names in enumerate(shards)])
+        close_build(path, key)
+    if missing := _missing(shop.library, order):
         raise TrainError("every expert must be in the library once its shard has ended", found=f"without {missing[:5]}",
                          remedy="run the same command again")  # fmt: skip
+
+
+def _missing(library: Library, units: Sequence[Unit]) -> list[str]:
+    there = set(library.names())
+    return [unit.name for unit in units if unit.name not in there]
 
 
 def _num_shards(num_pending: int, shop: Workshop) -> int:
@@ -136,22 +124,26 @@ def _num_shards(num_pending: int, shop: Workshop) -> int:
     return -(-num_pending // size)
 
 
-def _shard(shop: Workshop, units: Sequence[Unit], key: str, number: int) -> Shard:
+def _shard(shop: Workshop, units: Sequence[Unit], key: str, number: int, dtype: str | None) -> Shard:
     path = shop.library.path
     return Shard(
         units=tuple(units),
         library=str(path.resolve()),
         checkpoint=str(checkpoint_path(path, key, [unit.name for unit in units]).resolve()),
+        logs=str(shop.log_folder.resolve()),
         log="train" if shop.executor is None else f"train-{number}",
         base=_absolute(shop.base_reference),
+        base_dtype=dtype,
         tasks=_absolute(shop.tasks_reference),
+        data={name: shop.tasks[name].data_hash for unit in units for name in unit.tasks},
         run=shop.run,
     )
 
 
 def _absolute(reference: str) -> str:
     """A path that other processes understand; what is no path (a name, an id) stays."""
-    return str(Path(reference).resolve()) if reference and Path(reference).exists() else reference
+    is_word = reference in ("", BUILTIN, EMBEDDED)  # also where a folder is called so
+    return reference if is_word or not Path(reference).exists() else str(Path(reference).resolve())
 
 
 def _run(shop: Workshop, shards: Sequence[Shard]) -> None:
@@ -165,102 +157,3 @@ def _run(shop: Workshop, shards: Sequence[Shard]) -> None:
         train_shard(shard, base, shop.library, shop.tasks, shop.display, shop.callbacks)
 
     LocalExecutor().run(train_here, shards)
-
-
-def build_shard(shard: Shard) -> None:
-    """Train the experts of a shard in this process and commit them to their library: the work of an executor.
-
-    Base and tasks stay loaded for the next shard. The coordinating process holds the library's build lock.
-
-    Raises:
-        LoraryError: as `train_shard`; also if base, tasks or library cannot be read here.
-    """
-    base = _resident_base(shard.base, shard.run.dtype, shard.run.device)
-    library = Library.open(shard.library)
-    library.check_base(base.model)
-    names = tuple(sorted({name for unit in shard.units for name in unit.tasks}))
-    train_shard(shard, base, library, _resident_tasks(shard.tasks, names), Display())
-
-
-@lru_cache(maxsize=1)
-def _resident_base(reference: str, dtype: str, device: str) -> Base:
-    return load_base(reference, dtype=dtype, device=device)
-
-
-@lru_cache(maxsize=4)
-def _resident_tasks(reference: str, names: tuple[str, ...]) -> dict[str, Task]:
-    return load_tasks(reference, names=names)
-
-
-def train_shard(
-    shard: Shard,
-    base: Base,
-    library: Library,
-    tasks: Mapping[str, Task],
-    display: Display,
-    callbacks: Sequence[Callback] = (),
-) -> None:
-    """Train the experts of a shard with everything at hand, committing each as it ends.
-
-    Args:
-        shard: what to train.
-        base: the frozen base model.
-        library: the ledger.
-        tasks: by name.
-        display: where progress is shown.
-        callbacks: watch the training.
-
-    Raises:
-        TrainError: if a loss is not finite, or a checkpoint cannot be written.
-        LibraryError: if the library cannot be written.
-    """
-    settings = shard.units[0].settings
-    targets = {unit.name: targets_of(base, unit.settings) for unit in shard.units}
-    shapes = {path: shape for own in targets.values() for path, shape in own.items()}
-    template = template_for(base, settings)
-    jobs = [make_job(unit, tasks, template, frozenset(targets[unit.name])) for unit in shard.units]
-    by_name = {unit.name: unit for unit in shard.units}
-
-    def commit(trained: TrainedUnit) -> None:
-        unit = by_name[trained.name]
-        if unit.name not in library:  # a run that was killed may have committed it just before
-            adapter = to_adapter(unit, trained.adapters[unit.name], base)
-            library.add_adapter(adapter, provenance_of(unit, trained, tasks, base))
-
-    with display.bar(f"training {len(jobs)} experts", sum(job.num_steps for job in jobs)) as bar:
-        watch = TrainingBar(bar, {job.name: job.num_steps for job in jobs}, library.names())
-        logs = open_logs(shard.run.logs, library.path / LOGS, shard.log)
-        train_queue(
-            base.model,
-            jobs,
-            expert_stack(base.model, shapes, jobs, shard.run.window),
-            loop_settings(settings, shard.run),
-            checkpoint=Path(shard.checkpoint),
-            on_finish=commit,
-            callbacks=[watch, *logs, *callbacks],
-        )
-
-
-def template_for(base: Base, settings: BuildSettings) -> Template:
-    """What turns the rows of a build into tokens."""
-    return make_template(settings.template, base.tokenizer, max_length=base.most_tokens(settings.max_length))
-
-
-def loop_settings(settings: BuildSettings, run: RunSettings) -> LoopSettings:
-    """What the training loop is told, from the settings of a build and of its run."""
-    optimiser = OptimiserSettings(
-        settings.learning_rate, warmup=settings.warmup, clip=settings.clip, weight_decay=settings.weight_decay
-    )
-    return LoopSettings(
-        optimiser,
-        batch_size=settings.batch_size,
-        dropout=settings.dropout,
-        num_evals=settings.evals,
-        patience=settings.patience,
-        seed=settings.seed,
-        init=settings.init,
-        init_scale=settings.init_scale,
-        max_tokens=run.max_tokens,
-        save_every_s=run.save_every_s,
-        activation_checkpointing=run.activation_checkpointing,
-    )

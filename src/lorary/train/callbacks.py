@@ -44,7 +44,7 @@ class Callback:
         """A unit is finished and was handed over."""
 
     def close(self) -> None:
-        """The queue ended, well or not."""
+        """Nothing more will be watched. Called by whoever made it: the loop does not, so that queues can share one."""
 
 
 class JsonlCallback(Callback):
@@ -124,7 +124,7 @@ class _TrackerCallback(Callback):
 
     def on_step(self, steps: Mapping[str, int], losses: Mapping[str, float], tokens: int, seconds: float) -> None:
         """Log step and loss of each unit, and the speed."""
-        point: dict[str, float] = {"tokens_per_s": tokens / seconds}
+        point: dict[str, float] = {"tokens_per_s": tokens / max(seconds, 1e-9)}
         for name, loss in losses.items():
             point |= {f"step/{name}": steps[name], f"train_loss/{name}": loss}
         self._tracker.log(point)

@@ -100,6 +100,7 @@ def _finite(kind: str, units: Sequence[Unit], losses: Tensor, ahead: int = 0) ->
             raise TrainError(
                 f"the {kind} loss of expert '{unit.job.name}' must be finite at step {unit.progress.step + ahead}",
                 found=found[unit.slot],
-                remedy="lower --learning-rate, or look for broken rows in its task",
+                remedy="look for broken rows in its task, leave it out with --tasks, "
+                "or build anew elsewhere with a lower --learning-rate",
             )
     return {unit.slot: found[unit.slot] for unit in units}

@@ -44,7 +44,7 @@ def train_queue(
         checkpoint: file to resume from and save to; gone when the queue is empty.
         on_finish: stores a finished unit for good. It may be handed one that it has stored before: a checkpoint is
             written before units are handed over, and a run killed after that hands them over again.
-        callbacks: who watches.
+        callbacks: who watches; whoever opened them closes them, since several queues may have the same.
 
     Raises:
         TrainError: if a loss is not finite, naming unit and step; if two jobs have one name or a job does not fit the
@@ -135,16 +135,13 @@ class _Run:
 
     @contextmanager
     def saved_on_interrupt(self) -> Iterator[None]:
-        """Ctrl-C keeps what was trained, unless it fell into the very update; callbacks are closed in any case."""
+        """Ctrl-C keeps what was trained, unless it fell into the very update."""
         try:
             yield
         except KeyboardInterrupt:
             if self.slots.is_whole:
                 self.save()
             raise
-        finally:
-            for callback in self.callbacks:
-                callback.close()
 
 
 @contextmanager

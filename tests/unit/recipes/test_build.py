@@ -8,51 +8,17 @@ from typing import Any
 
 import pytest
 
-from lorary.data.tasks import Task, load_tasks
-from lorary.errors import LibraryError, UsageError
+from lorary.data.tasks import Task
+from lorary.errors import BaseModelError, LibraryError, TaskError, TrainError, UsageError
 from lorary.library.store import Library
-from lorary.model.base import Base, load_base
+from lorary.model.base import Base
 from lorary.recipes.build import MethodSettings, Shard, build_library, build_shard, run_build
-from lorary.recipes.build_settings import BuildSettings, ClusterSettings, RunSettings
-from lorary.recipes.estimate import run_estimate
+from lorary.recipes.build_settings import BuildSettings, RunSettings
 from lorary.recipes.poly import PolySettings
 from lorary.train.callbacks import Callback
 
 NAMES = ("alpha", "beta", "gamma", "delta")
 SETTINGS = BuildSettings(steps=6, rank=2, batch_size=2, evals=2, learning_rate=0.02, val_rows=2)
-TWO = ClusterSettings(k=(2,), private_steps=4)
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Four tasks of two families, in a file: two say up, two say down."""
-    path = tmp_path_factory.mktemp("tasks") / "tasks.jsonl"
-    with open(path, "w") as file:
-        for number, name in enumerate(NAMES):
-            for split, count in (("train", 6 + number), ("val", 3)):
-                for i in range(count):
-                    row = {"task": name, "family": ["even", "odd"][number % 2], "split": split}
-                    target = "up" if number % 2 else "down"
-                    file.write(json.dumps({**row, "source": f"{name} {split} {i}:", "target": target}) + "\n")
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def tasks(reference: str) -> dict[str, Task]:
-    """These tasks."""
-    return load_tasks(reference)
-
-
-@pytest.fixture(scope="module")
-def base(tiny_base_folder: Path) -> Base:
-    """The tiny base, loaded."""
-    return load_base(str(tiny_base_folder))
-
-
-@pytest.fixture
-def library(tmp_path: Path, tiny_base_folder: Path) -> Library:
-    """An empty library over the tiny base."""
-    return Library.create(tmp_path / "lib", str(tiny_base_folder))
 
 
 def method_of(method: str, **changes: Any) -> MethodSettings:
@@ -82,86 +48,6 @@ def test_sampling_decides_what_a_joint_expert_becomes(
         build_library(base, library, tasks, replace(SETTINGS, sampling=sampling), method_of("joint"))
         made[sampling] = weights(library)["joint"]
     assert len(set(made.values())) == 3
-
-
-def test_clusters_are_made_of_short_private_adapters_and_recorded(
-    base: Base, library: Library, tasks: Mapping[str, Task]
-) -> None:
-    result = build_library(base, library, tasks, SETTINGS, method_of("mbc", clusters=TWO))
-    assert result.trained == ["cluster_0", "cluster_1"]
-    assert sorted(name for own in result.tasks.values() for name in own) == sorted(NAMES)
-    private = Library.open(library.path / ".build" / "private")
-    assert private.provenance("alpha")["settings"]["steps"] == 4
-    for name in result.trained:
-        known = library.provenance(name)
-        assert known["settings"]["steps"] == 6
-        assert known["parents"] == [private.provenance(task)["content_hash"] for task in known["tasks"]]
-        document = library.path / "derived" / known["clustering"]["clusters"] / "clusters.json"
-        labels = json.loads(document.read_text())["labels"]
-        assert sorted(task for task in NAMES if f"cluster_{labels[task]}" == name) == known["tasks"]
-    again = build_library(base, library, tasks, SETTINGS, method_of("mbc", clusters=TWO))
-    assert (again.trained, again.kept) == ([], ["cluster_0", "cluster_1"])
-    assert library.verify() == []
-
-
-@pytest.mark.parametrize("by", ["random", "family"])
-def test_baselines_of_clusters_need_no_private_adapters(
-    by: str, base: Base, library: Library, tasks: Mapping[str, Task]
-) -> None:
-    result = build_library(base, library, tasks, SETTINGS, method_of("mbc", clusters=ClusterSettings((2,), by)))
-    assert len(result.trained) == 2
-    assert not (library.path / ".build" / "private").exists()
-    if by == "family":
-        assert result.tasks == {"cluster_0": ["alpha", "gamma"], "cluster_1": ["beta", "delta"]}
-
-
-def test_private_adapters_of_a_library_that_is_named_are_taken_as_they_are(
-    base: Base, library: Library, tasks: Mapping[str, Task], tmp_path: Path, tiny_base_folder: Path
-) -> None:
-    other = Library.create(tmp_path / "other", str(tiny_base_folder))
-    some = {name: tasks[name] for name in NAMES[:3]}
-    build_library(base, other, some, SETTINGS)
-    before = weights(other)
-    clusters = replace(TWO, private=str(other.path))
-    build_library(base, library, tasks, SETTINGS, method_of("mbc", clusters=clusters))
-    assert {name: data for name, data in weights(other).items() if name in before} == before
-    assert other.provenance("delta")["settings"]["steps"] == 4  # the one that was missing
-    with pytest.raises(UsageError, match="--private"):
-        build_library(base, other, tasks, SETTINGS, method_of("mbc", clusters=clusters))
-
-
-def test_private_adapters_of_other_tasks_are_refused(
-    base: Base, library: Library, tasks: Mapping[str, Task], tmp_path: Path, tiny_base_folder: Path
-) -> None:
-    other = Library.create(tmp_path / "other", str(tiny_base_folder))
-    build_library(base, other, {"alpha": replace(tasks["beta"], name="alpha")}, SETTINGS)
-    with pytest.raises(LibraryError, match=r"'alpha' of library .* must be one of task 'alpha'"):
-        build_library(base, library, tasks, SETTINGS, method_of("mbc", clusters=replace(TWO, private=str(other.path))))
-
-
-def test_the_k_of_the_lowest_validation_loss_is_kept(base: Base, library: Library, tasks: Mapping[str, Task]) -> None:
-    several = method_of("mbc", clusters=replace(TWO, k=(1, 2, 4)))
-    result = build_library(base, library, tasks, SETTINGS, several)
-    losses = {row["k"]: row["val_loss"] for row in result.choice}
-    (chosen,) = (row["k"] for row in result.choice if row["chosen"])
-    assert list(losses) == [1, 2, 4]
-    assert losses[chosen] == min(losses.values())
-    assert len(library) == chosen == len(result.trained)
-    # One expert per task: the mean over tasks of its own loss is the mean over experts.
-    if chosen == 4:
-        own = [after for _, after in result.val_losses.values()]
-        assert losses[4] == pytest.approx(sum(own) / 4, rel=1e-5)
-    again = build_library(base, library, tasks, SETTINGS, several)
-    assert (again.trained, again.choice) == ([], result.choice)
-    assert [path.name for path in (library.path / ".build").iterdir()] == ["private"]
-
-
-def test_more_clusters_than_tasks_are_refused_before_anything_is_trained(
-    base: Base, library: Library, tasks: Mapping[str, Task]
-) -> None:
-    with pytest.raises(UsageError, match="--k must be at most 4"):
-        build_library(base, library, tasks, SETTINGS, method_of("mbc"))
-    assert not (library.path / ".build").exists()
 
 
 def test_poly_ends_as_skills_with_an_assignment_and_mixtures(
@@ -264,46 +150,122 @@ def test_a_shard_in_a_process_of_its_own_trains_the_same_experts(
     assert len(Library.open(path)) == len(NAMES)
 
 
-class Fed(Callback):
-    """Counts what a build feeds."""
+class Given:
+    """An executor that keeps its shards, and trains the first so many."""
 
-    def __init__(self) -> None:
-        self.tokens, self.steps = 0, 0
+    def __init__(self, trained: int = 0) -> None:
+        self.shards: list[Shard] = []
+        self.trained = trained
 
-    def on_step(self, steps: Mapping[str, int], losses: Mapping[str, float], tokens: int, seconds: float) -> None:
-        self.tokens += tokens
-        self.steps += len(steps)
+    def run(self, work: Any, shards: Any) -> None:
+        self.shards = list(shards)
+        for shard in shards[: self.trained]:
+            work(shard)
+        raise TrainError("the cluster is gone")
 
 
-@pytest.mark.parametrize("method", ["private", "joint", "poly"])
-def test_a_dry_run_says_what_the_build_then_takes_and_writes_nothing(
-    method: str, base: Base, library: Library, tasks: Mapping[str, Task], reference: str, tiny_base_folder: Path
+def plan_elsewhere(path: Path, reference: str, base: object, trained: int = 0, **options: Any) -> list[Shard]:
+    """The shards of a build that is lost after so many of them."""
+    given = Given(trained)
+    with pytest.raises(TrainError):
+        run_build(reference, str(path), SETTINGS, base=str(base), executor=given, workers=2, **options)
+    return given.shards
+
+
+def test_a_shard_whose_tasks_read_otherwise_on_its_machine_is_refused(
+    reference: str, tmp_path: Path, tiny_base_folder: Path
 ) -> None:
-    how = method_of(method, poly=PolySettings(skills=2))
-    before = sorted(library.path.rglob("*"))
-    # As many steps as make whole passes, so that every row is fed equally often.
-    settings = replace(SETTINGS, steps=None, epochs=2.0, batch_size=1)
-    estimate = run_estimate(reference, str(library.path), settings, how, base=str(tiny_base_folder))
-    assert sorted(library.path.rglob("*")) == before
-    assert not (library.path / "logs").exists()
-    fed = Fed()
-    result = build_library(base, library, tasks, settings, how, callbacks=[fed])
-    assert (estimate.steps, estimate.tokens) == (fed.steps, fed.tokens)
-    assert estimate.parameters == sum(library.get(name).num_parameters for name in result.trained)
-    assert estimate.memory["base"] == sum(p.numel() * p.element_size() for p in base.model.parameters())
-    assert estimate.memory["activations"] > 0
-    assert estimate.seconds > 0
-    assert "about" in estimate.text()
-    after = run_estimate(reference, str(library.path), settings, how, base=str(tiny_base_folder))
-    assert (after.steps, after.experts) == (0, [])
+    shard = plan_elsewhere(tmp_path / "lib", reference, tiny_base_folder)[0]
+    assert set(shard.data) == set(shard.names)
+    with pytest.raises(TaskError, match=r"'alpha' of .* the same rows on every machine[^$]*file system"):
+        build_shard(replace(shard, data={**shard.data, "alpha": "0" * 64}))
 
 
-def test_a_dry_run_of_clusters_counts_both_stages(
-    reference: str, tiny_base_folder: Path, tmp_path: Path, base: Base, tasks: Mapping[str, Task]
+def test_a_shard_on_a_base_of_another_dtype_than_before_is_refused(
+    reference: str, tmp_path: Path, tiny_base_folder: Path
 ) -> None:
-    how = method_of("mbc", clusters=TWO)
-    path = tmp_path / "nowhere"
-    estimate = run_estimate(reference, str(path), SETTINGS, how, base=str(tiny_base_folder))
-    assert not path.exists()
-    assert estimate.steps == 4 * 4 + 2 * 6
-    assert any("clusters" in note for note in estimate.notes)
+    path = tmp_path / "lib"
+    plan_elsewhere(path, reference, tiny_base_folder, trained=1, run=RunSettings(window=1))
+    assert len(Library.open(path)) == 1
+    (shard, *_) = plan_elsewhere(path, reference, tiny_base_folder, run=RunSettings(window=1, dtype="bfloat16"))
+    with pytest.raises(BaseModelError, match=r"bfloat16 .*torch.float32 before\nremedy: --dtype float32"):
+        build_shard(shard)
+
+
+def test_words_for_tasks_and_base_stay_words_beside_folders_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorary.recipes.workshop import _absolute
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("builtin", "embedded", "mine"):
+        (tmp_path / name).mkdir()
+    assert [_absolute(name) for name in ("builtin", "embedded")] == ["builtin", "embedded"]
+    assert _absolute("mine") == str(tmp_path / "mine")
+
+
+def test_another_executor_goes_on_with_the_shards_that_one_began(
+    library: Library, reference: str, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorary.recipes import workshop
+
+    shards = plan_elsewhere(library.path, reference, tiny_base_folder)
+    train, seen = workshop.train_shard, list[str]()
+
+    def note(shard: Shard, *args: Any) -> None:
+        seen.append(shard.checkpoint)
+        train(shard, *args)
+
+    monkeypatch.setattr(workshop, "train_shard", note)
+    run_build(reference, str(library.path), SETTINGS, base=str(tiny_base_folder))
+    assert len(seen) == 2
+    assert seen == [shard.checkpoint for shard in shards]
+
+
+def test_a_name_that_is_taken_is_refused_before_a_poly_model_is_trained(
+    base: Base, library: Library, tasks: Mapping[str, Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorary.train.forward import Forward
+
+    build_library(base, library, {"alpha": tasks["alpha"]}, SETTINGS)
+    steps: list[int] = []
+    monkeypatch.setattr(Forward, "train_losses", lambda *args: steps.append(1))
+    per_task = MethodSettings("poly", poly=PolySettings(skills=2), mu=True, per_task=True)
+    with pytest.raises(LibraryError, match=r"name 'alpha' free .*\nfound: another adapter 'alpha'"):
+        build_library(base, library, tasks, SETTINGS, per_task)
+    for name in ("skill_0", "mu", "MU"):
+        with pytest.raises(UsageError, match=f"--per-task .*\nfound: {name}"):
+            build_library(base, library, {name: replace(tasks["beta"], name=name)}, SETTINGS, per_task)
+    assert steps == []
+
+
+def test_callbacks_and_logs_are_closed_where_the_build_fails(
+    base: Base, library: Library, tasks: Mapping[str, Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorary.recipes import shards
+    from lorary.train.callbacks import JsonlCallback
+
+    closed: list[str] = []
+    monkeypatch.setattr(JsonlCallback, "close", lambda self: closed.append(self._file.name) or self._file.close())
+
+    class Watch(Callback):
+        def close(self) -> None:
+            closed.append("watch")
+
+    def fails(*args: Any, **options: Any) -> None:
+        raise TrainError("the checkpoint must be one of this build")
+
+    monkeypatch.setattr(shards, "train_queue", fails)
+    with pytest.raises(TrainError):
+        build_library(base, library, tasks, SETTINGS, callbacks=[Watch()])
+    assert closed == [str(library.path.resolve() / "logs" / "train.jsonl"), "watch"]
+
+
+def test_the_state_of_another_build_stays_where_nothing_was_trained(
+    base: Base, library: Library, tasks: Mapping[str, Task]
+) -> None:
+    build_library(base, library, tasks, SETTINGS)
+    state = library.path / ".build" / "1234-5678.safetensors"
+    state.write_bytes(b"of another")
+    build_library(base, library, tasks, SETTINGS)
+    assert state.exists()

@@ -14,14 +14,13 @@ from lorary.data.template import make_template
 from lorary.errors import LoraryError, UsageError
 from lorary.recipes.build_settings import (
     BuildSettings,
-    ClusterSettings,
     RunSettings,
     as_recorded,
-    parse_k,
     parse_sampling,
     preset,
     recorded_settings,
 )
+from lorary.recipes.cluster_settings import ClusterSettings, parse_k
 from lorary.recipes.jobs import (
     check_trainable,
     cluster_units,
@@ -33,6 +32,7 @@ from lorary.recipes.jobs import (
     read_overrides,
 )
 from lorary.recipes.ledger import build_key, close_build, cut, open_shards
+from lorary.recipes.methods import method_settings
 
 SETTINGS = BuildSettings(steps=7, batch_size=2)
 
@@ -88,7 +88,13 @@ def test_sampling_weighs_tasks_by_rows_to_the_power_of_one_over_the_temperature(
     assert BuildSettings(sampling=sampling).task_weights([10]) == ()
 
 
-@pytest.mark.parametrize("sampling", ["even", 0.0, -1.0, float("nan"), float("inf")])
+def test_the_coldest_sampling_of_large_tasks_is_still_finite() -> None:
+    weights = BuildSettings(sampling=0.05).task_weights([10**6, 10**7, 10**7])
+    assert all(0 < weight < 1 for weight in weights)
+    assert sum(weights) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("sampling", ["even", 0.0, 0.01, -1.0, float("nan"), float("inf")])
 def test_sampling_that_is_no_word_and_no_temperature_is_refused(sampling: str | float) -> None:
     with pytest.raises(UsageError, match="--sampling"):
         BuildSettings(sampling=sampling)
@@ -157,11 +163,43 @@ def test_overrides_change_single_experts_and_nothing_else() -> None:
         ({"a": {"steps": 1, "epochs": 1}}, "'a'"),
         ({"a": {"alpha": None}}, "'a'"),
         ({"a": {"target_modules": "q_proj"}}, "list"),
+        ({"a": {"steps": True}}, "steps as a whole number"),
+        ({"a": {"alpha": True}}, "alpha as a number"),
+        ({"a": {"upper_layers": 1.5}}, "or null"),
     ],
 )
 def test_overrides_that_fit_no_expert_are_refused(changes: dict[str, dict[str, Any]], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         override(private_units(["a"], SETTINGS), changes)
+
+
+def test_an_override_may_ask_for_all_layers() -> None:
+    (a,) = override(private_units(["a"], BuildSettings(upper_layers=2)), {"a": {"upper_layers": None}})
+    assert a.settings.upper_layers is None
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "words"),
+    [
+        ("mbc", {"by": "random", "private": "lib"}, "--private needs --cluster-by mbc"),
+        ("mbc", {"by": "text", "private_steps": 3}, "--private-steps needs --cluster-by mbc"),
+        ("mbc", {"by": "family", "private_epochs": 1.0}, "--private-epochs needs --cluster-by mbc"),
+        ("mbc", {"by": "text", "method": "delta"}, "--cluster-method needs --cluster-by mbc"),
+        ("mbc", {"by": "family", "seed": 1}, "--cluster-seed needs --cluster-by mbc or random or text"),
+        ("private", {"sampling": "uniform"}, "--sampling needs --method joint"),
+        ("joint", {"k": "3"}, "--k needs --method mbc"),
+        ("mbc", {"by": "size"}, "--cluster-by must be one of"),
+    ],
+)
+def test_an_option_that_nothing_would_look_at_is_refused(method: str, given: dict[str, Any], words: str) -> None:
+    sampling = given.pop("sampling", None)
+    with pytest.raises(UsageError, match=words):
+        method_settings(method, "default", None, mbc=given, poly={}, mu=False, per_task=False, sampling=sampling)
+
+
+def test_the_preset_of_the_paper_is_no_option_that_was_given() -> None:
+    made = method_settings("mbc", "paper-2024", None, mbc={"by": "random"}, poly={}, mu=False, per_task=False)
+    assert made.clusters.by == "random"
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', "{"])
@@ -195,8 +233,8 @@ def test_an_interrupted_build_goes_on_with_the_shards_it_began_with(tmp_path: Pa
     assert open_shards(tmp_path, "other", ["c"], 1) == [["c"]]
     # An expert that was there at first was removed since: the shards do not cover it.
     assert open_shards(tmp_path, "key", ["c", "e"], 1) == [["c", "e"]]
-    close_build(tmp_path)
-    assert list((tmp_path / ".build").iterdir()) == []
+    close_build(tmp_path, "key")
+    assert [path.name for path in (tmp_path / ".build").iterdir()] == ["other.json"]
 
 
 def test_a_build_is_keyed_by_all_that_decides_its_company() -> None:
