@@ -37,7 +37,8 @@ FLOORS = {
 }
 
 PUBLIC_NAMES = {
-    "Adapter", "Library", "LoraFactors", "__version__", "attach", "detach", "load_base", "routing", "trace",
+    "Adapter", "Library", "LoraFactors", "__version__", "add_expert", "attach", "detach", "load", "load_base",
+    "remove_expert", "replace_expert", "routing", "save", "trace",
     "AdapterError", "BaseModelError", "LibraryError", "LoraryError", "MissingExtraError", "RouterError", "ShapeError",
     "TaskError", "TrainError", "UsageError",
 }  # fmt: skip

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from lorary.library.store import Library
     from lorary.model.attach import attach, detach, routing
     from lorary.model.base import load_base
+    from lorary.model.live import add_expert, remove_expert, replace_expert
+    from lorary.model.save import load, save
     from lorary.model.trace import trace
 
 __all__ = [
@@ -42,10 +44,15 @@ __all__ = [
     "TrainError",
     "UsageError",
     "__version__",
+    "add_expert",
     "attach",
     "detach",
+    "load",
     "load_base",
+    "remove_expert",
+    "replace_expert",
     "routing",
+    "save",
     "trace",
 ]
 
@@ -58,6 +65,11 @@ _SOURCES = {
     "detach": "lorary.model.attach",
     "routing": "lorary.model.attach",
     "load_base": "lorary.model.base",
+    "add_expert": "lorary.model.live",
+    "remove_expert": "lorary.model.live",
+    "replace_expert": "lorary.model.live",
+    "load": "lorary.model.save",
+    "save": "lorary.model.save",
     "trace": "lorary.model.trace",
 }
 

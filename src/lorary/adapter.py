@@ -85,6 +85,10 @@ class Adapter:
     def __iter__(self) -> Iterator[tuple[str, LoraFactors]]:
         return iter(self.modules.items())
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Adapter":
+        # Nothing of it ever changes, so that a copy of a model that keeps one needs no second one.
+        return self
+
     @property
     def rank(self) -> int:
         """The largest rank over the adapted layers."""

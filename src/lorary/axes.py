@@ -5,7 +5,7 @@
 | batch   | rows of a batch |
 | seq     | positions of a row |
 | tokens  | all positions of a batch, flattened |
-| experts | experts seated in a layer, in canonical (name) order |
+| experts | experts seated in a layer, in the order of their seats: that of the names, late comers last |
 | rank    | the low-rank axis of one expert |
 | ranks   | the low-rank axes of all experts of a layer, concatenated |
 | d_in    | input features of a linear layer |

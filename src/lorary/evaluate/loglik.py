@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lorary.data.batching import collate, input_length, length_buckets
+from lorary.data.batching import Batch, collate, input_length, length_buckets
 from lorary.data.template import Example
 from lorary.model.logits import target_losses
+from lorary.model.probe import deciding_by
+from lorary.model.seating import prober_of
 
 
 class AnswerLoss(NamedTuple):
@@ -38,11 +40,20 @@ def answer_losses(model: Any, examples: Sequence[Example], max_tokens: int = 204
     results: list[AnswerLoss | None] = [None] * len(examples)
     for bucket in length_buckets([input_length(x) for x in examples], max_tokens):
         batch = collate([examples[i] for i in bucket]).to(device)
-        losses = target_losses(model, batch).double()
+        with deciding_by(prober_of(model), _prompts(batch)):  # a decision for a request must not read its answer
+            losses = target_losses(model, batch).double()
         totals = torch.zeros(len(bucket), dtype=torch.float64, device=device).index_add_(0, batch.rows, losses)
         for i, total in zip(bucket, totals.tolist(), strict=True):
             results[i] = AnswerLoss(total, len(examples[i].target_ids))
     return [result for result in results if result is not None]
+
+
+def _prompts(batch: Batch) -> torch.Tensor:
+    """(batch, seq) bool: the tokens up to the one that predicts the first target token."""
+    num_rows, seq = batch.input_ids.shape
+    last = torch.full((num_rows,), seq, device=batch.rows.device)
+    last = last.scatter_reduce(0, batch.rows, batch.positions, "amin")
+    return torch.arange(seq, device=last.device) <= last[:, None]
 
 
 def choose_options(losses: Sequence[Sequence[AnswerLoss]], *, normalise: bool) -> list[int]:

@@ -65,13 +65,30 @@ def load_base(reference: str | Path | BaseFiles = "embedded", *, dtype: str = "a
     files = reference if isinstance(reference, BaseFiles) else resolve_base(reference)
     with quiet_transformers():
         tokenizer = _load_tokenizer(files)
-        model, report = _load_model(files, kind)
-    _check_complete(report, files)
-    model.to(place)
-    model.requires_grad_(False)
-    model.eval()
+    model = load_model(files, kind, place)
     _settle_padding(model, tokenizer)
     return Base(model, tokenizer, files)
+
+
+def load_model(files: BaseFiles, dtype: torch.dtype | None, device: torch.device, **settings: Any) -> PreTrainedModel:
+    """Load the weights of a base model alone, frozen and in eval mode.
+
+    Args:
+        files: where it lies.
+        dtype: of its weights, as stored where None.
+        device: where to put it.
+        settings: further arguments of `from_pretrained`.
+
+    Raises:
+        BaseModelError: if it cannot be loaded whole.
+    """
+    with quiet_transformers():
+        model, report = _load_model(files, dtype, **settings)
+    _check_complete(report, files)
+    model.to(device)
+    model.requires_grad_(False)
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 def choose_device(device: str) -> torch.device:
@@ -123,7 +140,7 @@ def _load_tokenizer(files: BaseFiles) -> Any:
         raise _not_loaded("tokenizer", files, error) from error
 
 
-def _load_model(files: BaseFiles, dtype: torch.dtype | None) -> tuple[Any, Mapping[str, Any]]:
+def _load_model(files: BaseFiles, dtype: torch.dtype | None, **settings: Any) -> tuple[Any, Mapping[str, Any]]:
     """The model and transformers' account of which weights it missed or left over."""
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -133,6 +150,7 @@ def _load_model(files: BaseFiles, dtype: torch.dtype | None) -> tuple[Any, Mappi
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            **settings,
         )
     except Exception as error:  # as above
         raise _not_loaded("weights", files, error) from error

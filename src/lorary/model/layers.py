@@ -9,27 +9,95 @@ from torch import Tensor, nn
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.lora.gated import GatedLora
+from lorary.lora.rows import append_rows, remove_rows, widen
 from lorary.lora.seat import find_linear, linear_shape
-from lorary.route.arrow import arrow_prototypes
+from lorary.route.facts import expert_facts
 
 
-@dataclass(frozen=True)
+@dataclass
 class SeatedLayer:
-    """One routed linear layer: its experts as positions in the library's order, and how clear their prototypes are."""
+    """One routed linear layer and what the rules know of its experts.
+
+    Args:
+        experts: where each seat's expert stands in the order of names: fresh layers are seated in that order, one
+            that changed live keeps its seats and renumbers these.
+        ranks: rank of each expert.
+        alive: (experts,) bool, whether its update is more than zero.
+        gap: (experts,) σ2/σ1, how clear its prototype is.
+        row_space: (ranks, widest rank), for each expert its matrix of `lorary.route.facts`, one below the other.
+        outputs: likewise.
+        lora: the module.
+    """
 
     experts: tuple[int, ...]
-    alive: Tensor  # (experts of this layer,) bool
-    gap: Tensor  # (experts of this layer,) σ2/σ1
+    ranks: tuple[int, ...]
+    alive: Tensor
+    gap: Tensor
+    row_space: Tensor
+    outputs: Tensor
     lora: GatedLora
 
+    def rows(self, seat: int) -> slice:
+        """Where the ranks of one seat lie."""
+        start = sum(self.ranks[:seat])
+        return slice(start, start + self.ranks[seat])
 
-def build_layers(model: nn.Module, adapters: Iterable[Adapter]) -> dict[str, SeatedLayer]:
+    def append(self, position: int, factors: LoraFactors) -> None:
+        """Seat one more expert, behind the others: in time of that expert, and of moving the prototypes.
+
+        Args:
+            position: in the order of names.
+            factors: that fit the layer.
+        """
+        down, up = self._own(factors)
+        facts = expert_facts(down[None], up.mT[None])
+        self.lora.append(down, facts.prototypes[0].to(down), up)
+        width = max(self.row_space.shape[1], factors.rank)
+        for name, own in (("row_space", facts.row_space[0]), ("outputs", facts.outputs[0])):
+            matrix = widen(getattr(self, name), width)
+            setattr(self, name, append_rows(matrix, widen(own, width).to(matrix)))
+        self.alive = torch.cat([self.alive, self.lora.down[-1:].any(dim=1).to(self.alive.device)])
+        self.gap = torch.cat([self.gap, facts.gap])
+        self.experts, self.ranks = (*self.experts, position), (*self.ranks, factors.rank)
+
+    def replace(self, seat: int, factors: LoraFactors) -> None:
+        """Give a seat other factors of the same rank, in time of those alone."""
+        rows, (down, up) = self.rows(seat), self._own(factors)
+        facts = expert_facts(down[None], up.mT[None])
+        prototype = facts.prototypes[0].to(down)
+        self.lora.down[rows], self.lora.up[rows] = down, up
+        self.lora.down[self.lora.num_ranks + seat] = prototype
+        width = self.row_space.shape[1]
+        self.row_space[rows] = widen(facts.row_space[0], width).to(self.row_space)
+        self.outputs[rows] = widen(facts.outputs[0], width).to(self.outputs)
+        self.alive[seat], self.gap[seat] = prototype.any(), facts.gap[0]
+
+    def remove(self, seat: int) -> None:
+        """Take the expert of one seat away; those behind it move up."""
+        rows = self.rows(seat)
+        self.lora.remove(seat, rows.start, rows.stop)
+        self.row_space = remove_rows(self.row_space, rows.start, rows.stop)
+        self.outputs = remove_rows(self.outputs, rows.start, rows.stop)
+        others = [other for other in range(len(self.experts)) if other != seat]
+        self.alive, self.gap = self.alive[others], self.gap[others]
+        self.experts = tuple(self.experts[other] for other in others)
+        self.ranks = tuple(self.ranks[other] for other in others)
+
+    def _own(self, factors: LoraFactors) -> tuple[Tensor, Tensor]:
+        """lora_a, and lora_b transposed with its scaling, as they stand in the stacks."""
+        return factors.lora_a.to(self.lora.down), factors.lora_b.mT.to(self.lora.up) * factors.scaling
+
+
+def build_layers(
+    model: nn.Module, adapters: Iterable[Adapter], positions: Sequence[int] | None = None
+) -> dict[str, SeatedLayer]:
     """Stack all experts of each linear layer, in the order in which the model holds its layers.
 
     Args:
         model: the base model, unchanged.
-        adapters: the experts, in canonical order. They are gone through twice, first for their shapes and then for
-            their factors, so that a lazy collection never holds more than one adapter beside the stacks.
+        adapters: the experts, in the order of their seats. They are gone through twice, first for their shapes and
+            then for their factors, so that a lazy collection never holds more than one adapter beside the stacks.
+        positions: where each of them stands in the order of names; as they come where None.
 
     Returns:
         The seated layers by path.
@@ -38,17 +106,24 @@ def build_layers(model: nn.Module, adapters: Iterable[Adapter]) -> dict[str, Sea
         AdapterError: if an adapter does not fit the model.
     """
     members: dict[str, list[tuple[int, int]]] = {}
-    for position, adapter in enumerate(adapters):
+    for seat, adapter in enumerate(adapters):
         for path, factors in adapter:
             find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
-            members.setdefault(path, []).append((position, factors.rank))
-    # Duplicates stay in: a tied layer that two paths lead to is refused when it is seated, not dropped.
-    order = [name for name, _ in model.named_modules(remove_duplicate=False) if name in members]
-    stacks = {path: _Stack(model.get_submodule(path), members[path]) for path in order}
-    for position, adapter in enumerate(adapters):
+            members.setdefault(path, []).append((positions[seat] if positions else seat, factors.rank))
+    stacks = {path: _Stack(model.get_submodule(path), members[path]) for path in in_order(model, members)}
+    for seat, adapter in enumerate(adapters):
         for path, factors in adapter:
-            stacks[path].put(position, factors)
+            stacks[path].put(positions[seat] if positions else seat, factors)
     return {path: stack.seat() for path, stack in stacks.items()}
+
+
+def in_order(model: nn.Module, paths: Iterable[str]) -> list[str]:
+    """Paths in the order in which the model holds its layers.
+
+    Duplicates stay in: a tied layer that two paths lead to is refused when it is seated, not dropped.
+    """
+    wanted = set(paths)
+    return [name for name, _ in model.named_modules(remove_duplicate=False) if name in wanted]
 
 
 class _Stack:
@@ -56,7 +131,7 @@ class _Stack:
 
     Args:
         layer: the linear layer.
-        members: (position in the library, rank) of each expert that has the layer.
+        members: (position in the order of names, rank) of each expert that has the layer, in the order of seats.
     """
 
     def __init__(self, layer: nn.Module, members: Sequence[tuple[int, int]]) -> None:
@@ -80,18 +155,24 @@ class _Stack:
         self.up[rows] = factors.lora_b.mT.to(self.up) * factors.scaling
 
     def seat(self) -> SeatedLayer:
-        """Compute the prototypes and make the module."""
-        experts = len(self.experts)
+        """Compute what the rules know and make the module."""
+        experts, width = len(self.experts), int(self.ranks.max())
         prototypes, gap = self.down[-experts:], torch.zeros(experts, dtype=torch.float64)
+        row_space = self.down.new_zeros(len(self.up), width)
+        outputs = torch.zeros_like(row_space)
         starts = self.ranks.cumsum(0) - self.ranks
         for rank in self.ranks.unique().tolist():  # one batched factorisation for all experts of a rank
             same = (self.ranks == rank).nonzero().squeeze(1)
             rows = starts[same][:, None] + torch.arange(rank)  # (experts of this rank, rank)
-            found, gap[same] = arrow_prototypes(self.down[rows], self.up[rows].mT)
-            prototypes[same] = found.to(prototypes)
+            facts = expert_facts(self.down[rows], self.up[rows].mT)
+            prototypes[same], gap[same] = facts.prototypes.to(prototypes), facts.gap
+            row_space[rows] = widen(facts.row_space.flatten(0, 1), width).view(*rows.shape, width).to(row_space)
+            outputs[rows] = widen(facts.outputs.flatten(0, 1), width).view(*rows.shape, width).to(outputs)
         expert_of_rank = torch.arange(experts).repeat_interleave(self.ranks)
         lora = GatedLora(self.down.to(self.device), self.up.to(self.device), expert_of_rank.to(self.device))
-        return SeatedLayer(self.experts, prototypes.any(dim=1).to(self.device), gap, lora)
+        # These stay where they were computed: a router takes what it reads to the layer's device.
+        alive = prototypes.any(dim=1)
+        return SeatedLayer(self.experts, tuple(self.ranks.tolist()), alive, gap, row_space, outputs, lora)
 
 
 def _compute_dtype(layer: nn.Module) -> torch.dtype:

@@ -1,10 +1,62 @@
-"""From scores to routing weights."""
+"""From scores to routing weights, in steps that compose: each takes (..., experts) and gives (..., experts).
+
+An expert is out when its logit is minus infinity. A score that is not a number stays visible in the weights.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lorary.errors import UsageError
+
+Scale = Literal["softmax", "unit", "uniform"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How scores become routing weights. The steps run in the order of the fields below.
+
+    Args:
+        top_k: the most experts, at least 1, clamped to the number there is.
+        top_p: of these, the fewest best ones whose softmax reaches this mass, above 0 and at most 1; None for all.
+        threshold: the lowest score, in the rule's own units, with which an expert may be chosen; None for any.
+        temperature: divides the scores before every softmax, above 0.
+        scale: `softmax` over the chosen; `unit`: weight 1 for each of them; `uniform`: 1 / their number.
+        null: the score of the base, which is one candidate more and goes through all steps: the weight that it wins
+            is not used. None for no such candidate.
+
+    Raises:
+        UsageError: if a value is out of range, or two of them exclude each other.
+    """
+
+    top_k: int = 4
+    top_p: float | None = None
+    threshold: float | None = None
+    temperature: float = 1.0
+    scale: Scale = "softmax"
+    null: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choice(self.top_k, self.temperature)
+        for name in ("top_p", "threshold", "null"):
+            _check_number(name, getattr(self, name))
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UsageError(
+                "top_p must be above 0 and at most 1", found=self.top_p, remedy="leave it out for no limit"
+            )
+        if self.scale not in get_args(Scale):
+            raise UsageError(f"scale must be one of {list(get_args(Scale))}", found=repr(self.scale))
+        if self.null is not None and self.threshold is not None and self.null < self.threshold:
+            raise UsageError(
+                "null must not lie below threshold, which would never let it be chosen",
+                found=f"null {self.null}, threshold {self.threshold}",
+                remedy="leave one of them out",
+            )
 
 
 def check_choice(top_k: int, temperature: float) -> None:
@@ -23,13 +75,82 @@ def check_choice(top_k: int, temperature: float) -> None:
         raise UsageError("temperature must be a positive number", found=temperature)
 
 
+def _check_number(name: str, value: object) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if value is not None and not is_number:
+        raise UsageError(f"{name} must be a finite number", found=repr(value), remedy="leave it out for none")
+
+
+def choose(scores: Float[Tensor, "*tokens experts"], choice: Choice) -> Float[Tensor, "*tokens experts"]:
+    """Routing weights of each token.
+
+    Only scores above minus infinity take part: such an expert is never chosen, even where fewer than k remain, and a
+    token for which none remains gets no expert. Which of several equal scores is taken is not defined.
+
+    Args:
+        scores: float32 or float64; minus infinity marks an expert that may not be chosen.
+        choice: the steps.
+
+    Returns:
+        Weights of the same shape and dtype. With `softmax` and `uniform` they sum to 1 over the experts (and the null
+        expert, whose weight is left out), or to 0 where none may be chosen.
+    """
+    if choice.null is not None:
+        scores = torch.nn.functional.pad(scores, (0, 1), value=choice.null)
+    logits = keep_top_k(scores / choice.temperature, choice.top_k)
+    if choice.top_p is not None:
+        logits = keep_top_p(logits, choice.top_p)
+    if choice.threshold is not None:
+        logits = logits.masked_fill(scores < choice.threshold, -torch.inf)
+    weights = _SCALES[choice.scale](logits)
+    return weights if choice.null is None else weights[..., :-1]
+
+
+def keep_top_k(logits: Float[Tensor, "*tokens experts"], top_k: int) -> Float[Tensor, "*tokens experts"]:
+    """The k highest logits of each token, minus infinity elsewhere; k is clamped to the number there is."""
+    if top_k >= logits.shape[-1]:
+        return logits
+    best, chosen = logits.topk(top_k, dim=-1)
+    return torch.full_like(logits, -torch.inf).scatter(-1, chosen, best)
+
+
+def keep_top_p(logits: Float[Tensor, "*tokens experts"], top_p: float) -> Float[Tensor, "*tokens experts"]:
+    """The fewest highest logits of each token whose softmax reaches `top_p`, minus infinity elsewhere."""
+    best, order = logits.sort(dim=-1, descending=True)
+    shares = best.softmax(dim=-1)
+    is_out = shares.cumsum(dim=-1) - shares >= top_p  # what lies before it suffices; never so for the best one
+    return logits.masked_fill(torch.zeros_like(is_out).scatter(-1, order, is_out), -torch.inf)
+
+
+def softmax_weights(logits: Float[Tensor, "*tokens experts"]) -> Float[Tensor, "*tokens experts"]:
+    """Softmax over the experts that are left; zeros where none is."""
+    weights = logits.softmax(dim=-1)
+    # A row of minus infinities has a softmax of NaN; a NaN score itself must stay visible.
+    return weights.masked_fill((logits == -torch.inf).all(dim=-1, keepdim=True), 0.0)
+
+
+def unit_weights(logits: Float[Tensor, "*tokens experts"]) -> Float[Tensor, "*tokens experts"]:
+    """Weight 1 for each expert that is left: every one acts as it was trained to."""
+    return (logits != -torch.inf).to(logits.dtype).masked_fill(logits.isnan(), torch.nan)
+
+
+def even_weights(logits: Float[Tensor, "*tokens experts"]) -> Float[Tensor, "*tokens experts"]:
+    """The same weight for each expert that is left, 1 in all."""
+    weights = unit_weights(logits)
+    return weights / weights.sum(dim=-1, keepdim=True).clamp_min(1.0)
+
+
+_SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "softmax": softmax_weights,
+    "unit": unit_weights,
+    "uniform": even_weights,
+}
+
+
 def top_k_softmax(
     scores: Float[Tensor, "*tokens experts"], top_k: int, temperature: float
 ) -> Float[Tensor, "*tokens experts"]:
-    """Softmax over the k highest scores of each token, zero elsewhere.
-
-    Only finite scores take part: an expert scored minus infinity is never chosen, even where fewer than k remain, and
-    a token for which none remains gets no expert. Which of several equal scores is taken is not defined.
+    """Softmax over the k highest scores of each token, zero elsewhere: `choose` with its two commonest steps.
 
     Args:
         scores: (..., experts), float32 or float64; minus infinity marks an expert that may not be chosen.
@@ -39,11 +160,4 @@ def top_k_softmax(
     Returns:
         Weights of the same shape and dtype; they sum to 1 over the experts, or to 0 where none may be chosen.
     """
-    logits = scores / temperature
-    num_experts = logits.shape[-1]
-    if top_k < num_experts:
-        best, chosen = logits.topk(top_k, dim=-1)
-        logits = torch.full_like(logits, -torch.inf).scatter(-1, chosen, best)
-    weights = logits.softmax(dim=-1)
-    # A row of minus infinities has a softmax of NaN; a NaN score itself must stay visible.
-    return weights.masked_fill((logits == -torch.inf).all(dim=-1, keepdim=True), 0.0)
+    return choose(scores, Choice(top_k=top_k, temperature=temperature))

@@ -229,7 +229,7 @@ class _Scorer:
         metric = "acc_raw" if s.raw and task.metric == "acc" else task.metric
         key = self.cache.key(
             task=task.name, data=task.data_hash, rows=s.rows, metric=metric, template=template_name,
-            routing=asdict(setting), **self._conditions(),
+            routing=setting.to_json(), **self._conditions(),
         )  # fmt: skip
         found = self.cache.get(key)
         if found is None:
@@ -252,7 +252,7 @@ class _Scorer:
         if not rows:
             raise TaskError(f"task '{task.name}' must have test rows to be evaluated on", found="none")
         started = time.perf_counter()
-        with routing(self.base.model, asdict(setting)):
+        with routing(self.base.model, setting):
             scores = score_rows(self.base.model, self.base.tokenizer, self._template(template_name), rows, metric)
         seconds = time.perf_counter() - started
         split = "held_in" if task.name in self.own else "held_out"

@@ -1,31 +1,64 @@
-"""Routing rules: one rule = one file = one pure function. The whole menu stands in `ROUTERS`."""
+"""Routing rules: one rule = one file = one pure function. The whole menu stands in `ROUTERS`.
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+A rule that looks at tokens turns a `Reading` of one layer into scores; what becomes of scores (`lorary.ops.choose`),
+when it is decided and how experts are mixed are settings that any of them takes.
+"""
+
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from lorary.route.arrow import arrow_readout
+from lorary.route.base import base_weights
+from lorary.route.lag import lag_readout
+from lorary.route.norm import norm_readout
+from lorary.route.projection import projection_readout
+from lorary.route.rule import Reading, Rule
 from lorary.route.uniform import uniform_weights
 
+__all__ = ["ROUTERS", "Reading", "Rule"]
 
-@dataclass(frozen=True)
-class Rule:
-    """How one router decides.
 
-    Args:
-        readout: for a rule that looks at each token: (projections (tokens, experts), alive (experts,)) -> scores.
-        weights: for a rule that does not: names of the experts -> (experts,) weights.
-        summary: one sentence for `--help` and the documentation.
-    """
+def _arrow(reading: Reading) -> Tensor:
+    assert reading.projections is not None
+    return arrow_readout(reading.projections, reading.alive)
 
-    summary: str
-    readout: Callable[[Tensor, Tensor], Tensor] | None = None
-    weights: Callable[[Sequence[str]], Tensor] | None = None
+
+def _projection(reading: Reading) -> Tensor:
+    return projection_readout(reading.z, reading.row_space, reading.alive)
+
+
+def _norm(reading: Reading) -> Tensor:
+    return norm_readout(reading.z, reading.outputs, reading.alive, reading.calibration)
+
+
+def _lag(reading: Reading) -> Tensor:
+    return lag_readout(_arrow(reading), _projection(reading), reading.candidates)
 
 
 ROUTERS: Mapping[str, Rule] = {
-    "arrow": Rule("per token and layer, the experts whose dominant input direction explains the token", arrow_readout),
-    "uniform": Rule("the mean of all experts, everywhere", weights=uniform_weights),
-    "base": Rule("no expert: the bare base model", weights=lambda experts: uniform_weights(experts) * 0),
+    "arrow": Rule(
+        "per token and layer, the experts whose dominant input direction explains the token",
+        reads=frozenset({"rows"}),
+        scores=_arrow,
+    ),
+    "projection": Rule(
+        "per token and layer, the experts whose input space holds most of the token",
+        reads=frozenset({"row_space"}),
+        scores=_projection,
+    ),
+    "norm": Rule(
+        "per token and layer, the experts that change the layer's output most",
+        reads=frozenset({"outputs"}),
+        scores=_norm,
+    ),
+    "lag": Rule(
+        "per token and layer, projection among the best candidates by arrow",
+        # A mean over tokens has no meaning where most experts of each token are left out.
+        pers=("layer", "token"),
+        reads=frozenset({"rows", "row_space"}),
+        scores=_lag,
+    ),
+    "uniform": Rule("the mean of all experts, everywhere", decides="always", pers=(), weights=uniform_weights),
+    "base": Rule("no expert: the bare base model", decides="always", pers=(), weights=base_weights),
 }

@@ -27,7 +27,11 @@ def arrow_prototypes(
         Unit prototypes and the ratios σ2/σ1 (0 for rank 1), both float64. An expert whose update is zero has the
         prototype 0 and the ratio 0.
     """
-    spectrum = low_rank_spectrum(lora_a, lora_b)
+    return prototypes_of(low_rank_spectrum(lora_a, lora_b))
+
+
+def prototypes_of(spectrum: Spectrum) -> tuple[Float[Tensor, "experts d_in"], Float[Tensor, " experts"]]:
+    """Prototypes and ratios, as `arrow_prototypes` gives them, from spectra that are there already."""
     alive = is_alive(spectrum)
     prototypes = spectrum.directions[:, 0] * alive[:, None]
     second = spectrum.values[:, 1] if spectrum.values.shape[1] > 1 else torch.zeros_like(spectrum.values[:, 0])

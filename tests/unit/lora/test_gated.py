@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lorary.lora.gated import GatedLora
+from lorary.lora.gated import GatedLora, Seen
 from lorary.model.attach import routing
 
 Make = Callable[..., Any]
@@ -74,11 +74,15 @@ def test_autocast_does_not_reach_the_scores(generator: torch.Generator) -> None:
     lora = gated(generator)
     seen: list[torch.dtype] = []
 
-    def gate(projections: Tensor) -> Tensor:
-        seen.append(projections.dtype)
-        return torch.ones_like(projections)
+    class Even:
+        reads_prototypes = True
 
-    lora.route_by(gate, "outputs")
+        def __call__(self, given: Seen) -> Tensor:
+            assert given.projections is not None
+            seen.append(given.projections.dtype)
+            return torch.ones_like(given.projections)
+
+    lora.route_by(Even(), "outputs")
     x, output = torch.randn(2, 3, 6, generator=generator), torch.zeros(2, 3, 5)
     plain = lora(x, output)
     with torch.autocast("cpu", dtype=torch.bfloat16):

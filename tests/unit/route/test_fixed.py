@@ -3,7 +3,6 @@
 import pytest
 
 from lorary.errors import RouterError
-from lorary.route import ROUTERS
 from lorary.route.fixed import fixed_weights
 from lorary.route.uniform import uniform_weights
 
@@ -26,10 +25,3 @@ def test_a_weight_that_is_not_finite_is_refused(weight: float) -> None:
 
 def test_uniform_weights_share_one() -> None:
     assert uniform_weights(["a", "b", "c", "d"]).tolist() == [0.25] * 4
-
-
-def test_every_router_decides_in_exactly_one_way() -> None:
-    assert {"arrow", "uniform", "base"} <= set(ROUTERS)
-    for name, rule in ROUTERS.items():
-        assert (rule.readout is None) != (rule.weights is None), name
-        assert rule.summary

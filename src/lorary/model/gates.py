@@ -1,0 +1,146 @@
+"""Gates: what a routed layer asks for its routing weights, one kind for each moment of decision.
+
+    ScoreGate     scores of this layer, then the choice, for each token
+    TokenGate     what one layer decided for the token, in all later layers of the same pass
+    RequestGate   what was decided for the row before the pass began        (row_gates.py, as those below)
+    FixedGate     the same weights for every token
+    RowGate       each row of the batch by a gate of its own
+
+Gates are modules so that their tensors follow the model to its device and into copies of it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lorary.lora.gated import Seen
+from lorary.model.decision import TokenDecision
+from lorary.model.layers import SeatedLayer
+from lorary.ops.blocks import Block, split_blocks
+from lorary.ops.choose import Choice, choose
+from lorary.ops.normalise import InputNorm, normalise, normalise_products
+from lorary.route.rule import Reading, Rule
+
+
+class ScoreGate(nn.Module):
+    """Scores by a rule, then the choice.
+
+    Args:
+        rule: a rule that looks at tokens.
+        layer: the layer it is for.
+        choice: what becomes of the scores.
+        allowed: (experts,) bool, which experts of the layer may be used.
+        input_norm: what is done to hidden states before scoring.
+        candidates: for a rule of two stages.
+        rows: (experts, d_in), what the rule reads in place of the prototypes: prepared rows, tied prototypes.
+        calibration: (experts, 2), mean and deviation of each expert's scores.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        layer: SeatedLayer,
+        choice: Choice,
+        allowed: Tensor,
+        *,
+        input_norm: InputNorm = "none",
+        candidates: int = 20,
+        rows: Tensor | None = None,
+        calibration: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.rule, self.choice, self.input_norm, self.candidates = rule, choice, input_norm, candidates
+        down = layer.lora.down
+        own = layer.alive if rows is None else rows.any(dim=1)
+        self._keep("alive", (own.to(allowed.device) & allowed).to(down.device))
+        self._keep("rows", None if rows is None else rows.to(down))
+        self._keep("calibration", None if calibration is None else calibration.to(down))
+        # Only one kind of normalisation needs them, and they take a walk through all factors.
+        self._keep("row_sums", down.sum(dim=1) if input_norm == "layer" else None)
+        self.num_blocks: dict[str, int] = {
+            kind: self._keep_blocks(kind, split_blocks(layer.ranks, getattr(layer, kind)))
+            for kind in ("row_space", "outputs")
+            if kind in rule.reads
+        }
+
+    @property
+    def reads_prototypes(self) -> bool:
+        """Whether the rule reads rows and has none of its own."""
+        return "rows" in self.rule.reads and self.rows is None
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Routing weights of each token."""
+        return choose(self.scores(seen), self.choice)
+
+    def scores(self, seen: Seen) -> Tensor:
+        """Scores of each token, (tokens, experts)."""
+        z, projections = seen.z, seen.projections
+        if self.input_norm != "none":
+            sums = self.row_sums if self.row_sums is not None else seen.x.new_zeros(z.shape[1] + len(self.alive))
+            z = normalise_products(z, seen.x, sums[: z.shape[1]], self.input_norm)
+            if projections is not None:
+                projections = normalise_products(projections, seen.x, sums[z.shape[1] :], self.input_norm)
+        if self.rows is not None:
+            projections = normalise(seen.x, self.input_norm) @ self.rows.mT
+        reading = Reading(
+            z, projections, self.alive, self._blocks("row_space"), self._blocks("outputs"), self.calibration,
+            self.candidates,
+        )  # fmt: skip
+        assert self.rule.scores is not None
+        return self.rule.scores(reading)
+
+    alive: Tensor
+    rows: Tensor | None
+    calibration: Tensor | None
+    row_sums: Tensor | None
+
+    def _keep(self, name: str, tensor: Tensor | None) -> None:
+        self.register_buffer(name, tensor, persistent=False)
+
+    def _keep_blocks(self, kind: str, blocks: Sequence[Block]) -> int:
+        for number, block in enumerate(blocks):
+            for part, tensor in zip(Block._fields, block, strict=True):
+                self._keep(f"{kind}_{number}_{part}", tensor.to(self.alive.device))
+        return len(blocks)
+
+    def _blocks(self, kind: str) -> list[Block]:
+        return [
+            Block(*(getattr(self, f"{kind}_{number}_{part}") for part in Block._fields))
+            for number in range(self.num_blocks.get(kind, 0))
+        ]
+
+
+class TokenGate(nn.Module):
+    """One layer decides for each token, and all later layers of the pass do as it did.
+
+    Args:
+        decision: shared by all layers of the setting.
+        experts: of the layer, as positions in the order of names.
+        decides: the gate of the deciding layer, None in all others.
+        is_first: whether a pass begins with this layer.
+    """
+
+    def __init__(
+        self, decision: TokenDecision, experts: Sequence[int], decides: ScoreGate | None, is_first: bool
+    ) -> None:
+        super().__init__()
+        self.decision, self.decides, self.is_first = decision, decides, is_first
+        self.register_buffer("experts", torch.tensor(list(experts)), persistent=False)
+
+    experts: Tensor
+
+    @property
+    def reads_prototypes(self) -> bool:
+        """Whether this layer decides, by a rule that reads them."""
+        return self.decides is not None and self.decides.reads_prototypes
+
+    def forward(self, seen: Seen) -> Tensor | None:
+        """Routing weights of each token; None in a layer that runs before the decision."""
+        if self.is_first:
+            self.decision.clear()
+        if self.decides is None:
+            return self.decision.read(self.experts, seen.x)
+        weights: Tensor = self.decides(seen)
+        self.decision.write(self.experts, weights)
+        return weights

@@ -1,0 +1,243 @@
+"""Experts that come and go while the model is routed: only what belongs to them is computed.
+
+A new expert takes the seat behind the others, whatever its name; the order of names, in which experts are reported,
+is kept by renumbering. So a model that changed live equals one that was built anew up to rounding, since its sums run
+in another order; `lorary.save` writes that order down. The library on disk is left alone.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lorary.adapter import Adapter
+from lorary.errors import RouterError, UsageError
+from lorary.formats.peft import read_adapter
+from lorary.library.folders import check_name
+from lorary.lora.seat import find_linear, seat, unseat
+from lorary.model.layers import build_layers, in_order
+from lorary.model.seating import Seating, apply_routing, seating
+from lorary.route import ROUTERS
+
+
+def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = None) -> str:
+    """Seat one more expert in a routed model.
+
+    Args:
+        model: a routed model, changed in place.
+        adapter: the adapter, or the path of its PEFT folder.
+        name: of the expert; the adapter's own by default.
+
+    Returns:
+        The name.
+
+    Raises:
+        UsageError: if the model is not routed, is inside a `with lorary.routing` or `lorary.trace` block, or the name
+            cannot be one.
+        RouterError: if the name is taken, or the router in force cannot run over the experts that there would be.
+        AdapterError: if the adapter does not fit.
+    """
+    state = _changeable(model)
+    adapter = _read(adapter, name)
+    if adapter.name in state.experts:
+        raise RouterError(
+            "each expert must have a name of its own",
+            found=f"'{adapter.name}' is seated",
+            remedy="lorary.replace_expert, or another name",
+        )
+    _check_fit(model, adapter)
+    _check_ranks(state, adapter)
+    for kind in _kinds_in_use(state):
+        if set(state.prepared.get(kind, {}).get(adapter.name, {})) < set(adapter.modules):
+            raise RouterError(
+                f"an expert that comes to a router by '{kind}' must be prepared before",
+                found=f"nothing for '{adapter.name}'",
+                remedy="lorary.model.prepare.prepare",
+            )
+    _add(model, state, adapter)
+    apply_routing(model, state, state.routing)
+    return adapter.name
+
+
+def remove_expert(model: Any, name: str) -> None:
+    """Take one expert out of a routed model.
+
+    Args:
+        model: a routed model, changed in place.
+        name: of the expert.
+
+    Raises:
+        UsageError: as for `add_expert`, or if it is the last one.
+        RouterError: if there is no such expert, or the router in force names it.
+    """
+    state = _changeable(model)
+    _check_seated(state, name)
+    if len(state.experts) == 1:
+        raise UsageError(
+            "a routed model must keep an expert",
+            found=f"'{name}' is the last one",
+            remedy="lorary.detach(model) gives the bare base, router 'base' computes what it does",
+        )
+    setting = state.routing
+    if name in (setting.fixed or {}) or name in (setting.allow or ()):
+        raise RouterError(
+            "an expert that the router in force names must stay", found=name, remedy="attach with another setting"
+        )
+    _check_layers_stay(state, name, ())
+    _remove(model, state, name)
+    apply_routing(model, state, state.routing)
+
+
+def replace_expert(model: Any, adapter: Adapter | str | Path, name: str | None = None) -> str:
+    """Put an adapter in the place of the expert that has its name.
+
+    One that adapts the same layers at the same ranks takes its seat; another one comes behind the others.
+
+    Args and errors as for `add_expert`, but the name must be seated.
+
+    Returns:
+        The name.
+    """
+    state = _changeable(model)
+    adapter = _read(adapter, name)
+    _check_seated(state, adapter.name)
+    _check_fit(model, adapter)
+    _check_ranks(state, adapter)
+    _check_layers_stay(state, adapter.name, adapter.modules)
+    if kinds := _kinds_in_use(state):
+        raise RouterError(
+            "an expert cannot be replaced under a router that knows the old one by its data",
+            found=kinds,
+            remedy="attach with a router that needs weights alone",
+        )
+    position = state.experts.index(adapter.name)
+    own = {path: layer for path, layer in state.layers.items() if position in layer.experts}
+    if {path: layer.ranks[layer.experts.index(position)] for path, layer in own.items()} == {
+        path: factors.rank for path, factors in adapter
+    }:
+        for path, layer in own.items():
+            layer.replace(layer.experts.index(position), adapter.modules[path])
+        state.live[adapter.name] = adapter
+    else:
+        _remove(model, state, adapter.name)
+        _add(model, state, adapter)
+    state.prepared = {kind: _without(known, adapter.name) for kind, known in state.prepared.items()}
+    apply_routing(model, state, state.routing)
+    return adapter.name
+
+
+def _changeable(model: Any) -> Seating:
+    state = seating(model)
+    if state.num_blocks or any(layer.lora.recorders for layer in state.layers.values()):
+        raise UsageError(
+            "experts can come and go outside of `with lorary.routing` and `lorary.trace` blocks only",
+            found="an open block",
+        )
+    return state
+
+
+def _read(adapter: Adapter | str | Path, name: str | None) -> Adapter:
+    if isinstance(adapter, Adapter):
+        adapter = Adapter(name or adapter.name, adapter.modules, adapter.config, adapter.tensors)
+    else:
+        adapter = read_adapter(adapter, name)
+    check_name(adapter.name)
+    return adapter
+
+
+def _check_seated(state: Seating, name: str) -> None:
+    if name not in state.experts:
+        raise RouterError("the expert must be seated", found=name, remedy=f"it has {list(state.experts)}")
+
+
+def _check_fit(model: Any, adapter: Adapter) -> None:
+    for path, factors in adapter:
+        find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
+
+
+def _check_ranks(state: Seating, adapter: Adapter) -> None:
+    """Refuse unequal ranks while factors are mixed, before anything is changed."""
+    if state.routing.mix != "factors":
+        return
+    for path, factors in adapter:
+        layer = state.layers.get(path)
+        others = () if layer is None else zip(layer.experts, layer.ranks, strict=True)
+        if any(rank != factors.rank for expert, rank in others if state.experts[expert] != adapter.name):
+            raise RouterError(
+                f"mixing factors needs experts of one rank, at layer '{path}' too",
+                found=f"expert '{adapter.name}' has rank {factors.rank}",
+                remedy="mix='outputs'",
+            )
+
+
+def _check_layers_stay(state: Seating, name: str, modules: Iterable[str]) -> None:
+    """Refuse to take the last expert from a layer that the router in force names."""
+    position, setting = state.experts.index(name), state.routing
+    emptied = {path for path, layer in state.layers.items() if layer.experts == (position,)} - set(modules)
+    by_path = setting.temperature if isinstance(setting.temperature, Mapping) else {}
+    named = sorted(emptied & {setting.at, *map(str, by_path)})
+    if named:
+        raise RouterError(
+            "a layer that the router in force names must keep an expert",
+            found=f"'{name}' is the only one at {named[0]}",
+            remedy="attach with another setting",
+        )
+
+
+def _kinds_in_use(state: Seating) -> list[str]:
+    """What the router in force had to have prepared."""
+    setting = state.routing
+    if setting.experts is not None:
+        return []
+    own = [setting.router] if ROUTERS[setting.router].needs == "prepared" else []
+    return own + ([f"{setting.router}_calibration"] if setting.calibrated else [])
+
+
+def _add(model: Any, state: Seating, adapter: Adapter) -> None:
+    names = sorted((*state.experts, adapter.name))
+    position = names.index(adapter.name)
+    _renumber(state, tuple(names))
+    new = {path: factors for path, factors in adapter if path not in state.layers}
+    for path, factors in adapter:
+        if path in state.layers:
+            state.layers[path].append(position, factors)
+    if new:
+        only = Adapter(adapter.name, new, adapter.config)
+        layers = build_layers(model, [only], [position])
+        handles = seat(model, {path: layer.lora for path, layer in layers.items()})
+        state.handles.update(zip(layers, handles, strict=True))
+        layers.update(state.layers)
+        state.layers = {path: layers[path] for path in in_order(model, layers)}
+    state.seats = (*state.seats, adapter.name)
+    state.live[adapter.name] = adapter
+
+
+def _remove(model: Any, state: Seating, name: str) -> None:
+    position = state.experts.index(name)
+    empty: list[str] = []
+    for path, layer in state.layers.items():
+        if layer.experts == (position,):
+            empty.append(path)
+        elif position in layer.experts:
+            layer.remove(layer.experts.index(position))
+    unseat(model, empty, [state.handles.pop(path) for path in empty])
+    state.layers = {path: layer for path, layer in state.layers.items() if path not in empty}
+    _renumber(state, tuple(other for other in state.experts if other != name))
+    state.seats = tuple(other for other in state.seats if other != name)
+    state.live.pop(name, None)
+    state.prepared = {kind: _without(known, name) for kind, known in state.prepared.items()}
+
+
+def _renumber(state: Seating, names: tuple[str, ...]) -> None:
+    """Let every layer's positions mean another list of names."""
+    old = state.experts
+    # An expert that is about to go is in no layer any more.
+    moved = {position: names.index(name) for position, name in enumerate(old) if name in names}
+    for layer in state.layers.values():
+        layer.experts = tuple(moved[position] for position in layer.experts)
+    state.experts = names
+
+
+def _without(known: Mapping[str, Mapping[str, Tensor]], name: str) -> dict[str, Mapping[str, Tensor]]:
+    return {other: tensors for other, tensors in known.items() if other != name}

@@ -1,0 +1,32 @@
+"""Giving a routed model what a rule needs beyond weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lorary.errors import UsageError
+from lorary.model.seating import seating
+
+
+def prepare(model: Any, kind: str, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Give a routed model what a rule needs beyond weights.
+
+    Args:
+        model: a routed model.
+        kind: the router that reads (d_in,) rows, or `norm_calibration` for (2,) means and deviations of norms.
+        tensors: by expert and path of the layer.
+
+    Raises:
+        UsageError: if no experts are seated in the model, or a deviation is not above 0.
+    """
+    state = seating(model)
+    if kind.endswith("_calibration"):
+        for name, by_path in tensors.items():
+            for path, known in by_path.items():
+                if known.shape != (2,) or not bool(known.isfinite().all()) or float(known[1]) <= 0:
+                    raise UsageError(
+                        f"'{kind}' of expert '{name}' at {path} must be a mean and a deviation above 0",
+                        found=known.tolist(),
+                    )
+    state.prepared[kind] = {name: dict(by_path) for name, by_path in tensors.items()}

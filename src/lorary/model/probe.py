@@ -1,0 +1,132 @@
+"""The probe: before a new request runs, one pass of the bare base over its prompt, in which experts are only scored."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorary.errors import UsageError
+from lorary.model.decision import Request
+from lorary.model.row_gates import spread
+
+
+class Prober:
+    """A forward pre-hook of the base's decoder that decides for each new request.
+
+    A pass without cached tokens is a new request, and its real tokens are the prompt. One with cached tokens goes on
+    with the last request. So does one that repeats the last prompt and is one token longer than the pass before: that
+    is generation without a cache.
+
+    Args:
+        requests: one for each different setting, None for settings that decide otherwise.
+        of_row: the setting of each row that was set; one for all where it has one.
+    """
+
+    def __init__(self, requests: Sequence[Request | None], of_row: Sequence[int]) -> None:
+        self.requests, self.of_row = requests, of_row
+        self.prompt: Tensor | None = None
+        self._ids: Tensor | None = None
+        self._length = 0
+
+    def __call__(self, decoder: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Probe if the pass that begins is a new request."""
+        given = {**dict(zip(signature(decoder.forward).parameters, args, strict=False)), **kwargs}
+        if self._goes_on(given):
+            return
+        own = [request for request in self.requests if request is not None]
+        try:
+            self._start(given)
+            with torch.no_grad():
+                decoder.forward(**{**given, **_uncached(given)})
+            for request in own:
+                request.finish()
+        finally:
+            for request in own:
+                request.stop()
+
+    def _start(self, given: Mapping[str, Any]) -> None:
+        real = self.prompt if self.prompt is not None else real_tokens(given)
+        batch = len(real)
+        of_row = torch.tensor(spread(self.of_row, batch) if len(self.of_row) > 1 else [*self.of_row] * batch)
+        for number, request in enumerate(self.requests):
+            if request is not None:
+                request.start(real[(of_row == number).to(real.device)])
+
+    def _goes_on(self, given: Mapping[str, Any]) -> bool:
+        cache, ids = given.get("past_key_values"), given.get("input_ids")
+        if cache is not None and int(cache.get_seq_length()) > 0:
+            return True
+        old, self._ids = self._ids, ids
+        length, self._length = self._length, 0 if ids is None else ids.shape[1]
+        if old is None or ids is None or len(old) != len(ids) or ids.shape[1] != length + 1:
+            return False
+        if not torch.equal(ids[:, : old.shape[1]], old):
+            return False
+        self._ids = old
+        return True
+
+
+@contextmanager
+def deciding_by(prober: Prober | None, prompt: Tensor) -> Iterator[None]:
+    """Say which tokens of the passes inside the block are prompt, where answers stand behind them.
+
+    Args:
+        prober: of the model, None for one that decides nothing for requests.
+        prompt: (batch, seq) bool.
+    """
+    if prober is None:
+        yield
+        return
+    before, prober.prompt = prober.prompt, prompt
+    prober._ids = None
+    try:
+        yield
+    finally:
+        prober.prompt = before
+
+
+def real_tokens(given: Mapping[str, Any]) -> Tensor:
+    """Which tokens of a pass are no padding, (batch, seq) bool, from the attention mask in any of its forms.
+
+    Args:
+        given: what the decoder was given, by name.
+
+    Raises:
+        UsageError: if it was given a mask of a kind that does not tell.
+    """
+    inputs = given.get("input_ids")
+    inputs = given["inputs_embeds"] if inputs is None else inputs
+    batch, seq = inputs.shape[:2]
+    mask = given.get("attention_mask")
+    if isinstance(mask, Mapping):  # one for each kind of layer
+        mask = next((one for one in mask.values() if one is not None), None)
+    if mask is None:
+        return torch.ones(batch, seq, dtype=torch.bool, device=inputs.device)
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
+        raise UsageError(
+            "per='request' must tell padding from the attention mask", found=f"a mask of type {type(mask).__name__}"
+        )
+    if mask.dim() == 2:
+        return mask[:, -seq:].bool()
+    # A real token attends to itself: True in a mask of bools, 0 in one that is added.
+    itself = mask[:, 0].diagonal(dim1=1, dim2=2)[:, :seq]
+    return (itself if itself.dtype == torch.bool else itself == 0).expand(batch, seq)
+
+
+def _uncached(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that keep the probe out of the cache, whose empty places a mask may already show."""
+    changed: dict[str, Any] = {"past_key_values": None, "use_cache": False}
+    seq = (given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]).shape[1]
+    mask = given.get("attention_mask")
+    if isinstance(mask, Mapping):
+        changed["attention_mask"] = {key: _cut(one, seq) for key, one in mask.items()}
+    elif mask is not None:
+        changed["attention_mask"] = _cut(mask, seq)
+    return changed
+
+
+def _cut(mask: Any, seq: int) -> Any:
+    return mask[..., :seq] if isinstance(mask, Tensor) and mask.dim() == 4 else mask

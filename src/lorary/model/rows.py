@@ -1,0 +1,115 @@
+"""The rows that a rule reads where the prototypes will not do: prepared from data, or tied between layers."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lorary.errors import RouterError
+from lorary.model.layers import SeatedLayer
+from lorary.model.setting import Routing
+from lorary.route.facts import input_directions, tied_prototypes
+from lorary.route.rule import Rule
+
+# Layers of one attention that are given the same input, by the last parts of their paths.
+_TIED = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"))
+
+
+def rows_for(
+    setting: Routing,
+    rule: Rule,
+    experts: Sequence[str],
+    layers: Mapping[str, SeatedLayer],
+    prepared: Mapping[str, Mapping[str, Mapping[str, Tensor]]],
+) -> dict[str, Tensor]:
+    """(experts, d_in) rows of each layer, by its path; nothing where the prototypes serve.
+
+    Args:
+        setting: the router.
+        rule: its rule.
+        experts: names, in canonical order.
+        layers: the routed layers.
+        prepared: by kind, expert and path.
+
+    Raises:
+        RouterError: if the rule needs rows that were not prepared.
+    """
+    if "rows" not in rule.reads:
+        return {}
+    if rule.needs == "prepared":
+        return prepared_tensors(setting.router, experts, layers, prepared)
+    if setting.tie == "none" and setting.zeros == "skip":
+        return {}
+    rows: dict[str, Tensor] = {}
+    for group in _groups(layers) if setting.tie == "concat" else [[path] for path in layers]:
+        rows.update(_tied_rows({path: layers[path] for path in group}, setting.zeros == "keep"))
+    return rows
+
+
+def prepared_tensors(
+    kind: str,
+    experts: Sequence[str],
+    layers: Mapping[str, SeatedLayer],
+    prepared: Mapping[str, Mapping[str, Mapping[str, Tensor]]],
+) -> dict[str, Tensor]:
+    """What was prepared of one kind, stacked for each layer in the order of its seats.
+
+    Raises:
+        RouterError: naming the first expert and layer for which nothing was prepared, or not that shape.
+    """
+    known = prepared.get(kind, {})
+    stacked = {}
+    for path, layer in layers.items():
+        names = [experts[position] for position in layer.experts]
+        own = [known.get(name, {}).get(path) for name in names]
+        for name, tensor in zip(names, own, strict=True):
+            if tensor is None:
+                raise RouterError(
+                    f"'{kind}' must be prepared from data for each expert and layer before it can be used",
+                    found=f"nothing for expert '{name}' at {path}",
+                    remedy="lorary library prepare",
+                )
+        stacked[path] = torch.stack([tensor for tensor in own if tensor is not None])
+    return stacked
+
+
+def _groups(layers: Mapping[str, SeatedLayer]) -> list[list[str]]:
+    """Paths of the routed layers, those that are tied together."""
+    groups: dict[str, list[str]] = {}
+    for path in layers:
+        parent, _, last = path.rpartition(".")
+        names = next((names for names in _TIED if last in names), (last,))
+        groups.setdefault(f"{parent}.{'+'.join(names)}", []).append(path)
+    return list(groups.values())
+
+
+def _tied_rows(layers: Mapping[str, SeatedLayer], keep_zeros: bool) -> dict[str, Tensor]:
+    """One prototype for each expert of a group of layers, handed to every layer of the group that it has."""
+    seats: dict[int, list[tuple[str, int]]] = {}
+    for path, layer in layers.items():
+        for seat, position in enumerate(layer.experts):
+            seats.setdefault(position, []).append((path, seat))
+    # One batched factorisation for all experts that have the same layers at the same ranks.
+    alike: dict[tuple[tuple[str, int], ...], list[int]] = {}
+    for position, own in seats.items():
+        alike.setdefault(tuple((path, layers[path].ranks[seat]) for path, seat in own), []).append(position)
+    rows = {path: torch.zeros_like(layer.lora.down[layer.lora.num_ranks :]) for path, layer in layers.items()}
+    for signature, positions in alike.items():
+        own_seats = {path: [layers[path].experts.index(p) for p in positions] for path, _ in signature}
+        lora_a = [_stacked(layers[path].lora.down, layers[path], own_seats[path]) for path, _ in signature]
+        outputs = [
+            _stacked(layers[path].outputs, layers[path], own_seats[path])[..., :rank].to(lora_a[0].device)
+            for path, rank in signature
+        ]
+        found = tied_prototypes(lora_a, outputs)
+        if keep_zeros:
+            is_zero = ~found.any(dim=1)
+            found[is_zero] = input_directions(torch.cat(lora_a, dim=1)[is_zero])
+        for path, own_rows in own_seats.items():
+            rows[path][own_rows] = found.to(rows[path])
+    return rows
+
+
+def _stacked(matrix: Tensor, layer: SeatedLayer, seats: Sequence[int]) -> Tensor:
+    """Rows of seats of one rank: (seats, rank, width)."""
+    return torch.stack([matrix[layer.rows(seat)] for seat in seats])

@@ -1,0 +1,220 @@
+"""A whole routed model on disk: base, library, router. JSON and safetensors only.
+
+model.json             format version, base, seats, router
+library/               a library of the seated experts
+base/                  the base model, where it cannot be referred to
+prepared.safetensors   what rules need beyond weights, where there is such
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from lorary.errors import LibraryError, LoraryError, UsageError
+from lorary.formats.base import BaseFiles, check_folder, resolve_base
+from lorary.formats.quiet import quiet_transformers
+from lorary.library.copying import copy_library
+from lorary.library.files import encode_json, read_json, reported, write_file
+from lorary.library.fingerprint import bare_modules, compare, fingerprint_of_model
+from lorary.library.fingerprint_folder import fingerprint_of_folder
+from lorary.library.store import Library
+from lorary.model.attach import seat_library
+from lorary.model.base import DTYPES, choose_device, load_model
+from lorary.model.seating import Prepared, Seating, apply_routing, seating
+from lorary.model.setting import Routing
+
+MODEL_FILE = "model.json"
+PREPARED_FILE = "prepared.safetensors"
+BUFFERS_FILE = "buffers.safetensors"
+FORMAT_VERSION = 1
+
+
+def save(model: Any, path: str | Path, *, copy_base: bool | None = None) -> Path:
+    """Write a routed model to a folder from which `lorary.load` gives the same logits, bit for bit.
+
+    Args:
+        model: a routed model.
+        path: a folder that does not exist or is empty.
+        copy_base: write the base model's weights too; only its name where False. By default they are written unless
+            its own files are at hand, with the architecture, shapes and sampled values of the model.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: if the model is not routed, the folder is taken, or the base has no files to refer to.
+        LibraryError: if an adapter of the library changed since it was seated, or the folder cannot be written.
+        BaseModelError: if the base is no model that can be loaded again.
+    """
+    state, target = seating(model), Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError("a routed model must be saved to a folder of its own", found=f"{target} is taken")
+    base = None if copy_base else _reference(model, state)
+    if base is None and copy_base is False:
+        raise UsageError(
+            "the base model must have files to be referred to", found=model.name_or_path, remedy="copy_base=True"
+        )
+    _check_unchanged(state)
+    is_new = not target.exists()
+    try:
+        with reported(target):
+            target.mkdir(parents=True, exist_ok=True)
+            _write(model, state, target, base)
+    except BaseException:
+        for entry in list(target.iterdir()) if target.is_dir() else ():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if is_new:
+            target.rmdir()
+        raise
+    return target
+
+
+def load(path: str | Path, *, device: str = "auto") -> Any:
+    """Load a routed model that `lorary.save` wrote.
+
+    Args:
+        path: its folder.
+        device: as for `lorary.load_base`.
+
+    Returns:
+        The model: a transformers model with the experts seated in it.
+
+    Raises:
+        UsageError: if there is no such folder.
+        LibraryError: if it is damaged, or a newer Lorary wrote it.
+        BaseModelError: if its base model is not where it was, or another one.
+    """
+    folder = Path(path)
+    if not (folder / MODEL_FILE).is_file():
+        raise UsageError(f"{folder} must be a saved routed model", found=f"no {MODEL_FILE} in it")
+    known = read_json(folder / MODEL_FILE)
+    if known.get("format_version") != FORMAT_VERSION:
+        raise LibraryError(
+            f"{folder / MODEL_FILE} must have format version {FORMAT_VERSION}",
+            found=known.get("format_version"),
+            remedy="pip install --upgrade lorary, or save the model again",
+        )
+    try:
+        base, wanted, seats = known["base"], Routing(**known["routing"]), [str(name) for name in known["seats"]]
+        reference, dtype, attention = base["reference"], DTYPES[base["dtype"]], base["attention"]
+    except (KeyError, TypeError) as error:
+        raise LibraryError(
+            f"{folder / MODEL_FILE} must say base, seats and routing", found=repr(error), remedy="save the model again"
+        ) from error
+    files = BaseFiles(str(folder / "base"), folder / "base", None) if reference is None else resolve_base(reference)
+    check_folder(files.path, name=files.name)
+    model: Any = load_model(files, dtype, choose_device(device), attn_implementation=attention)
+    for name, buffer in _read_tensors(folder / BUFFERS_FILE).items():
+        module, _, last = name.rpartition(".")
+        model.get_submodule(module)._buffers[last] = buffer.to(model.device)
+    if model.generation_config is not None and model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = base.get("pad_token_id")
+    # Seated without its router, which may need what was prepared.
+    seat_library(model, Library.open(folder / "library"), Routing("base"), seats=seats)
+    state = seating(model)
+    state.prepared = _read_prepared(folder)
+    apply_routing(model, state, wanted)
+    return model
+
+
+def _write(model: Any, state: Seating, target: Path, base: str | None) -> None:
+    copied = [name for name in state.experts if name not in state.live]
+    copy_library(state.library, target / "library", copied, state.live)
+    if base is None:
+        with quiet_transformers():
+            model.save_pretrained(target / "base")
+        check_folder(target / "base")
+    # A model that was cast after it was loaded has cast these too, which loading would compute anew in float32.
+    write_file(target / BUFFERS_FILE, safetensors.torch.save(_own_buffers(model)))
+    if state.prepared:
+        write_file(target / PREPARED_FILE, safetensors.torch.save(_flat(state)))
+    document = {
+        "format_version": FORMAT_VERSION,
+        "base": {
+            "reference": base,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "attention": model.config._attn_implementation,
+            "pad_token_id": getattr(model.generation_config, "pad_token_id", None),
+        },
+        "seats": list(state.seats),
+        "routing": state.routing.to_json(),
+    }
+    write_file(target / MODEL_FILE, encode_json(document))
+
+
+def _reference(model: Any, state: Seating) -> str | None:
+    """What to call the base by, where the files of that name hold this very model."""
+    found = fingerprint_of_model(model)
+    for name in (state.library.base.name, getattr(model, "name_or_path", "")):
+        # A Hub id is not asked for: nothing talks to the network unless it is told to.
+        is_local = name == "embedded" or Path(name or " ").exists()
+        if not is_local:
+            continue
+        try:
+            files = resolve_base(name)
+            if compare(fingerprint_of_folder(files.path), found) == "same":
+                return files.name
+        except LoraryError:
+            continue
+    return None
+
+
+def _check_unchanged(state: Seating) -> None:
+    """Refuse to copy from the library what is not what is seated."""
+    for position, name in enumerate(state.experts):
+        if name in state.live:
+            continue
+        adapter = state.library.get(name)
+        seated = {path: layer for path, layer in state.layers.items() if position in layer.experts}
+        is_same = set(seated) == set(adapter.modules)
+        for path, layer in seated.items() if is_same else ():
+            rows, factors = layer.rows(layer.experts.index(position)), adapter.modules[path]
+            up = factors.lora_b.mT.to(layer.lora.up) * factors.scaling
+            is_same = is_same and torch.equal(layer.lora.down[rows], factors.lora_a.to(layer.lora.down))
+            is_same = is_same and torch.equal(layer.lora.up[rows], up)
+        if not is_same:
+            raise LibraryError(
+                f"adapter '{name}' of library {state.library.path} must be what is seated in the model",
+                found="it was replaced since",
+                remedy="lorary.replace_expert, or attach the library again",
+            )
+
+
+def _flat(state: Seating) -> dict[str, torch.Tensor]:
+    return {
+        f"{kind}/{name}/{path}": tensor.contiguous()
+        for kind, by_name in state.prepared.items()
+        for name, by_path in by_name.items()
+        for path, tensor in by_path.items()
+    }
+
+
+def _own_buffers(model: Any) -> dict[str, torch.Tensor]:
+    """The base's buffers that are no part of its state dict, by name."""
+    found = {}
+    for path, module in bare_modules(model):
+        for name in sorted(module._non_persistent_buffers_set):
+            buffer = module._buffers[name]
+            if buffer is not None:
+                # Copied: a file cannot hold one tensor under two names.
+                found[f"{path}.{name}".lstrip(".")] = buffer.detach().cpu().clone()
+    return found
+
+
+def _read_prepared(folder: Path) -> Prepared:
+    prepared: dict[str, Any] = {}
+    if (folder / PREPARED_FILE).is_file():
+        for key, tensor in _read_tensors(folder / PREPARED_FILE).items():
+            kind, name, path = key.split("/", 2)
+            prepared.setdefault(kind, {}).setdefault(name, {})[path] = tensor
+    return prepared
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except (OSError, safetensors.SafetensorError) as error:
+        raise LibraryError(f"{path} must be whole", found=error, remedy="save the model again") from error

@@ -1,0 +1,233 @@
+"""What `attach` leaves on a model, and how the settings in force reach every routed layer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lorary.adapter import Adapter
+from lorary.errors import RouterError, UsageError
+from lorary.library.store import Library
+from lorary.model.decision import Request, TokenDecision
+from lorary.model.gates import ScoreGate, TokenGate
+from lorary.model.layers import SeatedLayer
+from lorary.model.probe import Prober
+from lorary.model.row_gates import FixedGate, RequestGate, RowGate
+from lorary.model.rows import prepared_tensors, rows_for
+from lorary.model.setting import Routing
+from lorary.route import ROUTERS
+from lorary.route.arrow import AMBIGUOUS_GAP
+from lorary.route.fixed import fixed_weights
+
+STATE = "_lorary"
+# By kind, then by expert, then by the path of the layer: what rules need beyond weights.
+Prepared = dict[str, Mapping[str, Mapping[str, Tensor]]]
+
+
+@dataclass
+class Seating:
+    """What `attach` leaves on a model.
+
+    Args:
+        experts: names, in canonical order.
+        layers: the routed layers, in the model's order.
+        handles: of the hooks of `layers`.
+        routing: the router in force, or the one that the rows' settings change.
+        library: where the experts came from.
+        seats: names in the order of their seats: fresh ones as `experts`, those that came live behind them.
+        rows: one setting per row of a batch, where they were given one by one.
+        prepared: what rules need beyond weights.
+        live: experts that came live and are not the library's.
+        num_blocks: how many `with lorary.routing` blocks are open.
+        prober: decides for requests, where a setting asks for that.
+        probe_handle: of its hook.
+    """
+
+    experts: tuple[str, ...]
+    layers: dict[str, SeatedLayer]
+    handles: dict[str, RemovableHandle]
+    routing: Routing
+    library: Library
+    seats: tuple[str, ...]
+    rows: tuple[Routing, ...] | None = None
+    prepared: Prepared = field(default_factory=dict)
+    live: dict[str, Adapter] = field(default_factory=dict)
+    num_blocks: int = 0
+    prober: Prober | None = None
+    probe_handle: RemovableHandle | None = None
+
+    def ambiguous(self) -> list[tuple[str, str, float]]:
+        """(expert, layer, σ2/σ1) of every prototype whose direction is not well defined."""
+        return [
+            (self.experts[expert], path, float(ratio))
+            for path, layer in self.layers.items()
+            for expert, ratio in zip(layer.experts, layer.gap, strict=True)
+            if ratio > AMBIGUOUS_GAP
+        ]
+
+
+def seating(model: Any) -> Seating:
+    """What `attach` left on a model.
+
+    Raises:
+        UsageError: if no experts are seated in it.
+    """
+    state = getattr(model, STATE, None)
+    if state is None:
+        raise UsageError("the model must be a routed one", found=type(model).__name__, remedy="lorary.attach")
+    assert isinstance(state, Seating)
+    return state
+
+
+def prober_of(model: Any) -> Prober | None:
+    """What decides for requests in a model; None for one that is bare, or decides otherwise."""
+    state = getattr(model, STATE, None)
+    return None if state is None else seating(model).prober
+
+
+def apply_routing(model: Any, state: Seating, routing: Routing, rows: Sequence[Routing] | None = None) -> None:
+    """Hand settings to every routed layer and put them in force; on failure those in force stay.
+
+    Args:
+        model: that the experts are seated in.
+        state: its seating, or the one it is about to get.
+        routing: for all rows, or what `rows` were made from.
+        rows: one setting per row.
+
+    Raises:
+        RouterError: if a setting cannot be used over these experts.
+        UsageError: if it names layers that are not routed.
+    """
+    different: list[Routing] = []
+    for setting in rows or [routing]:
+        if setting not in different:
+            different.append(setting)
+    plans = [_plan(setting, state, model) for setting in different]
+    if len({setting.mix for setting in different}) > 1:
+        raise RouterError("the settings of one batch must share one mix", found=sorted({s.mix for s in different}))
+    of_row = [different.index(setting) for setting in rows or [routing]]
+    for path, layer in state.layers.items():
+        own = [plan.gates[path] for plan in plans]
+        if rows is not None:
+            gates = [FixedGate(gate.to(layer.lora.up)) if isinstance(gate, Tensor) else gate for gate in own]
+            layer.lora.route_by(_on(RowGate(gates, of_row, len(layer.experts)), layer), different[0].mix)
+        elif isinstance(own[0], Tensor):
+            layer.lora.fix(own[0], routing.mix)
+        else:
+            layer.lora.route_by(_on(own[0], layer), routing.mix)
+    state.routing, state.rows = routing, None if rows is None else tuple(rows)
+    _set_prober(model, state, [plan.request for plan in plans], of_row)
+
+
+def drop_prober(state: Seating) -> None:
+    """Take the probe's hook away."""
+    if state.probe_handle is not None:
+        state.probe_handle.remove()
+    state.prober = state.probe_handle = None
+
+
+def _set_prober(model: Any, state: Seating, requests: Sequence[Request | None], of_row: Sequence[int]) -> None:
+    drop_prober(state)
+    if any(request is not None for request in requests):
+        # The decoder and not the model: its head and loss play no part, and it may be called without them.
+        decoder = getattr(model, "base_model", model)
+        state.prober = Prober(requests, of_row)
+        state.probe_handle = decoder.register_forward_pre_hook(state.prober, with_kwargs=True)
+
+
+@dataclass
+class _Plan:
+    """One setting, made ready: a gate or fixed weights for each layer."""
+
+    gates: dict[str, nn.Module | Tensor]
+    request: Request | None = None
+
+
+def _plan(setting: Routing, state: Seating, model: Any) -> _Plan:
+    _check_mix(setting, state.layers)
+    _check_names(setting, state)
+    weights = _fixed_weights(setting, state.experts)
+    if weights is not None:
+        return _Plan({path: weights[list(layer.experts)] for path, layer in state.layers.items()})
+    scored = _score_gates(setting, state)
+    if setting.per == "token":
+        return _Plan(dict(_token_gates(setting, state, scored)))
+    if setting.per == "request":
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise RouterError("per='request' needs a decoder-only model", found=type(model).__name__)
+        request = Request(len(state.experts), setting.choice(""))
+        layers = state.layers
+        return _Plan({path: RequestGate(request, layers[path].experts, gate) for path, gate in scored.items()}, request)
+    return _Plan(dict(scored))
+
+
+def _fixed_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
+    """(experts,) weights of a setting that looks at nothing, else None."""
+    if setting.fixed is not None:
+        return fixed_weights(experts, setting.fixed)
+    rule = ROUTERS[setting.router]
+    if rule.weights is None:
+        return None
+    allowed = [name for name in experts if setting.allow is None or name in setting.allow]
+    return fixed_weights(experts, dict(zip(allowed, rule.weights(allowed).tolist(), strict=True)))
+
+
+def _score_gates(setting: Routing, state: Seating) -> dict[str, ScoreGate]:
+    rule = ROUTERS[setting.router]
+    rows = rows_for(setting, rule, state.experts, state.layers, state.prepared)
+    calibration: Mapping[str, Tensor] = {}
+    if setting.calibrated:
+        calibration = prepared_tensors(f"{setting.router}_calibration", state.experts, state.layers, state.prepared)
+    gates = {}
+    for path, layer in state.layers.items():
+        names = [state.experts[position] for position in layer.experts]
+        allowed = torch.tensor([setting.allow is None or name in setting.allow for name in names])
+        gates[path] = ScoreGate(
+            rule, layer, setting.choice(path), allowed,
+            input_norm=setting.input_norm, candidates=setting.candidates,
+            rows=rows.get(path), calibration=calibration.get(path),
+        )  # fmt: skip
+    return gates
+
+
+def _token_gates(setting: Routing, state: Seating, scored: Mapping[str, ScoreGate]) -> dict[str, TokenGate]:
+    first = next(iter(state.layers))
+    decision, at = TokenDecision(len(state.experts)), setting.at or first
+    return {
+        path: TokenGate(decision, layer.experts, scored[path] if path == at else None, path == first)
+        for path, layer in state.layers.items()
+    }
+
+
+def _on(gate: Any, layer: SeatedLayer) -> Any:
+    return gate.to(layer.lora.up.device)
+
+
+def _check_names(setting: Routing, state: Seating) -> None:
+    """Refuse experts and layers that are not there."""
+    missing = [name for name in setting.allow or () if name not in state.experts]
+    if missing:
+        raise RouterError("allowed experts must be seated", found=missing, remedy=f"it has {list(state.experts)}")
+    if setting.at is not None and setting.at not in state.layers:
+        raise UsageError("at must name a routed layer", found=setting.at, remedy=f"one of {list(state.layers)}")
+    if isinstance(setting.temperature, Mapping):
+        numbers = {part for path in state.layers for part in path.split(".") if part.isdigit()}
+        unknown = [key for key in setting.temperature if str(key) not in state.layers and str(key) not in numbers]
+        if unknown:
+            raise UsageError("temperatures must be for routed layers, by path or number", found=unknown)
+
+
+def _check_mix(routing: Routing, layers: Mapping[str, SeatedLayer]) -> None:
+    """Refuse to mix factors of unequal ranks: there is no matrix to average."""
+    if routing.mix != "factors":
+        return
+    for path, layer in layers.items():
+        if len(ranks := set(layer.ranks)) > 1:
+            raise RouterError(
+                f"mixing factors needs experts of one rank, at layer '{path}' too",
+                found=f"ranks {sorted(ranks)}",
+                remedy="mix='outputs'",
+            )

@@ -1,0 +1,228 @@
+"""The settings of one router: which rule, what becomes of its scores, when it decides, how experts are mixed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, get_args
+
+from lorary.errors import RouterError, UsageError
+from lorary.lora.gated import Mix
+from lorary.lora.targets import layer_number
+from lorary.ops.choose import Choice, Scale
+from lorary.ops.normalise import InputNorm
+from lorary.route import ROUTERS
+from lorary.route.rule import Per
+
+# Settings that reproduce somebody else's numbers; what they leave out has its default.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # mttl, the paper's code: factors are mixed, q, k and v of a layer are one fused layer, experts that do nothing
+    # keep their seats.
+    "paper-2024": {"router": "arrow", "top_k": 4, "mix": "factors", "tie": "concat", "zeros": "keep"},
+    # peft.ArrowConfig as it comes.
+    "peft": {"router": "arrow", "top_k": 3, "mix": "outputs"},
+}
+_WORDS: Mapping[str, tuple[str, ...]] = {
+    "input_norm": get_args(InputNorm),
+    "per": get_args(Per),
+    "tie": ("none", "concat"),
+    "zeros": ("skip", "keep"),
+}
+# What belongs to the router in force, and goes when another one is named.
+_ITS_OWN: Mapping[str, Any] = {"experts": None, "calibrated": False, "tie": "none", "zeros": "skip"}
+# The fields there were from the start: they are always written.
+_FIRST_FIELDS = ("router", "top_k", "temperature", "mix", "experts")
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Settings of one router.
+
+    Args:
+        router: a name in `lorary.route.ROUTERS`; ignored where `experts` names them.
+        top_k: experts per token and layer, at least 1, clamped to the number there is.
+        temperature: divides the scores, above 0; or one for each layer, by the path of a routed layer or the number
+            of a transformer layer (a path wins), 1 for those not named.
+        mix: `outputs` (the weighted sum of the experts' updates) or `factors` (the product of weighted factors).
+        experts: experts with a fixed weight each; given names alone, they share the weight 1.
+        top_p: see `lorary.ops.choose.Choice`, as for `threshold`, `scale` and `null`.
+        threshold: as above.
+        scale: as above.
+        null: as above.
+        input_norm: what is done to hidden states before scoring, and for scoring alone: `none`, `unit` or `layer`.
+        per: when it decides. `layer`: each token in each layer. `token`: each token once, at one layer, for all later
+            ones. `request`: each row once, from a pass of the bare base over its prompt, for all layers and tokens.
+        at: with per='token', the path of the layer that decides; the first routed one where None.
+        allow: the experts that may be used at all; all where None.
+        candidates: for routers of two stages, how many experts pass the first, clamped to the number there is.
+        calibrated: score by how unusual a norm is for its expert; needs prepared means and deviations.
+        tie: `concat`: q, k and v of one attention share a prototype, that of their stacked updates.
+        zeros: `skip`: an expert whose update is zero is never chosen. `keep`: it is known by its lora_a.
+
+    Raises:
+        RouterError: if there is no such router or mix, or the router cannot do what is asked.
+        UsageError: if a value is out of range or makes no sense beside another.
+    """
+
+    router: str = "arrow"
+    top_k: int = 4
+    temperature: float | Mapping[Any, float] = 1.0
+    mix: Mix = "outputs"
+    experts: Mapping[str, float] | Sequence[str] | None = None
+    top_p: float | None = None
+    threshold: float | None = None
+    scale: Scale = "softmax"
+    null: float | None = None
+    input_norm: InputNorm = "none"
+    per: Per = "layer"
+    at: str | None = None
+    allow: Sequence[str] | None = None
+    candidates: int = 20
+    calibrated: bool = False
+    tie: str = "none"
+    zeros: str = "skip"
+
+    def __post_init__(self) -> None:
+        by_layer = self.temperature if isinstance(self.temperature, Mapping) else {"": self.temperature}
+        for temperature in by_layer.values():
+            self._choice(temperature)
+        if self.mix not in get_args(Mix):
+            raise RouterError(f"mix must be one of {list(get_args(Mix))}", found=self.mix)
+        for name, words in _WORDS.items():
+            if getattr(self, name) not in words:
+                raise UsageError(f"{name} must be one of {list(words)}", found=repr(getattr(self, name)))
+        if type(self.candidates) is not int or self.candidates < 1:
+            raise UsageError("candidates must be a whole number of at least 1", found=repr(self.candidates))
+        if self.experts is not None:
+            _check_experts(self.experts)
+        elif self.router not in ROUTERS:
+            raise RouterError(
+                "a router must exist", found=self.router, remedy=f"one of {list(ROUTERS)}, or experts=[...]"
+            )
+        _check_allow(self)
+        _check_per(self)
+
+    @property
+    def fixed(self) -> dict[str, float] | None:
+        """Weight by expert where experts are named, else None."""
+        if self.experts is None or isinstance(self.experts, Mapping):
+            return None if self.experts is None else dict(self.experts)
+        return {name: 1.0 / len(self.experts) for name in self.experts}
+
+    def choice(self, path: str) -> Choice:
+        """How scores become weights in one layer.
+
+        Args:
+            path: of a routed layer; the empty string asks for no layer in particular.
+        """
+        if not isinstance(self.temperature, Mapping):
+            return self._choice(self.temperature)
+        by_key = {str(key): value for key, value in self.temperature.items()}
+        return self._choice(by_key.get(path, by_key.get(str(layer_number(path)), 1.0)))
+
+    def _choice(self, temperature: float) -> Choice:
+        return Choice(self.top_k, self.top_p, self.threshold, temperature, self.scale, self.null)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as values of JSON: the first five fields, and those others that differ from their defaults."""
+        default, known = Routing(), asdict(self)
+        if isinstance(self.temperature, Mapping):
+            known["temperature"] = {str(key): value for key, value in self.temperature.items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in known.items()
+            if key in _FIRST_FIELDS or value != getattr(default, key)
+        }
+
+
+def merged(before: Routing, setting: "str | Mapping[str, Any] | Routing") -> Routing:
+    """What a setting asks for, where another one is in force.
+
+    Args:
+        before: gives the fields that are not given; a preset gives all of them itself.
+        setting: the name of a router, fields of `Routing`, fields beside a `preset`, or settings as they are.
+
+    Returns:
+        The settings.
+
+    Raises:
+        UsageError: if the setting has a field that does not exist, or is none.
+        RouterError: as `Routing` raises it.
+    """
+    if isinstance(setting, Routing):
+        return setting
+    if not isinstance(setting, (str, Mapping)):
+        raise UsageError("a routing setting must be a router's name or fields of Routing", found=repr(setting))
+    changes: dict[str, Any] = {"router": setting} if isinstance(setting, str) else dict(setting)
+    preset = changes.pop("preset", None)
+    _check_fields(changes)
+    if preset is not None:
+        return Routing(**{**preset_fields(preset), **changes})
+    if "router" in changes:
+        changes = {**_ITS_OWN, **changes}
+    return replace(before, **changes)
+
+
+def preset_fields(name: str) -> dict[str, Any]:
+    """The fields of a preset.
+
+    Raises:
+        UsageError: if there is none of that name.
+    """
+    if name not in PRESETS:
+        raise UsageError("a routing preset must exist", found=repr(name), remedy=f"one of {list(PRESETS)}")
+    return dict(PRESETS[name])
+
+
+def _check_experts(experts: Any) -> None:
+    """Refuse what is no list of different names, and no weights by name."""
+    is_weights = isinstance(experts, Mapping) and all(
+        isinstance(weight, (int, float)) and not isinstance(weight, bool) for weight in experts.values()
+    )
+    if not experts or not (is_weights or _are_names(experts)):
+        raise RouterError(
+            "experts must be a list of different names, or weights by name",
+            found=repr(experts),
+            remedy="router 'base' uses no expert",
+        )
+
+
+def _are_names(names: Any) -> bool:
+    is_list = isinstance(names, Sequence) and not isinstance(names, str)
+    return is_list and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+
+
+def _check_allow(setting: Routing) -> None:
+    if setting.allow is None:
+        return
+    if not setting.allow or not _are_names(setting.allow):
+        raise UsageError(
+            "allow must be a list of different experts, at least one",
+            found=repr(setting.allow),
+            remedy="leave it out to allow all of them; router 'base' uses none",
+        )
+    beside = [name for name in setting.fixed or () if name not in setting.allow]
+    if beside:
+        raise RouterError("named experts must be allowed", found=beside, remedy=f"allow has {list(setting.allow)}")
+
+
+def _check_per(setting: Routing) -> None:
+    """Refuse what a rule cannot do, and fields that would mean nothing. Fixed weights decide nothing: all are well."""
+    if setting.at is not None and setting.per != "token":
+        raise UsageError("at names the layer that decides for a token, with per='token'", found=f"per={setting.per!r}")
+    if setting.per == "request" and isinstance(setting.temperature, Mapping):
+        raise UsageError("a decision for a whole request takes one temperature", found=dict(setting.temperature))
+    if setting.experts is not None:
+        return
+    rule = ROUTERS[setting.router]
+    if rule.pers and setting.per not in rule.pers:
+        raise RouterError(f"router '{setting.router}' can decide per {list(rule.pers)}", found=setting.per)
+    if setting.calibrated and "outputs" not in rule.reads:
+        raise UsageError("calibrated scores are for routers by norm", found=setting.router, remedy="router='norm'")
+    if (setting.tie, setting.zeros) != ("none", "skip") and "rows" not in rule.reads:
+        raise UsageError("tie and zeros are for routers by prototypes", found=setting.router, remedy="router='arrow'")
+
+
+def _check_fields(changes: Mapping[str, Any]) -> None:
+    known = [field.name for field in fields(Routing)]
+    unknown = [key for key in changes if key not in known]
+    if unknown:
+        raise UsageError("a routing setting must have known fields only", found=unknown, remedy=f"it has {known}")

@@ -1,0 +1,64 @@
+"""What a routing rule is told, and what the catalogue says about one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from lorary.ops.blocks import Block
+
+# What a rule must have beside the adapters' weights before it can run.
+Needs = Literal["weights", "probe", "prepared", "text"]
+# `layer`: each token in each layer. `token`: each token once. `request`: each row once. `always`: nothing to decide.
+Per = Literal["layer", "token", "request"]
+Decides = Literal["layer", "token", "request", "always"]
+# What a rule reads in a layer. `rows`: products of the token with one row per expert, its prototype or what was
+# prepared; `row_space`, `outputs`: small matrices on the low-rank buffer.
+Reads = Literal["rows", "row_space", "outputs"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a rule that looks at tokens may read in one layer; input normalisation is done already.
+
+    Args:
+        z: (tokens, ranks), the experts' down-projections of the tokens.
+        projections: (tokens, experts), products with one row per expert, for a rule that reads `rows`.
+        alive: (experts,) bool, whether each expert may be chosen: its update is not zero, and it is allowed.
+        row_space: for a rule that reads it; see `lorary.route.projection`.
+        outputs: for a rule that reads it; see `lorary.route.norm`.
+        calibration: (experts, 2), mean and deviation of each expert's scores, where the setting asks for them.
+        candidates: how many experts a first stage lets pass.
+    """
+
+    z: Tensor
+    projections: Tensor | None
+    alive: Tensor
+    row_space: Sequence[Block] = ()
+    outputs: Sequence[Block] = ()
+    calibration: Tensor | None = None
+    candidates: int = 20
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One router of the catalogue.
+
+    Args:
+        summary: one sentence for `--help` and the documentation.
+        needs: what it must have beside the adapters' weights.
+        decides: when it decides by default; a setting's `per` may choose another of `pers`.
+        pers: the values of `per` that it can run under; none for a rule that looks at nothing.
+        reads: what it reads in a layer.
+        scores: for a rule that looks at tokens: the pure function from a reading to (tokens, experts) scores.
+        weights: for a rule that looks at nothing: names of the experts -> (experts,) weights.
+    """
+
+    summary: str
+    needs: Needs = "weights"
+    decides: Decides = "layer"
+    pers: tuple[Per, ...] = ("layer", "token", "request")
+    reads: frozenset[Reads] = frozenset()
+    scores: Callable[[Reading], Tensor] | None = None
+    weights: Callable[[Sequence[str]], Tensor] | None = None
