@@ -139,11 +139,8 @@ def test_a_static_cache_and_beams_route_as_usual(
     assert torch.equal(beams, uncached_beams)
 
 
-@pytest.mark.parametrize("name", SCORING)
-@pytest.mark.parametrize("per", ["layer", "token", "request"])
+@pytest.mark.parametrize(("name", "per"), [(name, per) for name in SCORING for per in ROUTERS[name].pers])
 def test_one_expert_is_that_expert_in_full(model: Any, random_adapter: Make, route: Make, name: str, per: str) -> None:
-    if per not in ROUTERS[name].pers:
-        pytest.skip("the router refuses this")
     route(model, [random_adapter(model, "one", seeded(0))], router=name, per=per, top_k=1)
     found = logits(model)
     with routing(model, {"experts": ["one"]}):

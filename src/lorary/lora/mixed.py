@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lorary.errors import ShapeError
 from lorary.lora.stacked import RowTags
+from lorary.ops.low_rank import add_low_rank
 
 # In the denominator of the weights, as in the paper's code; it decides them where all sigmoids are tiny.
 EPSILON = 1e-8
@@ -125,20 +126,9 @@ class MixedLora(nn.Module):
         Raises:
             ShapeError: if the layer sees tokens without their sequences, as the experts of a mixture do.
         """
-        if x.dim() != 3:
-            raise ShapeError(
-                f"layer '{self.path}' must be given (batch, seq, d_in) to tell whose rows are whose",
-                found=tuple(x.shape),
-                remedy="leave it out of the target modules",
-            )
-        x = x.to(self.lora_a.dtype)
-        if self.tags.dropout > 0:
-            x = x * self.tags.dropout_mask(x, self.path)
+        x = self.tags.admit(x, self.lora_a.dtype, self.path)
         # One mixture per sequence, although several may be of one task: to mix costs a small part of one token of the
         # base, and to find the distinct tasks would cost a look at the device in every layer.
         weights = mixing_weights(self.logits).index_select(0, self.tags.tasks)
         lora_a, lora_b = mix_factors(self.lora_a, self.lora_b, weights)
-        z = torch.bmm(x, lora_a.mT) * self.scaling  # (sequences, seq, rank)
-        if output.dtype != lora_b.dtype:  # a half-precision base: the mixture's update is computed apart
-            return output + torch.bmm(z, lora_b.mT).to(output.dtype)
-        return torch.baddbmm(output, z, lora_b.mT)
+        return add_low_rank(output, x, lora_a, lora_b.mT * self.scaling)

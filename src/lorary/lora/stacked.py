@@ -71,6 +71,28 @@ class RowTags:
             mask[piece.sequence, piece.start : piece.stop].bernoulli_(keep, generator=generator)
         return mask.div_(keep).to(x.device)
 
+    def admit(self, x: Tensor, dtype: torch.dtype, path: str) -> Tensor:
+        """What the units of a layer see of its input: all of it, or what dropout leaves.
+
+        Args:
+            x: what the layer was given, (sequences, seq, d_in).
+            dtype: of the factors, which dropout works in.
+            path: path of the layer.
+
+        Raises:
+            ShapeError: if the layer sees tokens without their sequences, as the experts of a mixture do.
+        """
+        if x.dim() != 3:
+            raise ShapeError(
+                f"layer '{path}' must be given (batch, seq, d_in) to tell whose rows are whose",
+                found=tuple(x.shape),
+                remedy="leave it out of the target modules",
+            )
+        if self.dropout == 0:
+            return x
+        x = x.to(dtype)  # before the mask, whose 1 / (1 - dropout) half precision would bend
+        return x * self.dropout_mask(x, path)
+
 
 class StackedLora(nn.Module):
     """LoRA factors of many units for one linear layer; each sequence of a batch meets the factors of its own unit.
@@ -113,15 +135,7 @@ class StackedLora(nn.Module):
         Raises:
             ShapeError: if the layer sees tokens without their sequences, as the experts of a mixture do.
         """
-        if x.dim() != 3:
-            raise ShapeError(
-                f"layer '{self.path}' must be given (batch, seq, d_in) to tell whose rows are whose",
-                found=tuple(x.shape),
-                remedy="leave it out of the target modules",
-            )
-        if self.tags.dropout > 0:
-            x = x.to(self.lora_a.dtype)  # before the mask, whose 1 / (1 - dropout) half precision would bend
-            x = x * self.tags.dropout_mask(x, self.path)
+        x = self.tags.admit(x, self.lora_a.dtype, self.path)
         slots = self.tags.slots
         up = self.lora_b.mT.index_select(0, slots) * self.scaling[slots, None, None]
         return add_low_rank(output, x, self.lora_a.index_select(0, slots), up)
