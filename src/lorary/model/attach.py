@@ -9,11 +9,11 @@ from typing import Any
 from lorary.adapter import Adapter
 from lorary.errors import LibraryError, UsageError
 from lorary.library.store import Library
-from lorary.lora.gated import Mix
 from lorary.lora.seat import seat, unseat
 from lorary.model.layers import build_layers
 from lorary.model.seating import STATE, Seating, apply_routing, drop_prober, seating
 from lorary.model.setting import Routing, merged, preset_fields
+from lorary.ops.mix import Mix
 
 __all__ = ["Routing", "Seating", "attach", "detach", "routing", "seating"]
 

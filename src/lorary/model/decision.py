@@ -4,53 +4,47 @@ import torch
 from torch import Tensor
 
 from lorary.errors import RouterError, UsageError
-from lorary.ops.choose import Choice, choose
+from lorary.ops.choose import Choice, Chosen, choose
 
 
 class TokenDecision:
-    """What the deciding layer chose for the tokens of the running pass.
+    """What the deciding layer chose for the tokens of the running pass."""
 
-    Args:
-        num_experts: of the library.
-    """
-
-    def __init__(self, num_experts: int) -> None:
-        self.num_experts = num_experts
-        self._weights: Tensor | None = None
+    def __init__(self) -> None:
+        self._chosen: Chosen | None = None
 
     def clear(self) -> None:
         """A new pass begins."""
-        self._weights = None
+        self._chosen = None
 
-    def write(self, experts: Tensor, weights: Tensor) -> None:
+    def write(self, experts: Tensor, chosen: Chosen) -> None:
         """Keep what was decided.
 
         Args:
             experts: (local experts,), positions in the order of names.
-            weights: (tokens, local experts).
+            chosen: for each token, among these.
         """
-        full = weights.new_zeros(weights.shape[0], self.num_experts)
-        self._weights = full.index_copy(1, experts, weights)
+        self._chosen = Chosen(experts[chosen.experts], chosen.weights)
 
-    def read(self, experts: Tensor, x: Tensor) -> Tensor | None:
-        """The weights for another layer; None where nothing is decided yet.
+    def read(self, seats: Tensor, x: Tensor) -> Chosen | None:
+        """What was decided, for another layer; None where nothing is yet.
 
         Args:
-            experts: of that layer.
+            seats: (experts,), where each expert sits in that layer, -1 where it does not.
             x: (tokens, d_in), what it was given.
 
         Raises:
             RouterError: if it was given other tokens than the deciding layer.
         """
-        if self._weights is None:
+        if self._chosen is None:
             return None
-        if self._weights.shape[0] != x.shape[0]:
+        if (num_tokens := len(self._chosen.experts)) != x.shape[0]:
             raise RouterError(
                 "per='token' needs layers that are all given the same tokens",
-                found=f"{self._weights.shape[0]} tokens were decided, a later layer was given {x.shape[0]}",
+                found=f"{num_tokens} tokens were decided, a later layer was given {x.shape[0]}",
                 remedy="route every layer for itself: per='layer'",
             )
-        return self._weights[:, experts].to(dtype=x.dtype, device=x.device)
+        return self._chosen.like(x).among(seats)
 
 
 class Request:
@@ -66,7 +60,7 @@ class Request:
     def __init__(self, num_experts: int, choice: Choice) -> None:
         self.num_experts, self.choice = num_experts, choice
         self.is_probing = False
-        self.weights: Tensor | None = None
+        self.chosen: Chosen | None = None
 
     def start(self, real: Tensor) -> None:
         """Begin a probe.
@@ -79,7 +73,7 @@ class Request:
         """
         if not bool(real.any(dim=1).all()):
             raise UsageError("each row must have a token to decide by", found="a row of padding alone")
-        self.is_probing, self.weights, self._real = True, None, real
+        self.is_probing, self.chosen, self._real = True, None, real
         self._sums = torch.zeros(len(real), self.num_experts, dtype=torch.float64, device=real.device)
         self._layers = torch.zeros(self.num_experts, dtype=torch.int64, device=real.device)
 
@@ -100,29 +94,29 @@ class Request:
     def finish(self) -> None:
         """Decide."""
         mean = self._sums / self._layers.clamp_min(1)
-        self.weights = choose(mean.masked_fill(self._layers == 0, -torch.inf), self.choice)
+        self.chosen = choose(mean.masked_fill(self._layers == 0, -torch.inf), self.choice)
         self.stop()
 
     def stop(self) -> None:
         """End the probe, also one that failed."""
         self.is_probing = False
 
-    def read(self, experts: Tensor, x: Tensor, batch: int) -> Tensor:
-        """The weights for one layer, (rows, local experts).
+    def read(self, seats: Tensor, x: Tensor, batch: int) -> Chosen:
+        """What was decided, for one layer, row by row.
 
         Args:
-            experts: of that layer.
+            seats: (experts,), where each expert sits in that layer, -1 where it does not.
             x: what it was given, for dtype and device.
             batch: rows of the pass.
 
         Raises:
             UsageError: if nothing was decided, or for another number of rows.
         """
-        if self.weights is None or len(self.weights) != batch:
-            decided = "nothing is decided" if self.weights is None else f"decided for {len(self.weights)} rows"
+        if self.chosen is None or len(self.chosen.experts) != batch:
+            decided = "nothing is decided" if self.chosen is None else f"decided for {len(self.chosen.experts)} rows"
             raise UsageError(
                 "per='request' needs a pass over the prompt, through the model, with the rows that follow",
                 found=f"{decided}, a pass of {batch} rows",
                 remedy="begin without a cache: the first pass of `generate` and `model(...)` do",
             )
-        return self.weights[:, experts].to(dtype=x.dtype, device=x.device)
+        return self.chosen.like(x).among(seats)

@@ -14,13 +14,32 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lorary.lora.gated import Seen
+from lorary.lora.gate import Quick, Seen
 from lorary.model.decision import TokenDecision
 from lorary.model.layers import SeatedLayer
 from lorary.ops.blocks import Block, split_blocks
-from lorary.ops.choose import Choice, choose
+from lorary.ops.choose import Choice, Chosen, choose
 from lorary.ops.normalise import InputNorm, normalise, normalise_products
 from lorary.route.rule import Reading, Rule
+
+
+class Seated(nn.Module):
+    """Which experts sit in a layer, both ways.
+
+    Args:
+        experts: of the layer, as positions in the order of names.
+        num_experts: of the library.
+    """
+
+    experts: Tensor
+    seats: Tensor
+
+    def __init__(self, experts: Sequence[int], num_experts: int) -> None:
+        super().__init__()
+        own = torch.tensor(list(experts))
+        self.register_buffer("experts", own, persistent=False)
+        seats = torch.full((num_experts,), -1).scatter(0, own, torch.arange(len(own)))
+        self.register_buffer("seats", seats, persistent=False)
 
 
 class ScoreGate(nn.Module):
@@ -52,6 +71,9 @@ class ScoreGate(nn.Module):
         super().__init__()
         self.rule, self.choice, self.input_norm, self.candidates = rule, choice, input_norm, candidates
         down = layer.lora.down
+        self.num_ranks = layer.lora.num_ranks
+        is_plain = choice == Choice(top_k=choice.top_k, temperature=choice.temperature)
+        self.is_quick = rule.quick and is_plain and input_norm == "none"
         own = layer.alive if rows is None else rows.any(dim=1)
         self._keep("alive", (own.to(allowed.device) & allowed).to(down.device))
         self._keep("rows", None if rows is None else rows.to(down))
@@ -69,18 +91,35 @@ class ScoreGate(nn.Module):
         """Whether the rule reads rows and has none of its own."""
         return "rows" in self.rule.reads and self.rows is None
 
-    def forward(self, seen: Seen) -> Tensor:
-        """Routing weights of each token."""
+    @property
+    def reads_z(self) -> bool:
+        """Whether the rule reads the experts' down-projections."""
+        return bool(self.num_blocks)
+
+    @property
+    def most(self) -> int:
+        """Experts of a token at most."""
+        return min(self.choice.top_k, len(self.alive))
+
+    @property
+    def quick(self) -> Quick | None:
+        """What compiled code needs to do all of this, where that is no more than Arrow's scores and a softmax."""
+        return Quick(self.rows, self.alive, self.most, self.choice.temperature) if self.is_quick else None
+
+    def forward(self, seen: Seen) -> Chosen:
+        """The experts of each token."""
         return choose(self.scores(seen), self.choice)
 
     def scores(self, seen: Seen) -> Tensor:
         """Scores of each token, (tokens, experts)."""
         z, projections = seen.z, seen.projections
         if self.input_norm != "none":
-            sums = self.row_sums if self.row_sums is not None else seen.x.new_zeros(z.shape[1] + len(self.alive))
-            z = normalise_products(z, seen.x, sums[: z.shape[1]], self.input_norm)
+            num_ranks = self.num_ranks
+            sums = self.row_sums if self.row_sums is not None else seen.x.new_zeros(num_ranks + len(self.alive))
+            if z is not None:
+                z = normalise_products(z, seen.x, sums[:num_ranks], self.input_norm)
             if projections is not None:
-                projections = normalise_products(projections, seen.x, sums[z.shape[1] :], self.input_norm)
+                projections = normalise_products(projections, seen.x, sums[num_ranks:], self.input_norm)
         if self.rows is not None:
             projections = normalise(seen.x, self.input_norm) @ self.rows.mT
         reading = Reading(
@@ -116,31 +155,37 @@ class TokenGate(nn.Module):
 
     Args:
         decision: shared by all layers of the setting.
-        experts: of the layer, as positions in the order of names.
+        seated: which experts sit in the layer.
         decides: the gate of the deciding layer, None in all others.
+        most: experts of a token at most.
         is_first: whether a pass begins with this layer.
     """
 
+    quick = None
+
     def __init__(
-        self, decision: TokenDecision, experts: Sequence[int], decides: ScoreGate | None, is_first: bool
+        self, decision: TokenDecision, seated: Seated, decides: ScoreGate | None, most: int, is_first: bool
     ) -> None:
         super().__init__()
-        self.decision, self.decides, self.is_first = decision, decides, is_first
-        self.register_buffer("experts", torch.tensor(list(experts)), persistent=False)
-
-    experts: Tensor
+        self.decision, self.seated, self.decides = decision, seated, decides
+        self.most, self.is_first = most, is_first
 
     @property
     def reads_prototypes(self) -> bool:
         """Whether this layer decides, by a rule that reads them."""
         return self.decides is not None and self.decides.reads_prototypes
 
-    def forward(self, seen: Seen) -> Tensor | None:
-        """Routing weights of each token; None in a layer that runs before the decision."""
+    @property
+    def reads_z(self) -> bool:
+        """Whether this layer decides, by a rule that reads the down-projections."""
+        return self.decides is not None and self.decides.reads_z
+
+    def forward(self, seen: Seen) -> Chosen | None:
+        """The experts of each token; None in a layer that runs before the decision."""
         if self.is_first:
             self.decision.clear()
         if self.decides is None:
-            return self.decision.read(self.experts, seen.x)
-        weights: Tensor = self.decides(seen)
-        self.decision.write(self.experts, weights)
-        return weights
+            return self.decision.read(self.seated.seats, seen.x)
+        chosen: Chosen = self.decides(seen)
+        self.decision.write(self.seated.experts, chosen)
+        return chosen

@@ -12,7 +12,7 @@ from lorary.adapter import Adapter
 from lorary.errors import RouterError, UsageError
 from lorary.library.store import Library
 from lorary.model.decision import Request, TokenDecision
-from lorary.model.gates import ScoreGate, TokenGate
+from lorary.model.gates import ScoreGate, Seated, TokenGate
 from lorary.model.layers import SeatedLayer
 from lorary.model.probe import Prober
 from lorary.model.row_gates import FixedGate, RequestGate, RowGate
@@ -113,7 +113,7 @@ def apply_routing(model: Any, state: Seating, routing: Routing, rows: Sequence[R
         own = [plan.gates[path] for plan in plans]
         if rows is not None:
             gates = [FixedGate(gate.to(layer.lora.up)) if isinstance(gate, Tensor) else gate for gate in own]
-            layer.lora.route_by(_on(RowGate(gates, of_row, len(layer.experts)), layer), different[0].mix)
+            layer.lora.route_by(_on(RowGate(gates, of_row), layer), different[0].mix)
         elif isinstance(own[0], Tensor):
             layer.lora.fix(own[0], routing.mix)
         else:
@@ -160,7 +160,8 @@ def _plan(setting: Routing, state: Seating, model: Any) -> _Plan:
             raise RouterError("per='request' needs a decoder-only model", found=type(model).__name__)
         request = Request(len(state.experts), setting.choice(""))
         layers = state.layers
-        return _Plan({path: RequestGate(request, layers[path].experts, gate) for path, gate in scored.items()}, request)
+        seated = {path: Seated(layers[path].experts, len(state.experts)) for path in layers}
+        return _Plan({path: RequestGate(request, seated[path], gate) for path, gate in scored.items()}, request)
     return _Plan(dict(scored))
 
 
@@ -195,11 +196,14 @@ def _score_gates(setting: Routing, state: Seating) -> dict[str, ScoreGate]:
 
 def _token_gates(setting: Routing, state: Seating, scored: Mapping[str, ScoreGate]) -> dict[str, TokenGate]:
     first = next(iter(state.layers))
-    decision, at = TokenDecision(len(state.experts)), setting.at or first
+    decision, at = TokenDecision(), setting.at or first
     return {
-        path: TokenGate(decision, layer.experts, scored[path] if path == at else None, path == first)
+        path: TokenGate(
+            decision, Seated(layer.experts, len(state.experts)), scored[path] if path == at else None,
+            scored[at].most, path == first,
+        )
         for path, layer in state.layers.items()
-    }
+    }  # fmt: skip
 
 
 def _on(gate: Any, layer: SeatedLayer) -> Any:

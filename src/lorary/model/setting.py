@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_args
 
 from lorary.errors import RouterError, UsageError
-from lorary.lora.gated import Mix
 from lorary.lora.targets import layer_number
 from lorary.ops.choose import Choice, Scale
+from lorary.ops.mix import Mix
 from lorary.ops.normalise import InputNorm
 from lorary.route import ROUTERS
 from lorary.route.rule import Per

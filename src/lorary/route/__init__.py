@@ -25,10 +25,12 @@ def _arrow(reading: Reading) -> Tensor:
 
 
 def _projection(reading: Reading) -> Tensor:
+    assert reading.z is not None
     return projection_readout(reading.z, reading.row_space, reading.alive)
 
 
 def _norm(reading: Reading) -> Tensor:
+    assert reading.z is not None
     return norm_readout(reading.z, reading.outputs, reading.alive, reading.calibration)
 
 
@@ -41,6 +43,7 @@ ROUTERS: Mapping[str, Rule] = {
         "per token and layer, the experts whose dominant input direction explains the token",
         reads=frozenset({"rows"}),
         scores=_arrow,
+        quick=True,
     ),
     "projection": Rule(
         "per token and layer, the experts whose input space holds most of the token",

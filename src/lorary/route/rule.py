@@ -23,7 +23,7 @@ class Reading:
     """What a rule that looks at tokens may read in one layer; input normalisation is done already.
 
     Args:
-        z: (tokens, ranks), the experts' down-projections of the tokens.
+        z: (tokens, ranks), the experts' down-projections of the tokens, for a rule that reads what is built on them.
         projections: (tokens, experts), products with one row per expert, for a rule that reads `rows`.
         alive: (experts,) bool, whether each expert may be chosen: its update is not zero, and it is allowed.
         row_space: for a rule that reads it; see `lorary.route.projection`.
@@ -32,7 +32,7 @@ class Reading:
         candidates: how many experts a first stage lets pass.
     """
 
-    z: Tensor
+    z: Tensor | None
     projections: Tensor | None
     alive: Tensor
     row_space: Sequence[Block] = ()
@@ -52,6 +52,7 @@ class Rule:
         pers: the values of `per` that it can run under; none for a rule that looks at nothing.
         reads: what it reads in a layer.
         scores: for a rule that looks at tokens: the pure function from a reading to (tokens, experts) scores.
+        quick: whether its scores are |x . row| and nothing else, which compiled code knows (`lorary.ops.native`).
         weights: for a rule that looks at nothing: names of the experts -> (experts,) weights.
     """
 
@@ -61,4 +62,5 @@ class Rule:
     pers: tuple[Per, ...] = ("layer", "token", "request")
     reads: frozenset[Reads] = frozenset()
     scores: Callable[[Reading], Tensor] | None = None
+    quick: bool = False
     weights: Callable[[Sequence[str]], Tensor] | None = None

@@ -75,7 +75,7 @@ def test_layers_that_see_other_tokens_are_refused(routed: Any) -> None:
 
 def decided_by_hand(model: Any, ids: Tensor, mask: Tensor, router: str) -> Tensor:
     """(rows, experts): from the scores of every layer over the inputs that the bare base gives it."""
-    from lorary.lora.gated import Seen
+    from lorary.lora.gate import Seen
 
     inputs: dict[str, Tensor] = {}
     state = seating(model)
@@ -134,10 +134,10 @@ def test_answers_behind_a_prompt_can_be_kept_out_of_the_decision(routed: Any) ->
     prompt[:, :4] = True
     with routing(routed, {"per": "request"}):
         logits(routed, IDS[:, :4])
-        expected = seating(routed).prober.requests[0].weights  # type: ignore[union-attr]
+        expected = seating(routed).prober.requests[0].chosen.dense(4)  # type: ignore[union-attr]
         with deciding_by(seating(routed).prober, prompt):
             logits(routed)
-        found = seating(routed).prober.requests[0].weights  # type: ignore[union-attr]
+        found = seating(routed).prober.requests[0].chosen.dense(4)  # type: ignore[union-attr]
     assert torch.allclose(found, expected, atol=1e-12)
 
 
@@ -152,7 +152,7 @@ def test_a_scored_answer_takes_no_part_in_the_decision(routed: Any) -> None:
         decided = []
         for prompt in prompts:
             logits(routed, torch.tensor([prompt]))
-            decided.append(seating(routed).prober.requests[0].weights[0])  # type: ignore[union-attr, index]
+            decided.append(seating(routed).prober.requests[0].chosen.dense(4)[0])  # type: ignore[union-attr]
     for example, weights, found in zip(examples, decided, losses, strict=True):
         with routing(routed, {"experts": dict(zip("abcd", weights.tolist(), strict=True))}):
             assert found.total == pytest.approx(answer_losses(routed, [example])[0].total, rel=1e-9)
