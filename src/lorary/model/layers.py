@@ -11,7 +11,11 @@ from lorary.adapter import Adapter, LoraFactors
 from lorary.lora.gated import GatedLora
 from lorary.lora.rows import append_rows, remove_rows, widen
 from lorary.lora.seat import find_linear, linear_shape
+from lorary.lora.targets import layer_number
 from lorary.route.facts import expert_facts
+
+# What models call the projection of queries, fused ones included.
+_QUERIES = frozenset({"q_proj", "query", "q", "q_lin", "qkv_proj", "query_key_value", "c_attn", "Wqkv"})
 
 
 @dataclass
@@ -124,6 +128,17 @@ def in_order(model: nn.Module, paths: Iterable[str]) -> list[str]:
     """
     wanted = set(paths)
     return [name for name, _ in model.named_modules(remove_duplicate=False) if name in wanted]
+
+
+def late_layer(paths: Sequence[str]) -> str:
+    """The query projection of the last block, or what comes first there.
+
+    Args:
+        paths: of routed layers, in the model's order.
+    """
+    blocks = {number for path in paths if (number := layer_number(path)) is not None}
+    last = [path for path in paths if not blocks or layer_number(path) == max(blocks)]
+    return next((path for path in last if path.rpartition(".")[2] in _QUERIES), last[0])
 
 
 class _Stack:

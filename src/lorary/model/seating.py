@@ -13,7 +13,7 @@ from lorary.errors import RouterError, UsageError
 from lorary.library.store import Library
 from lorary.model.decision import Request, TokenDecision
 from lorary.model.gates import ScoreGate, TokenGate
-from lorary.model.layers import SeatedLayer
+from lorary.model.layers import SeatedLayer, late_layer
 from lorary.model.probe import Prober
 from lorary.model.row_gates import FixedGate, RequestGate, RowGate
 from lorary.model.rows import prepared_tensors, rows_for
@@ -153,15 +153,24 @@ def _plan(setting: Routing, state: Seating, model: Any) -> _Plan:
     if weights is not None:
         return _Plan({path: weights[list(layer.experts)] for path, layer in state.layers.items()})
     scored = _score_gates(setting, state)
-    if setting.per == "token":
+    if setting.decides == "token":
         return _Plan(dict(_token_gates(setting, state, scored)))
-    if setting.per == "request":
+    if setting.decides == "request":
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
             raise RouterError("per='request' needs a decoder-only model", found=type(model).__name__)
-        request = Request(len(state.experts), setting.choice(""))
-        layers = state.layers
-        return _Plan({path: RequestGate(request, layers[path].experts, gate) for path, gate in scored.items()}, request)
+        return _request_plan(setting, state, scored)
     return _Plan(dict(scored))
+
+
+def _request_plan(setting: Routing, state: Seating, scored: Mapping[str, ScoreGate]) -> _Plan:
+    measures = ROUTERS[setting.router].measures
+    request = Request(len(state.experts), setting.choice(""), measures)
+    measured = {setting.at or late_layer(list(state.layers))} if measures == "last" else set(scored)
+    gates = {
+        path: RequestGate(request, state.layers[path].experts, gate if path in measured else None)
+        for path, gate in scored.items()
+    }
+    return _Plan(dict(gates), request)
 
 
 def _fixed_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
