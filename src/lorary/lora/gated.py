@@ -76,6 +76,7 @@ class GatedLora(nn.Module):
             self.register_buffer(name, None, persistent=False)
         self.mix: Mix = "outputs"
         self.gate: Gate | None = None
+        self.general: nn.Module | None = None
         self.num_fixed = 0
         self.recorders: list[Callable[[Tensor], None]] = []
 
@@ -89,14 +90,14 @@ class GatedLora(nn.Module):
         """Experts seated in this layer."""
         return int(self.down.shape[0]) - self.num_ranks
 
-    def route_by(self, gate: Gate, mix: Mix) -> None:
-        """Let a gate weigh the experts for each token."""
-        self.gate, self.mix = gate, mix
+    def route_by(self, gate: Gate, mix: Mix, general: nn.Module | None = None) -> None:
+        """Let a gate weigh the experts for each token, and general experts be taken from them (`lora/general.py`)."""
+        self.gate, self.mix, self.general = gate, mix, general
         self.fixed = self.fixed_by_rank = self.fixed_down = self.fixed_up = None
 
     def fix(self, weights: Float[Tensor, " experts"], mix: Mix) -> None:
         """Give the experts the same weights for every token; experts of weight zero cost nothing."""
-        self.gate, self.mix = None, mix
+        self.gate, self.mix, self.general = None, mix, None
         self.fixed = weights.to(dtype=self.up.dtype, device=self.up.device)
         by_rank = self.fixed[self.expert_of_rank]
         rows = by_rank.nonzero().squeeze(1)
@@ -132,6 +133,9 @@ class GatedLora(nn.Module):
             return None
         for record in self.recorders:
             record(weights.detach().view(*leading, -1))
+        if self.general is not None:
+            weighed: Tensor = self.general(z, weights, self.mix)
+            return weighed @ self.up
         return _mix(z, weights[:, self.expert_of_rank], self.num_experts, self.mix) @ self.up
 
     def _shrink(self, tokens: Tensor, with_prototypes: bool) -> tuple[Tensor, Tensor | None]:
@@ -188,7 +192,7 @@ class GatedLora(nn.Module):
 
     def _stop(self) -> None:
         """Drop what the router in force keeps of the experts that are about to change."""
-        self.gate = None
+        self.gate = self.general = None
         self.fixed = self.fixed_by_rank = self.fixed_down = self.fixed_up = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "GatedLora":

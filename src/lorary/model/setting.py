@@ -10,6 +10,7 @@ from lorary.lora.targets import layer_number
 from lorary.ops.choose import Choice, Scale
 from lorary.ops.normalise import InputNorm
 from lorary.route import ROUTERS
+from lorary.route.general import GeneralMode
 from lorary.route.rule import Decides, Per, Rule
 
 # Settings that reproduce somebody else's numbers; what they leave out has its default.
@@ -25,6 +26,7 @@ _WORDS: Mapping[str, tuple[str | None, ...]] = {
     "per": (None, *get_args(Per)),
     "tie": ("none", "concat"),
     "zeros": ("skip", "keep"),
+    "general_mode": get_args(GeneralMode),
 }
 # What belongs to the router in force, and goes when another one is named.
 _ITS_OWN: Mapping[str, Any] = {"experts": None, "calibrated": False, "tie": "none", "zeros": "skip"}
@@ -58,6 +60,9 @@ class Routing:
         calibrated: score by how unusual a norm is for its expert; needs prepared means and deviations.
         tie: `concat`: q, k and v of one attention share a prototype, that of their stacked updates.
         zeros: `skip`: an expert whose update is zero is never chosen. `keep`: it is known by its lora_a.
+        general: experts that stand for what all have in common: they are never chosen, and each other one acts and is
+            scored without the mean of them.
+        general_mode: `delta`: the mean of their updates is taken away. `factors`: the means of their factors are.
 
     Raises:
         RouterError: if there is no such router or mix, or the router cannot do what is asked.
@@ -81,6 +86,8 @@ class Routing:
     calibrated: bool = False
     tie: str = "none"
     zeros: str = "skip"
+    general: Sequence[str] | None = None
+    general_mode: GeneralMode = "delta"
 
     def __post_init__(self) -> None:
         by_layer = self.temperature if isinstance(self.temperature, Mapping) else {"": self.temperature}
@@ -100,6 +107,7 @@ class Routing:
                 "a router must exist", found=self.router, remedy=f"one of {list(ROUTERS)}, or experts=[...]"
             )
         _check_allow(self)
+        _check_general(self)
         _check_per(self)
 
     @property
@@ -108,6 +116,10 @@ class Routing:
         if self.experts is None or isinstance(self.experts, Mapping):
             return None if self.experts is None else dict(self.experts)
         return {name: 1.0 / len(self.experts) for name in self.experts}
+
+    def may_choose(self, expert: str) -> bool:
+        """Whether an expert may get a weight."""
+        return (self.allow is None or expert in self.allow) and expert not in (self.general or ())
 
     @property
     def decides(self) -> Decides:
@@ -218,6 +230,26 @@ def _check_allow(setting: Routing) -> None:
     beside = [name for name in setting.fixed or () if name not in setting.allow]
     if beside:
         raise RouterError("named experts must be allowed", found=beside, remedy=f"allow has {list(setting.allow)}")
+
+
+def _check_general(setting: Routing) -> None:
+    if setting.general is None:
+        return
+    if not setting.general or not _are_names(setting.general):
+        raise UsageError(
+            "general must be a list of different experts, at least one",
+            found=repr(setting.general),
+            remedy="leave it out to take nothing away",
+        )
+    chosen = [name for name in setting.general if name in (setting.fixed or ()) or name in (setting.allow or ())]
+    if chosen:
+        raise RouterError("general experts are taken from the others and cannot be chosen themselves", found=chosen)
+    if setting.general_mode == "delta" and setting.mix == "factors":
+        raise RouterError(
+            "mix='factors' needs factors to take away", found="general_mode='delta'", remedy="general_mode='factors'"
+        )
+    if setting.calibrated or (setting.tie, setting.zeros) != ("none", "skip"):
+        raise UsageError("calibrated, tie and zeros know experts as they are stored, not without general ones")
 
 
 def _check_per(setting: Routing) -> None:
