@@ -58,6 +58,7 @@ class GatedLora(nn.Module):
             self.register_buffer(name, None, persistent=False)
         self.mix: Mix = "outputs"
         self.gate: Gate | None = None
+        self.general: nn.Module | None = None
         self.num_fixed = 0
         self.recorders: list[Callable[[Tensor], None]] = []
 
@@ -71,14 +72,14 @@ class GatedLora(nn.Module):
         """Experts seated in this layer."""
         return int(self.down.shape[0]) - self.num_ranks
 
-    def route_by(self, gate: Gate, mix: Mix) -> None:
-        """Let a gate weigh the experts for each token."""
-        self.gate, self.mix = gate, mix
+    def route_by(self, gate: Gate, mix: Mix, general: nn.Module | None = None) -> None:
+        """Let a gate weigh the experts for each token, and general experts be taken from them (`lora/general.py`)."""
+        self.gate, self.mix, self.general = gate, mix, general
         self.fixed = self.fixed_by_rank = self.fixed_down = self.fixed_up = None
 
     def fix(self, weights: Float[Tensor, " experts"], mix: Mix) -> None:
         """Give the experts the same weights for every token; experts of weight zero cost nothing."""
-        self.gate, self.mix = None, mix
+        self.gate, self.mix, self.general = None, mix, None
         self.fixed = weights.to(dtype=self.up.dtype, device=self.up.device)
         by_rank = self.fixed[self.expert_of_rank]
         rows = by_rank.nonzero().squeeze(1)
@@ -113,7 +114,7 @@ class GatedLora(nn.Module):
 
     def _is_native(self, tokens: Tensor) -> bool:
         """Whether compiled code may apply the experts: it knows no gradients, and dense matrix products no equal."""
-        if torch.compiler.is_compiling() or self.mix != "outputs" or not is_native(tokens) or not is_native(self.down):
+        if torch.compiler.is_compiling() or not self._is_plain or not is_native(tokens) or not is_native(self.down):
             return False
         if torch.is_grad_enabled() and (tokens.requires_grad or self.down.requires_grad or self.up.requires_grad):
             return False
@@ -158,12 +159,20 @@ class GatedLora(nn.Module):
         if z is None:
             return mix_chosen(tokens, chosen, self.down, self.up, self.rows)
         weights = chosen.dense(self.num_experts)  # (tokens, experts)
+        if self.general is not None:
+            weighed: Tensor = self.general(z, weights, self.mix)
+            return weighed @ self.up
         return weigh(z, weights[:, self.expert_of_rank], self.num_experts, self.mix) @ self.up
 
     def _is_gathered(self, gate: Gate, num_tokens: int) -> bool:
         """Whether the rows of the chosen, read for each token, are fewer than all that there are."""
         num_rows = num_tokens * gate.most * self.rows.shape[1]
-        return self.mix == "outputs" and not gate.reads_z and num_rows <= self.num_ranks
+        return self._is_plain and not gate.reads_z and num_rows <= self.num_ranks
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the mixture is the weighted sum of the chosen experts' outputs, so that no other plays a part."""
+        return self.mix == "outputs" and self.general is None
 
     def _record(self, chosen: Chosen, leading: torch.Size) -> None:
         for record in self.recorders:
@@ -234,7 +243,7 @@ class GatedLora(nn.Module):
 
     def _stop(self) -> None:
         """Drop what the router in force keeps of the experts that are about to change."""
-        self.gate = None
+        self.gate = self.general = None
         self.fixed = self.fixed_by_rank = self.fixed_down = self.fixed_up = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "GatedLora":

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from lorary.errors import RouterError, UsageError
 from lorary.ops.choose import Choice, Chosen, choose
+from lorary.route.logo import last_tokens
+from lorary.route.rule import Measures
 
 
 class TokenDecision:
@@ -55,10 +57,11 @@ class Request:
     Args:
         num_experts: of the library.
         choice: what becomes of the mean scores.
+        measures: which of the real tokens count: all of them, or the last one.
     """
 
-    def __init__(self, num_experts: int, choice: Choice) -> None:
-        self.num_experts, self.choice = num_experts, choice
+    def __init__(self, num_experts: int, choice: Choice, measures: Measures = "mean") -> None:
+        self.num_experts, self.choice, self.measures = num_experts, choice, measures
         self.is_probing = False
         self.chosen: Chosen | None = None
 
@@ -73,7 +76,8 @@ class Request:
         """
         if not bool(real.any(dim=1).all()):
             raise UsageError("each row must have a token to decide by", found="a row of padding alone")
-        self.is_probing, self.chosen, self._real = True, None, real
+        self._real = last_tokens(real) if self.measures == "last" else real
+        self.is_probing, self.chosen = True, None
         self._sums = torch.zeros(len(real), self.num_experts, dtype=torch.float64, device=real.device)
         self._layers = torch.zeros(self.num_experts, dtype=torch.int64, device=real.device)
 

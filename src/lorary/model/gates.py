@@ -9,7 +9,7 @@
 Gates are modules so that their tensors follow the model to its device and into copies of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ class ScoreGate(nn.Module):
         input_norm: what is done to hidden states before scoring.
         candidates: for a rule of two stages.
         rows: (experts, d_in), what the rule reads in place of the prototypes: prepared rows, tied prototypes.
+        blocks: by kind, what it reads in place of the layer's small matrices.
         calibration: (experts, 2), mean and deviation of each expert's scores.
     """
 
@@ -66,6 +67,7 @@ class ScoreGate(nn.Module):
         input_norm: InputNorm = "none",
         candidates: int = 20,
         rows: Tensor | None = None,
+        blocks: Mapping[str, Sequence[Block]] | None = None,
         calibration: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -81,7 +83,9 @@ class ScoreGate(nn.Module):
         # Only one kind of normalisation needs them, and they take a walk through all factors.
         self._keep("row_sums", down.sum(dim=1) if input_norm == "layer" else None)
         self.num_blocks: dict[str, int] = {
-            kind: self._keep_blocks(kind, split_blocks(layer.ranks, getattr(layer, kind)))
+            kind: self._keep_blocks(
+                kind, split_blocks(layer.ranks, getattr(layer, kind)) if blocks is None else blocks[kind]
+            )
             for kind in ("row_space", "outputs")
             if kind in rule.reads
         }

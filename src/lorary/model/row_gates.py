@@ -18,12 +18,12 @@ class RequestGate(nn.Module):
     Args:
         request: shared by all layers of the setting.
         seated: which experts sit in the layer.
-        probed: the scores of this layer.
+        probed: the scores of this layer, where they take part in the decision.
     """
 
     quick = None
 
-    def __init__(self, request: Request, seated: Seated, probed: ScoreGate) -> None:
+    def __init__(self, request: Request, seated: Seated, probed: ScoreGate | None) -> None:
         super().__init__()
         self.request, self.seated, self.probed = request, seated, probed
 
@@ -40,19 +40,20 @@ class RequestGate(nn.Module):
     @property
     def reads_prototypes(self) -> bool:
         """Whether the probe runs, for a rule that reads them."""
-        return self.is_probing and self.probed.reads_prototypes
+        return self.is_probing and self.probed is not None and self.probed.reads_prototypes
 
     @property
     def reads_z(self) -> bool:
         """Whether the probe runs, for a rule that reads the down-projections."""
-        return self.is_probing and self.probed.reads_z
+        return self.is_probing and self.probed is not None and self.probed.reads_z
 
     def forward(self, seen: Seen) -> Chosen | None:
         """The experts of each token's row; None while it is probed, for the probe is of the bare base."""
         batch, seq = rows_of(seen)
         if self.is_probing:
-            scores = self.probed.scores(seen).view(batch, seq, -1)
-            self.request.add(self.seated.experts, scores, self.probed.alive)
+            if self.probed is not None:
+                scores = self.probed.scores(seen).view(batch, seq, -1)
+                self.request.add(self.seated.experts, scores, self.probed.alive)
             return None
         by_row = self.request.read(self.seated.seats, seen.x, batch)
         return Chosen(*(part.repeat_interleave(seq, dim=0) for part in by_row))

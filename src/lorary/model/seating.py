@@ -13,7 +13,8 @@ from lorary.errors import RouterError, UsageError
 from lorary.library.store import Library
 from lorary.model.decision import Request, TokenDecision
 from lorary.model.gates import ScoreGate, Seated, TokenGate
-from lorary.model.layers import SeatedLayer
+from lorary.model.general import Subtracted, subtract_general
+from lorary.model.layers import SeatedLayer, late_layer
 from lorary.model.probe import Prober
 from lorary.model.row_gates import FixedGate, RequestGate, RowGate
 from lorary.model.rows import prepared_tensors, rows_for
@@ -105,19 +106,24 @@ def apply_routing(model: Any, state: Seating, routing: Routing, rows: Sequence[R
     for setting in rows or [routing]:
         if setting not in different:
             different.append(setting)
-    plans = [_plan(setting, state, model) for setting in different]
     if len({setting.mix for setting in different}) > 1:
         raise RouterError("the settings of one batch must share one mix", found=sorted({s.mix for s in different}))
+    if len({(*(setting.general or ()), setting.general_mode) for setting in different}) > 1:
+        raise RouterError(
+            "the settings of one batch must share their general experts", found=[s.general for s in different]
+        )
+    without = subtract_general(different[0], state.experts, state.layers)
+    plans = [_plan(setting, state, model, without) for setting in different]
     of_row = [different.index(setting) for setting in rows or [routing]]
     for path, layer in state.layers.items():
         own = [plan.gates[path] for plan in plans]
-        if rows is not None:
-            gates = [FixedGate(gate.to(layer.lora.up)) if isinstance(gate, Tensor) else gate for gate in own]
-            layer.lora.route_by(_on(RowGate(gates, of_row), layer), different[0].mix)
-        elif isinstance(own[0], Tensor):
+        general = without[path].module if path in without else None
+        if rows is None and general is None and isinstance(own[0], Tensor):
             layer.lora.fix(own[0], routing.mix)
-        else:
-            layer.lora.route_by(_on(own[0], layer), routing.mix)
+            continue
+        gates = [FixedGate(gate.to(layer.lora.up)) if isinstance(gate, Tensor) else gate for gate in own]
+        gate = gates[0] if rows is None else RowGate(gates, of_row)
+        layer.lora.route_by(_on(gate, layer), different[0].mix, general)
     state.routing, state.rows = routing, None if rows is None else tuple(rows)
     _set_prober(model, state, [plan.request for plan in plans], of_row)
 
@@ -146,23 +152,33 @@ class _Plan:
     request: Request | None = None
 
 
-def _plan(setting: Routing, state: Seating, model: Any) -> _Plan:
+def _plan(setting: Routing, state: Seating, model: Any, without: Mapping[str, Subtracted]) -> _Plan:
     _check_mix(setting, state.layers)
     _check_names(setting, state)
     weights = _fixed_weights(setting, state.experts)
     if weights is not None:
         return _Plan({path: weights[list(layer.experts)] for path, layer in state.layers.items()})
-    scored = _score_gates(setting, state)
-    if setting.per == "token":
+    scored = _score_gates(setting, state, without)
+    if setting.decides == "token":
         return _Plan(dict(_token_gates(setting, state, scored)))
-    if setting.per == "request":
+    if setting.decides == "request":
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
             raise RouterError("per='request' needs a decoder-only model", found=type(model).__name__)
-        request = Request(len(state.experts), setting.choice(""))
-        layers = state.layers
-        seated = {path: Seated(layers[path].experts, len(state.experts)) for path in layers}
-        return _Plan({path: RequestGate(request, seated[path], gate) for path, gate in scored.items()}, request)
+        return _request_plan(setting, state, scored)
     return _Plan(dict(scored))
+
+
+def _request_plan(setting: Routing, state: Seating, scored: Mapping[str, ScoreGate]) -> _Plan:
+    measures = ROUTERS[setting.router].measures
+    request = Request(len(state.experts), setting.choice(""), measures)
+    measured = {setting.at or late_layer(list(state.layers))} if measures == "last" else set(scored)
+    gates = {
+        path: RequestGate(
+            request, Seated(state.layers[path].experts, len(state.experts)), gate if path in measured else None
+        )
+        for path, gate in scored.items()
+    }
+    return _Plan(dict(gates), request)
 
 
 def _fixed_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
@@ -172,24 +188,28 @@ def _fixed_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
     rule = ROUTERS[setting.router]
     if rule.weights is None:
         return None
-    allowed = [name for name in experts if setting.allow is None or name in setting.allow]
+    allowed = [name for name in experts if setting.may_choose(name)]
     return fixed_weights(experts, dict(zip(allowed, rule.weights(allowed).tolist(), strict=True)))
 
 
-def _score_gates(setting: Routing, state: Seating) -> dict[str, ScoreGate]:
+def _score_gates(setting: Routing, state: Seating, without: Mapping[str, Subtracted]) -> dict[str, ScoreGate]:
     rule = ROUTERS[setting.router]
     rows = rows_for(setting, rule, state.experts, state.layers, state.prepared)
+    if "rows" in rule.reads and rule.needs != "prepared":
+        rows.update({path: known.rows for path, known in without.items()})
     calibration: Mapping[str, Tensor] = {}
     if setting.calibrated:
         calibration = prepared_tensors(f"{setting.router}_calibration", state.experts, state.layers, state.prepared)
     gates = {}
     for path, layer in state.layers.items():
         names = [state.experts[position] for position in layer.experts]
-        allowed = torch.tensor([setting.allow is None or name in setting.allow for name in names])
+        allowed, known = torch.tensor([setting.may_choose(name) for name in names]), without.get(path)
+        if known is not None:
+            allowed &= known.rows.any(dim=1).cpu()
         gates[path] = ScoreGate(
             rule, layer, setting.choice(path), allowed,
             input_norm=setting.input_norm, candidates=setting.candidates,
-            rows=rows.get(path), calibration=calibration.get(path),
+            rows=rows.get(path), blocks=None if known is None else known.blocks, calibration=calibration.get(path),
         )  # fmt: skip
     return gates
 

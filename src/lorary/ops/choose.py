@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lorary.errors import UsageError
 
-Scale = Literal["softmax", "unit", "uniform"]
+Scale = Literal["softmax", "unit", "uniform", "proportional"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Choice:
         top_p: of these, the fewest best ones whose softmax reaches this mass, above 0 and at most 1; None for all.
         threshold: the lowest score, in the rule's own units, with which an expert may be chosen; None for any.
         temperature: divides the scores before every softmax, above 0.
-        scale: `softmax` over the chosen; `unit`: weight 1 for each of them; `uniform`: 1 / their number.
+        scale: `softmax` over the chosen; `unit`: weight 1 for each of them; `uniform`: 1 / their number;
+            `proportional`: their scores divided by the sum of these, where one below zero counts as zero.
         null: the score of the base, which is one candidate more and goes through all steps: the weight that it wins
             is not used. None for no such candidate.
 
@@ -118,8 +119,8 @@ def choose(scores: Float[Tensor, "tokens experts"], choice: Choice) -> Chosen:
         choice: the steps.
 
     Returns:
-        Weights in the dtype of the scores. With `softmax` and `uniform` they sum to 1 over the experts (and the null
-        expert, whose weight is left out), or to 0 where none may be chosen.
+        Weights in the dtype of the scores. But for `unit` they sum to 1 over the experts (and the null expert, whose
+        weight is left out), or to 0 where none may be chosen.
     """
     num_experts = scores.shape[-1]
     if choice.null is not None:
@@ -170,10 +171,18 @@ def even_weights(logits: Float[Tensor, "*tokens experts"]) -> Float[Tensor, "*to
     return weights / weights.sum(dim=-1, keepdim=True).clamp_min(1.0)
 
 
+def proportional_weights(logits: Float[Tensor, "*tokens experts"]) -> Float[Tensor, "*tokens experts"]:
+    """The share of each expert that is left in the sum of their scores; zeros where no score is above zero."""
+    shares = logits.masked_fill(logits == -torch.inf, 0.0).clamp_min(0.0)
+    total = shares.sum(dim=-1, keepdim=True)
+    return shares / total.masked_fill(total == 0, 1.0)
+
+
 _SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "softmax": softmax_weights,
     "unit": unit_weights,
     "uniform": even_weights,
+    "proportional": proportional_weights,
 }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from lorary.route.arrow import arrow_readout
 from lorary.route.base import base_weights
 from lorary.route.lag import lag_readout
+from lorary.route.logo import logo_readout
 from lorary.route.norm import norm_readout
 from lorary.route.projection import projection_readout
 from lorary.route.rule import Reading, Rule
@@ -38,6 +39,11 @@ def _lag(reading: Reading) -> Tensor:
     return lag_readout(_arrow(reading), _projection(reading), reading.candidates)
 
 
+def _logo(reading: Reading) -> Tensor:
+    assert reading.z is not None
+    return logo_readout(reading.z, reading.outputs, reading.alive)
+
+
 ROUTERS: Mapping[str, Rule] = {
     "arrow": Rule(
         "per token and layer, the experts whose dominant input direction explains the token",
@@ -61,6 +67,16 @@ ROUTERS: Mapping[str, Rule] = {
         pers=("layer", "token"),
         reads=frozenset({"rows", "row_space"}),
         scores=_lag,
+    ),
+    "logo": Rule(
+        "per request, the experts that change the prompt's last token most in one late layer",
+        needs="probe",
+        decides="request",
+        pers=("request",),
+        reads=frozenset({"outputs"}),
+        scale="proportional",
+        measures="last",
+        scores=_logo,
     ),
     "uniform": Rule("the mean of all experts, everywhere", decides="always", pers=(), weights=uniform_weights),
     "base": Rule("no expert: the bare base model", decides="always", pers=(), weights=base_weights),

@@ -7,12 +7,16 @@ from typing import Literal
 from torch import Tensor
 
 from lorary.ops.blocks import Block
+from lorary.ops.choose import Scale
 
 # What a rule must have beside the adapters' weights before it can run.
 Needs = Literal["weights", "probe", "prepared", "text"]
 # `layer`: each token in each layer. `token`: each token once. `request`: each row once. `always`: nothing to decide.
 Per = Literal["layer", "token", "request"]
 Decides = Literal["layer", "token", "request", "always"]
+# What a decision for a request is taken from. `mean`: the scores over all tokens and layers. `last`: the last token in
+# one layer.
+Measures = Literal["mean", "last"]
 # What a rule reads in a layer. `rows`: products of the token with one row per expert, its prototype or what was
 # prepared; `row_space`, `outputs`: small matrices on the low-rank buffer.
 Reads = Literal["rows", "row_space", "outputs"]
@@ -51,6 +55,8 @@ class Rule:
         decides: when it decides by default; a setting's `per` may choose another of `pers`.
         pers: the values of `per` that it can run under; none for a rule that looks at nothing.
         reads: what it reads in a layer.
+        scale: what becomes of the chosen scores by default; a setting's `scale` may name another.
+        measures: what it decides by for a request.
         scores: for a rule that looks at tokens: the pure function from a reading to (tokens, experts) scores.
         quick: whether its scores are |x . row| and nothing else, which compiled code knows (`lorary.ops.native`).
         weights: for a rule that looks at nothing: names of the experts -> (experts,) weights.
@@ -61,6 +67,8 @@ class Rule:
     decides: Decides = "layer"
     pers: tuple[Per, ...] = ("layer", "token", "request")
     reads: frozenset[Reads] = frozenset()
+    scale: Scale = "softmax"
+    measures: Measures = "mean"
     scores: Callable[[Reading], Tensor] | None = None
     quick: bool = False
     weights: Callable[[Sequence[str]], Tensor] | None = None

@@ -111,6 +111,28 @@ def test_a_request_is_decided_by_the_mean_over_real_tokens_and_layers(routed: An
     assert torch.allclose(here, expected.float()[:, None].expand_as(here), atol=1e-6)
 
 
+@pytest.mark.parametrize("at", [None, "model.layers.0.mlp.down_proj"])
+def test_logo_decides_by_the_last_real_token_of_one_layer(routed: Any, tiny_model: Make, at: str | None) -> None:
+    path = at or "model.layers.1.self_attn.q_proj"
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+    state, bare, inputs = seating(routed), tiny_model(dtype=torch.float64), []
+    bare.get_submodule(path).register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    logits(bare, attention_mask=mask)
+    x = inputs[0][torch.arange(3), torch.tensor([5, 5, 2])]  # (rows, d_in)
+    norms = torch.zeros(3, 4, dtype=torch.float64)
+    for position, name in enumerate(state.experts):
+        factors = state.library.get(name).modules.get(path)
+        if factors is not None:  # 'd' adapts the second layer only, and is out of reach from the first
+            norms[:, position] = (x @ factors.delta().mT).norm(dim=1)
+    best = norms.topk(2, dim=1)
+    expected = torch.zeros_like(norms).scatter(1, best.indices, best.values / best.values.sum(1, keepdim=True))
+    with routing(routed, {"router": "logo", "at": at}):
+        found = stacked(routed, attention_mask=mask)
+    last = found[-1]  # (batch, seq, experts)
+    assert torch.allclose(last, expected.float()[:, None].expand_as(last), atol=1e-6)
+    assert at is None or not last[..., 3].any()
+
+
 def test_a_request_keeps_its_decision_while_it_is_answered(routed: Any) -> None:
     settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
     for cache in (True, False):

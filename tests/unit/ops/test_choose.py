@@ -70,7 +70,7 @@ def chosen(**steps: Any) -> list[int]:
     ],
 )
 def test_each_step_leaves_the_experts_it_should(steps: dict[str, Any], expected: list[int]) -> None:
-    for scale in ("softmax", "unit", "uniform"):
+    for scale in ("softmax", "unit", "uniform", "proportional"):
         assert chosen(scale=scale, **steps) == expected
 
 
@@ -84,6 +84,19 @@ def test_the_scales_differ_in_the_weights_alone() -> None:
     assert weights(scale="uniform") == [0.5, 0.5, 0, 0, 0]
 
 
+def test_proportional_weights_are_shares_of_the_scores_whatever_the_temperature() -> None:
+    for temperature in (0.1, 1.0, 7.0):
+        found = dense(SCORES, top_k=3, temperature=temperature, scale="proportional")
+        assert found[0].tolist() == pytest.approx([4 / 9, 3 / 9, 2 / 9, 0, 0])
+    with_null = dense(SCORES, top_k=2, null=3.5, scale="proportional")
+    assert with_null[0].tolist() == pytest.approx([4 / 7.5, 0, 0, 0, 0])
+
+
+def test_scores_that_are_not_above_zero_have_no_share() -> None:
+    scores = torch.tensor([[3.0, 0.0, -2.0], [0.0, -1.0, -torch.inf]])
+    assert dense(scores, scale="proportional").tolist() == [[1, 0, 0], [0, 0, 0]]
+
+
 def test_the_null_expert_takes_its_share_and_does_nothing() -> None:
     with_null = dense(SCORES, top_k=9, null=3.0)
     assert with_null.shape == SCORES.shape
@@ -92,7 +105,7 @@ def test_the_null_expert_takes_its_share_and_does_nothing() -> None:
     assert dense(SCORES, top_k=2, null=3.5, scale="uniform")[0].tolist() == [0.5, 0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("scale", ["softmax", "unit", "uniform"])
+@pytest.mark.parametrize("scale", ["softmax", "unit", "uniform", "proportional"])
 @pytest.mark.parametrize("steps", [{}, {"top_p": 0.5}, {"threshold": 0.0}, {"null": 1.0}])
 def test_no_step_hides_a_score_that_is_not_a_number(scale: Any, steps: dict[str, Any]) -> None:
     scores = torch.tensor([[float("nan"), 1.0, 2.0], [0.5, 1.0, 2.0]])
@@ -101,7 +114,7 @@ def test_no_step_hides_a_score_that_is_not_a_number(scale: Any, steps: dict[str,
     assert not bool(weights[1].isnan().any())
 
 
-@pytest.mark.parametrize("scale", ["softmax", "unit", "uniform"])
+@pytest.mark.parametrize("scale", ["softmax", "unit", "uniform", "proportional"])
 @pytest.mark.parametrize("steps", [{}, {"top_p": 0.5}, {"top_k": 1}])
 def test_no_step_chooses_where_nothing_may_be_chosen(scale: Any, steps: dict[str, Any]) -> None:
     assert dense(torch.full((2, 3), -torch.inf), scale=scale, **steps).tolist() == [[0, 0, 0]] * 2

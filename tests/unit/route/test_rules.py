@@ -11,6 +11,7 @@ from lorary.route import ROUTERS, Reading
 from lorary.route.arrow import arrow_prototypes, arrow_readout
 from lorary.route.facts import expert_facts, input_directions, tied_prototypes
 from lorary.route.lag import lag_readout
+from lorary.route.logo import last_tokens
 from lorary.route.norm import norm_readout
 from lorary.route.projection import projection_readout
 
@@ -131,9 +132,14 @@ def test_the_direction_of_a_zero_update_is_that_of_its_lora_a(generator: torch.G
     assert not found[2].any()
 
 
+def test_logo_looks_at_the_last_token_that_counts(generator: torch.Generator) -> None:
+    real = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1], [1, 0, 1, 0]]).bool()
+    assert last_tokens(real).nonzero().tolist() == [[0, 3], [1, 2], [2, 0], [3, 3], [4, 2]]
+
+
 def test_the_catalogue_says_what_each_rule_needs() -> None:
     for name, rule in ROUTERS.items():
         assert (rule.scores is None) != (rule.weights is None), name
         assert bool(rule.reads) == (rule.scores is not None), name
         assert (rule.decides == "always") == (rule.pers == ()), name
-        assert rule.needs == "weights", name
+        assert (rule.needs == "probe") == (rule.pers == ("request",)), name
