@@ -17,20 +17,30 @@ class TokenDecision:
     def __init__(self, num_experts: int) -> None:
         self.num_experts = num_experts
         self._weights: Tensor | None = None
+        self._by: str | None = None
 
-    def clear(self) -> None:
-        """A new pass begins."""
-        self._weights = None
+    def clear(self, *_pass: object) -> None:
+        """A new pass begins; a forward pre-hook of the base's decoder."""
+        self._weights = self._by = None
 
-    def write(self, experts: Tensor, weights: Tensor) -> None:
+    def falls_to(self, layer: str) -> bool:
+        """Whether a layer that may decide has to.
+
+        No other one has in this pass. The one that decided does so again where it runs again, as in the backward pass
+        of gradient checkpointing.
+        """
+        return self._by is None or self._by == layer
+
+    def write(self, experts: Tensor, weights: Tensor, layer: str) -> None:
         """Keep what was decided.
 
         Args:
             experts: (local experts,), positions in the order of names.
             weights: (tokens, local experts).
+            layer: that decided.
         """
         full = weights.new_zeros(weights.shape[0], self.num_experts)
-        self._weights = full.index_copy(1, experts, weights)
+        self._weights, self._by = full.index_copy(1, experts, weights), layer
 
     def read(self, experts: Tensor, x: Tensor) -> Tensor | None:
         """The weights for another layer; None where nothing is decided yet.

@@ -112,20 +112,21 @@ class ScoreGate(nn.Module):
 
 
 class TokenGate(nn.Module):
-    """One layer decides for each token, and all later layers of the pass do as it did.
+    """One layer decides for each token, and all that run later in the pass do as it did.
 
     Args:
         decision: shared by all layers of the setting.
+        layer: path of the layer.
         experts: of the layer, as positions in the order of names.
-        decides: the gate of the deciding layer, None in all others.
-        is_first: whether a pass begins with this layer.
+        decides: its scores, where it may decide: the first such layer to run does. The order in which a model holds
+            its layers is not always that in which it runs them (Phi-3).
     """
 
     def __init__(
-        self, decision: TokenDecision, experts: Sequence[int], decides: ScoreGate | None, is_first: bool
+        self, decision: TokenDecision, layer: str, experts: Sequence[int], decides: ScoreGate | None
     ) -> None:
         super().__init__()
-        self.decision, self.decides, self.is_first = decision, decides, is_first
+        self.decision, self.layer, self.decides = decision, layer, decides
         self.register_buffer("experts", torch.tensor(list(experts)), persistent=False)
 
     experts: Tensor
@@ -133,14 +134,12 @@ class TokenGate(nn.Module):
     @property
     def reads_prototypes(self) -> bool:
         """Whether this layer decides, by a rule that reads them."""
-        return self.decides is not None and self.decides.reads_prototypes
+        return self.decides is not None and self.decision.falls_to(self.layer) and self.decides.reads_prototypes
 
     def forward(self, seen: Seen) -> Tensor | None:
         """Routing weights of each token; None in a layer that runs before the decision."""
-        if self.is_first:
-            self.decision.clear()
-        if self.decides is None:
+        if self.decides is None or not self.decision.falls_to(self.layer):
             return self.decision.read(self.experts, seen.x)
         weights: Tensor = self.decides(seen)
-        self.decision.write(self.experts, weights)
+        self.decision.write(self.experts, weights, self.layer)
         return weights

@@ -43,7 +43,7 @@ class Seating:
         live: experts that came live and are not the library's.
         num_blocks: how many `with lorary.routing` blocks are open.
         prober: decides for requests, where a setting asks for that.
-        probe_handle: of its hook.
+        pass_handles: of the hooks that run when a pass of the decoder begins.
     """
 
     experts: tuple[str, ...]
@@ -57,7 +57,7 @@ class Seating:
     live: dict[str, Adapter] = field(default_factory=dict)
     num_blocks: int = 0
     prober: Prober | None = None
-    probe_handle: RemovableHandle | None = None
+    pass_handles: list[RemovableHandle] = field(default_factory=list)
 
     def ambiguous(self) -> list[tuple[str, str, float]]:
         """(expert, layer, σ2/σ1) of every prototype whose direction is not well defined."""
@@ -119,23 +119,26 @@ def apply_routing(model: Any, state: Seating, routing: Routing, rows: Sequence[R
         else:
             layer.lora.route_by(_on(own[0], layer), routing.mix)
     state.routing, state.rows = routing, None if rows is None else tuple(rows)
-    _set_prober(model, state, [plan.request for plan in plans], of_row)
+    _set_pass_hooks(model, state, plans, of_row)
 
 
-def drop_prober(state: Seating) -> None:
-    """Take the probe's hook away."""
-    if state.probe_handle is not None:
-        state.probe_handle.remove()
-    state.prober = state.probe_handle = None
+def drop_pass_hooks(state: Seating) -> None:
+    """Take the hooks away that run when a pass begins."""
+    for handle in state.pass_handles:
+        handle.remove()
+    state.prober, state.pass_handles = None, []
 
 
-def _set_prober(model: Any, state: Seating, requests: Sequence[Request | None], of_row: Sequence[int]) -> None:
-    drop_prober(state)
-    if any(request is not None for request in requests):
-        # The decoder and not the model: its head and loss play no part, and it may be called without them.
-        decoder = getattr(model, "base_model", model)
-        state.prober = Prober(requests, of_row)
-        state.probe_handle = decoder.register_forward_pre_hook(state.prober, with_kwargs=True)
+def _set_pass_hooks(model: Any, state: Seating, plans: "Sequence[_Plan]", of_row: Sequence[int]) -> None:
+    drop_pass_hooks(state)
+    # The decoder and not the model: its head and loss play no part, and it may be called without them.
+    decoder = getattr(model, "base_model", model)
+    for plan in plans:
+        if plan.decision is not None:
+            state.pass_handles.append(decoder.register_forward_pre_hook(plan.decision.clear))
+    if any(plan.request is not None for plan in plans):
+        state.prober = Prober([plan.request for plan in plans], of_row)
+        state.pass_handles.append(decoder.register_forward_pre_hook(state.prober, with_kwargs=True))
 
 
 @dataclass
@@ -144,6 +147,7 @@ class _Plan:
 
     gates: dict[str, nn.Module | Tensor]
     request: Request | None = None
+    decision: TokenDecision | None = None
 
 
 def _plan(setting: Routing, state: Seating, model: Any) -> _Plan:
@@ -153,11 +157,15 @@ def _plan(setting: Routing, state: Seating, model: Any) -> _Plan:
     if weights is not None:
         return _Plan({path: weights[list(layer.experts)] for path, layer in state.layers.items()})
     scored = _score_gates(setting, state)
+    if setting.per != "layer" and getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        # Encoder and decoder see other tokens, although there may be as many of them.
+        raise RouterError(
+            f"per='{setting.per}' needs a decoder-only model", found=type(model).__name__, remedy="per='layer'"
+        )
     if setting.per == "token":
-        return _Plan(dict(_token_gates(setting, state, scored)))
+        decision = TokenDecision(len(state.experts))
+        return _Plan(dict(_token_gates(setting, state, scored, decision)), decision=decision)
     if setting.per == "request":
-        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-            raise RouterError("per='request' needs a decoder-only model", found=type(model).__name__)
         request = Request(len(state.experts), setting.choice(""))
         layers = state.layers
         return _Plan({path: RequestGate(request, layers[path].experts, gate) for path, gate in scored.items()}, request)
@@ -193,11 +201,11 @@ def _score_gates(setting: Routing, state: Seating) -> dict[str, ScoreGate]:
     return gates
 
 
-def _token_gates(setting: Routing, state: Seating, scored: Mapping[str, ScoreGate]) -> dict[str, TokenGate]:
-    first = next(iter(state.layers))
-    decision, at = TokenDecision(len(state.experts)), setting.at or first
+def _token_gates(
+    setting: Routing, state: Seating, scored: Mapping[str, ScoreGate], decision: TokenDecision
+) -> dict[str, TokenGate]:
     return {
-        path: TokenGate(decision, layer.experts, scored[path] if path == at else None, path == first)
+        path: TokenGate(decision, path, layer.experts, scored[path] if setting.at in (None, path) else None)
         for path, layer in state.layers.items()
     }
 
