@@ -11,7 +11,7 @@ from lorary.errors import LibraryError, UsageError
 from lorary.library.store import Library
 from lorary.lora.seat import seat, unseat
 from lorary.model.layers import build_layers
-from lorary.model.seating import STATE, Seating, apply_routing, drop_prober, seating
+from lorary.model.seating import STATE, Seating, apply_routing, drop_pass_hooks, seating
 from lorary.model.setting import Routing, merged, preset_fields
 from lorary.ops.mix import Mix
 
@@ -102,7 +102,7 @@ def seat_library(
         apply_routing(model, state, wanted)
         handles = seat(model, {path: layer.lora for path, layer in layers.items()})
     except BaseException:
-        drop_prober(state)
+        drop_pass_hooks(state)
         raise
     state.handles = dict(zip(layers, handles, strict=True))
     setattr(model, STATE, state)
@@ -123,7 +123,7 @@ def detach(model: Any) -> Any:
         UsageError: if no experts are seated in it.
     """
     state = seating(model)
-    drop_prober(state)
+    drop_pass_hooks(state)
     unseat(model, list(state.layers), list(state.handles.values()))
     delattr(model, STATE)
     return model

@@ -14,19 +14,29 @@ class TokenDecision:
 
     def __init__(self) -> None:
         self._chosen: Chosen | None = None
+        self._by: str | None = None
 
-    def clear(self) -> None:
-        """A new pass begins."""
-        self._chosen = None
+    def clear(self, *_pass: object) -> None:
+        """A new pass begins; a forward pre-hook of the base's decoder."""
+        self._chosen = self._by = None
 
-    def write(self, experts: Tensor, chosen: Chosen) -> None:
+    def falls_to(self, layer: str) -> bool:
+        """Whether a layer that may decide has to.
+
+        No other one has in this pass. The one that decided does so again where it runs again, as in the backward pass
+        of gradient checkpointing.
+        """
+        return self._by is None or self._by == layer
+
+    def write(self, experts: Tensor, chosen: Chosen, layer: str) -> None:
         """Keep what was decided.
 
         Args:
             experts: (local experts,), positions in the order of names.
             chosen: for each token, among these.
+            layer: that decided.
         """
-        self._chosen = Chosen(experts[chosen.experts], chosen.weights)
+        self._chosen, self._by = Chosen(experts[chosen.experts], chosen.weights), layer
 
     def read(self, seats: Tensor, x: Tensor) -> Chosen | None:
         """What was decided, for another layer; None where nothing is yet.

@@ -155,41 +155,39 @@ class ScoreGate(nn.Module):
 
 
 class TokenGate(nn.Module):
-    """One layer decides for each token, and all later layers of the pass do as it did.
+    """One layer decides for each token, and all that run later in the pass do as it did.
 
     Args:
         decision: shared by all layers of the setting.
-        seated: which experts sit in the layer.
-        decides: the gate of the deciding layer, None in all others.
+        layer: path of the layer.
+        seated: which experts sit in it.
+        decides: its scores, where it may decide: the first such layer to run does. The order in which a model holds
+            its layers is not always that in which it runs them (Phi-3).
         most: experts of a token at most.
-        is_first: whether a pass begins with this layer.
     """
 
     quick = None
 
     def __init__(
-        self, decision: TokenDecision, seated: Seated, decides: ScoreGate | None, most: int, is_first: bool
+        self, decision: TokenDecision, layer: str, seated: Seated, decides: ScoreGate | None, most: int
     ) -> None:
         super().__init__()
-        self.decision, self.seated, self.decides = decision, seated, decides
-        self.most, self.is_first = most, is_first
+        self.decision, self.layer, self.seated, self.decides, self.most = decision, layer, seated, decides, most
 
     @property
     def reads_prototypes(self) -> bool:
         """Whether this layer decides, by a rule that reads them."""
-        return self.decides is not None and self.decides.reads_prototypes
+        return self.decides is not None and self.decision.falls_to(self.layer) and self.decides.reads_prototypes
 
     @property
     def reads_z(self) -> bool:
         """Whether this layer decides, by a rule that reads the down-projections."""
-        return self.decides is not None and self.decides.reads_z
+        return self.decides is not None and self.decision.falls_to(self.layer) and self.decides.reads_z
 
     def forward(self, seen: Seen) -> Chosen | None:
         """The experts of each token; None in a layer that runs before the decision."""
-        if self.is_first:
-            self.decision.clear()
-        if self.decides is None:
+        if self.decides is None or not self.decision.falls_to(self.layer):
             return self.decision.read(self.seated.seats, seen.x)
         chosen: Chosen = self.decides(seen)
-        self.decision.write(self.seated.experts, chosen)
+        self.decision.write(self.seated.experts, chosen, self.layer)
         return chosen

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from lorary.adapter import Adapter, LoraFactors
 from lorary.lora.gated import GatedLora
 from lorary.lora.rows import append_rows, remove_rows, widen
-from lorary.lora.seat import find_linear, linear_shape
+from lorary.lora.seat import device_of, find_linear, linear_shape
 from lorary.lora.targets import layer_number
 from lorary.route.facts import expert_facts
 
@@ -119,7 +118,7 @@ def build_layers(
         for path, factors in adapter:
             find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
             members.setdefault(path, []).append((positions[seat] if positions else seat, factors.rank))
-    stacks = {path: _Stack(model.get_submodule(path), members[path]) for path in in_order(model, members)}
+    stacks = {path: _Stack(model, path, members[path]) for path in in_order(model, members)}
     for seat, adapter in enumerate(adapters):
         for path, factors in adapter:
             stacks[path].put(positions[seat] if positions else seat, factors)
@@ -150,17 +149,18 @@ class _Stack:
     """Room for the factors of one layer's experts, filled one by one.
 
     Args:
-        layer: the linear layer.
+        model: the base model.
+        path: of the linear layer.
         members: (position in the order of names, rank) of each expert that has the layer, in the order of seats.
     """
 
-    def __init__(self, layer: nn.Module, members: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, model: nn.Module, path: str, members: Sequence[tuple[int, int]]) -> None:
+        layer = model.get_submodule(path)
         shape = linear_shape(layer)
         assert shape is not None
         d_in, d_out = shape
         dtype = _compute_dtype(layer)
-        # Some quantised layers hold buffers only.
-        self.device = next(chain(layer.parameters(), layer.buffers())).device
+        self.device = device_of(layer, model)
         self.experts = tuple(position for position, _ in members)
         self.ranks = torch.tensor([rank for _, rank in members])
         ends = self.ranks.cumsum(0).tolist()

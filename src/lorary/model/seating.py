@@ -44,7 +44,7 @@ class Seating:
         live: experts that came live and are not the library's.
         num_blocks: how many `with lorary.routing` blocks are open.
         prober: decides for requests, where a setting asks for that.
-        probe_handle: of its hook.
+        pass_handles: of the hooks that run when a pass of the decoder begins.
     """
 
     experts: tuple[str, ...]
@@ -58,7 +58,7 @@ class Seating:
     live: dict[str, Adapter] = field(default_factory=dict)
     num_blocks: int = 0
     prober: Prober | None = None
-    probe_handle: RemovableHandle | None = None
+    pass_handles: list[RemovableHandle] = field(default_factory=list)
 
     def ambiguous(self) -> list[tuple[str, str, float]]:
         """(expert, layer, σ2/σ1) of every prototype whose direction is not well defined."""
@@ -125,23 +125,26 @@ def apply_routing(model: Any, state: Seating, routing: Routing, rows: Sequence[R
         gate = gates[0] if rows is None else RowGate(gates, of_row)
         layer.lora.route_by(_on(gate, layer), different[0].mix, general)
     state.routing, state.rows = routing, None if rows is None else tuple(rows)
-    _set_prober(model, state, [plan.request for plan in plans], of_row)
+    _set_pass_hooks(model, state, plans, of_row)
 
 
-def drop_prober(state: Seating) -> None:
-    """Take the probe's hook away."""
-    if state.probe_handle is not None:
-        state.probe_handle.remove()
-    state.prober = state.probe_handle = None
+def drop_pass_hooks(state: Seating) -> None:
+    """Take the hooks away that run when a pass begins."""
+    for handle in state.pass_handles:
+        handle.remove()
+    state.prober, state.pass_handles = None, []
 
 
-def _set_prober(model: Any, state: Seating, requests: Sequence[Request | None], of_row: Sequence[int]) -> None:
-    drop_prober(state)
-    if any(request is not None for request in requests):
-        # The decoder and not the model: its head and loss play no part, and it may be called without them.
-        decoder = getattr(model, "base_model", model)
-        state.prober = Prober(requests, of_row)
-        state.probe_handle = decoder.register_forward_pre_hook(state.prober, with_kwargs=True)
+def _set_pass_hooks(model: Any, state: Seating, plans: "Sequence[_Plan]", of_row: Sequence[int]) -> None:
+    drop_pass_hooks(state)
+    # The decoder and not the model: its head and loss play no part, and it may be called without them.
+    decoder = getattr(model, "base_model", model)
+    for plan in plans:
+        if plan.decision is not None:
+            state.pass_handles.append(decoder.register_forward_pre_hook(plan.decision.clear))
+    if any(plan.request is not None for plan in plans):
+        state.prober = Prober([plan.request for plan in plans], of_row)
+        state.pass_handles.append(decoder.register_forward_pre_hook(state.prober, with_kwargs=True))
 
 
 @dataclass
@@ -150,6 +153,7 @@ class _Plan:
 
     gates: dict[str, nn.Module | Tensor]
     request: Request | None = None
+    decision: TokenDecision | None = None
 
 
 def _plan(setting: Routing, state: Seating, model: Any, without: Mapping[str, Subtracted]) -> _Plan:
@@ -159,11 +163,15 @@ def _plan(setting: Routing, state: Seating, model: Any, without: Mapping[str, Su
     if weights is not None:
         return _Plan({path: weights[list(layer.experts)] for path, layer in state.layers.items()})
     scored = _score_gates(setting, state, without)
+    if setting.decides != "layer" and getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        # Encoder and decoder see other tokens, although there may be as many of them.
+        raise RouterError(
+            f"per='{setting.decides}' needs a decoder-only model", found=type(model).__name__, remedy="per='layer'"
+        )
     if setting.decides == "token":
-        return _Plan(dict(_token_gates(setting, state, scored)))
+        decision = TokenDecision()
+        return _Plan(dict(_token_gates(setting, state, scored, decision)), decision=decision)
     if setting.decides == "request":
-        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-            raise RouterError("per='request' needs a decoder-only model", found=type(model).__name__)
         return _request_plan(setting, state, scored)
     return _Plan(dict(scored))
 
@@ -214,13 +222,14 @@ def _score_gates(setting: Routing, state: Seating, without: Mapping[str, Subtrac
     return gates
 
 
-def _token_gates(setting: Routing, state: Seating, scored: Mapping[str, ScoreGate]) -> dict[str, TokenGate]:
-    first = next(iter(state.layers))
-    decision, at = TokenDecision(), setting.at or first
+def _token_gates(
+    setting: Routing, state: Seating, scored: Mapping[str, ScoreGate], decision: TokenDecision
+) -> dict[str, TokenGate]:
+    num_experts = len(state.experts)
     return {
         path: TokenGate(
-            decision, Seated(layer.experts, len(state.experts)), scored[path] if path == at else None,
-            scored[at].most, path == first,
+            decision, path, Seated(layer.experts, num_experts), scored[path] if setting.at in (None, path) else None,
+            min(setting.top_k, num_experts),
         )
         for path, layer in state.layers.items()
     }  # fmt: skip
