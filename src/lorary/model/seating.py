@@ -149,7 +149,7 @@ class _Plan:
 def _plan(setting: Routing, state: Seating, model: Any) -> _Plan:
     _check_mix(setting, state.layers)
     _check_names(setting, state)
-    weights = _fixed_weights(setting, state.experts)
+    weights = constant_weights(setting, state.experts)
     if weights is not None:
         return _Plan({path: weights[list(layer.experts)] for path, layer in state.layers.items()})
     scored = _score_gates(setting, state)
@@ -164,8 +164,8 @@ def _plan(setting: Routing, state: Seating, model: Any) -> _Plan:
     return _Plan(dict(scored))
 
 
-def _fixed_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
-    """(experts,) weights of a setting that looks at nothing, else None."""
+def constant_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
+    """(experts,) weights of a setting that looks at nothing, None for one that decides by what it sees."""
     if setting.fixed is not None:
         return fixed_weights(experts, setting.fixed)
     rule = ROUTERS[setting.router]
