@@ -18,7 +18,7 @@ class SeenToken(NamedTuple):
     """A token that the model read.
 
     Args:
-        text: it alone, decoded; part of a character shows as the replacement character.
+        text: what it adds; a character of several tokens stands at its last one, and those before it are empty.
         part: `prompt` or `answer`.
         left_out: why it is kept out of statistics, empty where it counts.
     """

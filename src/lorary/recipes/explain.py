@@ -204,13 +204,31 @@ def _see(base: Base, prompt: Prompt, template: str, other: Routing | None, max_n
             others, against, _ = _trace(base, example)
         assert against is None or others == layers
     parts = ["prompt"] * len(example.prompt_ids) + ["answer"] * (len(example.target_ids) - 1)
-    texts = [base.tokenizer.decode([token]) for token in (*example.prompt_ids, *example.target_ids[:-1])]
+    texts = token_texts(base.tokenizer, (*example.prompt_ids, *example.target_ids[:-1]))
     tokens = [SeenToken(*fields) for fields in zip(texts, parts, left_out, strict=True)]
     given = prompt.answer is not None
     seen = SeenPrompt(
         prompt.text, answer, given, is_finished, len(example.target_ids), tokens, weights, against
     )  # fmt: skip
     return _Seen(seen, example, layers)
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text of each token; a character of several tokens stands at its last one, and those before are empty.
+
+    Args:
+        tokenizer: transformers' own.
+        ids: of the tokens.
+    """
+    texts: list[str] = []
+    pending: list[int] = []
+    for number, token in enumerate(ids, start=1):
+        pending.append(token)
+        text = str(tokenizer.decode(pending))
+        is_part = text.endswith("\N{REPLACEMENT CHARACTER}") and number < len(ids)
+        texts.append("" if is_part else text)
+        pending = pending if is_part else []
+    return texts
 
 
 def _example(base: Base, prompt: Prompt, template: str, max_new_tokens: int) -> Example:

@@ -49,27 +49,32 @@ def worth_section(e: Explanation) -> str:
     Args:
         e: what was seen.
     """
-    others = [("every expert: the base", e.against_base)]
-    rows = [(one.name, one) for one in e.without_each] + others
-    reach = max((abs(one.change) for _, one in rows), default=0.0) or 1.0
-    body = "".join(_worth_row(name, one, reach) for name, one in rows)
+    base = e.against_base
+    lead = (
+        f"<p>Without any expert, under the base alone, the log-likelihood changes by "
+        f"<strong>{signed_nats(base.change, plus=True)}</strong> nats, {signed_nats(base.per_token, plus=True)} per "
+        f"token of the {counted(e.num_answer, 'token')}.</p>"
+    )
+    if not e.without:
+        return lead
+    reach = max(abs(one.change) for one in e.without_each) or 1.0
+    body = "".join(_worth_row(one, reach) for one in e.without_each)
     return (
-        '<p class="note">Change of the log-likelihood of the answers, in nats, when an expert is taken out and the '
-        'router chooses among the others. <span class="key up">To the left</span>: the answers are less likely without '
-        'it, so it helps. <span class="key down">To the right</span>: they are likelier without it. An expert that '
-        "others stand in for changes little, however much it is used.</p>"
+        f'{lead}<p class="note">The change when one expert is taken out and the router chooses among the others. '
+        '<span class="key up">To the left</span>: the answers are less likely without it, so it helps. '
+        '<span class="key down">To the right</span>: they are likelier without it. An expert that others stand in for '
+        "changes little, however much it is used.</p>"
         '<div class="scroll" tabindex="0" role="region" aria-label="Counterfactuals"><table class="measures"><thead>'
         f'<tr><th scope="col">without</th><th scope="col" class="wide">change</th>{_heads(("nats", "per token"))}'
-        "</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
+        f"</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
-def _worth_row(name: str, one: Compared, reach: float) -> str:
+def _worth_row(one: Compared, reach: float) -> str:
     side = "left" if one.change < 0 else "right"
     bar = f'<i class="{side}" style="--w:{abs(one.change) / reach:.3f}"></i>'
     return (
-        f'<tr><th scope="row">{text(name)}</th><td class="diverging">{bar}</td>'
+        f'<tr><th scope="row">{text(one.name)}</th><td class="diverging">{bar}</td>'
         f"{_numbers([signed_nats(one.change, plus=True), signed_nats(one.per_token, plus=True)])}</tr>"
     )
 

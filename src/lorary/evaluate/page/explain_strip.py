@@ -41,7 +41,7 @@ def prompts_section(e: Explanation) -> str:
     )
     rest = len(e.prompts) - chosen
     more = f" The tokens of {counted(rest, 'prompt')} have no map: the page would grow too large." if rest else ""
-    return f'<p class="note">{note}{more}</p>{_legend(e)}{strips}'
+    return f'<p class="note">{note}{more}</p>{_legend(e)}<div class="strips">{strips}</div>'
 
 
 def _legend(e: Explanation) -> str:
@@ -111,9 +111,11 @@ def _answer(e: Explanation, i: int) -> str:
 
 
 def signed_nats(value: float, *, plus: bool = False) -> str:
-    """A number of nats with a true minus.
+    """A number of nats with a true minus; what rounds to zero has no sign.
 
-    >>> signed_nats(-0.5)
-    '−0.500'
+    >>> signed_nats(-0.5), signed_nats(-0.0001)
+    ('−0.500', '0.000')
     """
-    return f"{value:{'+' if plus else ''}.3f}".replace("-", "−")
+    shown = f"{abs(value):.3f}"
+    sign = "−" if value < 0 else "+" if plus else ""
+    return shown if float(shown) == 0 else f"{sign}{shown}"
