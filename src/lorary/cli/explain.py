@@ -57,8 +57,9 @@ def explain(
     from lorary.evaluate.explanation_json import explanation_json
     from lorary.evaluate.page.explain import write_explanation
     from lorary.evaluate.page.shell import check_writable
-    from lorary.recipes.explain import Prompt, read_prompts, run_explain
+    from lorary.recipes.explain import run_explain
     from lorary.recipes.explain_tables import print_explanation
+    from lorary.recipes.explain_trace import Prompt, read_prompts
 
     if (prompt is None) == (prompts is None):
         raise UsageError(

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from lorary.evaluate.explanation import Compared, Explanation, Group, SeenPrompt
 from lorary.evaluate.page.traces import place_of
 from lorary.evaluate.routing import DOMINATING, DOMINATING_TIMES, HARDLY, SINK_RATIO
@@ -96,13 +94,13 @@ def _prompt(e: Explanation, i: int) -> dict[str, Any]:
     }
 
 
-def _weights(layers: Sequence[str], prompt: SeenPrompt) -> dict[str, list[list[list[float]]]]:
-    """By layer: for each token the [number of the expert, weight] of those it chose."""
+def _weights(layers: Sequence[str], prompt: SeenPrompt) -> dict[str, list[list[tuple[int, float]]]]:
+    """By layer: for each token the (number of the expert, weight) of those it chose."""
     if prompt.weights is None:
         return {}
-    return {path: [_sparse(token) for token in own] for path, own in zip(layers, prompt.weights, strict=True)}
+    own = zip(layers, prompt.weights.tolist(), strict=True)
+    return {path: [_sparse(token) for token in tokens] for path, tokens in own}
 
 
-def _sparse(weights: Tensor) -> list[list[float]]:
-    chosen = weights.nonzero().flatten().tolist()
-    return [[expert, round(float(weights[expert]), DIGITS)] for expert in chosen]
+def _sparse(weights: list[float]) -> list[tuple[int, float]]:
+    return [(expert, round(weight, DIGITS)) for expert, weight in enumerate(weights) if weight]

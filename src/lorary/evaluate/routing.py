@@ -1,4 +1,4 @@
-"""What routing weights say: who is used, how widely a choice is spread, how far two routers agree, what to leave out.
+"""What routing weights say: usage, entropy, agreement of two routers, tokens to leave out.
 
 A *pair* is one token in one layer. All functions take the pairs that count, flattened or by layer, and know nothing of
 names; `docs/explain.md` says what each number means.
@@ -164,8 +164,8 @@ def expert_use(
 def norm_ratios(norms: Float[Tensor, "states tokens"]) -> Float[Tensor, " tokens"]:
     """How far a token's hidden state stands out: its norm by the median of the row, where that is largest.
 
-    Attention sinks carry hidden states a hundred times as long as those of other tokens, in most layers. A router by
-    inner products follows whatever their direction happens to be, alike for every prompt.
+    Attention sinks carry hidden states a hundred times as long as those of other tokens, in most layers, and nearly the
+    same ones for every prompt: what a router makes of them says nothing about the prompt at hand.
 
     Args:
         norms: norm of the hidden state of each token of one row, padding left out, at several depths.

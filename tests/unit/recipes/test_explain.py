@@ -20,8 +20,9 @@ from lorary.library.store import Library
 from lorary.model.attach import attach, seating
 from lorary.model.base import Base, load_base
 from lorary.model.setting import Routing
-from lorary.recipes.explain import FIRST_TOKEN, Prompt, explain, read_prompts, run_explain, token_texts, without_expert
+from lorary.recipes.explain import explain, run_explain, without_expert
 from lorary.recipes.explain_tables import print_explanation
+from lorary.recipes.explain_trace import FIRST_TOKEN, Prompt, read_prompts, token_texts
 
 Make = Callable[..., Any]
 TEXT = Prompt("Name the colour of the sky:", "blue")
