@@ -10,6 +10,7 @@ import typer
 
 from lorary.cli.build import build
 from lorary.cli.cluster import cluster
+from lorary.cli.explain import explain
 from lorary.cli.library import library_app
 from lorary.cli.options import (
     Device,
@@ -69,6 +70,7 @@ def demo(
 
 app.command()(build)
 app.command()(cluster)
+app.command()(explain)
 
 
 @app.command()

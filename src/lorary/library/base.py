@@ -85,7 +85,8 @@ def check_same_base(record: BaseRecord, found: Fingerprint, what: str, *, force_
     if relation != "same":
         kind = "related to" if relation == "related" else "unrelated to"
         warnings.warn(
-            f"{what} is {kind} the library's base model '{record.name}', not equal to it: {_difference(recorded, found)}",
+            f"{what} is {kind} the library's base model '{record.name}', not equal to it: "
+            f"{_difference(recorded, found)}",
             stacklevel=3,
         )
 

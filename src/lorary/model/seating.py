@@ -159,7 +159,7 @@ class _Plan:
 def _plan(setting: Routing, state: Seating, model: Any, without: Mapping[str, Subtracted]) -> _Plan:
     _check_mix(setting, state.layers)
     _check_names(setting, state)
-    weights = _fixed_weights(setting, state.experts)
+    weights = constant_weights(setting, state.experts)
     if weights is not None:
         return _Plan({path: weights[list(layer.experts)] for path, layer in state.layers.items()})
     scored = _score_gates(setting, state, without)
@@ -189,8 +189,8 @@ def _request_plan(setting: Routing, state: Seating, scored: Mapping[str, ScoreGa
     return _Plan(dict(gates), request)
 
 
-def _fixed_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
-    """(experts,) weights of a setting that looks at nothing, else None."""
+def constant_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
+    """(experts,) weights of a setting that looks at nothing, None for one that decides by what it sees."""
     if setting.fixed is not None:
         return fixed_weights(experts, setting.fixed)
     rule = ROUTERS[setting.router]

@@ -53,8 +53,8 @@ class Routing:
         per: when it decides. `layer`: each token in each layer. `token`: each token once, at one layer, for all later
             ones. `request`: each row once, from a pass of the bare base over its prompt, for all layers and tokens.
             None: as the rule does by itself.
-        at: with per='token', the path of the layer that decides; the routed one that runs first where None. For logo, that of
-            the layer it looks at; the query projection of the last routed block where None.
+        at: with per='token', the path of the layer that decides; the routed one that runs first where None. For logo,
+            that of the layer it looks at; the query projection of the last routed block where None.
         allow: the experts that may be used at all; all where None.
         candidates: for routers of two stages, how many experts pass the first, clamped to the number there is.
         calibrated: score by how unusual a norm is for its expert; needs prepared means and deviations.
