@@ -128,7 +128,8 @@ def main() -> None:
             wanted = words & figures or figures
             rows += run_base(name, wanted, sizes, seconds=options.seconds, all_rules=options.all)
     if options.report:
-        save_report(rows, options.report, load)
+        command = " ".join(["python benchmarks/route.py", *sys.argv[1:]])
+        save_report(rows, options.report, command=command, load=load)
     harness.report(rows, options.json)
 
 

@@ -80,7 +80,7 @@ def base_count(model: Any, context: float) -> float:
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
-    attention = 2 * context * width * num_layers(model)
+    attention = 2.0 * context * int(width) * num_layers(model)
     return sum(product.weight.numel() for product in (*base, head)) + attention
 
 

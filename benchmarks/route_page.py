@@ -18,15 +18,16 @@ Row = dict[str, Any]
 Series = Mapping[str, Sequence[tuple[int, float]]]
 
 
-def save_report(rows: Sequence[Row], path: Path, load: float) -> None:
+def save_report(rows: Sequence[Row], path: Path, *, command: str, load: float) -> None:
     """Write the report, and its pictures beside it.
 
     Args:
         rows: of the benchmark.
         path: of the Markdown file.
+        command: that gave them.
         load: of the machine before the run, as the kernel counts it.
     """
-    parts = [f"# Routing over a library, {datetime.date.today().isoformat()}", "", *preface(load)]
+    parts = [f"# Routing over a library, {datetime.date.today().isoformat()}", "", *preface(command, load)]
     for base in dict.fromkeys(row["case"].split()[0] for row in rows):
         own = [row for row in rows if row["case"].startswith(f"{base} ")]
         parts += ["", f"## {base}", "", *table(own)]
@@ -38,14 +39,18 @@ def save_report(rows: Sequence[Row], path: Path, load: float) -> None:
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
-def preface(load: float) -> list[str]:
-    """Machine, versions and what the columns mean."""
+def preface(command: str, load: float) -> list[str]:
+    """Machine, versions, command and what the columns mean."""
     machine, versions = harness.machine(), harness.versions()
     return [
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads used, no device; load "
         f"{load:.1f} before the run and {os.getloadavg()[0]:.1f} after it. "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + ". What is measured, and how: the head of `benchmarks/route.py`.",
+        "",
+        "```bash",
+        command,
+        "```",
         "",
         "*x base*: ours over the bare base of the same rounds; in brackets the least and the largest of a round, and "
         "their number. *floor x base*: the same for base and bare matrix products; in brackets by counting "

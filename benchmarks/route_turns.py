@@ -150,14 +150,18 @@ def case_rows(
     base, others = found[sides[0]], sides[1:]
     ours = {(one.name, one.experts): one for one in others if not one.is_peer}
     peers = {(one.name, one.experts): one for one in others if one.is_peer}
+
+    def ms(key: Hashable) -> float | None:
+        return None if key is None else 1e3 * median(found[key])
+
     rows = []
     for key in dict.fromkeys([*ours, *peers]):
         mine, theirs = ours.get(key), peers.get(key)
+        extra = ms(mine.routed) if mine is not None else None
         entry = harness.row(
             f"{shelf.name} {case.name} E={key[1]}", key[0], "ms", "lower",
-            ours=mine and 1e3 * median(found[mine]), base=1e3 * median(base),
-            peer=theirs and 1e3 * median(found[theirs]),
-            floor=mine and mine.routed and 1e3 * (median(base) + median(found[mine.routed])),
+            ours=ms(mine), base=1e3 * median(base), peer=ms(theirs),
+            floor=None if extra is None else 1e3 * median(base) + extra,
         )  # fmt: skip
         rows.append({**entry, **beside(case, shelf, key, mine, found)})
     return rows

@@ -78,10 +78,11 @@ def test_every_contender_has_its_rows(scripts: Scripts, rows: Any, tmp_path: Pat
     assert table["tiny prefill-8 E=4", "base"]["floor_ratio"] == 1
     assert table["tiny attach E=6", "time to attach"]["peer"] > 0
     report = tmp_path / "report.md"
-    scripts.page.save_report(list(table.values()), report, 0.5)
+    scripts.page.save_report(list(table.values()), report, command="python benchmarks/route.py --all", load=0.5)
     text = report.read_text(encoding="utf-8")
     assert len([line for line in text.splitlines() if line.startswith("| ")]) == len(table) + 1
     assert "load 0.5 before" in text
+    assert "\npython benchmarks/route.py --all\n" in text
 
 
 def test_all_contenders_compute_the_same_adapter(scripts: Scripts, tiny_model: Any, tmp_path: Path) -> None:
