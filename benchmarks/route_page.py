@@ -11,8 +11,9 @@ import harness
 
 PLOTTED = ("prefill-512", "decode-1")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 400, 60, 190, 36, 46
+LEAST_GAP = 16  # pixels, so that the lowest labels stay apart
 COLOURS = ("#c2410c", "#444444", "#3b6ea8", "#0f766e", "#7c3aed", "#a16207", "#be185d", "#4d7c0f", "#0e7490")
-TICKS = (1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
+TICKS = (1, 1.1, 1.25, 1.5, 2, 3, 5, 10, 20, 50, 100)
 HEAD = ("case", "contender", "ours", "base", "PEFT", "unit", "x base", "floor x base", "PEFT x base", "x PEFT", "notes")
 Row = dict[str, Any]
 Series = Mapping[str, Sequence[tuple[int, float]]]
@@ -122,7 +123,8 @@ def ratio_svg(title: str, series: Series) -> str:
         f'<text x="{LEFT}" y="20" fill="#222">{title}: time over the bare base</text>',
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle" fill="#222">experts</text>',
     ]
-    parts += [_grid_line(tick, place(sizes[0], tick)[1]) for tick in TICKS if floor <= tick <= ceiling]
+    heights = [(tick, place(sizes[0], tick)[1]) for tick in TICKS if floor <= tick <= ceiling]
+    parts += [_grid_line(tick, y) for tick, y in heights if tick == 1 or heights[0][1] - y > LEAST_GAP]
     parts += [
         f'<text x="{place(size, 1)[0]:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="#444">{size}</text>'
         for size in sizes
