@@ -48,7 +48,7 @@ def attach(
         experts: fixed experts (names, or weights by name) in place of a router.
         preset: a name in `lorary.model.setting.PRESETS`, in place of the library's default.
         force_base: attach although the base model's weights are unrelated to those that the library was made for.
-        settings: further fields of `lorary.model.setting.Routing`.
+        settings: further fields of `lorary.model.setting.Routing`; here None is a value, and not the library's.
 
     Returns:
         `base_model`.
@@ -61,9 +61,9 @@ def attach(
         UsageError: if a setting does not exist or is out of range.
     """
     library = library if isinstance(library, Library) else Library.open(library)
-    given = {"router": router, "top_k": top_k, "temperature": temperature, "mix": mix, "experts": experts, **settings}
+    given = {"router": router, "top_k": top_k, "temperature": temperature, "mix": mix, "experts": experts}
     start = library.default_router if preset is None else preset_fields(preset)
-    wanted = merged(Routing(**start), {key: value for key, value in given.items() if value is not None})
+    wanted = merged(Routing(**start), {key: value for key, value in given.items() if value is not None} | settings)
     return seat_library(base_model, library, wanted, force_base=force_base)
 
 

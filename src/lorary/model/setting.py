@@ -98,6 +98,8 @@ class Routing:
         for name, words in _WORDS.items():
             if getattr(self, name) not in words:
                 raise UsageError(f"{name} must be one of {list(words)}", found=repr(getattr(self, name)))
+        if type(self.calibrated) is not bool:
+            raise UsageError("calibrated must be true or false", found=repr(self.calibrated))
         if type(self.candidates) is not int or self.candidates < 1:
             raise UsageError("candidates must be a whole number of at least 1", found=repr(self.candidates))
         if self.experts is not None:
@@ -185,8 +187,19 @@ def merged(before: Routing, setting: "str | Mapping[str, Any] | Routing") -> Rou
     if preset is not None:
         return Routing(**{**preset_fields(preset), **changes})
     if "router" in changes:
-        changes = {**_ITS_OWN, **changes}
+        changes = {**_its_own(before), **changes}
     return replace(before, **changes)
+
+
+def without_router(setting: Routing) -> dict[str, Any]:
+    """The fields of a setting that stay when another router is named, as values of JSON."""
+    own = {"router", *_its_own(setting)}
+    return {key: value for key, value in setting.to_json().items() if key not in own}
+
+
+def _its_own(setting: Routing) -> dict[str, Any]:
+    """What belongs to a router, and goes with it; a layer to decide for tokens does not, one to look at does."""
+    return {**_ITS_OWN, **({} if setting.per == "token" else {"at": None})}
 
 
 def preset_fields(name: str) -> dict[str, Any]:

@@ -57,6 +57,7 @@ def run_generate(
     force_base: bool = False,
     device: str = "auto",
     dtype: str = "auto",
+    **settings: Any,
 ) -> Answer:
     """Load a library and its base, and answer one prompt.
 
@@ -77,6 +78,7 @@ def run_generate(
         force_base: accept unrelated weights of the same shapes.
         device: where to run.
         dtype: of the base.
+        settings: a `preset` and further fields of `Routing`, as `lorary.attach` takes them.
 
     Returns:
         The answer.
@@ -91,7 +93,7 @@ def run_generate(
     loaded = load_base(base_of(library, base), dtype=dtype, device=device)
     attach(
         loaded.model, library, router=router, top_k=top_k, temperature=temperature, mix=mix, experts=experts,
-        force_base=force_base,
+        force_base=force_base, **settings,
     )  # fmt: skip
     torch.manual_seed(seed)
     return answer(loaded, prompt, name, max_new_tokens=max_new_tokens, sample=sample, stream=stream)
