@@ -271,7 +271,9 @@ def test_an_adapter_and_a_library_of_another_architecture_are_refused(case: Case
     other = make_model(ARCHITECTURES["Llama"])
     config = peft.LoraConfig(r=2, target_modules=["q_proj"])
     peft.get_peft_model(copy.deepcopy(other), config).save_pretrained(tmp_path / "llama")
-    with pytest.raises(AdapterError, match=r"'llama' must fit .* at model.layers.0.self_attn.q_proj\n.*no linear layer"):
+    with pytest.raises(
+        AdapterError, match=r"'llama' must fit .* at model.layers.0.self_attn.q_proj\n.*no linear layer"
+    ):
         case.library.add(tmp_path / "llama")
     with pytest.raises(BaseModelError, match="found: LlamaForCausalLM with 15 linear layers"):
         attach(other, case.library)
@@ -285,5 +287,3 @@ def test_the_table_of_architectures_is_that_of_these_tests() -> None:
     cells = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("|")]
     table = {row[0].strip(): row[1].replace("`", "").strip() for row in cells}
     assert {name: table.get(name) for name in ARCHITECTURES} == {n: a.layers for n, a in ARCHITECTURES.items()}
-
-

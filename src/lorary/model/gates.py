@@ -122,9 +122,7 @@ class TokenGate(nn.Module):
             its layers is not always that in which it runs them (Phi-3).
     """
 
-    def __init__(
-        self, decision: TokenDecision, layer: str, experts: Sequence[int], decides: ScoreGate | None
-    ) -> None:
+    def __init__(self, decision: TokenDecision, layer: str, experts: Sequence[int], decides: ScoreGate | None) -> None:
         super().__init__()
         self.decision, self.layer, self.decides = decision, layer, decides
         self.register_buffer("experts", torch.tensor(list(experts)), persistent=False)
