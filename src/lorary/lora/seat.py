@@ -21,7 +21,11 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(d_in, d_out) of a linear layer of any kind, or None for a module that is not one.
 
     nn.Linear, its quantised kin (which keep `in_features`), and transformers' Conv1D (`nx`, `nf`) are linear layers.
+    The output layer of nn.MultiheadAttention is none: attention reads its weight and never calls it, so that experts
+    seated there would be silent.
     """
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return None
     for d_in, d_out in (("in_features", "out_features"), ("nx", "nf")):
         if isinstance(getattr(module, d_in, None), int) and isinstance(getattr(module, d_out, None), int):
             return int(getattr(module, d_in)), int(getattr(module, d_out))

@@ -145,6 +145,7 @@ def _set_pass_hooks(model: Any, state: Seating, plans: "Sequence[_Plan]", of_row
     if any(plan.request is not None for plan in plans):
         state.prober = Prober([plan.request for plan in plans], of_row)
         state.pass_handles.append(decoder.register_forward_pre_hook(state.prober, with_kwargs=True))
+        state.pass_handles.append(model.register_forward_pre_hook(state.prober.note, with_kwargs=True))
 
 
 @dataclass
