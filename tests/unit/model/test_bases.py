@@ -1,4 +1,4 @@
-"""Bases that are not plain float32 on one device: half precision, quantised, offloaded, pickled; and bad activations."""
+"""Bases that are not plain float32 on one device: half precision, quantised, offloaded, pickled; bad activations."""
 
 import copy
 import io
