@@ -73,6 +73,7 @@ def check_that_a_compiled_model_is_one_graph_and_notices_what_changes(
     assert not torch.equal(logits(compiled), arrow)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own
 def inductor_computes_what_a_routed_layer_does(routed: Any, generator: torch.Generator) -> None:
     lora = seating(routed).layers[PATH].lora
     x, output = inputs(generator)
@@ -98,6 +99,7 @@ def run(functions: str) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 
 
+@pytest.mark.slow
 def test_routed_models_compile_without_a_graph_break() -> None:
     run("check_*")
 
