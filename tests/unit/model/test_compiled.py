@@ -56,7 +56,7 @@ def check_that_a_routed_layer_is_one_graph(routed: Any, setting: Any, generator:
     x, output = inputs(generator)
     with routing(routed, setting), torch.no_grad():
         compiled = torch.compile(lora, backend="eager", fullgraph=True)
-        assert torch.equal(compiled(x, output), lora(x, output))
+        assert torch.allclose(compiled(x, output), lora(x, output), atol=1e-5)
 
 
 def check_that_a_compiled_model_is_one_graph_and_notices_what_changes(
@@ -64,13 +64,14 @@ def check_that_a_compiled_model_is_one_graph_and_notices_what_changes(
 ) -> None:
     compiled = torch.compile(routed, backend="eager", fullgraph=True)
     arrow = logits(compiled)
-    assert torch.equal(arrow, logits(routed))
+    # Beside it another plan may run.
+    assert torch.allclose(arrow, logits(routed), atol=1e-5)
     with routing(routed, "base"):
-        assert torch.equal(logits(compiled), logits(routed))
+        assert torch.allclose(logits(compiled), logits(routed), atol=1e-5)
     assert torch.equal(logits(compiled), arrow)
     add_expert(routed, random_adapter(routed, "live", generator, size=3.0))
-    assert torch.equal(logits(compiled), logits(routed))
-    assert not torch.equal(logits(compiled), arrow)
+    assert torch.allclose(logits(compiled), logits(routed), atol=1e-5)
+    assert not torch.allclose(logits(compiled), arrow, atol=1e-2)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own
