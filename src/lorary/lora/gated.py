@@ -11,10 +11,8 @@ from lorary.lora.gate import Gate, Seen
 from lorary.lora.rows import append_rows, remove_rows
 from lorary.ops.choose import Chosen
 from lorary.ops.mix import Mix, mix_chosen, weigh
-from lorary.ops.native import MOST_CHOSEN, is_native, native_choose, native_mix, native_route
+from lorary.ops.native import FEW_TOKENS, MOST_CHOSEN, NativeRoute, is_native, native_choose, native_mix
 
-# Tokens of a pass that are few: one call does it all, which saves more than the better matrix product gains.
-FEW_TOKENS = 8
 # The choice of fewer than one in so many experts is applied by itself; of more, all are computed.
 SPARSE = 2
 
@@ -60,6 +58,7 @@ class GatedLora(nn.Module):
         self.gate: Gate | None = None
         self.general: nn.Module | None = None
         self.num_fixed = 0
+        self.at_once: NativeRoute | None = None
         self.recorders: list[Callable[[Tensor], None]] = []
 
     @property
@@ -74,12 +73,13 @@ class GatedLora(nn.Module):
 
     def route_by(self, gate: Gate, mix: Mix, general: nn.Module | None = None) -> None:
         """Let a gate weigh the experts for each token, and general experts be taken from them (`lora/general.py`)."""
+        self._stop()
         self.gate, self.mix, self.general = gate, mix, general
-        self.fixed = self.fixed_by_rank = self.fixed_down = self.fixed_up = None
 
     def fix(self, weights: Float[Tensor, " experts"], mix: Mix) -> None:
         """Give the experts the same weights for every token; experts of weight zero cost nothing."""
-        self.gate, self.mix, self.general = None, mix, None
+        self._stop()
+        self.mix = mix
         self.fixed = weights.to(dtype=self.up.dtype, device=self.up.device)
         by_rank = self.fixed[self.expert_of_rank]
         rows = by_rank.nonzero().squeeze(1)
@@ -100,6 +100,9 @@ class GatedLora(nn.Module):
         Returns:
             The sum, in the dtype of `output`.
         """
+        if self._is_at_once(x, output):
+            assert self.at_once is not None
+            return self.at_once(x, output)
         if torch.is_autocast_enabled(x.device.type):  # scores in half precision would choose other experts
             with torch.autocast(x.device.type, enabled=False):
                 return self.forward(x, output)
@@ -111,6 +114,11 @@ class GatedLora(nn.Module):
         else:
             delta = self._routed(self.gate, tokens, x.shape[:-1])
         return output if delta is None else output + delta.view(output.shape).to(output.dtype)
+
+    def _is_at_once(self, x: Tensor, output: Tensor) -> bool:
+        if torch.compiler.is_compiling() or self.at_once is None or self.recorders:
+            return False
+        return self.at_once.down is self._buffers["down"] and self.at_once.takes(x, output)
 
     def _is_native(self, tokens: Tensor) -> bool:
         """Whether compiled code may apply the experts: it knows no gradients, and dense matrix products no equal."""
@@ -129,10 +137,13 @@ class GatedLora(nn.Module):
         factors = self.down, self.up, self.starts
         if quick is not None:
             rows = self.down[self.num_ranks :] if quick.rows is None else quick.rows
-            if len(tokens) <= FEW_TOKENS and not self.recorders:
-                native_route(tokens, rows, quick.alive, quick.top_k, quick.temperature, *factors, out)
-                return self._with(output, out)
-            chosen: Chosen | None = native_choose(tokens @ rows.mT, quick.alive, quick.top_k, quick.temperature)
+            choice = quick.alive, quick.top_k, quick.temperature
+            if len(tokens) <= FEW_TOKENS:
+                if self.recorders:
+                    self._record(native_choose(tokens @ rows.mT, *choice), leading)
+                self.at_once = NativeRoute(rows, *choice, *factors)
+                return self._with(output, self.at_once(tokens, out))
+            chosen: Chosen | None = native_choose(tokens @ rows.mT, *choice)
         else:
             projections = tokens @ self.down[self.num_ranks :].mT if gate.reads_prototypes else None
             chosen = gate(Seen(tokens, None, projections, leading))
@@ -242,13 +253,14 @@ class GatedLora(nn.Module):
         self.register_buffer("rows", rows, persistent=False)
 
     def _stop(self) -> None:
-        """Drop what the router in force keeps of the experts that are about to change."""
-        self.gate = self.general = None
+        """Drop the router in force, and what it keeps of the experts."""
+        self.gate = self.general = self.at_once = None
         self.fixed = self.fixed_by_rank = self.fixed_down = self.fixed_up = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "GatedLora":
         # Experts follow the base to its device, but keep their dtype: scores in bfloat16 would choose other experts.
         is_all = self.fixed_up is self.up
+        self.at_once = None
         for module in self.modules():  # the gate too
             for name, buffer in module._buffers.items():
                 if buffer is not None:

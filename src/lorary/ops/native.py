@@ -26,6 +26,8 @@ from lorary.ops.choose import Chosen
 SOURCE = Path(__file__).with_name("native.cpp")
 # As in native.cpp.
 MOST_CHOSEN = 64
+# Tokens of a pass that are few: one call does it all, which saves more than the better matrix product gains.
+FEW_TOKENS = 8
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
 _logger = logging.getLogger(__name__)
@@ -121,27 +123,56 @@ def native_mix(
     )  # fmt: skip
 
 
-def native_route(
-    x: Float[Tensor, "tokens d_in"],
-    rows: Float[Tensor, "experts d_in"],
-    alive: Bool[Tensor, " experts"],
-    top_k: int,
-    temperature: float,
-    down: Float[Tensor, "_rows d_in"],
-    up: Float[Tensor, "ranks d_out"],
-    starts: Int[Tensor, " starts"],
-    out: Float[Tensor, "tokens d_out"],
-) -> None:
+class NativeRoute:
     """All of a routed layer in one call, for a few tokens: products with `rows`, the choice, the experts.
 
-    Args as for `native_choose` and `native_mix`.
+    It keeps the tensors and where they lie, since looking them up takes longer than the work: valid while they are not
+    replaced. A copy of it is None: whoever is copied makes another.
+
+    Args as for `native_choose` and `native_mix`; `rows` is (experts, d_in).
     """
-    library = native()
-    assert library is not None
-    library.lorary_route(
-        x.data_ptr(), len(x), rows.data_ptr(), alive.data_ptr(), top_k, temperature,
-        ctypes.byref(_experts(down, up, starts)), torch.get_num_threads(), out.data_ptr(),
-    )  # fmt: skip
+
+    __slots__ = ("_call", "_kept", "_tail", "_up", "d_in", "down")
+
+    def __init__(
+        self,
+        rows: Float[Tensor, "experts d_in"],
+        alive: Bool[Tensor, " experts"],
+        top_k: int,
+        temperature: float,
+        down: Float[Tensor, "_rows d_in"],
+        up: Float[Tensor, "ranks d_out"],
+        starts: Int[Tensor, " starts"],
+    ) -> None:
+        library = native()
+        assert library is not None
+        experts = _experts(down, up, starts)
+        self.down, self._up, self.d_in = down, up, down.shape[1]
+        self._call, self._kept = library.lorary_route, (rows, alive, starts, experts)
+        self._tail = rows.data_ptr(), alive.data_ptr(), top_k, temperature, ctypes.byref(experts)
+
+    def takes(self, x: Tensor, output: Tensor) -> bool:
+        """Whether it can compute what a layer was given: float32 on the CPU, few tokens, no gradient wanted."""
+        return (
+            type(x) is Tensor
+            and x.dtype is torch.float32
+            and output.dtype is torch.float32
+            and x.is_cpu
+            and x.numel() <= FEW_TOKENS * self.d_in
+            and x.is_contiguous()
+            and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, output, self.down, self._up)))
+        )
+
+    def __call__(self, x: Float[Tensor, "*batch d_in"], output: Float[Tensor, "*batch d_out"]) -> Tensor:
+        """What a layer computed, with its experts added."""
+        out = output.clone(memory_format=torch.contiguous_format)
+        self._call(
+            x.data_ptr(), x.numel() // self.d_in, *self._tail, torch.get_num_threads(), out.data_ptr()
+        )  # fmt: skip
+        return out
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
 
 
 def _experts(down: Tensor, up: Tensor, starts: Tensor) -> _Experts:

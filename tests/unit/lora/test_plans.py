@@ -1,5 +1,6 @@
 """The plans of a routed layer have one result: dense, gathered, and compiled where there is a compiler."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from lorary.lora import gated
 from lorary.lora.gated import GatedLora
-from lorary.model.attach import routing
+from lorary.model.attach import routing, seating
+from lorary.model.live import remove_expert
 from lorary.model.trace import trace
-from lorary.ops.native import native
+from lorary.ops.native import NativeRoute, native
 
 Make = Callable[..., Any]
 SETTINGS: list[Any] = [
@@ -48,8 +50,9 @@ def only(plan: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return call
 
-    for name, function in (("native_route", "compiled"), ("native_mix", "compiled"), ("mix_chosen", "gathered")):
+    for name, function in (("native_mix", "compiled"), ("mix_chosen", "gathered")):
         monkeypatch.setattr(gated, name, counted(function, getattr(gated, name)))
+    monkeypatch.setattr(NativeRoute, "__call__", counted("compiled", NativeRoute.__call__))
     monkeypatch.setattr(gated, "weigh", counted("dense", gated.weigh))
     if plan != "compiled":
         monkeypatch.setattr(gated, "is_native", lambda tensor: False)
@@ -100,3 +103,28 @@ def test_gradients_go_through_a_routed_layer_whatever_the_plan(routed: Any) -> N
     assert embedded.grad is not None
     assert bool(embedded.grad.isfinite().all())
     assert bool(embedded.grad.any())
+
+
+@pytest.mark.skipif(native() is None, reason="no C++ compiler, or LORARY_NATIVE=0")
+def test_what_was_looked_up_for_one_call_is_forgotten_when_experts_change(
+    routed: Any, generator: torch.Generator
+) -> None:
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        first = routed(input_ids=ids).logits
+        lora = seating(routed).layers["model.layers.1.self_attn.q_proj"].lora
+        assert lora.at_once is not None
+        assert torch.equal(routed(input_ids=ids).logits, first)
+        with trace(routed):
+            assert torch.equal(routed(input_ids=ids).logits, first)
+        assert torch.equal(copy.deepcopy(routed)(input_ids=ids).logits, first)
+        remove_expert(routed, "e03")
+        assert lora.at_once is None
+        with routing(routed, {"experts": ["e01"]}):
+            assert lora.at_once is None
+            fixed = routed(input_ids=ids).logits
+        routed.double().float()
+        with routing(routed, {"experts": ["e01"]}):
+            assert torch.allclose(routed(input_ids=ids).logits, fixed, atol=1e-5)
+        changed = routed(input_ids=ids).logits
+    assert not torch.allclose(changed, first, atol=1e-3)

@@ -16,7 +16,7 @@ from lorary.lora.gated import GatedLora
 from lorary.ops import native as module
 from lorary.ops.choose import Choice, choose
 from lorary.ops.mix import mix_chosen
-from lorary.ops.native import is_native, native, native_choose, native_mix, native_route
+from lorary.ops.native import NativeRoute, is_native, native, native_choose, native_mix
 
 needs_compiler = pytest.mark.skipif(native() is None, reason="no C++ compiler, or LORARY_NATIVE=0")
 
@@ -63,9 +63,9 @@ def test_the_compiled_plan_gives_what_pytorch_gives(
     try:
         scores = x @ rows.mT
         chosen = native_choose(scores, alive, top_k, 0.7)
-        together, at_once = out.clone(), out.clone()
+        together = out.clone()
         native_mix(x, chosen, lora.down, lora.up, lora.starts, together)
-        native_route(x, rows, alive, top_k, 0.7, lora.down, lora.up, lora.starts, at_once)
+        at_once = NativeRoute(rows, alive, top_k, 0.7, lora.down, lora.up, lora.starts)(x, out)
     finally:
         torch.set_num_threads(before)
     expected = choose(scores.abs().masked_fill(~alive, -torch.inf), Choice(top_k=top_k, temperature=0.7))
@@ -80,8 +80,8 @@ def test_a_score_that_is_not_a_number_stays_visible_in_compiled_code(generator: 
     lora = layer(generator, [2, 2, 2], 4, 5)
     x = torch.randn(2, 4, generator=generator)
     x[1, 2] = torch.nan
-    out = torch.zeros(2, 5)
-    native_route(x, lora.down[6:], torch.ones(3, dtype=torch.bool), 1, 1.0, lora.down, lora.up, lora.starts, out)
+    alive = torch.ones(3, dtype=torch.bool)
+    out = NativeRoute(lora.down[6:], alive, 1, 1.0, lora.down, lora.up, lora.starts)(x, torch.zeros(2, 5))
     assert bool(out[0].isfinite().all())
     assert bool(out[1].isnan().all())
 
