@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lorary.errors import RouterError, UsageError
+from lorary.model.features import Featured
 from lorary.ops.choose import Choice, choose
 
 
@@ -61,10 +62,11 @@ class Request:
     Args:
         num_experts: of the library.
         choice: what becomes of the mean scores.
+        featured: scores by one vector of the prompt, in the place of the layers'.
     """
 
-    def __init__(self, num_experts: int, choice: Choice) -> None:
-        self.num_experts, self.choice = num_experts, choice
+    def __init__(self, num_experts: int, choice: Choice, featured: Featured | None = None) -> None:
+        self.num_experts, self.choice, self.featured = num_experts, choice, featured
         self.is_probing = False
         self.weights: Tensor | None = None
 
@@ -96,6 +98,17 @@ class Request:
         place = self._sums.device
         self._sums[:, experts] += mean.masked_fill(~alive, 0.0).to(self._sums)
         self._layers[experts] += alive.to(place, self._layers.dtype)
+
+    def see(self, hidden: Tensor, ids: Tensor | None) -> None:
+        """What the probe came to, for scores that no layer gives.
+
+        Args:
+            hidden: (rows, seq, d), the decoder's last hidden states.
+            ids: (rows, seq), where tokens were given as such.
+        """
+        if self.featured is not None:
+            self._sums += self.featured.scores(hidden, ids, self._real.to(hidden.device)).to(self._sums)
+            self._layers += self.featured.alive.to(self._layers)
 
     def finish(self) -> None:
         """Decide."""

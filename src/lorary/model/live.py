@@ -17,8 +17,8 @@ from lorary.formats.peft import read_adapter
 from lorary.library.folders import check_name
 from lorary.lora.seat import find_linear, seat, unseat
 from lorary.model.layers import build_layers, in_order
+from lorary.model.prepared import kind_of, paths_of
 from lorary.model.seating import Seating, apply_routing, seating
-from lorary.route import ROUTERS
 
 
 def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = None) -> str:
@@ -48,8 +48,10 @@ def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = Non
         )
     _check_fit(model, adapter)
     _check_ranks(state, adapter)
-    for kind in _kinds_in_use(state):
-        if set(state.prepared.get(kind, {}).get(adapter.name, {})) < set(adapter.modules):
+    kind = kind_of(state.routing)
+    if kind is not None:
+        wanted = paths_of(state.routing, adapter.modules)
+        if not wanted <= set(state.prepared.get(kind, {}).get(adapter.name, {})):
             raise RouterError(
                 f"an expert that comes to a router by '{kind}' must be prepared before",
                 found=f"nothing for '{adapter.name}'",
@@ -105,10 +107,11 @@ def replace_expert(model: Any, adapter: Adapter | str | Path, name: str | None =
     _check_fit(model, adapter)
     _check_ranks(state, adapter)
     _check_layers_stay(state, adapter.name, adapter.modules)
-    if kinds := _kinds_in_use(state):
+    kind = kind_of(state.routing)
+    if kind is not None:
         raise RouterError(
             "an expert cannot be replaced under a router that knows the old one by its data",
-            found=kinds,
+            found=f"router '{state.routing.router}' by '{kind}'",
             remedy="attach with a router that needs weights alone",
         )
     position = state.experts.index(adapter.name)
@@ -183,15 +186,6 @@ def _check_layers_stay(state: Seating, name: str, modules: Iterable[str]) -> Non
             found=f"'{name}' is the only one at {named[0]}",
             remedy="attach with another setting",
         )
-
-
-def _kinds_in_use(state: Seating) -> list[str]:
-    """What the router in force had to have prepared."""
-    setting = state.routing
-    if setting.experts is not None:
-        return []
-    own = [setting.router] if ROUTERS[setting.router].needs == "prepared" else []
-    return own + ([f"{setting.router}_calibration"] if setting.calibrated else [])
 
 
 def _add(model: Any, state: Seating, adapter: Adapter) -> None:

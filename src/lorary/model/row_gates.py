@@ -17,10 +17,10 @@ class RequestGate(nn.Module):
     Args:
         request: shared by all layers of the setting.
         experts: of the layer, as positions in the order of names.
-        probed: the scores of this layer.
+        probed: the scores of this layer; None where no layer has a say.
     """
 
-    def __init__(self, request: Request, experts: Sequence[int], probed: ScoreGate) -> None:
+    def __init__(self, request: Request, experts: Sequence[int], probed: ScoreGate | None) -> None:
         super().__init__()
         self.request, self.probed = request, probed
         self.register_buffer("experts", torch.tensor(list(experts)), persistent=False)
@@ -35,13 +35,14 @@ class RequestGate(nn.Module):
     @property
     def reads_prototypes(self) -> bool:
         """Whether the probe runs, for a rule that reads them."""
-        return self.is_probing and self.probed.reads_prototypes
+        return self.is_probing and self.probed is not None and self.probed.reads_prototypes
 
     def forward(self, seen: Seen) -> Tensor | None:
         """The weights of each token's row; None while it is probed, for the probe is of the bare base."""
         batch, seq = rows_of(seen)
         if self.is_probing:
-            self.request.add(self.experts, self.probed.scores(seen).view(batch, seq, -1), self.probed.alive)
+            if self.probed is not None:
+                self.request.add(self.experts, self.probed.scores(seen).view(batch, seq, -1), self.probed.alive)
             return None
         return self.request.read(self.experts, seen.x, batch).repeat_interleave(seq, dim=0)
 

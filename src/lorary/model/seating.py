@@ -12,8 +12,10 @@ from lorary.adapter import Adapter
 from lorary.errors import RouterError, UsageError
 from lorary.library.store import Library
 from lorary.model.decision import Request, TokenDecision
+from lorary.model.features import decoder_of, embedding, featured
 from lorary.model.gates import ScoreGate, TokenGate
 from lorary.model.layers import SeatedLayer
+from lorary.model.prepared import Known, read_missing
 from lorary.model.probe import Prober
 from lorary.model.row_gates import FixedGate, RequestGate, RowGate
 from lorary.model.rows import prepared_tensors, rows_for
@@ -23,8 +25,6 @@ from lorary.route.arrow import AMBIGUOUS_GAP
 from lorary.route.fixed import fixed_weights
 
 STATE = "_lorary"
-# By kind, then by expert, then by the path of the layer: what rules need beyond weights.
-Prepared = dict[str, Mapping[str, Mapping[str, Tensor]]]
 
 
 @dataclass
@@ -39,9 +39,10 @@ class Seating:
         library: where the experts came from.
         seats: names in the order of their seats: fresh ones as `experts`, those that came live behind them.
         rows: one setting per row of a batch, where they were given one by one.
-        prepared: what rules need beyond weights.
+        prepared: what rules need beyond weights, by kind; read from the library when a setting first needs it.
         live: experts that came live and are not the library's.
         num_blocks: how many `with lorary.routing` blocks are open.
+        tokenizer: of the base, for rules that read text; None where it was not given.
         prober: decides for requests, where a setting asks for that.
         probe_handle: of its hook.
     """
@@ -53,9 +54,10 @@ class Seating:
     library: Library
     seats: tuple[str, ...]
     rows: tuple[Routing, ...] | None = None
-    prepared: Prepared = field(default_factory=dict)
+    prepared: dict[str, Known] = field(default_factory=dict)
     live: dict[str, Adapter] = field(default_factory=dict)
     num_blocks: int = 0
+    tokenizer: Any = None
     prober: Prober | None = None
     probe_handle: RemovableHandle | None = None
 
@@ -133,9 +135,8 @@ def _set_prober(model: Any, state: Seating, requests: Sequence[Request | None], 
     drop_prober(state)
     if any(request is not None for request in requests):
         # The decoder and not the model: its head and loss play no part, and it may be called without them.
-        decoder = getattr(model, "base_model", model)
         state.prober = Prober(requests, of_row)
-        state.probe_handle = decoder.register_forward_pre_hook(state.prober, with_kwargs=True)
+        state.probe_handle = decoder_of(model).register_forward_pre_hook(state.prober, with_kwargs=True)
 
 
 @dataclass
@@ -152,16 +153,28 @@ def _plan(setting: Routing, state: Seating, model: Any) -> _Plan:
     weights = _fixed_weights(setting, state.experts)
     if weights is not None:
         return _Plan({path: weights[list(layer.experts)] for path, layer in state.layers.items()})
-    scored = _score_gates(setting, state)
-    if setting.per == "token":
+    is_request = setting.moment == "request"
+    if is_request and getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise RouterError("per='request' needs a decoder-only model", found=type(model).__name__)
+    known = read_missing(setting, state.library, state.experts, state.layers, state.live, state.prepared)
+    layers = state.layers
+    if ROUTERS[setting.router].request is not None:
+        allowed = _allowed(setting, state.experts)
+        embed = embedding(setting, model, state.tokenizer)
+        by = featured(setting, embed, state.library, state.experts, layers, allowed, known)
+        request = Request(len(state.experts), setting.choice(""), by)
+        return _Plan({path: RequestGate(request, layer.experts, None) for path, layer in layers.items()}, request)
+    scored = _score_gates(setting, state, known)
+    if setting.moment == "token":
         return _Plan(dict(_token_gates(setting, state, scored)))
-    if setting.per == "request":
-        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-            raise RouterError("per='request' needs a decoder-only model", found=type(model).__name__)
+    if is_request:
         request = Request(len(state.experts), setting.choice(""))
-        layers = state.layers
         return _Plan({path: RequestGate(request, layers[path].experts, gate) for path, gate in scored.items()}, request)
     return _Plan(dict(scored))
+
+
+def _allowed(setting: Routing, names: Sequence[str]) -> Tensor:
+    return torch.tensor([setting.allow is None or name in setting.allow for name in names])
 
 
 def _fixed_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
@@ -175,19 +188,19 @@ def _fixed_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
     return fixed_weights(experts, dict(zip(allowed, rule.weights(allowed).tolist(), strict=True)))
 
 
-def _score_gates(setting: Routing, state: Seating) -> dict[str, ScoreGate]:
+def _score_gates(setting: Routing, state: Seating, known: Known) -> dict[str, ScoreGate]:
     rule = ROUTERS[setting.router]
-    rows = rows_for(setting, rule, state.experts, state.layers, state.prepared)
+    rows = rows_for(setting, rule, state.library, state.experts, state.layers, known)
     calibration: Mapping[str, Tensor] = {}
     if setting.calibrated:
-        calibration = prepared_tensors(f"{setting.router}_calibration", state.experts, state.layers, state.prepared)
+        calibration = prepared_tensors(setting, state.library, state.experts, state.layers, known)
+    input_norm = rule.input_norm if setting.input_norm == "none" else setting.input_norm
     gates = {}
     for path, layer in state.layers.items():
         names = [state.experts[position] for position in layer.experts]
-        allowed = torch.tensor([setting.allow is None or name in setting.allow for name in names])
         gates[path] = ScoreGate(
-            rule, layer, setting.choice(path), allowed,
-            input_norm=setting.input_norm, candidates=setting.candidates,
+            rule, layer, setting.choice(path), _allowed(setting, names),
+            input_norm=input_norm, candidates=setting.candidates,
             rows=rows.get(path), calibration=calibration.get(path),
         )  # fmt: skip
     return gates

@@ -10,7 +10,7 @@ from lorary.lora.targets import layer_number
 from lorary.ops.choose import Choice, Scale
 from lorary.ops.normalise import InputNorm
 from lorary.route import ROUTERS
-from lorary.route.rule import Per
+from lorary.route.rule import Features, Per
 
 # Settings that reproduce somebody else's numbers; what they leave out has its default.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -20,14 +20,17 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # peft.ArrowConfig as it comes.
     "peft": {"router": "arrow", "top_k": 3, "mix": "outputs"},
 }
-_WORDS: Mapping[str, tuple[str, ...]] = {
+_WORDS: Mapping[str, tuple[str | None, ...]] = {
     "input_norm": get_args(InputNorm),
-    "per": get_args(Per),
+    "per": (*get_args(Per), None),
+    "features": get_args(Features),
     "tie": ("none", "concat"),
     "zeros": ("skip", "keep"),
 }
 # What belongs to the router in force, and goes when another one is named.
-_ITS_OWN: Mapping[str, Any] = {"experts": None, "calibrated": False, "tie": "none", "zeros": "skip"}
+_ITS_OWN: Mapping[str, Any] = {
+    "experts": None, "calibrated": False, "tie": "none", "zeros": "skip", "features": "hidden"
+}  # fmt: skip
 # The fields there were from the start: they are always written.
 _FIRST_FIELDS = ("router", "top_k", "temperature", "mix", "experts")
 
@@ -50,12 +53,15 @@ class Routing:
         input_norm: what is done to hidden states before scoring, and for scoring alone: `none`, `unit` or `layer`.
         per: when it decides. `layer`: each token in each layer. `token`: each token once, at one layer, for all later
             ones. `request`: each row once, from a pass of the bare base over its prompt, for all layers and tokens.
+            None for the router's own, which is `request` where it can do nothing else, and `layer` elsewhere.
         at: with per='token', the path of the layer that decides; the first routed one where None.
         allow: the experts that may be used at all; all where None.
         candidates: for routers of two stages, how many experts pass the first, clamped to the number there is.
         calibrated: score by how unusual a norm is for its expert; needs prepared means and deviations.
         tie: `concat`: q, k and v of one attention share a prototype, that of their stacked updates.
         zeros: `skip`: an expert whose update is zero is never chosen. `keep`: it is known by its lora_a.
+        features: what a router for whole requests reads of a prompt. `hidden`: the mean of the base's last hidden
+            states. `text`: the vector of a sentence encoder, for which the text is made from the tokens.
 
     Raises:
         RouterError: if there is no such router or mix, or the router cannot do what is asked.
@@ -72,13 +78,14 @@ class Routing:
     scale: Scale = "softmax"
     null: float | None = None
     input_norm: InputNorm = "none"
-    per: Per = "layer"
+    per: Per | None = None
     at: str | None = None
     allow: Sequence[str] | None = None
     candidates: int = 20
     calibrated: bool = False
     tie: str = "none"
     zeros: str = "skip"
+    features: Features = "hidden"
 
     def __post_init__(self) -> None:
         by_layer = self.temperature if isinstance(self.temperature, Mapping) else {"": self.temperature}
@@ -106,6 +113,12 @@ class Routing:
         if self.experts is None or isinstance(self.experts, Mapping):
             return None if self.experts is None else dict(self.experts)
         return {name: 1.0 / len(self.experts) for name in self.experts}
+
+    @property
+    def moment(self) -> Per:
+        """When it decides: as asked for, else the router's own moment."""
+        is_for_requests = self.experts is None and ROUTERS[self.router].decides == "request"
+        return self.per or ("request" if is_for_requests else "layer")
 
     def choice(self, path: str) -> Choice:
         """How scores become weights in one layer.
@@ -206,19 +219,28 @@ def _check_allow(setting: Routing) -> None:
 
 def _check_per(setting: Routing) -> None:
     """Refuse what a rule cannot do, and fields that would mean nothing. Fixed weights decide nothing: all are well."""
-    if setting.at is not None and setting.per != "token":
-        raise UsageError("at names the layer that decides for a token, with per='token'", found=f"per={setting.per!r}")
-    if setting.per == "request" and isinstance(setting.temperature, Mapping):
+    if setting.at is not None and setting.moment != "token":
+        raise UsageError(
+            "at names the layer that decides for a token, with per='token'", found=f"per={setting.moment!r}"
+        )
+    if setting.moment == "request" and isinstance(setting.temperature, Mapping):
         raise UsageError("a decision for a whole request takes one temperature", found=dict(setting.temperature))
     if setting.experts is not None:
         return
     rule = ROUTERS[setting.router]
-    if rule.pers and setting.per not in rule.pers:
-        raise RouterError(f"router '{setting.router}' can decide per {list(rule.pers)}", found=setting.per)
+    if rule.pers and setting.moment not in rule.pers:
+        raise RouterError(f"router '{setting.router}' can decide per {list(rule.pers)}", found=setting.moment)
     if setting.calibrated and "outputs" not in rule.reads:
         raise UsageError("calibrated scores are for routers by norm", found=setting.router, remedy="router='norm'")
-    if (setting.tie, setting.zeros) != ("none", "skip") and "rows" not in rule.reads:
+    by_prototypes = "rows" in rule.reads and rule.needs == "weights"
+    if (setting.tie, setting.zeros) != ("none", "skip") and not by_prototypes:
         raise UsageError("tie and zeros are for routers by prototypes", found=setting.router, remedy="router='arrow'")
+    if setting.features != "hidden" and rule.request is None:
+        raise UsageError(
+            "features are for routers that look at whole requests", found=setting.router, remedy="router='retrieval'"
+        )
+    if setting.input_norm != "none" and rule.request is not None:
+        raise UsageError("input_norm is for routers that look at the inputs of layers", found=setting.router)
 
 
 def _check_fields(changes: Mapping[str, Any]) -> None:

@@ -133,7 +133,8 @@ def test_the_direction_of_a_zero_update_is_that_of_its_lora_a(generator: torch.G
 
 def test_the_catalogue_says_what_each_rule_needs() -> None:
     for name, rule in ROUTERS.items():
-        assert (rule.scores is None) != (rule.weights is None), name
+        assert [rule.scores, rule.weights, rule.request].count(None) == 2, name
         assert bool(rule.reads) == (rule.scores is not None), name
-        assert (rule.decides == "always") == (rule.pers == ()), name
-        assert rule.needs == "weights", name
+        assert (rule.decides == "always") == (rule.pers == ()) == (rule.weights is not None), name
+        assert (rule.decides == "request") == (rule.request is not None), name
+        assert (rule.needs == "prepared") == (rule.rows is not None or rule.request is not None), name
