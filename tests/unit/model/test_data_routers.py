@@ -143,7 +143,7 @@ def test_company_padding_cache_and_beams_change_nothing(routed: Any, vectors: Te
 
 
 def test_text_comes_from_the_tokens_of_the_prompt(
-    tiny_base_folder: Path, tiny_tokenizer: Any, routed: Any, tiny_model: Make, monkeypatch: pytest.MonkeyPatch
+    tiny_base_folder: Path, tiny_tokenizer: Any, routed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[str]] = []
 
@@ -174,6 +174,10 @@ def test_text_comes_from_the_tokens_of_the_prompt(
     assert traced.stacked()[0, :, -1].tolist() == [[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
     with routing(routed, setting), pytest.raises(UsageError, match="needs the tokens of a request"):
         routed(inputs_embeds=routed.get_input_embeddings()(batch))
+    saved = save(routed, tmp_path / "saved", copy_base=True)  # the tokenizer goes along
+    with routing(load(saved, device="cpu"), setting) as again:
+        logits(again, batch, attention_mask=mask)
+    assert asked.pop() == texts
     # Without being given one: the tokenizer that lies beside the base's own files.
     routed.name_or_path = str(tiny_base_folder)
     seating(routed).tokenizer = None
