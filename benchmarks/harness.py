@@ -77,10 +77,13 @@ def report(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print(json.dumps({"rows": rows, "machine": machine(), "versions": versions()}))
         return
-    print(f"{'case':<28} {'figure':<34} {'ours':>10} {'base':>10} {'PEFT':>10} {'x base':>8} {'x PEFT':>8}  unit")
+    print(
+        f"{'case':<28} {'figure':<34} {'ours':>10} {'base':>10} {'PEFT':>10} {'floor':>10} {'x base':>8} {'x PEFT':>8}"
+        "  unit"
+    )
     for entry in rows:
-        numbers = [entry[key] for key in ("ours", "base", "peer", "ratio_to_base", "ratio_to_peer")]
+        numbers = [entry[key] for key in ("ours", "base", "peer", "floor", "ratio_to_base", "ratio_to_peer")]
         shown = ["-" if number is None else f"{number:.3g}" for number in numbers]
-        widths = (10, 10, 10, 8, 8)
+        widths = (10, 10, 10, 10, 8, 8)
         cells = " ".join(f"{text:>{width}}" for text, width in zip(shown, widths, strict=True))
-        print(f"{entry['case']:<28} {entry['figure']:<34} {cells}  {entry['unit']}")
+        print(f"{entry['case']:<28} {entry['figure']:<34} {cells}  {entry['unit']}  {entry.get('note', '')}".rstrip())

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,8 @@ def warm_up() -> None:
     low_rank_spectrum(torch.randn(4, 4, 64), torch.randn(4, 64, 4))
 
 
-def run_contender(contender: str, folder: Path, tokens: int) -> dict[str, float]:
-    """Measure one contender in this process."""
-    files = resolve_base("embedded")
-    model = load_base(files).model
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()  # out of the mapped file, so that all of it is resident from the start
+def run_contender(contender: str, model: Any, folder: Path, tokens: int) -> dict[str, float]:
+    """Measure one contender in this process, over a base whose weights are resident."""
     warm_up()
     before = settle()
     if contender == "ours":
@@ -82,6 +79,25 @@ def run_contender(contender: str, folder: Path, tokens: int) -> dict[str, float]
     return {"growth": settle() - before, "temporary": temporary_of_forward(model, tokens)}
 
 
+def in_process(contender: str, command: Sequence[str]) -> dict[str, float]:
+    """Measure one contender in a process of its own, which prints what it found as its last line."""
+    print(f"measuring {contender} ...", file=sys.stderr)
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{contender} failed:\n{done.stderr}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def memory_rows(case: str, measured: Mapping[str, Mapping[str, float]], adapters: int) -> list[dict[str, Any]]:
+    """Both figures of the contenders that were measured; `adapters` is the size of their files, in bytes."""
+    temporary = {name: entry["temporary"] / MIB for name, entry in measured.items()}
+    growth = {name: measured[name]["growth"] / MIB for name in ("ours", "peer") if name in measured}
+    return [
+        harness.row(case, "temporary memory of a forward", "MiB", "lower", **temporary),
+        harness.row(case, "resident growth (base: adapters)", "MiB", "lower", base=adapters / MIB, **growth),
+    ]
+
+
 def main() -> None:
     """Make the library, measure each contender in its own process, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -93,7 +109,10 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if options.contender:
-        print(json.dumps(run_contender(options.contender, options.folder, options.tokens)))
+        model = load_base("embedded").model
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()  # out of the mapped file: resident from the start
+        print(json.dumps(run_contender(options.contender, model, options.folder, options.tokens)))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -106,23 +125,9 @@ def main() -> None:
         for index in range(options.experts):
             library.add_adapter(harness.made_adapter(f"expert-{index:03d}", targets), {"tasks": []})
         size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-        measured = {}
-        for contender in ("base", "ours", "peer"):
-            print(f"measuring {contender} ...", file=sys.stderr)
-            command = [sys.executable, __file__, "--contender", contender, "--folder", name]
-            done = subprocess.run(
-                [*command, "--tokens", str(options.tokens)], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise SystemExit(f"{contender} failed:\n{done.stderr}")
-            measured[contender] = json.loads(done.stdout.splitlines()[-1])
-    case = f"arrow-{options.experts}-{options.tokens}"
-    temporary = {name: entry["temporary"] / MIB for name, entry in measured.items()}
-    growth = {name: measured[name]["growth"] / MIB for name in ("ours", "peer")}
-    rows = [
-        harness.row(case, "temporary memory of a forward", "MiB", "lower", **temporary),
-        harness.row(case, "resident growth (base: adapters)", "MiB", "lower", base=size / MIB, **growth),
-    ]
+        command = [__file__, "--folder", name, "--tokens", str(options.tokens)]
+        measured = {one: in_process(one, [*command, "--contender", one]) for one in ("base", "ours", "peer")}
+    rows = memory_rows(f"arrow-{options.experts}-{options.tokens}", measured, size)
     harness.report(rows, options.json)
 
 

@@ -42,10 +42,12 @@ def scatter_svg(similarity: Tensor, transfer: Tensor, families: Sequence[str]) -
         parts.append(f'<text x="{at:.0f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="#444">{x:.2f}</text>')
     for is_same in (False, True):
         style = 'fill="#c2410c" fill-opacity="0.85"' if is_same else 'fill="#3b6ea8" fill-opacity="0.28"'
+        parts.append(f"<g {style}>")
         for x, y, same in points:
             if same is is_same:
                 cx, cy = place(x, y)
-                parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="{3.2 if is_same else 2.4}" {style}/>')
+                parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="{3.2 if is_same else 2.4}"/>')
+        parts.append("</g>")
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts += [
         f'<text x="{middle:.0f}" y="{HEIGHT - 10}" text-anchor="middle" fill="#222">'

@@ -14,6 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "lorary"
 FLOORS = {
     "adapter": 0,
     "axes": 0,
+    "caching": 0,
     "errors": 0,
     "keys": 0,
     "version": 0,

@@ -89,6 +89,10 @@ class Adapter:
         # Nothing of it ever changes, so that a copy of a model that keeps one needs no second one.
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Read-only views of mappings cannot be pickled themselves.
+        return Adapter, (self.name, dict(self.modules), dict(self.config), dict(self.tensors))
+
     @property
     def rank(self) -> int:
         """The largest rank over the adapted layers."""

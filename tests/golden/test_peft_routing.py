@@ -142,6 +142,24 @@ def test_the_preset_equals_pefts_arrow_as_it_comes(
         assert (logits(model) - expected).abs().max() < 1e-3 * effect(model)
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_general_knowledge_is_taken_away_as_peft_does(
+    tiny_model: Make, random_adapter: Make, route: Make, generator: torch.Generator, tmp_path: Path, rank: int
+) -> None:
+    make = [random_adapter(tiny_model(), f"{n}{i}", generator, rank=rank, gap=0.1) for n in "eg" for i in range(4)]
+    tasks, general = make[:4], make[4:6]
+    settings = peft.ArrowConfig(top_k=2, rng_seed=0, use_gks=True)
+    theirs = peft.create_arrow_model(
+        tiny_model(), saved(tasks, tmp_path), settings, general_adapter_paths=saved(general, tmp_path)
+    )
+    expected = logits(theirs)
+    names = [adapter.name for adapter in general]
+    model = route(tiny_model(), [*tasks, *general], top_k=2, general=names, general_mode="factors")
+    assert (logits(model) - expected).abs().max() < 1e-3 * effect(model)
+    with routing(model, {"general": None}):  # it does something
+        assert (logits(model) - expected).abs().max() > 0.1 * effect(model)
+
+
 def test_arrow_is_exact_where_singular_values_are_close_and_peft_is_not(
     tiny_model: Make, random_adapter: Make, route: Make, generator: torch.Generator, tmp_path: Path
 ) -> None:

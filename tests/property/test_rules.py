@@ -1,4 +1,4 @@
-"""The invariants of routing for every rule that needs weights alone, and for every moment of decision.
+"""The invariants of routing for every rule that needs no data, and for every moment of decision.
 
 Arrow under the default settings has its own file; here all rules go through the same tests. Tolerances are relative to
 the experts' effect on the logits.
@@ -18,7 +18,7 @@ from lorary.model.trace import trace
 from lorary.route import ROUTERS
 
 Make = Callable[..., Any]
-SCORING = [name for name, rule in ROUTERS.items() if rule.scores is not None and rule.needs == "weights"]
+SCORING = [name for name, rule in ROUTERS.items() if rule.scores is not None and rule.needs in ("weights", "probe")]
 SETTINGS: dict[str, dict[str, Any]] = {
     **{f"{name} per {per}": {"router": name, "per": per} for name in SCORING for per in ROUTERS[name].pers},
     "lag of two": {"router": "lag", "candidates": 2},

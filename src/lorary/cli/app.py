@@ -10,6 +10,7 @@ import typer
 
 from lorary.cli.build import build
 from lorary.cli.cluster import cluster
+from lorary.cli.explain import explain
 from lorary.cli.library import library_app
 from lorary.cli.options import (
     Device,
@@ -19,6 +20,7 @@ from lorary.cli.options import (
     LibraryPath,
     MixOption,
     OptionalBase,
+    Route,
     Router,
     RouterTemperature,
     TaskNames,
@@ -27,6 +29,7 @@ from lorary.cli.options import (
     TopK,
     split_names,
 )
+from lorary.cli.route import route_fields
 from lorary.version import __version__
 
 app = typer.Typer(
@@ -69,6 +72,7 @@ def demo(
 
 app.command()(build)
 app.command()(cluster)
+app.command()(explain)
 
 
 @app.command()
@@ -81,6 +85,7 @@ def evaluate(
     top_k: TopK = None,
     temperature: RouterTemperature = None,
     mix: MixOption = None,
+    route: Route = None,
     template: Template = None,
     max_length: Annotated[int, typer.Option(help="tokens of a row; longer prompts lose their start")] = 1024,
     raw: Annotated[bool, typer.Option("--raw", help="rank options by summed log-likelihood, not per token")] = False,
@@ -112,9 +117,7 @@ def evaluate(
         device=device,
         dtype=dtype,
         rows=rows,
-        top_k=top_k,
-        temperature=temperature,
-        mix=mix,
+        route=route_fields(route, top_k=top_k, temperature=temperature, mix=mix),
         template=template,
         max_length=max_length,
         raw=raw,
@@ -138,6 +141,7 @@ def generate(
     top_k: TopK = None,
     temperature: RouterTemperature = None,
     mix: MixOption = None,
+    route: Route = None,
     template: Template = None,
     max_new_tokens: Annotated[int, typer.Option(help="most tokens of the answer")] = 64,
     sample: Annotated[bool, typer.Option("--sample", help="sample instead of taking the likeliest token")] = False,
@@ -154,14 +158,12 @@ def generate(
 
     from lorary.recipes.generate import run_generate
 
+    asked = route_fields(
+        route, router=router, experts=split_names(experts), top_k=top_k, temperature=temperature, mix=mix
+    )
     answer = run_generate(
         library,
         prompt,
-        router=router,
-        experts=split_names(experts),
-        top_k=top_k,
-        temperature=temperature,
-        mix=mix,
         template=template,
         max_new_tokens=max_new_tokens,
         sample=sample,
@@ -171,6 +173,7 @@ def generate(
         force_base=force_base,
         device=device,
         dtype=dtype,
+        **asked,
     )
     if as_json:
         print(json.dumps(asdict(answer)))

@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from lorary.cli.options import BASE_HELP, Device, Dtype, ForceBase, Json, LibraryPath, OptionalBase, split_names
+from lorary.cli.options import (
+    BASE_HELP,
+    Device,
+    Dtype,
+    ForceBase,
+    Json,
+    LibraryPath,
+    OptionalBase,
+    Route,
+    split_names,
+)
+from lorary.cli.route import route_fields
 
 library_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into a library and change it.")
 
@@ -58,6 +69,24 @@ def remove(library: LibraryPath, name: Annotated[str, typer.Argument(help="name 
 
     Library.open(library).remove(name)
     print(f"removed '{name}' from {library}")
+
+
+@library_app.command("router")
+def router(
+    library: LibraryPath,
+    route: Route = None,
+    reset: Annotated[bool, typer.Option("--reset", help="begin from the router of a new library")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the router for callers who name none, or change it with --route."""
+    from lorary.recipes.router import run_router
+
+    settings = run_router(library, route_fields(route), reset=reset)
+    if as_json:
+        print(json.dumps(settings))
+        return
+    for key, value in settings.items():
+        print(f"{key:<16} {value if isinstance(value, str) else json.dumps(value)}")
 
 
 @library_app.command("prepare")

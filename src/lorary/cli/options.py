@@ -16,6 +16,12 @@ Router = Annotated[str | None, typer.Option(help="arrow, uniform or base; the li
 TopK = Annotated[int | None, typer.Option("--top-k", help="experts per token and layer")]
 RouterTemperature = Annotated[float | None, typer.Option("--temperature", help="divides the router's scores")]
 MixOption = Annotated[str | None, typer.Option("--mix", help="outputs or factors")]
+Route = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--route", metavar="FIELD=VALUE", help="any setting of the router, such as top_p=0.9; may be repeated"
+    ),
+]
 Template = Annotated[str | None, typer.Option(help="plain or chat")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")]

@@ -26,22 +26,40 @@ def iter_rows(path: str | Path) -> Iterator[Row]:
         UsageError: if there is no such file.
         TaskError: if the file cannot be read, or a line does not follow the row format; names file:line.
     """
-    with _open(path) as file:
+    for where, record in iter_records(path, "task"):
+        yield parse_row(record, where)
+
+
+def iter_records(path: str | Path, kind: str) -> Iterator[tuple[str, object]]:
+    """Stream the JSON values of a JSONL file, as `iter_rows` does, whatever their fields.
+
+    Args:
+        path: as for `iter_rows`.
+        kind: what the file is, for errors.
+
+    Returns:
+        The place (file:line) and the value of each line.
+
+    Raises:
+        UsageError: if there is no such file.
+        TaskError: if the file cannot be read, or a line is no JSON.
+    """
+    with _open(path, kind) as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
                 line = line.removeprefix(UTF8_BOM)
             if line.strip():
                 where = f"{path}:{number}"
-                yield parse_row(decode_json(line, where), where)
+                yield where, decode_json(line, where)
 
 
-def _open(path: str | Path) -> BinaryIO:
+def _open(path: str | Path, kind: str) -> BinaryIO:
     try:
         return Path(path).open("rb")
     except FileNotFoundError:
-        raise UsageError("the task file must exist", found=path, remedy="check the path") from None
+        raise UsageError(f"the {kind} file must exist", found=path, remedy="check the path") from None
     except OSError as error:
-        raise TaskError(f"{path}: the task file must be readable", found=error.strerror) from error
+        raise TaskError(f"{path}: the {kind} file must be readable", found=error.strerror) from error
 
 
 def decode_json(data: bytes, where: str) -> object:

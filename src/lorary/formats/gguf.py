@@ -21,20 +21,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from lorary.caching import cache_folder
 from lorary.errors import BaseModelError
 from lorary.formats.quiet import quiet_transformers
 
 MAGIC = b"GGUF"
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
-
-
-def cache_folder() -> Path:
-    """Where Lorary keeps what it can make again: LORARY_CACHE, else XDG_CACHE_HOME/lorary, else ~/.cache/lorary."""
-    if own := os.environ.get("LORARY_CACHE"):
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "lorary"
 
 
 def dequantise(gguf_file: Path, *, expected_sha256: str | None = None) -> tuple[Path, str]:

@@ -84,12 +84,19 @@ def check_same_base(record: BaseRecord, found: Fingerprint, what: str, *, force_
         )
     if relation != "same":
         kind = "related to" if relation == "related" else "unrelated to"
-        dtypes = "" if recorded.dtype == found.dtype else f" (dtype from {recorded.dtype} to {found.dtype})"
         warnings.warn(
-            f"{what} is {kind} the library's base model '{record.name}', not equal to it: its weights have other "
-            f"values{dtypes}. Results will differ from those the adapters were trained for.",
+            f"{what} is {kind} the library's base model '{record.name}', not equal to it: "
+            f"{_difference(recorded, found)}",
             stacklevel=3,
         )
+
+
+def _difference(recorded: Fingerprint, found: Fingerprint) -> str:
+    common = recorded.samples.keys() & found.samples.keys()
+    if all(recorded.samples[name] == found.samples[name] for name in common):
+        return "not all of its weights can be read, since they are quantised or offloaded."
+    dtypes = "" if recorded.dtype == found.dtype else f" (dtype from {recorded.dtype} to {found.dtype})"
+    return f"its weights have other values{dtypes}. Results will differ from those the adapters were trained for."
 
 
 def _in_words(fingerprint: Fingerprint) -> str:

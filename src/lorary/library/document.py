@@ -15,6 +15,13 @@ FORMAT_VERSION = 1
 # What an interrupted `create` may leave in a folder that is otherwise empty.
 OWN_TRACES = frozenset({WRITE_LOCK, f"{LIBRARY_FILE}.new"})
 DEFAULT_ROUTER: Mapping[str, Any] = {"router": "arrow", "top_k": 4, "temperature": 1.0, "mix": "outputs"}
+# What may stand beside these four: the other fields of `lorary.model.setting.Routing`, which says what they may hold.
+FURTHER_FIELDS = frozenset(
+    {
+        "experts", "top_p", "threshold", "scale", "null", "input_norm", "per", "at", "allow", "candidates",
+        "calibrated", "tie", "zeros", "general", "general_mode",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,7 @@ class LibraryDocument:
 
     Args:
         base: the base model of all adapters.
-        default_router: keys router, top_k, temperature, mix.
+        default_router: keys router, top_k, temperature, mix, and further ones where they were set.
     """
 
     base: BaseRecord
@@ -81,24 +88,31 @@ def _check_is_library(path: Path) -> None:
 
 
 def check_router(settings: Mapping[str, Any]) -> None:
-    """Check default router settings; whether a router of that name exists is for the floors above to say.
+    """Check default router settings; whether a router can run under them is for the floors above to say.
 
     Args:
-        settings: router (a name), top_k (at least 1), temperature (above 0), mix ("outputs" or "factors").
+        settings: router (a name), top_k (at least 1), temperature (above 0, or such by layer), mix ("outputs" or
+            "factors"), and any of `FURTHER_FIELDS`.
 
     Raises:
         UsageError: naming the key that is missing, unknown or out of range.
     """
+
+    def is_positive(value: Any) -> bool:
+        return type(value) in (int, float) and value > 0
+
     rules: dict[str, Callable[[Any], bool]] = {
         "router": lambda value: isinstance(value, str) and value != "",
         "top_k": lambda value: type(value) is int and value >= 1,
-        "temperature": lambda value: type(value) in (int, float) and value > 0,
+        "temperature": lambda value: all(map(is_positive, value.values() if isinstance(value, dict) else [value])),
         "mix": lambda value: value in ("outputs", "factors"),
     }
-    wrong = sorted(set(settings) ^ set(rules)) or [key for key, holds in rules.items() if not holds(settings[key])]
+    wrong = sorted((set(settings) - FURTHER_FIELDS) ^ set(rules))
+    wrong = wrong or [key for key, holds in rules.items() if not holds(settings[key])]
     if wrong:
         raise UsageError(
-            "default router settings must be a router, top_k >= 1, temperature > 0, and mix outputs or factors",
+            "default router settings must be a router, top_k >= 1, temperature > 0, mix outputs or factors, and "
+            "further fields of a routing setting",
             found=", ".join(f"{key} = {settings.get(key, 'missing')!r}" for key in wrong),
             remedy=f"for example {dict(DEFAULT_ROUTER)}",
         )

@@ -114,8 +114,15 @@ def fingerprint_of_model(model: nn.Module) -> Fingerprint:
         if weight.is_floating_point() and weight.ndim == 2 and not weight.is_meta:
             dtype = dtype if samples else str(weight.dtype).removeprefix("torch.")
             rows, columns = sampled_positions(weight.shape[0], weight.shape[1])
-            samples[name] = tuple(weight.detach()[rows, columns].float().cpu().tolist())
+            samples[name] = tuple(_plain(weight)[rows, columns].float().cpu().tolist())
     return Fingerprint(skeleton.architecture, skeleton.shapes, skeleton.layers, dtype, samples)
+
+
+def _plain(weight: Tensor) -> Tensor:
+    """A matrix as numbers: a quantised one that looks like a tensor of floats need not let itself be indexed."""
+    weight = weight.detach()
+    is_packed = type(weight).dequantize is not Tensor.dequantize
+    return weight.dequantize() if is_packed else weight
 
 
 def skeleton_of(model: nn.Module) -> Skeleton:
@@ -131,11 +138,12 @@ def skeleton_of(model: nn.Module) -> Skeleton:
     for path, module in bare_modules(base):
         linear = linear_shape(module)
         if linear is not None:
+            # A quantised layer stores its weight packed, by whatever names: what counts is what it multiplies with.
             linears[path] = linear
+            shapes.append((f"{path}.weight", list(reversed(linear))))
         for name, parameter in module.named_parameters(path, recurse=False, remove_duplicate=False):
-            # A quantised layer stores its weight packed: the shape that counts is the one it multiplies with.
-            is_weight = linear is not None and name == f"{path}.weight"
-            shapes.append((name, list(reversed(linear or ())) if is_weight else list(parameter.shape)))
+            if linear is None or name == f"{path}.bias":
+                shapes.append((name, list(parameter.shape)))
             if name == f"{path}.weight" and parameter.ndim == 2:
                 weights[name] = parameter
     shapes.sort()

@@ -113,7 +113,7 @@ class Library:
 
     @property
     def default_router(self) -> dict[str, Any]:
-        """Settings for a caller who gives none: router, top_k, temperature, mix."""
+        """Settings for a caller who gives none: router, top_k, temperature, mix, and further fields of `Routing`."""
         return dict(self._document.default_router)
 
     def names(self) -> list[str]:
@@ -226,7 +226,9 @@ class Library:
         """Record the settings for callers who give none.
 
         Args:
-            settings: router, top_k, temperature, mix; all four.
+            settings: router, top_k, temperature, mix, all four, and any other fields of
+                `lorary.model.setting.Routing` as values of JSON. Whether that router can run over these experts is
+                found out when it is attached; `lorary library router` checks more.
 
         Raises:
             UsageError: if a key is missing, unknown or out of range.

@@ -1,43 +1,22 @@
 """All experts of one linear layer as one gated LoRA."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lorary.lora.gate import Gate, Seen
 from lorary.lora.rows import append_rows, remove_rows
+from lorary.ops.choose import Chosen
+from lorary.ops.mix import Mix, mix_chosen, weigh
+from lorary.ops.native import MOST_CHOSEN, is_native, native_choose, native_mix, native_route
 
-Mix = Literal["outputs", "factors"]
-
-
-class Seen(NamedTuple):
-    """What a layer was given, as far as a gate may look.
-
-    Args:
-        x: (tokens, d_in), in the dtype of the experts.
-        z: (tokens, ranks), the experts' down-projections.
-        projections: (tokens, experts), products with the prototypes, for a gate that reads them.
-        leading: the axes of the tokens before they were flattened, (batch, seq) in most models.
-    """
-
-    x: Tensor
-    z: Tensor
-    projections: Tensor | None
-    leading: torch.Size
-
-
-@runtime_checkable
-class Gate(Protocol):
-    """Turns what a layer sees into routing weights."""
-
-    @property
-    def reads_prototypes(self) -> bool:
-        """Whether the gate wants products with the prototypes; the others come from z and cost no rows."""
-
-    def __call__(self, seen: Seen) -> Tensor | None:
-        """(tokens, experts) routing weights, or None to leave the layer's output as it is."""
+# Tokens of a pass that are few: one call does it all, which saves more than the better matrix product gains.
+FEW_TOKENS = 8
+# The choice of fewer than one in so many experts is applied by itself; of more, all are computed.
+SPARSE = 2
 
 
 class GatedLora(nn.Module):
@@ -56,6 +35,8 @@ class GatedLora(nn.Module):
     down: Tensor
     up: Tensor
     expert_of_rank: Tensor
+    starts: Tensor
+    rows: Tensor
     fixed: Tensor | None
     fixed_by_rank: Tensor | None
     fixed_down: Tensor | None
@@ -72,10 +53,12 @@ class GatedLora(nn.Module):
         self.register_buffer("down", down, persistent=False)
         self.register_buffer("up", up, persistent=False)
         self.register_buffer("expert_of_rank", expert_of_rank, persistent=False)
+        self._index()
         for name in ("fixed", "fixed_by_rank", "fixed_down", "fixed_up"):
             self.register_buffer(name, None, persistent=False)
         self.mix: Mix = "outputs"
         self.gate: Gate | None = None
+        self.general: nn.Module | None = None
         self.num_fixed = 0
         self.recorders: list[Callable[[Tensor], None]] = []
 
@@ -89,14 +72,14 @@ class GatedLora(nn.Module):
         """Experts seated in this layer."""
         return int(self.down.shape[0]) - self.num_ranks
 
-    def route_by(self, gate: Gate, mix: Mix) -> None:
-        """Let a gate weigh the experts for each token."""
-        self.gate, self.mix = gate, mix
+    def route_by(self, gate: Gate, mix: Mix, general: nn.Module | None = None) -> None:
+        """Let a gate weigh the experts for each token, and general experts be taken from them (`lora/general.py`)."""
+        self.gate, self.mix, self.general = gate, mix, general
         self.fixed = self.fixed_by_rank = self.fixed_down = self.fixed_up = None
 
     def fix(self, weights: Float[Tensor, " experts"], mix: Mix) -> None:
         """Give the experts the same weights for every token; experts of weight zero cost nothing."""
-        self.gate, self.mix = None, mix
+        self.gate, self.mix, self.general = None, mix, None
         self.fixed = weights.to(dtype=self.up.dtype, device=self.up.device)
         by_rank = self.fixed[self.expert_of_rank]
         rows = by_rank.nonzero().squeeze(1)
@@ -121,18 +104,79 @@ class GatedLora(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 return self.forward(x, output)
         tokens = x.reshape(-1, x.shape[-1]).to(self.down.dtype)
-        delta = self._fixed(tokens) if self.gate is None else self._routed(tokens, x.shape[:-1])
+        if self.gate is None:
+            delta = self._fixed(tokens)
+        elif self._is_native(tokens):
+            return self._routed_natively(self.gate, tokens, x.shape[:-1], output)
+        else:
+            delta = self._routed(self.gate, tokens, x.shape[:-1])
         return output if delta is None else output + delta.view(output.shape).to(output.dtype)
 
-    def _routed(self, tokens: Tensor, leading: torch.Size) -> Tensor | None:
+    def _is_native(self, tokens: Tensor) -> bool:
+        """Whether compiled code may apply the experts: it knows no gradients, and dense matrix products no equal."""
+        if torch.compiler.is_compiling() or not self._is_plain or not is_native(tokens) or not is_native(self.down):
+            return False
+        if torch.is_grad_enabled() and (tokens.requires_grad or self.down.requires_grad or self.up.requires_grad):
+            return False
         assert self.gate is not None
-        z, projections = self._shrink(tokens, self.gate.reads_prototypes)
-        weights = self.gate(Seen(tokens, z, projections, leading))  # (tokens, experts)
-        if weights is None:
+        is_sparse = self.gate.most * SPARSE <= self.num_experts or len(tokens) <= FEW_TOKENS
+        return is_sparse and self.gate.most <= MOST_CHOSEN and not self.gate.reads_z
+
+    def _routed_natively(self, gate: Gate, tokens: Tensor, leading: torch.Size, output: Tensor) -> Tensor:
+        tokens, quick = tokens.contiguous(), gate.quick
+        out = output.reshape(-1, output.shape[-1])
+        out = out.clone() if out.dtype == tokens.dtype else torch.zeros_like(out, dtype=tokens.dtype)
+        factors = self.down, self.up, self.starts
+        if quick is not None:
+            rows = self.down[self.num_ranks :] if quick.rows is None else quick.rows
+            if len(tokens) <= FEW_TOKENS and not self.recorders:
+                native_route(tokens, rows, quick.alive, quick.top_k, quick.temperature, *factors, out)
+                return self._with(output, out)
+            chosen: Chosen | None = native_choose(tokens @ rows.mT, quick.alive, quick.top_k, quick.temperature)
+        else:
+            projections = tokens @ self.down[self.num_ranks :].mT if gate.reads_prototypes else None
+            chosen = gate(Seen(tokens, None, projections, leading))
+        if chosen is None:
+            return output
+        self._record(chosen, leading)
+        native_mix(tokens, chosen, *factors, out)
+        return self._with(output, out)
+
+    def _with(self, output: Tensor, out: Tensor) -> Tensor:
+        out = out.view(output.shape)
+        return out if out.dtype == output.dtype else output + out.to(output.dtype)
+
+    def _routed(self, gate: Gate, tokens: Tensor, leading: torch.Size) -> Tensor | None:
+        is_gathered = self._is_gathered(gate, len(tokens))
+        if is_gathered:
+            z, projections = None, tokens @ self.down[self.num_ranks :].mT if gate.reads_prototypes else None
+        else:
+            z, projections = self._shrink(tokens, gate.reads_prototypes)
+        chosen = gate(Seen(tokens, z, projections, leading))
+        if chosen is None:
             return None
+        self._record(chosen, leading)
+        if z is None:
+            return mix_chosen(tokens, chosen, self.down, self.up, self.rows)
+        weights = chosen.dense(self.num_experts)  # (tokens, experts)
+        if self.general is not None:
+            weighed: Tensor = self.general(z, weights, self.mix)
+            return weighed @ self.up
+        return weigh(z, weights[:, self.expert_of_rank], self.num_experts, self.mix) @ self.up
+
+    def _is_gathered(self, gate: Gate, num_tokens: int) -> bool:
+        """Whether the rows of the chosen, read for each token, are fewer than all that there are."""
+        num_rows = num_tokens * gate.most * self.rows.shape[1]
+        return self._is_plain and not gate.reads_z and num_rows <= self.num_ranks
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the mixture is the weighted sum of the chosen experts' outputs, so that no other plays a part."""
+        return self.mix == "outputs" and self.general is None
+
+    def _record(self, chosen: Chosen, leading: torch.Size) -> None:
         for record in self.recorders:
-            record(weights.detach().view(*leading, -1))
-        return _mix(z, weights[:, self.expert_of_rank], self.num_experts, self.mix) @ self.up
+            record(chosen.dense(self.num_experts).detach().view(*leading, -1))
 
     def _shrink(self, tokens: Tensor, with_prototypes: bool) -> tuple[Tensor, Tensor | None]:
         if not with_prototypes:
@@ -145,7 +189,7 @@ class GatedLora(nn.Module):
         if by_rank is None or down is None or up is None or not len(by_rank):
             return None
         z = tokens @ down.mT
-        return _mix(z, by_rank.expand_as(z), self.num_fixed, self.mix) @ up
+        return weigh(z, by_rank[None], self.num_fixed, self.mix) @ up
 
     def append(
         self,
@@ -170,6 +214,7 @@ class GatedLora(nn.Module):
         self.up = append_rows(self.up, up.to(self.up))
         own = torch.full((rank,), num_experts, device=self.up.device)
         self.expert_of_rank = torch.cat([self.expert_of_rank, own])
+        self._index()
 
     def remove(self, expert: int, start: int, stop: int) -> None:
         """Take one expert away; a router must be given again before the next token.
@@ -185,10 +230,20 @@ class GatedLora(nn.Module):
         self.up = remove_rows(self.up, start, stop)
         others = torch.cat([self.expert_of_rank[:start], self.expert_of_rank[stop:]])
         self.expert_of_rank = others - (others > expert).to(others.dtype)
+        self._index()
+
+    def _index(self) -> None:
+        """Where the ranks of each expert lie: the first of each, and all of them."""
+        sizes = self.expert_of_rank.bincount(minlength=self.num_experts)
+        starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+        ranks = torch.arange(int(sizes.max()), device=sizes.device)
+        self.register_buffer("starts", starts, persistent=False)
+        rows = (starts[:-1, None] + ranks).masked_fill(ranks >= sizes[:, None], -1)
+        self.register_buffer("rows", rows, persistent=False)
 
     def _stop(self) -> None:
         """Drop what the router in force keeps of the experts that are about to change."""
-        self.gate = None
+        self.gate = self.general = None
         self.fixed = self.fixed_by_rank = self.fixed_down = self.fixed_up = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "GatedLora":
@@ -202,18 +257,3 @@ class GatedLora(nn.Module):
         if is_all:  # one copy, not two
             self.fixed_down, self.fixed_up = self.down[: self.num_ranks], self.up
         return self
-
-
-def _mix(
-    z: Float[Tensor, "tokens ranks"], by_rank: Float[Tensor, "tokens ranks"], num_experts: int, mix: Mix
-) -> Float[Tensor, "tokens ranks"]:
-    """Weigh the low-rank buffer so that expanding it gives the mixture.
-
-    Outputs: `sum_e w_e B_e A_e x`. Factors: `(sum_e w_e B_e) (sum_f w_f A_f) x`, for experts of one rank: the buffer
-    becomes w_e times the mean of all experts' z, since `sum_f w_f A_f x` is what every B_e is applied to.
-    """
-    weighted = z * by_rank
-    if mix == "outputs":
-        return weighted
-    mean = weighted.view(z.shape[0], num_experts, -1).sum(dim=1)  # (tokens, rank)
-    return by_rank * mean.repeat(1, num_experts)

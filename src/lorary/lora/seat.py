@@ -6,7 +6,9 @@ the base stay as they are, and `detach` leaves nothing behind (docs/adr/0001).
 """
 
 from collections.abc import Mapping
+from itertools import chain
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -19,11 +21,33 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(d_in, d_out) of a linear layer of any kind, or None for a module that is not one.
 
     nn.Linear, its quantised kin (which keep `in_features`), and transformers' Conv1D (`nx`, `nf`) are linear layers.
+    The output layer of nn.MultiheadAttention is none: attention reads its weight and never calls it, so that experts
+    seated there would be silent.
     """
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return None
     for d_in, d_out in (("in_features", "out_features"), ("nx", "nf")):
         if isinstance(getattr(module, d_in, None), int) and isinstance(getattr(module, d_out, None), int):
             return int(getattr(module, d_in)), int(getattr(module, d_out))
     return None
+
+
+def device_of(layer: nn.Module, model: nn.Module) -> torch.device:
+    """Where a layer computes.
+
+    A layer that accelerate offloads holds its weights on the meta device while it does not run; its hook says where it
+    does. Some quantised layers hold buffers only, or neither: they compute where the model begins.
+
+    Args:
+        layer: of the model.
+        model: the base model.
+    """
+    hook = getattr(layer, "_hf_hook", None)
+    for own in (hook, *getattr(hook, "hooks", ())):
+        place = getattr(own, "execution_device", None)
+        if place is not None:
+            return torch.device(place)
+    return next(chain(layer.parameters(), layer.buffers(), model.parameters())).device
 
 
 def find_linear(model: nn.Module, path: str, adapter: str, d_in: int, d_out: int) -> nn.Module:

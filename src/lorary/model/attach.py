@@ -9,11 +9,11 @@ from typing import Any
 from lorary.adapter import Adapter
 from lorary.errors import LibraryError, UsageError
 from lorary.library.store import Library
-from lorary.lora.gated import Mix
 from lorary.lora.seat import seat, unseat
 from lorary.model.layers import build_layers
-from lorary.model.seating import STATE, Seating, apply_routing, drop_prober, seating
+from lorary.model.seating import STATE, Seating, apply_routing, drop_pass_hooks, seating
 from lorary.model.setting import Routing, merged, preset_fields
+from lorary.ops.mix import Mix
 
 __all__ = ["Routing", "Seating", "attach", "detach", "routing", "seating"]
 
@@ -50,7 +50,7 @@ def attach(
         preset: a name in `lorary.model.setting.PRESETS`, in place of the library's default.
         tokenizer: of the base, for routers that read text (`features="text"`); else the one beside the base's files.
         force_base: attach although the base model's weights are unrelated to those that the library was made for.
-        settings: further fields of `lorary.model.setting.Routing`.
+        settings: further fields of `lorary.model.setting.Routing`; here None is a value, and not the library's.
 
     Returns:
         `base_model`.
@@ -63,9 +63,9 @@ def attach(
         UsageError: if a setting does not exist or is out of range.
     """
     library = library if isinstance(library, Library) else Library.open(library)
-    given = {"router": router, "top_k": top_k, "temperature": temperature, "mix": mix, "experts": experts, **settings}
+    given = {"router": router, "top_k": top_k, "temperature": temperature, "mix": mix, "experts": experts}
     start = library.default_router if preset is None else preset_fields(preset)
-    wanted = merged(Routing(**start), {key: value for key, value in given.items() if value is not None})
+    wanted = merged(Routing(**start), {key: value for key, value in given.items() if value is not None} | settings)
     return seat_library(base_model, library, wanted, tokenizer=tokenizer, force_base=force_base)
 
 
@@ -106,7 +106,7 @@ def seat_library(
         apply_routing(model, state, wanted)
         handles = seat(model, {path: layer.lora for path, layer in layers.items()})
     except BaseException:
-        drop_prober(state)
+        drop_pass_hooks(state)
         raise
     state.handles = dict(zip(layers, handles, strict=True))
     setattr(model, STATE, state)
@@ -127,7 +127,7 @@ def detach(model: Any) -> Any:
         UsageError: if no experts are seated in it.
     """
     state = seating(model)
-    drop_prober(state)
+    drop_pass_hooks(state)
     unseat(model, list(state.layers), list(state.handles.values()))
     delattr(model, STATE)
     return model

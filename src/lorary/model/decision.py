@@ -5,53 +5,59 @@ from torch import Tensor
 
 from lorary.errors import RouterError, UsageError
 from lorary.model.features import Featured
-from lorary.ops.choose import Choice, choose
+from lorary.ops.choose import Choice, Chosen, choose
+from lorary.route.logo import last_tokens
+from lorary.route.rule import Measures
 
 
 class TokenDecision:
-    """What the deciding layer chose for the tokens of the running pass.
+    """What the deciding layer chose for the tokens of the running pass."""
 
-    Args:
-        num_experts: of the library.
-    """
+    def __init__(self) -> None:
+        self._chosen: Chosen | None = None
+        self._by: str | None = None
 
-    def __init__(self, num_experts: int) -> None:
-        self.num_experts = num_experts
-        self._weights: Tensor | None = None
+    def clear(self, *_pass: object) -> None:
+        """A new pass begins; a forward pre-hook of the base's decoder."""
+        self._chosen = self._by = None
 
-    def clear(self) -> None:
-        """A new pass begins."""
-        self._weights = None
+    def falls_to(self, layer: str) -> bool:
+        """Whether a layer that may decide has to.
 
-    def write(self, experts: Tensor, weights: Tensor) -> None:
+        No other one has in this pass. The one that decided does so again where it runs again, as in the backward pass
+        of gradient checkpointing.
+        """
+        return self._by is None or self._by == layer
+
+    def write(self, experts: Tensor, chosen: Chosen, layer: str) -> None:
         """Keep what was decided.
 
         Args:
             experts: (local experts,), positions in the order of names.
-            weights: (tokens, local experts).
+            chosen: for each token, among these.
+            layer: that decided.
         """
-        full = weights.new_zeros(weights.shape[0], self.num_experts)
-        self._weights = full.index_copy(1, experts, weights)
+        self._chosen, self._by = Chosen(experts[chosen.experts], chosen.weights), layer
 
-    def read(self, experts: Tensor, x: Tensor) -> Tensor | None:
-        """The weights for another layer; None where nothing is decided yet.
+    def read(self, seats: Tensor, x: Tensor) -> Chosen | None:
+        """What was decided, for another layer; None where nothing is yet.
 
         Args:
-            experts: of that layer.
+            seats: (experts,), where each expert sits in that layer, -1 where it does not.
             x: (tokens, d_in), what it was given.
 
         Raises:
             RouterError: if it was given other tokens than the deciding layer.
         """
-        if self._weights is None:
+        if self._chosen is None:
             return None
-        if self._weights.shape[0] != x.shape[0]:
+        if (num_tokens := len(self._chosen.experts)) != x.shape[0]:
             raise RouterError(
                 "per='token' needs layers that are all given the same tokens",
-                found=f"{self._weights.shape[0]} tokens were decided, a later layer was given {x.shape[0]}",
+                found=f"{num_tokens} tokens were decided, a later layer was given {x.shape[0]}",
                 remedy="route every layer for itself: per='layer'",
             )
-        return self._weights[:, experts].to(dtype=x.dtype, device=x.device)
+        return self._chosen.like(x).among(seats)
 
 
 class Request:
@@ -62,13 +68,16 @@ class Request:
     Args:
         num_experts: of the library.
         choice: what becomes of the mean scores.
+        measures: which of the real tokens count: all of them, or the last one.
         featured: scores by one vector of the prompt, in the place of the layers'.
     """
 
-    def __init__(self, num_experts: int, choice: Choice, featured: Featured | None = None) -> None:
-        self.num_experts, self.choice, self.featured = num_experts, choice, featured
+    def __init__(
+        self, num_experts: int, choice: Choice, measures: Measures = "mean", featured: Featured | None = None
+    ) -> None:
+        self.num_experts, self.choice, self.measures, self.featured = num_experts, choice, measures, featured
         self.is_probing = False
-        self.weights: Tensor | None = None
+        self.chosen: Chosen | None = None
 
     def start(self, real: Tensor) -> None:
         """Begin a probe.
@@ -81,7 +90,8 @@ class Request:
         """
         if not bool(real.any(dim=1).all()):
             raise UsageError("each row must have a token to decide by", found="a row of padding alone")
-        self.is_probing, self.weights, self._real = True, None, real
+        self._real = last_tokens(real) if self.measures == "last" else real
+        self.is_probing, self.chosen = True, None
         self._sums = torch.zeros(len(real), self.num_experts, dtype=torch.float64, device=real.device)
         self._layers = torch.zeros(self.num_experts, dtype=torch.int64, device=real.device)
 
@@ -113,29 +123,29 @@ class Request:
     def finish(self) -> None:
         """Decide."""
         mean = self._sums / self._layers.clamp_min(1)
-        self.weights = choose(mean.masked_fill(self._layers == 0, -torch.inf), self.choice)
+        self.chosen = choose(mean.masked_fill(self._layers == 0, -torch.inf), self.choice)
         self.stop()
 
     def stop(self) -> None:
         """End the probe, also one that failed."""
         self.is_probing = False
 
-    def read(self, experts: Tensor, x: Tensor, batch: int) -> Tensor:
-        """The weights for one layer, (rows, local experts).
+    def read(self, seats: Tensor, x: Tensor, batch: int) -> Chosen:
+        """What was decided, for one layer, row by row.
 
         Args:
-            experts: of that layer.
+            seats: (experts,), where each expert sits in that layer, -1 where it does not.
             x: what it was given, for dtype and device.
             batch: rows of the pass.
 
         Raises:
             UsageError: if nothing was decided, or for another number of rows.
         """
-        if self.weights is None or len(self.weights) != batch:
-            decided = "nothing is decided" if self.weights is None else f"decided for {len(self.weights)} rows"
+        if self.chosen is None or len(self.chosen.experts) != batch:
+            decided = "nothing is decided" if self.chosen is None else f"decided for {len(self.chosen.experts)} rows"
             raise UsageError(
                 "per='request' needs a pass over the prompt, through the model, with the rows that follow",
                 found=f"{decided}, a pass of {batch} rows",
                 remedy="begin without a cache: the first pass of `generate` and `model(...)` do",
             )
-        return self.weights[:, experts].to(dtype=x.dtype, device=x.device)
+        return self.chosen.like(x).among(seats)

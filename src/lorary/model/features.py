@@ -104,7 +104,6 @@ def featured(
     library: Library,
     experts: Sequence[str],
     layers: Mapping[str, SeatedLayer],
-    allowed: Bool[Tensor, " experts"],
     known: Known,
 ) -> Featured:
     """Scores for whole requests, from what was prepared.
@@ -115,7 +114,6 @@ def featured(
         library: where the experts came from.
         experts: names, in canonical order.
         layers: the routed layers; an expert whose updates are all zero is never chosen.
-        allowed: which experts may be chosen.
         known: what was prepared, by expert.
 
     Raises:
@@ -134,10 +132,11 @@ def featured(
                 found=f"{tuple(rows[-1].shape)} beside {tuple(rows[0].shape)}",
                 remedy="lorary library prepare",
             )
-    alive = torch.zeros_like(allowed)
+    alive = torch.zeros(len(experts), dtype=torch.bool)
     for layer in layers.values():
         alive[list(layer.experts)] |= layer.alive.cpu()
-    return Featured(embed, rule, torch.stack(rows), alive & allowed)
+    alive &= torch.tensor([setting.may_choose(name) for name in experts])
+    return Featured(embed, rule, torch.stack(rows), alive)
 
 
 @torch.no_grad()

@@ -9,18 +9,37 @@
 Gates are modules so that their tensors follow the model to its device and into copies of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lorary.lora.gated import Seen
+from lorary.lora.gate import Quick, Seen
 from lorary.model.decision import TokenDecision
 from lorary.model.layers import SeatedLayer
 from lorary.ops.blocks import Block, split_blocks
-from lorary.ops.choose import Choice, choose
+from lorary.ops.choose import Choice, Chosen, choose
 from lorary.ops.normalise import InputNorm, normalise, normalise_products
 from lorary.route.rule import Reading, Rule
+
+
+class Seated(nn.Module):
+    """Which experts sit in a layer, both ways.
+
+    Args:
+        experts: of the layer, as positions in the order of names.
+        num_experts: of the library.
+    """
+
+    experts: Tensor
+    seats: Tensor
+
+    def __init__(self, experts: Sequence[int], num_experts: int) -> None:
+        super().__init__()
+        own = torch.tensor(list(experts))
+        self.register_buffer("experts", own, persistent=False)
+        seats = torch.full((num_experts,), -1).scatter(0, own, torch.arange(len(own)))
+        self.register_buffer("seats", seats, persistent=False)
 
 
 class ScoreGate(nn.Module):
@@ -34,6 +53,7 @@ class ScoreGate(nn.Module):
         input_norm: what is done to hidden states before scoring.
         candidates: for a rule of two stages.
         rows: (experts, d_in), what the rule reads in place of the prototypes: prepared rows, tied prototypes.
+        blocks: by kind, what it reads in place of the layer's small matrices.
         calibration: (experts, 2), mean and deviation of each expert's scores.
     """
 
@@ -47,11 +67,15 @@ class ScoreGate(nn.Module):
         input_norm: InputNorm = "none",
         candidates: int = 20,
         rows: Tensor | None = None,
+        blocks: Mapping[str, Sequence[Block]] | None = None,
         calibration: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.rule, self.choice, self.input_norm, self.candidates = rule, choice, input_norm, candidates
         down = layer.lora.down
+        self.num_ranks = layer.lora.num_ranks
+        is_plain = choice == Choice(top_k=choice.top_k, temperature=choice.temperature)
+        self.is_quick = rule.quick and is_plain and input_norm == "none"
         own = layer.alive if rows is None else rows.any(dim=1)
         self._keep("alive", (own.to(allowed.device) & allowed).to(down.device))
         self._keep("rows", None if rows is None else rows.to(down))
@@ -59,7 +83,9 @@ class ScoreGate(nn.Module):
         # Only one kind of normalisation needs them, and they take a walk through all factors.
         self._keep("row_sums", down.sum(dim=1) if input_norm == "layer" else None)
         self.num_blocks: dict[str, int] = {
-            kind: self._keep_blocks(kind, split_blocks(layer.ranks, getattr(layer, kind)))
+            kind: self._keep_blocks(
+                kind, split_blocks(layer.ranks, getattr(layer, kind)) if blocks is None else blocks[kind]
+            )
             for kind in ("row_space", "outputs")
             if kind in rule.reads
         }
@@ -69,18 +95,35 @@ class ScoreGate(nn.Module):
         """Whether the rule reads rows and has none of its own."""
         return "rows" in self.rule.reads and self.rows is None
 
-    def forward(self, seen: Seen) -> Tensor:
-        """Routing weights of each token."""
+    @property
+    def reads_z(self) -> bool:
+        """Whether the rule reads the experts' down-projections."""
+        return bool(self.num_blocks)
+
+    @property
+    def most(self) -> int:
+        """Experts of a token at most."""
+        return min(self.choice.top_k, len(self.alive))
+
+    @property
+    def quick(self) -> Quick | None:
+        """What compiled code needs to do all of this, where that is no more than Arrow's scores and a softmax."""
+        return Quick(self.rows, self.alive, self.most, self.choice.temperature) if self.is_quick else None
+
+    def forward(self, seen: Seen) -> Chosen:
+        """The experts of each token."""
         return choose(self.scores(seen), self.choice)
 
     def scores(self, seen: Seen) -> Tensor:
         """Scores of each token, (tokens, experts)."""
         z, projections = seen.z, seen.projections
         if self.input_norm != "none":
-            sums = self.row_sums if self.row_sums is not None else seen.x.new_zeros(z.shape[1] + len(self.alive))
-            z = normalise_products(z, seen.x, sums[: z.shape[1]], self.input_norm)
+            num_ranks = self.num_ranks
+            sums = self.row_sums if self.row_sums is not None else seen.x.new_zeros(num_ranks + len(self.alive))
+            if z is not None:
+                z = normalise_products(z, seen.x, sums[:num_ranks], self.input_norm)
             if projections is not None:
-                projections = normalise_products(projections, seen.x, sums[z.shape[1] :], self.input_norm)
+                projections = normalise_products(projections, seen.x, sums[num_ranks:], self.input_norm)
         if self.rows is not None:
             projections = normalise(seen.x, self.input_norm) @ self.rows.mT
         reading = Reading(
@@ -112,35 +155,39 @@ class ScoreGate(nn.Module):
 
 
 class TokenGate(nn.Module):
-    """One layer decides for each token, and all later layers of the pass do as it did.
+    """One layer decides for each token, and all that run later in the pass do as it did.
 
     Args:
         decision: shared by all layers of the setting.
-        experts: of the layer, as positions in the order of names.
-        decides: the gate of the deciding layer, None in all others.
-        is_first: whether a pass begins with this layer.
+        layer: path of the layer.
+        seated: which experts sit in it.
+        decides: its scores, where it may decide: the first such layer to run does. The order in which a model holds
+            its layers is not always that in which it runs them (Phi-3).
+        most: experts of a token at most.
     """
 
+    quick = None
+
     def __init__(
-        self, decision: TokenDecision, experts: Sequence[int], decides: ScoreGate | None, is_first: bool
+        self, decision: TokenDecision, layer: str, seated: Seated, decides: ScoreGate | None, most: int
     ) -> None:
         super().__init__()
-        self.decision, self.decides, self.is_first = decision, decides, is_first
-        self.register_buffer("experts", torch.tensor(list(experts)), persistent=False)
-
-    experts: Tensor
+        self.decision, self.layer, self.seated, self.decides, self.most = decision, layer, seated, decides, most
 
     @property
     def reads_prototypes(self) -> bool:
         """Whether this layer decides, by a rule that reads them."""
-        return self.decides is not None and self.decides.reads_prototypes
+        return self.decides is not None and self.decision.falls_to(self.layer) and self.decides.reads_prototypes
 
-    def forward(self, seen: Seen) -> Tensor | None:
-        """Routing weights of each token; None in a layer that runs before the decision."""
-        if self.is_first:
-            self.decision.clear()
-        if self.decides is None:
-            return self.decision.read(self.experts, seen.x)
-        weights: Tensor = self.decides(seen)
-        self.decision.write(self.experts, weights)
-        return weights
+    @property
+    def reads_z(self) -> bool:
+        """Whether this layer decides, by a rule that reads the down-projections."""
+        return self.decides is not None and self.decision.falls_to(self.layer) and self.decides.reads_z
+
+    def forward(self, seen: Seen) -> Chosen | None:
+        """The experts of each token; None in a layer that runs before the decision."""
+        if self.decides is None or not self.decision.falls_to(self.layer):
+            return self.decision.read(self.seated.seats, seen.x)
+        chosen: Chosen = self.decides(seen)
+        self.decision.write(self.seated.experts, chosen, self.layer)
+        return chosen

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +9,12 @@ from torch import Tensor, nn
 from lorary.adapter import Adapter, LoraFactors
 from lorary.lora.gated import GatedLora
 from lorary.lora.rows import append_rows, remove_rows, widen
-from lorary.lora.seat import find_linear, linear_shape
+from lorary.lora.seat import device_of, find_linear, linear_shape
+from lorary.lora.targets import layer_number
 from lorary.route.facts import expert_facts
+
+# What models call the projection of queries, fused ones included.
+_QUERIES = frozenset({"q_proj", "query", "q", "q_lin", "qkv_proj", "query_key_value", "c_attn", "Wqkv"})
 
 
 @dataclass
@@ -26,6 +29,7 @@ class SeatedLayer:
         gap: (experts,) σ2/σ1, how clear its prototype is.
         row_space: (ranks, widest rank), for each expert its matrix of `lorary.route.facts`, one below the other.
         outputs: likewise.
+        scalings: of each expert, folded into the `up` of the module.
         lora: the module.
     """
 
@@ -35,6 +39,7 @@ class SeatedLayer:
     gap: Tensor
     row_space: Tensor
     outputs: Tensor
+    scalings: tuple[float, ...]
     lora: GatedLora
 
     def rows(self, seat: int) -> slice:
@@ -59,6 +64,7 @@ class SeatedLayer:
         self.alive = torch.cat([self.alive, self.lora.down[-1:].any(dim=1).to(self.alive.device)])
         self.gap = torch.cat([self.gap, facts.gap])
         self.experts, self.ranks = (*self.experts, position), (*self.ranks, factors.rank)
+        self.scalings = (*self.scalings, factors.scaling)
 
     def replace(self, seat: int, factors: LoraFactors) -> None:
         """Give a seat other factors of the same rank, in time of those alone."""
@@ -71,6 +77,7 @@ class SeatedLayer:
         self.row_space[rows] = widen(facts.row_space[0], width).to(self.row_space)
         self.outputs[rows] = widen(facts.outputs[0], width).to(self.outputs)
         self.alive[seat], self.gap[seat] = prototype.any(), facts.gap[0]
+        self.scalings = (*self.scalings[:seat], factors.scaling, *self.scalings[seat + 1 :])
 
     def remove(self, seat: int) -> None:
         """Take the expert of one seat away; those behind it move up."""
@@ -82,6 +89,7 @@ class SeatedLayer:
         self.alive, self.gap = self.alive[others], self.gap[others]
         self.experts = tuple(self.experts[other] for other in others)
         self.ranks = tuple(self.ranks[other] for other in others)
+        self.scalings = tuple(self.scalings[other] for other in others)
 
     def _own(self, factors: LoraFactors) -> tuple[Tensor, Tensor]:
         """lora_a, and lora_b transposed with its scaling, as they stand in the stacks."""
@@ -110,7 +118,7 @@ def build_layers(
         for path, factors in adapter:
             find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
             members.setdefault(path, []).append((positions[seat] if positions else seat, factors.rank))
-    stacks = {path: _Stack(model.get_submodule(path), members[path]) for path in in_order(model, members)}
+    stacks = {path: _Stack(model, path, members[path]) for path in in_order(model, members)}
     for seat, adapter in enumerate(adapters):
         for path, factors in adapter:
             stacks[path].put(positions[seat] if positions else seat, factors)
@@ -126,33 +134,47 @@ def in_order(model: nn.Module, paths: Iterable[str]) -> list[str]:
     return [name for name, _ in model.named_modules(remove_duplicate=False) if name in wanted]
 
 
+def late_layer(paths: Sequence[str]) -> str:
+    """The query projection of the last block, or what comes first there.
+
+    Args:
+        paths: of routed layers, in the model's order.
+    """
+    blocks = {number for path in paths if (number := layer_number(path)) is not None}
+    last = [path for path in paths if not blocks or layer_number(path) == max(blocks)]
+    return next((path for path in last if path.rpartition(".")[2] in _QUERIES), last[0])
+
+
 class _Stack:
     """Room for the factors of one layer's experts, filled one by one.
 
     Args:
-        layer: the linear layer.
+        model: the base model.
+        path: of the linear layer.
         members: (position in the order of names, rank) of each expert that has the layer, in the order of seats.
     """
 
-    def __init__(self, layer: nn.Module, members: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, model: nn.Module, path: str, members: Sequence[tuple[int, int]]) -> None:
+        layer = model.get_submodule(path)
         shape = linear_shape(layer)
         assert shape is not None
         d_in, d_out = shape
         dtype = _compute_dtype(layer)
-        # Some quantised layers hold buffers only.
-        self.device = next(chain(layer.parameters(), layer.buffers())).device
+        self.device = device_of(layer, model)
         self.experts = tuple(position for position, _ in members)
         self.ranks = torch.tensor([rank for _, rank in members])
         ends = self.ranks.cumsum(0).tolist()
         self.slices = {position: slice(end - rank, end) for (position, rank), end in zip(members, ends, strict=True)}
         self.down = torch.zeros(ends[-1] + len(members), d_in, dtype=dtype)
         self.up = torch.zeros(ends[-1], d_out, dtype=dtype)
+        self.scalings: dict[int, float] = {}
 
     def put(self, position: int, factors: LoraFactors) -> None:
         """Copy the factors of one expert into its place, its scaling folded into lora_b."""
         rows = self.slices[position]
         self.down[rows] = factors.lora_a.to(self.down)
         self.up[rows] = factors.lora_b.mT.to(self.up) * factors.scaling
+        self.scalings[position] = factors.scaling
 
     def seat(self) -> SeatedLayer:
         """Compute what the rules know and make the module."""
@@ -172,7 +194,8 @@ class _Stack:
         lora = GatedLora(self.down.to(self.device), self.up.to(self.device), expert_of_rank.to(self.device))
         # These stay where they were computed: a router takes what it reads to the layer's device.
         alive = prototypes.any(dim=1)
-        return SeatedLayer(self.experts, tuple(self.ranks.tolist()), alive, gap, row_space, outputs, lora)
+        scalings = tuple(self.scalings[position] for position in self.experts)
+        return SeatedLayer(self.experts, tuple(self.ranks.tolist()), alive, gap, row_space, outputs, scalings, lora)
 
 
 def _compute_dtype(layer: nn.Module) -> torch.dtype:

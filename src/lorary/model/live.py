@@ -16,6 +16,7 @@ from lorary.errors import RouterError, UsageError
 from lorary.formats.peft import read_adapter
 from lorary.library.folders import check_name
 from lorary.lora.seat import find_linear, seat, unseat
+from lorary.model.general import check_general, seated_ranks
 from lorary.model.layers import build_layers, in_order
 from lorary.model.prepared import kind_of, paths_of
 from lorary.model.seating import Seating, apply_routing, seating
@@ -48,15 +49,15 @@ def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = Non
         )
     _check_fit(model, adapter)
     _check_ranks(state, adapter)
+    _check_general(state, adapter.name, adapter)
     kind = kind_of(state.routing)
-    if kind is not None:
-        wanted = paths_of(state.routing, adapter.modules)
-        if not wanted <= set(state.prepared.get(kind, {}).get(adapter.name, {})):
-            raise RouterError(
-                f"an expert that comes to a router by '{kind}' must be prepared before",
-                found=f"nothing for '{adapter.name}'",
-                remedy="lorary.model.prepare.prepare",
-            )
+    known = state.prepared.get(kind or "", {}).get(adapter.name, {})
+    if kind is not None and not paths_of(state.routing, adapter.modules) <= set(known):
+        raise RouterError(
+            f"an expert that comes to a router by '{kind}' must be prepared before",
+            found=f"nothing for '{adapter.name}'",
+            remedy="lorary.model.prepare.prepare",
+        )
     _add(model, state, adapter)
     apply_routing(model, state, state.routing)
     return adapter.name
@@ -82,11 +83,12 @@ def remove_expert(model: Any, name: str) -> None:
             remedy="lorary.detach(model) gives the bare base, router 'base' computes what it does",
         )
     setting = state.routing
-    if name in (setting.fixed or {}) or name in (setting.allow or ()):
+    if any(name in (named or ()) for named in (setting.fixed, setting.allow, setting.general)):
         raise RouterError(
             "an expert that the router in force names must stay", found=name, remedy="attach with another setting"
         )
     _check_layers_stay(state, name, ())
+    _check_general(state, name, None)
     _remove(model, state, name)
     apply_routing(model, state, state.routing)
 
@@ -106,6 +108,7 @@ def replace_expert(model: Any, adapter: Adapter | str | Path, name: str | None =
     _check_seated(state, adapter.name)
     _check_fit(model, adapter)
     _check_ranks(state, adapter)
+    _check_general(state, adapter.name, adapter)
     _check_layers_stay(state, adapter.name, adapter.modules)
     kind = kind_of(state.routing)
     if kind is not None:
@@ -172,6 +175,20 @@ def _check_ranks(state: Seating, adapter: Adapter) -> None:
                 found=f"expert '{adapter.name}' has rank {factors.rank}",
                 remedy="mix='outputs'",
             )
+
+
+def _check_general(state: Seating, name: str, adapter: Adapter | None) -> None:
+    """Refuse what general experts could not be taken from any more, before anything is changed."""
+    if state.routing.general is None:
+        return
+    ranks = seated_ranks(state.experts, state.layers)
+    for own in ranks.values():
+        own.pop(name, None)
+    for path, factors in adapter or ():
+        ranks.setdefault(path, {})[name] = factors.rank
+    others = [other for other in state.experts if other != name]
+    names = others if adapter is None else [*others, name]
+    check_general(state.routing, names, {path: own for path, own in ranks.items() if own})
 
 
 def _check_layers_stay(state: Seating, name: str, modules: Iterable[str]) -> None:

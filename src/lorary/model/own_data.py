@@ -15,10 +15,12 @@ from lorary.adapter import Adapter
 from lorary.data.batching import collate, input_length, length_buckets
 from lorary.data.template import Example
 from lorary.errors import TaskError
-from lorary.lora.gated import GatedLora, Seen
+from lorary.lora.gate import Seen
+from lorary.lora.gated import GatedLora
 from lorary.model.alone import alone
 from lorary.model.features import MAX_TOKENS, decoder_of
 from lorary.model.row_gates import rows_of
+from lorary.ops.choose import Chosen
 
 # Path, module, (batch, seq, d_in) inputs and (batch, seq, ranks) down-projections, lengths of the rows.
 Look = Callable[[str, GatedLora, Tensor, Tensor, Tensor], None]
@@ -102,12 +104,13 @@ def _look(model: Any, adapter: Adapter, examples: Sequence[Example], look: Look)
 class _Window:
     """A gate that lets its one expert act in full, and shows what the layer was given."""
 
-    reads_prototypes = False
+    reads_prototypes, reads_z, most, quick = False, True, 1, None
 
     def __init__(self, look: Callable[[Tensor, Tensor, Tensor], None], lengths: Tensor) -> None:
         self._look, self._lengths = look, lengths
 
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: Seen) -> Chosen:
         batch, seq = rows_of(seen)
+        assert seen.z is not None
         self._look(seen.x.view(batch, seq, -1), seen.z.view(batch, seq, -1), self._lengths.to(seen.x.device))
-        return seen.x.new_ones(len(seen.x), 1)
+        return Chosen(torch.zeros_like(seen.x[:, :1], dtype=torch.int64), torch.ones_like(seen.x[:, :1]))

@@ -30,6 +30,15 @@ class Prober:
         self.prompt: Tensor | None = None
         self._ids: Tensor | None = None
         self._length = 0
+        self._num_behind = 0
+
+    def note(self, _model: torch.nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook of the whole model: the last tokens that logits are asked for are no prompt, but the first.
+
+        Assisted generation hands the prompt over together with the assistant's draft, and asks for those logits.
+        """
+        kept = kwargs.get("logits_to_keep")
+        self._num_behind = kept - 1 if isinstance(kept, int) and kept > 1 else 0
 
     def __call__(self, decoder: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Probe if the pass that begins is a new request."""
@@ -42,7 +51,7 @@ class Prober:
             with torch.no_grad():
                 hidden = decoder.forward(**{**given, **_uncached(given)})[0]
             for request, rows in started:
-                request.see(hidden[rows], None if ids is None else ids[rows])
+                request.see(hidden[rows.to(hidden.device)], None if ids is None else ids[rows.to(ids.device)])
                 request.finish()
         finally:
             for each in self.requests:
@@ -51,7 +60,7 @@ class Prober:
 
     def _start(self, given: Mapping[str, Any]) -> list[tuple[Request, Tensor]]:
         """Begin the probe of each request; its rows of the batch, (batch,) bool."""
-        real = self.prompt if self.prompt is not None else real_tokens(given)
+        real = self.prompt if self.prompt is not None else self._without_draft(real_tokens(given))
         batch = len(real)
         of_row = torch.tensor(spread(self.of_row, batch) if len(self.of_row) > 1 else [*self.of_row] * batch)
         started = []
@@ -61,6 +70,10 @@ class Prober:
                 request.start(real[rows])
                 started.append((request, rows))
         return started
+
+    def _without_draft(self, real: Tensor) -> Tensor:
+        is_prompt = torch.arange(real.shape[1], device=real.device) < real.shape[1] - self._num_behind
+        return real & is_prompt
 
     def _goes_on(self, given: Mapping[str, Any]) -> bool:
         cache, ids = given.get("past_key_values"), given.get("input_ids")

@@ -6,26 +6,26 @@ import torch
 from torch import Tensor, nn
 
 from lorary.errors import RouterError, UsageError
-from lorary.lora.gated import Seen
+from lorary.lora.gate import Seen
 from lorary.model.decision import Request
-from lorary.model.gates import ScoreGate
+from lorary.model.gates import ScoreGate, Seated
+from lorary.ops.choose import Chosen
 
 
 class RequestGate(nn.Module):
-    """Weights that were decided for each row before the pass began; while it is probed, a source of scores.
+    """Experts that were decided for each row before the pass began; while it is probed, a source of scores.
 
     Args:
         request: shared by all layers of the setting.
-        experts: of the layer, as positions in the order of names.
-        probed: the scores of this layer; None where no layer has a say.
+        seated: which experts sit in the layer.
+        probed: the scores of this layer, where they take part in the decision.
     """
 
-    def __init__(self, request: Request, experts: Sequence[int], probed: ScoreGate | None) -> None:
-        super().__init__()
-        self.request, self.probed = request, probed
-        self.register_buffer("experts", torch.tensor(list(experts)), persistent=False)
+    quick = None
 
-    experts: Tensor
+    def __init__(self, request: Request, seated: Seated, probed: ScoreGate | None) -> None:
+        super().__init__()
+        self.request, self.seated, self.probed = request, seated, probed
 
     @property
     def is_probing(self) -> bool:
@@ -33,18 +33,30 @@ class RequestGate(nn.Module):
         return self.request.is_probing
 
     @property
+    def most(self) -> int:
+        """Experts of a token at most."""
+        return self.request.choice.top_k
+
+    @property
     def reads_prototypes(self) -> bool:
         """Whether the probe runs, for a rule that reads them."""
         return self.is_probing and self.probed is not None and self.probed.reads_prototypes
 
-    def forward(self, seen: Seen) -> Tensor | None:
-        """The weights of each token's row; None while it is probed, for the probe is of the bare base."""
+    @property
+    def reads_z(self) -> bool:
+        """Whether the probe runs, for a rule that reads the down-projections."""
+        return self.is_probing and self.probed is not None and self.probed.reads_z
+
+    def forward(self, seen: Seen) -> Chosen | None:
+        """The experts of each token's row; None while it is probed, for the probe is of the bare base."""
         batch, seq = rows_of(seen)
         if self.is_probing:
             if self.probed is not None:
-                self.request.add(self.experts, self.probed.scores(seen).view(batch, seq, -1), self.probed.alive)
+                scores = self.probed.scores(seen).view(batch, seq, -1)
+                self.request.add(self.seated.experts, scores, self.probed.alive)
             return None
-        return self.request.read(self.experts, seen.x, batch).repeat_interleave(seq, dim=0)
+        by_row = self.request.read(self.seated.seats, seen.x, batch)
+        return Chosen(*(part.repeat_interleave(seq, dim=0) for part in by_row))
 
 
 class FixedGate(nn.Module):
@@ -54,17 +66,26 @@ class FixedGate(nn.Module):
         weights: (experts,).
     """
 
-    reads_prototypes = False
+    reads_prototypes = reads_z = False
+    quick = None
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
-        self.register_buffer("weights", weights, persistent=False)
+        self.register_buffer("experts", weights.nonzero().squeeze(1), persistent=False)
+        self.register_buffer("weights", weights[self.experts], persistent=False)
 
+    experts: Tensor
     weights: Tensor
 
-    def forward(self, seen: Seen) -> Tensor:
-        """The weights, once for each token."""
-        return self.weights.expand(seen.z.shape[0], -1)
+    @property
+    def most(self) -> int:
+        """How many have a weight."""
+        return len(self.experts)
+
+    def forward(self, seen: Seen) -> Chosen:
+        """The experts, once for each token."""
+        num_tokens = seen.x.shape[0]
+        return Chosen(self.experts.expand(num_tokens, -1), self.weights.expand(num_tokens, -1))
 
 
 class RowGate(nn.Module):
@@ -75,32 +96,46 @@ class RowGate(nn.Module):
     Args:
         gates: one for each different setting.
         of_row: the gate of each row.
-        num_experts: of the layer.
     """
 
-    def __init__(self, gates: Sequence[nn.Module], of_row: Sequence[int], num_experts: int) -> None:
+    quick = None
+
+    def __init__(self, gates: Sequence[nn.Module], of_row: Sequence[int]) -> None:
         super().__init__()
-        self.gates, self.of_row, self.num_experts = nn.ModuleList(gates), tuple(of_row), num_experts
+        self.gates, self.of_row = nn.ModuleList(gates), tuple(of_row)
+
+    @property
+    def most(self) -> int:
+        """Experts of a token at most."""
+        return max(int(gate.most) for gate in self.gates)  # type: ignore[arg-type]
 
     @property
     def reads_prototypes(self) -> bool:
         """Whether any row's gate does."""
         return any(bool(gate.reads_prototypes) for gate in self.gates)
 
-    def forward(self, seen: Seen) -> Tensor | None:
-        """Routing weights of each token; None while rows are probed."""
+    @property
+    def reads_z(self) -> bool:
+        """Whether any row's gate does."""
+        return any(bool(gate.reads_z) for gate in self.gates)
+
+    def forward(self, seen: Seen) -> Chosen | None:
+        """The experts of each token; None while rows are probed."""
         batch, seq = rows_of(seen)
         of_row = torch.tensor(spread(self.of_row, batch), device=seen.x.device)
         probing = any(getattr(gate, "is_probing", False) for gate in self.gates)
-        weights = seen.z.new_zeros(batch, seq, self.num_experts)
+        experts = torch.zeros(batch, seq, self.most, dtype=torch.int64, device=seen.x.device)
+        weights = seen.x.new_zeros(batch, seq, self.most)
         for number, gate in enumerate(self.gates):
             if probing and not getattr(gate, "is_probing", False):
                 continue
             rows = (of_row == number).nonzero().squeeze(1)
             own = gate(_rows_only(seen, rows, batch))
             if own is not None:
-                weights = weights.index_copy(0, rows, own.to(weights).view(len(rows), seq, -1))
-        return None if probing else weights.flatten(0, 1)
+                width = own.experts.shape[1]
+                experts[rows, :, :width] = own.experts.view(len(rows), seq, width)
+                weights[rows, :, :width] = own.weights.to(weights).view(len(rows), seq, width)
+        return None if probing else Chosen(experts.flatten(0, 1), weights.flatten(0, 1))
 
 
 def spread(of_row: Sequence[int], batch: int) -> list[int]:
@@ -134,8 +169,9 @@ def rows_of(seen: Seen) -> tuple[int, int]:
 
 
 def _rows_only(seen: Seen, rows: Tensor, batch: int) -> Seen:
-    def pick(tensor: Tensor) -> Tensor:
-        return tensor.view(batch, -1, tensor.shape[-1])[rows].flatten(0, 1)
+    def pick(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.view(batch, -1, tensor.shape[-1])[rows].flatten(0, 1)
 
-    projections = None if seen.projections is None else pick(seen.projections)
-    return Seen(pick(seen.x), pick(seen.z), projections, torch.Size((len(rows), *seen.leading[1:])))
+    x = pick(seen.x)
+    assert x is not None
+    return Seen(x, pick(seen.z), pick(seen.projections), torch.Size((len(rows), *seen.leading[1:])))

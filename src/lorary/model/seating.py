@@ -13,8 +13,9 @@ from lorary.errors import RouterError, UsageError
 from lorary.library.store import Library
 from lorary.model.decision import Request, TokenDecision
 from lorary.model.features import decoder_of, embedding, featured
-from lorary.model.gates import ScoreGate, TokenGate
-from lorary.model.layers import SeatedLayer
+from lorary.model.gates import ScoreGate, Seated, TokenGate
+from lorary.model.general import Subtracted, subtract_general
+from lorary.model.layers import SeatedLayer, late_layer
 from lorary.model.prepared import Known, read_missing
 from lorary.model.probe import Prober
 from lorary.model.row_gates import FixedGate, RequestGate, RowGate
@@ -44,7 +45,7 @@ class Seating:
         num_blocks: how many `with lorary.routing` blocks are open.
         tokenizer: of the base, for rules that read text; None where it was not given.
         prober: decides for requests, where a setting asks for that.
-        probe_handle: of its hook.
+        pass_handles: of the hooks that run when a pass of the decoder begins.
     """
 
     experts: tuple[str, ...]
@@ -59,7 +60,7 @@ class Seating:
     num_blocks: int = 0
     tokenizer: Any = None
     prober: Prober | None = None
-    probe_handle: RemovableHandle | None = None
+    pass_handles: list[RemovableHandle] = field(default_factory=list)
 
     def ambiguous(self) -> list[tuple[str, str, float]]:
         """(expert, layer, σ2/σ1) of every prototype whose direction is not well defined."""
@@ -107,36 +108,46 @@ def apply_routing(model: Any, state: Seating, routing: Routing, rows: Sequence[R
     for setting in rows or [routing]:
         if setting not in different:
             different.append(setting)
-    plans = [_plan(setting, state, model) for setting in different]
     if len({setting.mix for setting in different}) > 1:
         raise RouterError("the settings of one batch must share one mix", found=sorted({s.mix for s in different}))
+    if len({(*(setting.general or ()), setting.general_mode) for setting in different}) > 1:
+        raise RouterError(
+            "the settings of one batch must share their general experts", found=[s.general for s in different]
+        )
+    without = subtract_general(different[0], state.experts, state.layers)
+    plans = [_plan(setting, state, model, without) for setting in different]
     of_row = [different.index(setting) for setting in rows or [routing]]
     for path, layer in state.layers.items():
         own = [plan.gates[path] for plan in plans]
-        if rows is not None:
-            gates = [FixedGate(gate.to(layer.lora.up)) if isinstance(gate, Tensor) else gate for gate in own]
-            layer.lora.route_by(_on(RowGate(gates, of_row, len(layer.experts)), layer), different[0].mix)
-        elif isinstance(own[0], Tensor):
+        general = without[path].module if path in without else None
+        if rows is None and general is None and isinstance(own[0], Tensor):
             layer.lora.fix(own[0], routing.mix)
-        else:
-            layer.lora.route_by(_on(own[0], layer), routing.mix)
+            continue
+        gates = [FixedGate(gate.to(layer.lora.up)) if isinstance(gate, Tensor) else gate for gate in own]
+        gate = gates[0] if rows is None else RowGate(gates, of_row)
+        layer.lora.route_by(_on(gate, layer), different[0].mix, general)
     state.routing, state.rows = routing, None if rows is None else tuple(rows)
-    _set_prober(model, state, [plan.request for plan in plans], of_row)
+    _set_pass_hooks(model, state, plans, of_row)
 
 
-def drop_prober(state: Seating) -> None:
-    """Take the probe's hook away."""
-    if state.probe_handle is not None:
-        state.probe_handle.remove()
-    state.prober = state.probe_handle = None
+def drop_pass_hooks(state: Seating) -> None:
+    """Take the hooks away that run when a pass begins."""
+    for handle in state.pass_handles:
+        handle.remove()
+    state.prober, state.pass_handles = None, []
 
 
-def _set_prober(model: Any, state: Seating, requests: Sequence[Request | None], of_row: Sequence[int]) -> None:
-    drop_prober(state)
-    if any(request is not None for request in requests):
-        # The decoder and not the model: its head and loss play no part, and it may be called without them.
-        state.prober = Prober(requests, of_row)
-        state.probe_handle = decoder_of(model).register_forward_pre_hook(state.prober, with_kwargs=True)
+def _set_pass_hooks(model: Any, state: Seating, plans: "Sequence[_Plan]", of_row: Sequence[int]) -> None:
+    drop_pass_hooks(state)
+    # The decoder and not the model: its head and loss play no part, and it may be called without them.
+    decoder = decoder_of(model)
+    for plan in plans:
+        if plan.decision is not None:
+            state.pass_handles.append(decoder.register_forward_pre_hook(plan.decision.clear))
+    if any(plan.request is not None for plan in plans):
+        state.prober = Prober([plan.request for plan in plans], of_row)
+        state.pass_handles.append(decoder.register_forward_pre_hook(state.prober, with_kwargs=True))
+        state.pass_handles.append(model.register_forward_pre_hook(state.prober.note, with_kwargs=True))
 
 
 @dataclass
@@ -145,74 +156,92 @@ class _Plan:
 
     gates: dict[str, nn.Module | Tensor]
     request: Request | None = None
+    decision: TokenDecision | None = None
 
 
-def _plan(setting: Routing, state: Seating, model: Any) -> _Plan:
+def _plan(setting: Routing, state: Seating, model: Any, without: Mapping[str, Subtracted]) -> _Plan:
     _check_mix(setting, state.layers)
     _check_names(setting, state)
-    weights = _fixed_weights(setting, state.experts)
+    weights = constant_weights(setting, state.experts)
     if weights is not None:
         return _Plan({path: weights[list(layer.experts)] for path, layer in state.layers.items()})
-    is_request = setting.moment == "request"
-    if is_request and getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise RouterError("per='request' needs a decoder-only model", found=type(model).__name__)
+    if setting.decides != "layer" and getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        # Encoder and decoder see other tokens, although there may be as many of them.
+        raise RouterError(
+            f"per='{setting.decides}' needs a decoder-only model", found=type(model).__name__, remedy="per='layer'"
+        )
     known = read_missing(setting, state.library, state.experts, state.layers, state.live, state.prepared)
-    layers = state.layers
     if ROUTERS[setting.router].request is not None:
-        allowed = _allowed(setting, state.experts)
         embed = embedding(setting, model, state.tokenizer)
-        by = featured(setting, embed, state.library, state.experts, layers, allowed, known)
-        request = Request(len(state.experts), setting.choice(""), by)
-        return _Plan({path: RequestGate(request, layer.experts, None) for path, layer in layers.items()}, request)
-    scored = _score_gates(setting, state, known)
-    if setting.moment == "token":
-        return _Plan(dict(_token_gates(setting, state, scored)))
-    if is_request:
-        request = Request(len(state.experts), setting.choice(""))
-        return _Plan({path: RequestGate(request, layers[path].experts, gate) for path, gate in scored.items()}, request)
+        by = featured(setting, embed, state.library, state.experts, state.layers, known)
+        return _request_plan(Request(len(state.experts), setting.choice(""), featured=by), state, {})
+    scored = _score_gates(setting, state, without, known)
+    if setting.decides == "token":
+        decision = TokenDecision()
+        return _Plan(dict(_token_gates(setting, state, scored, decision)), decision=decision)
+    if setting.decides == "request":
+        measures = ROUTERS[setting.router].measures
+        at = setting.at or late_layer(list(state.layers))
+        measured = {at: scored[at]} if measures == "last" else scored
+        return _request_plan(Request(len(state.experts), setting.choice(""), measures), state, measured)
     return _Plan(dict(scored))
 
 
-def _allowed(setting: Routing, names: Sequence[str]) -> Tensor:
-    return torch.tensor([setting.allow is None or name in setting.allow for name in names])
+def _request_plan(request: Request, state: Seating, measured: Mapping[str, ScoreGate]) -> _Plan:
+    gates = {
+        path: RequestGate(request, Seated(layer.experts, len(state.experts)), measured.get(path))
+        for path, layer in state.layers.items()
+    }
+    return _Plan(dict(gates), request)
 
 
-def _fixed_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
-    """(experts,) weights of a setting that looks at nothing, else None."""
+def constant_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
+    """(experts,) weights of a setting that looks at nothing, None for one that decides by what it sees."""
     if setting.fixed is not None:
         return fixed_weights(experts, setting.fixed)
     rule = ROUTERS[setting.router]
     if rule.weights is None:
         return None
-    allowed = [name for name in experts if setting.allow is None or name in setting.allow]
+    allowed = [name for name in experts if setting.may_choose(name)]
     return fixed_weights(experts, dict(zip(allowed, rule.weights(allowed).tolist(), strict=True)))
 
 
-def _score_gates(setting: Routing, state: Seating, known: Known) -> dict[str, ScoreGate]:
+def _score_gates(
+    setting: Routing, state: Seating, without: Mapping[str, Subtracted], prepared: Known
+) -> dict[str, ScoreGate]:
     rule = ROUTERS[setting.router]
-    rows = rows_for(setting, rule, state.library, state.experts, state.layers, known)
+    rows = rows_for(setting, rule, state.library, state.experts, state.layers, prepared)
+    if "rows" in rule.reads and rule.needs != "prepared":
+        rows.update({path: known.rows for path, known in without.items()})
     calibration: Mapping[str, Tensor] = {}
     if setting.calibrated:
-        calibration = prepared_tensors(setting, state.library, state.experts, state.layers, known)
+        calibration = prepared_tensors(setting, state.library, state.experts, state.layers, prepared)
     input_norm = rule.input_norm if setting.input_norm == "none" else setting.input_norm
     gates = {}
     for path, layer in state.layers.items():
         names = [state.experts[position] for position in layer.experts]
+        allowed, known = torch.tensor([setting.may_choose(name) for name in names]), without.get(path)
+        if known is not None:
+            allowed &= known.rows.any(dim=1).cpu()
         gates[path] = ScoreGate(
-            rule, layer, setting.choice(path), _allowed(setting, names),
+            rule, layer, setting.choice(path), allowed,
             input_norm=input_norm, candidates=setting.candidates,
-            rows=rows.get(path), calibration=calibration.get(path),
+            rows=rows.get(path), blocks=None if known is None else known.blocks, calibration=calibration.get(path),
         )  # fmt: skip
     return gates
 
 
-def _token_gates(setting: Routing, state: Seating, scored: Mapping[str, ScoreGate]) -> dict[str, TokenGate]:
-    first = next(iter(state.layers))
-    decision, at = TokenDecision(len(state.experts)), setting.at or first
+def _token_gates(
+    setting: Routing, state: Seating, scored: Mapping[str, ScoreGate], decision: TokenDecision
+) -> dict[str, TokenGate]:
+    num_experts = len(state.experts)
     return {
-        path: TokenGate(decision, layer.experts, scored[path] if path == at else None, path == first)
+        path: TokenGate(
+            decision, path, Seated(layer.experts, num_experts), scored[path] if setting.at in (None, path) else None,
+            min(setting.top_k, num_experts),
+        )
         for path, layer in state.layers.items()
-    }
+    }  # fmt: skip
 
 
 def _on(gate: Any, layer: SeatedLayer) -> Any:

@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_args
 
 from lorary.errors import RouterError, UsageError
-from lorary.lora.gated import Mix
 from lorary.lora.targets import layer_number
 from lorary.ops.choose import Choice, Scale
+from lorary.ops.mix import Mix
 from lorary.ops.normalise import InputNorm
 from lorary.route import ROUTERS
-from lorary.route.rule import Features, Per
+from lorary.route.general import GeneralMode
+from lorary.route.rule import Decides, Features, Per, Rule
 
 # Settings that reproduce somebody else's numbers; what they leave out has its default.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -22,10 +23,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 _WORDS: Mapping[str, tuple[str | None, ...]] = {
     "input_norm": get_args(InputNorm),
-    "per": (*get_args(Per), None),
-    "features": get_args(Features),
+    "per": (None, *get_args(Per)),
     "tie": ("none", "concat"),
     "zeros": ("skip", "keep"),
+    "features": get_args(Features),
+    "general_mode": get_args(GeneralMode),
 }
 # What belongs to the router in force, and goes when another one is named.
 _ITS_OWN: Mapping[str, Any] = {
@@ -48,13 +50,14 @@ class Routing:
         experts: experts with a fixed weight each; given names alone, they share the weight 1.
         top_p: see `lorary.ops.choose.Choice`, as for `threshold`, `scale` and `null`.
         threshold: as above.
-        scale: as above.
+        scale: as above; the rule's own where None.
         null: as above.
         input_norm: what is done to hidden states before scoring, and for scoring alone: `none`, `unit` or `layer`.
         per: when it decides. `layer`: each token in each layer. `token`: each token once, at one layer, for all later
             ones. `request`: each row once, from a pass of the bare base over its prompt, for all layers and tokens.
-            None for the router's own, which is `request` where it can do nothing else, and `layer` elsewhere.
-        at: with per='token', the path of the layer that decides; the first routed one where None.
+            None: as the rule does by itself.
+        at: with per='token', the path of the layer that decides; the routed one that runs first where None. For logo,
+            that of the layer it looks at; the query projection of the last routed block where None.
         allow: the experts that may be used at all; all where None.
         candidates: for routers of two stages, how many experts pass the first, clamped to the number there is.
         calibrated: score by how unusual a norm is for its expert; needs prepared means and deviations.
@@ -62,6 +65,9 @@ class Routing:
         zeros: `skip`: an expert whose update is zero is never chosen. `keep`: it is known by its lora_a.
         features: what a router for whole requests reads of a prompt. `hidden`: the mean of the base's last hidden
             states. `text`: the vector of a sentence encoder, for which the text is made from the tokens.
+        general: experts that stand for what all have in common: they are never chosen, and each other one acts and is
+            scored without the mean of them.
+        general_mode: `delta`: the mean of their updates is taken away. `factors`: the means of their factors are.
 
     Raises:
         RouterError: if there is no such router or mix, or the router cannot do what is asked.
@@ -75,7 +81,7 @@ class Routing:
     experts: Mapping[str, float] | Sequence[str] | None = None
     top_p: float | None = None
     threshold: float | None = None
-    scale: Scale = "softmax"
+    scale: Scale | None = None
     null: float | None = None
     input_norm: InputNorm = "none"
     per: Per | None = None
@@ -86,6 +92,8 @@ class Routing:
     tie: str = "none"
     zeros: str = "skip"
     features: Features = "hidden"
+    general: Sequence[str] | None = None
+    general_mode: GeneralMode = "delta"
 
     def __post_init__(self) -> None:
         by_layer = self.temperature if isinstance(self.temperature, Mapping) else {"": self.temperature}
@@ -96,6 +104,8 @@ class Routing:
         for name, words in _WORDS.items():
             if getattr(self, name) not in words:
                 raise UsageError(f"{name} must be one of {list(words)}", found=repr(getattr(self, name)))
+        if type(self.calibrated) is not bool:
+            raise UsageError("calibrated must be true or false", found=repr(self.calibrated))
         if type(self.candidates) is not int or self.candidates < 1:
             raise UsageError("candidates must be a whole number of at least 1", found=repr(self.candidates))
         if self.experts is not None:
@@ -105,6 +115,7 @@ class Routing:
                 "a router must exist", found=self.router, remedy=f"one of {list(ROUTERS)}, or experts=[...]"
             )
         _check_allow(self)
+        _check_general(self)
         _check_per(self)
 
     @property
@@ -114,11 +125,21 @@ class Routing:
             return None if self.experts is None else dict(self.experts)
         return {name: 1.0 / len(self.experts) for name in self.experts}
 
+    def may_choose(self, expert: str) -> bool:
+        """Whether an expert may get a weight."""
+        return (self.allow is None or expert in self.allow) and expert not in (self.general or ())
+
     @property
-    def moment(self) -> Per:
-        """When it decides: as asked for, else the router's own moment."""
-        is_for_requests = self.experts is None and ROUTERS[self.router].decides == "request"
-        return self.per or ("request" if is_for_requests else "layer")
+    def decides(self) -> Decides:
+        """When it decides: as `per` says, else as the rule does by itself; `always` where nothing is scored."""
+        rule = self._rule
+        if rule is None or rule.weights is not None:
+            return "always"
+        return self.per or rule.decides
+
+    @property
+    def _rule(self) -> Rule | None:
+        return None if self.experts is not None else ROUTERS.get(self.router)
 
     def choice(self, path: str) -> Choice:
         """How scores become weights in one layer.
@@ -132,7 +153,9 @@ class Routing:
         return self._choice(by_key.get(path, by_key.get(str(layer_number(path)), 1.0)))
 
     def _choice(self, temperature: float) -> Choice:
-        return Choice(self.top_k, self.top_p, self.threshold, temperature, self.scale, self.null)
+        own: Scale = "softmax" if self._rule is None else self._rule.scale
+        scale = own if self.scale is None else self.scale
+        return Choice(self.top_k, self.top_p, self.threshold, temperature, scale, self.null)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as values of JSON: the first five fields, and those others that differ from their defaults."""
@@ -170,8 +193,19 @@ def merged(before: Routing, setting: "str | Mapping[str, Any] | Routing") -> Rou
     if preset is not None:
         return Routing(**{**preset_fields(preset), **changes})
     if "router" in changes:
-        changes = {**_ITS_OWN, **changes}
+        changes = {**_its_own(before), **changes}
     return replace(before, **changes)
+
+
+def without_router(setting: Routing) -> dict[str, Any]:
+    """The fields of a setting that stay when another router is named, as values of JSON."""
+    own = {"router", *_its_own(setting)}
+    return {key: value for key, value in setting.to_json().items() if key not in own}
+
+
+def _its_own(setting: Routing) -> dict[str, Any]:
+    """What belongs to a router, and goes with it; a layer to decide for tokens does not, one to look at does."""
+    return {**_ITS_OWN, **({} if setting.per == "token" else {"at": None})}
 
 
 def preset_fields(name: str) -> dict[str, Any]:
@@ -217,20 +251,41 @@ def _check_allow(setting: Routing) -> None:
         raise RouterError("named experts must be allowed", found=beside, remedy=f"allow has {list(setting.allow)}")
 
 
+def _check_general(setting: Routing) -> None:
+    if setting.general is None:
+        return
+    if not setting.general or not _are_names(setting.general):
+        raise UsageError(
+            "general must be a list of different experts, at least one",
+            found=repr(setting.general),
+            remedy="leave it out to take nothing away",
+        )
+    chosen = [name for name in setting.general if name in (setting.fixed or ()) or name in (setting.allow or ())]
+    if chosen:
+        raise RouterError("general experts are taken from the others and cannot be chosen themselves", found=chosen)
+    if setting.general_mode == "delta" and setting.mix == "factors":
+        raise RouterError(
+            "mix='factors' needs factors to take away", found="general_mode='delta'", remedy="general_mode='factors'"
+        )
+    if setting.calibrated or (setting.tie, setting.zeros) != ("none", "skip"):
+        raise UsageError("calibrated, tie and zeros know experts as they are stored, not without general ones")
+
+
 def _check_per(setting: Routing) -> None:
     """Refuse what a rule cannot do, and fields that would mean nothing. Fixed weights decide nothing: all are well."""
-    if setting.at is not None and setting.moment != "token":
+    rule = None if setting.experts is not None else ROUTERS[setting.router]
+    if setting.at is not None and setting.per != "token" and (rule is None or rule.measures != "last"):
         raise UsageError(
-            "at names the layer that decides for a token, with per='token'", found=f"per={setting.moment!r}"
+            "at names the layer that decides for a token, with per='token', or that router 'logo' looks at",
+            found=f"router={setting.router!r}, per={setting.per!r}",
         )
-    if setting.moment == "request" and isinstance(setting.temperature, Mapping):
+    if "request" in (setting.per, setting.decides) and isinstance(setting.temperature, Mapping):
         raise UsageError("a decision for a whole request takes one temperature", found=dict(setting.temperature))
-    if setting.experts is not None:
+    if rule is None:
         return
-    rule = ROUTERS[setting.router]
-    if rule.pers and setting.moment not in rule.pers:
-        raise RouterError(f"router '{setting.router}' can decide per {list(rule.pers)}", found=setting.moment)
-    if setting.calibrated and "outputs" not in rule.reads:
+    if rule.pers and setting.decides not in rule.pers:
+        raise RouterError(f"router '{setting.router}' can decide per {list(rule.pers)}", found=setting.per)
+    if setting.calibrated and setting.router != "norm":
         raise UsageError("calibrated scores are for routers by norm", found=setting.router, remedy="router='norm'")
     by_prototypes = "rows" in rule.reads and rule.needs == "weights"
     if (setting.tie, setting.zeros) != ("none", "skip") and not by_prototypes:

@@ -1,4 +1,4 @@
-"""From scores to routing weights, in steps that compose: each takes (..., experts) and gives (..., experts).
+"""From scores to the chosen experts and their routing weights, in steps that compose.
 
 An expert is out when its logit is minus infinity. A score that is not a number stays visible in the weights.
 """
@@ -6,15 +6,15 @@ An expert is out when its logit is minus infinity. A score that is not a number 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lorary.errors import UsageError
 
-Scale = Literal["softmax", "unit", "uniform"]
+Scale = Literal["softmax", "unit", "uniform", "proportional"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Choice:
         top_p: of these, the fewest best ones whose softmax reaches this mass, above 0 and at most 1; None for all.
         threshold: the lowest score, in the rule's own units, with which an expert may be chosen; None for any.
         temperature: divides the scores before every softmax, above 0.
-        scale: `softmax` over the chosen; `unit`: weight 1 for each of them; `uniform`: 1 / their number.
+        scale: `softmax` over the chosen; `unit`: weight 1 for each of them; `uniform`: 1 / their number;
+            `proportional`: their scores divided by the sum of these, where one below zero counts as zero.
         null: the score of the base, which is one candidate more and goes through all steps: the weight that it wins
             is not used. None for no such candidate.
 
@@ -81,8 +82,34 @@ def _check_number(name: str, value: object) -> None:
         raise UsageError(f"{name} must be a finite number", found=repr(value), remedy="leave it out for none")
 
 
-def choose(scores: Float[Tensor, "*tokens experts"], choice: Choice) -> Float[Tensor, "*tokens experts"]:
-    """Routing weights of each token.
+class Chosen(NamedTuple):
+    """The experts of each token.
+
+    Args:
+        experts: (tokens, k) int64, their positions among those that were scored, best first.
+        weights: (tokens, k) routing weights; 0 for a place that no expert took, whose position means nothing.
+    """
+
+    experts: Tensor
+    weights: Tensor
+
+    def dense(self, num_experts: int) -> Float[Tensor, "tokens experts"]:
+        """The same as one weight for each of `num_experts` experts."""
+        weights = self.weights.new_zeros(self.weights.shape[0], num_experts)
+        return weights.scatter_add(1, self.experts, self.weights)
+
+    def like(self, x: Tensor) -> "Chosen":
+        """The same on the device and in the dtype of `x`."""
+        return Chosen(self.experts.to(x.device), self.weights.to(x))
+
+    def among(self, position: Int[Tensor, " experts"]) -> "Chosen":
+        """The same with other positions: `position` holds the new one of each expert, -1 for one that is not there."""
+        experts = position[self.experts]
+        return Chosen(experts.clamp_min(0), self.weights.masked_fill(experts < 0, 0.0))
+
+
+def choose(scores: Float[Tensor, "tokens experts"], choice: Choice) -> Chosen:
+    """The experts of each token and their routing weights.
 
     Only scores above minus infinity take part: such an expert is never chosen, even where fewer than k remain, and a
     token for which none remains gets no expert. Which of several equal scores is taken is not defined.
@@ -92,18 +119,23 @@ def choose(scores: Float[Tensor, "*tokens experts"], choice: Choice) -> Float[Te
         choice: the steps.
 
     Returns:
-        Weights of the same shape and dtype. With `softmax` and `uniform` they sum to 1 over the experts (and the null
-        expert, whose weight is left out), or to 0 where none may be chosen.
+        Weights in the dtype of the scores. But for `unit` they sum to 1 over the experts (and the null expert, whose
+        weight is left out), or to 0 where none may be chosen.
     """
+    num_experts = scores.shape[-1]
     if choice.null is not None:
         scores = torch.nn.functional.pad(scores, (0, 1), value=choice.null)
-    logits = keep_top_k(scores / choice.temperature, choice.top_k)
+    best, experts = scores.topk(min(choice.top_k, scores.shape[-1]), dim=-1)
+    logits = best / choice.temperature
     if choice.top_p is not None:
         logits = keep_top_p(logits, choice.top_p)
     if choice.threshold is not None:
-        logits = logits.masked_fill(scores < choice.threshold, -torch.inf)
+        logits = logits.masked_fill(best < choice.threshold, -torch.inf)
     weights = _SCALES[choice.scale](logits)
-    return weights if choice.null is None else weights[..., :-1]
+    if choice.null is None:
+        return Chosen(experts, weights)
+    is_null = experts == num_experts
+    return Chosen(experts.masked_fill(is_null, 0), weights.masked_fill(is_null, 0.0))
 
 
 def keep_top_k(logits: Float[Tensor, "*tokens experts"], top_k: int) -> Float[Tensor, "*tokens experts"]:
@@ -115,11 +147,10 @@ def keep_top_k(logits: Float[Tensor, "*tokens experts"], top_k: int) -> Float[Te
 
 
 def keep_top_p(logits: Float[Tensor, "*tokens experts"], top_p: float) -> Float[Tensor, "*tokens experts"]:
-    """The fewest highest logits of each token whose softmax reaches `top_p`, minus infinity elsewhere."""
-    best, order = logits.sort(dim=-1, descending=True)
-    shares = best.softmax(dim=-1)
-    is_out = shares.cumsum(dim=-1) - shares >= top_p  # what lies before it suffices; never so for the best one
-    return logits.masked_fill(torch.zeros_like(is_out).scatter(-1, order, is_out), -torch.inf)
+    """The fewest of each token's logits, best first, whose softmax reaches `top_p`, minus infinity elsewhere."""
+    shares = logits.softmax(dim=-1)
+    # What lies before it suffices; never so for the best one.
+    return logits.masked_fill(shares.cumsum(dim=-1) - shares >= top_p, -torch.inf)
 
 
 def softmax_weights(logits: Float[Tensor, "*tokens experts"]) -> Float[Tensor, "*tokens experts"]:
@@ -140,10 +171,18 @@ def even_weights(logits: Float[Tensor, "*tokens experts"]) -> Float[Tensor, "*to
     return weights / weights.sum(dim=-1, keepdim=True).clamp_min(1.0)
 
 
+def proportional_weights(logits: Float[Tensor, "*tokens experts"]) -> Float[Tensor, "*tokens experts"]:
+    """The share of each expert that is left in the sum of their scores; zeros where no score is above zero."""
+    shares = logits.masked_fill(logits == -torch.inf, 0.0).clamp_min(0.0)
+    total = shares.sum(dim=-1, keepdim=True)
+    return shares / total.masked_fill(total == 0, 1.0)
+
+
 _SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "softmax": softmax_weights,
     "unit": unit_weights,
     "uniform": even_weights,
+    "proportional": proportional_weights,
 }
 
 
@@ -160,4 +199,5 @@ def top_k_softmax(
     Returns:
         Weights of the same shape and dtype; they sum to 1 over the experts, or to 0 where none may be chosen.
     """
-    return choose(scores, Choice(top_k=top_k, temperature=temperature))
+    chosen = choose(scores.flatten(0, -2), Choice(top_k=top_k, temperature=temperature))
+    return chosen.dense(scores.shape[-1]).view(scores.shape)

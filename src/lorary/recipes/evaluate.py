@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lorary.data.tasks import Task, load_tasks
@@ -20,11 +20,14 @@ from lorary.library.store import Library
 from lorary.model.attach import Routing, attach, detach, routing
 from lorary.model.base import Base, load_base
 from lorary.model.prepared import prepared_marks
+from lorary.model.setting import without_router
 from lorary.recipes.display import Display
 from lorary.recipes.open import base_of, template_of
 from lorary.route import ROUTERS
 
 ORACLE = "oracle"
+# Fields of a setting that mean something to a router which looks at nothing.
+_WITHOUT_LOOKING = ("allow", "general", "general_mode")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class EvaluateSettings:
         top_k: experts per token and layer.
         temperature: divides the scores.
         mix: `outputs` or `factors`.
+        route: further fields of `lorary.model.setting.Routing`. Routers that look at nothing take those alone that say
+            which experts there are; base and oracle take none.
         template: how rows become prompts; must be the one the experts were trained with.
         max_length: tokens of a row.
         rows: use the first so many test rows of a task.
@@ -45,8 +50,9 @@ class EvaluateSettings:
 
     routers: tuple[str, ...] = ("base", "uniform", "arrow", "oracle")
     top_k: int = 4
-    temperature: float = 1.0
+    temperature: float | Mapping[str, float] = 1.0
     mix: str = "outputs"
+    route: Mapping[str, Any] = field(default_factory=dict)
     template: str = "plain"
     max_length: int = 1024
     rows: int = 100
@@ -57,10 +63,22 @@ class EvaluateSettings:
         for router in self.routers:
             if router != ORACLE and router not in ROUTERS:
                 raise RouterError("a router must exist", found=router, remedy=f"some of {[*ROUTERS, ORACLE]}")
-        Routing("arrow", self.top_k, self.temperature, self.mix)  # type: ignore[arg-type]  # checks the ranges
+        if chosen := {"router", "experts", "preset"} & set(self.route):
+            raise UsageError(
+                "an evaluation names its routers by --routers, and experts by the oracle", found=sorted(chosen)
+            )
+        for router in {*self.routers, "uniform"} - {ORACLE}:
+            self.setting(router)  # checks the ranges
         for key in ("rows", "oracle_rows"):
             if getattr(self, key) < 1:
                 raise UsageError(f"--{key.replace('_', '-')} must be at least 1", found=getattr(self, key))
+
+    def setting(self, router: str) -> Routing:
+        """What a router of the catalogue is asked for."""
+        looks = ROUTERS[router].weights is None
+        asked: dict[str, Any] = {"top_k": self.top_k, "temperature": self.temperature, "mix": self.mix}
+        asked.update({key: value for key, value in self.route.items() if looks or key in _WITHOUT_LOOKING})
+        return Routing(router, **asked)
 
 
 @dataclass(frozen=True)
@@ -147,6 +165,7 @@ def run_evaluate(
     force_base: bool = False,
     device: str = "auto",
     dtype: str = "auto",
+    route: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Evaluation:
     """Load a library, its base and tasks, and evaluate.
@@ -160,6 +179,7 @@ def run_evaluate(
         force_base: accept unrelated weights of the same shapes.
         device: where to run.
         dtype: of the base.
+        route: fields of `Routing`, in place of those of the library's default router.
         changes: other fields of `EvaluateSettings`; None keeps the library's default router and template.
 
     Returns:
@@ -169,8 +189,9 @@ def run_evaluate(
     if not library.names():
         raise LibraryError(f"library '{library.path}' must hold an adapter to be evaluated", found="none")
     given = {key: value for key, value in changes.items() if value is not None}
-    fields = {key: value for key, value in library.default_router.items() if key != "router"} | given
-    fields["template"] = template_of(library, given.get("template"))
+    asked = without_router(Routing(**library.default_router)) | dict(route or {})
+    own = {key: asked.pop(key) for key in ("top_k", "temperature", "mix")}
+    fields = {**own, "route": asked, **given, "template": template_of(library, given.get("template"))}
     settings = EvaluateSettings(routers=tuple(routers), **fields)
     tasks = {
         name: task for name, task in load_tasks(tasks_reference, names=names).items() if names or task.split("test")
@@ -218,8 +239,7 @@ class _Scorer:
         """One router on one task."""
         s = self.settings
         if router != ORACLE:
-            setting = Routing(router, s.top_k, s.temperature, s.mix)  # type: ignore[arg-type]
-            return self._cells(task, router, setting, s.template)
+            return self._cells(task, router, s.setting(router), s.template)
         expert = self.own.get(task.name) or self._best_expert(task)
         return self._cells(task, router, Routing(experts=[expert]), s.template, expert)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, TextStreamer
 
-from lorary.data.template import make_template
+from lorary.data.template import Ids, make_template
 from lorary.errors import UsageError
 from lorary.evaluate.generation import left_pad, stop_ids
 from lorary.evaluate.report import RoutedPrompt
@@ -57,6 +57,7 @@ def run_generate(
     force_base: bool = False,
     device: str = "auto",
     dtype: str = "auto",
+    **settings: Any,
 ) -> Answer:
     """Load a library and its base, and answer one prompt.
 
@@ -77,6 +78,7 @@ def run_generate(
         force_base: accept unrelated weights of the same shapes.
         device: where to run.
         dtype: of the base.
+        settings: a `preset` and further fields of `Routing`, as `lorary.attach` takes them.
 
     Returns:
         The answer.
@@ -91,19 +93,14 @@ def run_generate(
     loaded = load_base(base_of(library, base), dtype=dtype, device=device)
     attach(
         loaded.model, library, router=router, top_k=top_k, temperature=temperature, mix=mix, experts=experts,
-        tokenizer=loaded.tokenizer, force_base=force_base,
+        tokenizer=loaded.tokenizer, force_base=force_base, **settings,
     )  # fmt: skip
     torch.manual_seed(seed)
     return answer(loaded, prompt, name, max_new_tokens=max_new_tokens, sample=sample, stream=stream)
 
 
 def _check_options(prompt: str, experts: Sequence[str] | None, max_new_tokens: int, seed: int) -> None:
-    if not prompt.strip():
-        raise UsageError("--prompt must hold text", found=repr(prompt))
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:  # what a shell passes on of bytes that are no UTF-8
-        raise UsageError("--prompt must be valid Unicode", found=ascii(prompt), remedy="save it as UTF-8") from None
+    check_text(prompt, "--prompt")
     if experts is not None and not experts:
         raise UsageError("--experts must name an expert", found="none", remedy="--router base uses no expert")
     if max_new_tokens < 1:
@@ -112,19 +109,67 @@ def _check_options(prompt: str, experts: Sequence[str] | None, max_new_tokens: i
         raise UsageError("--seed must be at least 0 and below 2**63", found=seed)
 
 
+def check_text(value: str, where: str) -> None:
+    """Refuse a text that holds nothing, or no text.
+
+    Args:
+        value: the text.
+        where: the option or the place in a file that it comes from.
+
+    Raises:
+        UsageError: naming the place.
+    """
+    if not value.strip():
+        raise UsageError(f"{where} must hold text", found=repr(value))
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # what a shell passes on of bytes that are no UTF-8
+        raise UsageError(f"{where} must be valid Unicode", found=ascii(value), remedy="save it as UTF-8") from None
+
+
 def answer(
     base: Base, prompt: str, template: str, *, max_new_tokens: int, sample: bool = False, stream: bool = False
 ) -> Answer:
     """Answer one prompt with a routed model; see `run_generate`."""
+    ids = prompt_ids(base, prompt, template, max_new_tokens)
+    with trace(base.model) as traced:
+        new = complete(base, ids, max_new_tokens=max_new_tokens, sample=sample, stream=stream)
+    state = seating(base.model)
+    text = base.tokenizer.decode(new, skip_special_tokens=True).strip()
+    label = "fixed" if state.routing.fixed is not None else state.routing.router
+    usage = traced.usage() if traced.layers else {}
+    return Answer(text, prompt, label, len(new), usage)
+
+
+def prompt_ids(base: Base, prompt: str, template: str, max_new_tokens: int) -> Ids:
+    """The ids of a whole prompt, checked to fit the base's context with the answer.
+
+    Raises:
+        UsageError: if they do not.
+    """
     # No prompt is cut here: whoever asks must know what was answered.
     ids = make_template(template, base.tokenizer, max_length=sys.maxsize).encode_prompt(prompt)
-    context = getattr(base.model.config, "max_position_embeddings", None) or sys.maxsize
-    if len(ids) + max_new_tokens > context:
+    check_context(base, len(ids), max_new_tokens)
+    return ids
+
+
+def check_context(base: Base, num_prompt: int, num_answer: int) -> None:
+    """Refuse a prompt and an answer that do not fit the base's context.
+
+    Raises:
+        UsageError: with the numbers of tokens.
+    """
+    context = base.most_tokens(sys.maxsize)
+    if num_prompt + num_answer > context:
         raise UsageError(
             f"prompt and answer must fit the {context} positions of the base model",
-            found=f"{len(ids)} tokens of prompt and {max_new_tokens} of answer",
+            found=f"{num_prompt} tokens of prompt and {num_answer} of answer",
             remedy="shorten the prompt, or lower --max-new-tokens",
         )
+
+
+def complete(base: Base, ids: Ids, *, max_new_tokens: int, sample: bool = False, stream: bool = False) -> list[int]:
+    """Token ids that the model puts behind a prompt, the one that ends the answer counted; see `run_generate`."""
     input_ids, mask = (t.to(base.model.device) for t in left_pad([ids], 0))
     config = GenerationConfig(
         do_sample=sample,
@@ -133,16 +178,12 @@ def answer(
         pad_token_id=base.tokenizer.pad_token_id,
     )
     streamer = TextStreamer(base.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
-    with torch.no_grad(), trace(base.model) as traced:
+    with torch.no_grad():
         output = base.model.generate(
             input_ids=input_ids, attention_mask=mask, generation_config=config, streamer=streamer
         )
-    new = output[0, input_ids.shape[1] :]
-    state = seating(base.model)
-    text = base.tokenizer.decode(new, skip_special_tokens=True).strip()
-    label = "fixed" if state.routing.fixed is not None else state.routing.router
-    usage = traced.usage() if traced.layers else {}
-    return Answer(text, prompt, label, len(new), usage)
+    new: list[int] = output[0, input_ids.shape[1] :].tolist()
+    return new
 
 
 def trace_prompt(base: Base, prompt: str, template: str, router: str, max_new_tokens: int) -> RoutedPrompt:

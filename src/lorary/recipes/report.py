@@ -7,7 +7,7 @@ from typing import Any
 from lorary.cluster.similarity import adapter_similarity
 from lorary.evaluate.report import Report, RoutedPrompt, Similarity
 from lorary.library.store import Library
-from lorary.recipes.evaluate import Evaluation
+from lorary.recipes.evaluate import EvaluateSettings, Evaluation
 
 
 def report_of(evaluation: Evaluation, library: Library, routings: Sequence[RoutedPrompt] = ()) -> Report:
@@ -38,7 +38,7 @@ def report_of(evaluation: Evaluation, library: Library, routings: Sequence[Route
     facts = {
         "base model": evaluation.base,
         "library": f"{evaluation.library}, {len(names)} experts",
-        "router settings": f"top_k {settings.top_k}, temperature {settings.temperature:g}, mixing {settings.mix}",
+        "router settings": _described(settings),
         "prompt template": settings.template,
     }
     return Report(
@@ -50,6 +50,13 @@ def report_of(evaluation: Evaluation, library: Library, routings: Sequence[Route
         losses=losses,
         versions={package: version(package) for package in ("lorary", "torch", "transformers")},
     )
+
+
+def _described(settings: EvaluateSettings) -> str:
+    temperature = settings.temperature
+    shown = "by layer" if isinstance(temperature, Mapping) else f"{temperature:g}"
+    further = [f"{key} {value}" for key, value in settings.route.items()]
+    return ", ".join([f"top_k {settings.top_k}", f"temperature {shown}", f"mixing {settings.mix}", *further])
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

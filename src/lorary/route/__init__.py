@@ -13,6 +13,7 @@ from lorary.route.arrow import arrow_readout
 from lorary.route.base import base_weights
 from lorary.route.centroid import centroid_readout, centroid_rows
 from lorary.route.lag import lag_readout
+from lorary.route.logo import logo_readout
 from lorary.route.norm import norm_readout
 from lorary.route.phatgoose import gate_rows, phatgoose_readout
 from lorary.route.projection import projection_readout
@@ -30,10 +31,12 @@ def _arrow(reading: Reading) -> Tensor:
 
 
 def _projection(reading: Reading) -> Tensor:
+    assert reading.z is not None
     return projection_readout(reading.z, reading.row_space, reading.alive)
 
 
 def _norm(reading: Reading) -> Tensor:
+    assert reading.z is not None
     return norm_readout(reading.z, reading.outputs, reading.alive, reading.calibration)
 
 
@@ -51,11 +54,17 @@ def _phatgoose(reading: Reading) -> Tensor:
     return phatgoose_readout(reading.projections, reading.alive)
 
 
+def _logo(reading: Reading) -> Tensor:
+    assert reading.z is not None
+    return logo_readout(reading.z, reading.outputs, reading.alive)
+
+
 ROUTERS: Mapping[str, Rule] = {
     "arrow": Rule(
         "per token and layer, the experts whose dominant input direction explains the token",
         reads=frozenset({"rows"}),
         scores=_arrow,
+        quick=True,
     ),
     "projection": Rule(
         "per token and layer, the experts whose input space holds most of the token",
@@ -102,6 +111,16 @@ ROUTERS: Mapping[str, Rule] = {
         decides="request",
         pers=("request",),
         request=retrieval_scores,
+    ),
+    "logo": Rule(
+        "per request, the experts that change the prompt's last token most in one late layer",
+        needs="probe",
+        decides="request",
+        pers=("request",),
+        reads=frozenset({"outputs"}),
+        scale="proportional",
+        measures="last",
+        scores=_logo,
     ),
     "uniform": Rule("the mean of all experts, everywhere", decides="always", pers=(), weights=uniform_weights),
     "base": Rule("no expert: the bare base model", decides="always", pers=(), weights=base_weights),

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from lorary.ops.blocks import Block
+from lorary.ops.choose import Scale
 from lorary.ops.normalise import InputNorm
 
 # What a rule must have beside the adapters' weights before it can run.
@@ -14,6 +15,9 @@ Needs = Literal["weights", "probe", "prepared"]
 # `layer`: each token in each layer. `token`: each token once. `request`: each row once. `always`: nothing to decide.
 Per = Literal["layer", "token", "request"]
 Decides = Literal["layer", "token", "request", "always"]
+# What a decision for a request is taken from. `mean`: the scores over all tokens and layers. `last`: the last token in
+# one layer.
+Measures = Literal["mean", "last"]
 # What a rule reads in a layer. `rows`: products of the token with one row per expert, its prototype or what was
 # prepared; `row_space`, `outputs`: small matrices on the low-rank buffer.
 Reads = Literal["rows", "row_space", "outputs"]
@@ -27,7 +31,7 @@ class Reading:
     """What a rule that looks at tokens may read in one layer; input normalisation is done already.
 
     Args:
-        z: (tokens, ranks), the experts' down-projections of the tokens.
+        z: (tokens, ranks), the experts' down-projections of the tokens, for a rule that reads what is built on them.
         projections: (tokens, experts), products with one row per expert, for a rule that reads `rows`.
         alive: (experts,) bool, whether each expert may be chosen: its update is not zero, and it is allowed.
         row_space: for a rule that reads it; see `lorary.route.projection`.
@@ -36,7 +40,7 @@ class Reading:
         candidates: how many experts a first stage lets pass.
     """
 
-    z: Tensor
+    z: Tensor | None
     projections: Tensor | None
     alive: Tensor
     row_space: Sequence[Block] = ()
@@ -55,11 +59,14 @@ class Rule:
         decides: when it decides by default; a setting's `per` may choose another of `pers`.
         pers: the values of `per` that it can run under; none for a rule that looks at nothing.
         reads: what it reads in a layer.
+        scale: what becomes of the chosen scores by default; a setting's `scale` may name another.
+        measures: what it decides by for a request.
         scores: for a rule that looks at tokens: the pure function from a reading to (tokens, experts) scores.
         rows: for a rule that reads rows made from data: (experts, d_in) as prepared -> the rows it reads.
         input_norm: what it does to hidden states where a setting does not say.
         request: for a rule that looks at a whole request: the pure function from (batch, features) and what was
             prepared, (experts, ...), to (batch, experts) scores.
+        quick: whether its scores are |x . row| and nothing else, which compiled code knows (`lorary.ops.native`).
         weights: for a rule that looks at nothing: names of the experts -> (experts,) weights.
     """
 
@@ -68,8 +75,11 @@ class Rule:
     decides: Decides = "layer"
     pers: tuple[Per, ...] = ("layer", "token", "request")
     reads: frozenset[Reads] = frozenset()
+    scale: Scale = "softmax"
+    measures: Measures = "mean"
     scores: Callable[[Reading], Tensor] | None = None
     rows: Callable[[Tensor], Tensor] | None = None
     input_norm: InputNorm = "none"
     request: Callable[[Tensor, Tensor], Tensor] | None = None
+    quick: bool = False
     weights: Callable[[Sequence[str]], Tensor] | None = None

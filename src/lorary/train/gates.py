@@ -12,9 +12,10 @@ from lorary.adapter import Adapter
 from lorary.data.batching import collate, input_length, plan_batches
 from lorary.data.template import Example
 from lorary.errors import TrainError, UsageError
-from lorary.lora.gated import Seen
+from lorary.lora.gate import Seen
 from lorary.model.alone import alone
 from lorary.model.logits import target_losses
+from lorary.ops.choose import Chosen
 from lorary.train.optimiser import OptimiserSettings, SlotwiseAdamW
 
 
@@ -114,10 +115,12 @@ class _SigmoidGate:
         own: where this layer's lies.
     """
 
-    reads_prototypes = False
+    # The down-projections are not read, but asked for: what spares them knows no gradients.
+    reads_prototypes, reads_z, most, quick = False, True, 1, None
 
     def __init__(self, vector: Tensor, own: slice) -> None:
         self._vector, self._own = vector, own
 
-    def __call__(self, seen: Seen) -> Tensor:
-        return torch.sigmoid(seen.x @ self._vector[self._own].to(seen.x))[:, None]
+    def __call__(self, seen: Seen) -> Chosen:
+        weights = torch.sigmoid(seen.x @ self._vector[self._own].to(seen.x))[:, None]
+        return Chosen(torch.zeros_like(weights, dtype=torch.int64), weights)

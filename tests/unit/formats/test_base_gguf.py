@@ -16,10 +16,11 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from lorary.caching import cache_folder
 from lorary.errors import BaseModelError
 from lorary.formats import gguf as module
 from lorary.formats.base import resolve_base
-from lorary.formats.gguf import cache_folder, dequantise
+from lorary.formats.gguf import dequantise
 
 SOURCE = Path(__file__).parents[3] / "src"
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"

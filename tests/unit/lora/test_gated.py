@@ -8,8 +8,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lorary.lora.gated import GatedLora, Seen
+from lorary.lora.gate import Seen
+from lorary.lora.gated import GatedLora
 from lorary.model.attach import routing
+from lorary.ops.choose import Chosen
 
 Make = Callable[..., Any]
 
@@ -76,11 +78,15 @@ def test_autocast_does_not_reach_the_scores(generator: torch.Generator) -> None:
 
     class Even:
         reads_prototypes = True
+        reads_z = False
+        most = 3
+        quick = None
 
-        def __call__(self, given: Seen) -> Tensor:
+        def __call__(self, given: Seen) -> Chosen:
             assert given.projections is not None
             seen.append(given.projections.dtype)
-            return torch.ones_like(given.projections)
+            ones = torch.ones_like(given.projections)
+            return Chosen(torch.arange(3).expand(len(ones), -1), ones)
 
     lora.route_by(Even(), "outputs")
     x, output = torch.randn(2, 3, 6, generator=generator), torch.zeros(2, 3, 5)

@@ -265,8 +265,7 @@ def test_settings_that_mean_nothing_are_refused(fields: dict[str, Any], error: t
 
 
 def test_a_router_decides_at_its_own_moment_unless_told() -> None:
-    assert [Routing(router).moment for router in ("arrow", "retrieval", "task-predictor", "centroid")] == [
+    assert [Routing(router).decides for router in ("arrow", "retrieval", "task-predictor", "centroid")] == [
         "layer", "request", "request", "layer",
     ]  # fmt: skip
     assert merged(Routing("retrieval", features="text"), "arrow") == Routing("arrow")
-    assert Routing(experts=["a"], router="retrieval").moment == "layer"

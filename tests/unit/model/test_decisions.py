@@ -75,7 +75,7 @@ def test_layers_that_see_other_tokens_are_refused(routed: Any) -> None:
 
 def decided_by_hand(model: Any, ids: Tensor, mask: Tensor, router: str) -> Tensor:
     """(rows, experts): from the scores of every layer over the inputs that the bare base gives it."""
-    from lorary.lora.gated import Seen
+    from lorary.lora.gate import Seen
 
     inputs: dict[str, Tensor] = {}
     state = seating(model)
@@ -111,6 +111,28 @@ def test_a_request_is_decided_by_the_mean_over_real_tokens_and_layers(routed: An
     assert torch.allclose(here, expected.float()[:, None].expand_as(here), atol=1e-6)
 
 
+@pytest.mark.parametrize("at", [None, "model.layers.0.mlp.down_proj"])
+def test_logo_decides_by_the_last_real_token_of_one_layer(routed: Any, tiny_model: Make, at: str | None) -> None:
+    path = at or "model.layers.1.self_attn.q_proj"
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+    state, bare, inputs = seating(routed), tiny_model(dtype=torch.float64), []
+    bare.get_submodule(path).register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    logits(bare, attention_mask=mask)
+    x = inputs[0][torch.arange(3), torch.tensor([5, 5, 2])]  # (rows, d_in)
+    norms = torch.zeros(3, 4, dtype=torch.float64)
+    for position, name in enumerate(state.experts):
+        factors = state.library.get(name).modules.get(path)
+        if factors is not None:  # 'd' adapts the second layer only, and is out of reach from the first
+            norms[:, position] = (x @ factors.delta().mT).norm(dim=1)
+    best = norms.topk(2, dim=1)
+    expected = torch.zeros_like(norms).scatter(1, best.indices, best.values / best.values.sum(1, keepdim=True))
+    with routing(routed, {"router": "logo", "at": at}):
+        found = stacked(routed, attention_mask=mask)
+    last = found[-1]  # (batch, seq, experts)
+    assert torch.allclose(last, expected.float()[:, None].expand_as(last), atol=1e-6)
+    assert at is None or not last[..., 3].any()
+
+
 def test_a_request_keeps_its_decision_while_it_is_answered(routed: Any) -> None:
     settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
     for cache in (True, False):
@@ -134,10 +156,10 @@ def test_answers_behind_a_prompt_can_be_kept_out_of_the_decision(routed: Any) ->
     prompt[:, :4] = True
     with routing(routed, {"per": "request"}):
         logits(routed, IDS[:, :4])
-        expected = seating(routed).prober.requests[0].weights  # type: ignore[union-attr]
+        expected = seating(routed).prober.requests[0].chosen.dense(4)  # type: ignore[union-attr]
         with deciding_by(seating(routed).prober, prompt):
             logits(routed)
-        found = seating(routed).prober.requests[0].weights  # type: ignore[union-attr]
+        found = seating(routed).prober.requests[0].chosen.dense(4)  # type: ignore[union-attr]
     assert torch.allclose(found, expected, atol=1e-12)
 
 
@@ -152,7 +174,7 @@ def test_a_scored_answer_takes_no_part_in_the_decision(routed: Any) -> None:
         decided = []
         for prompt in prompts:
             logits(routed, torch.tensor([prompt]))
-            decided.append(seating(routed).prober.requests[0].weights[0])  # type: ignore[union-attr, index]
+            decided.append(seating(routed).prober.requests[0].chosen.dense(4)[0])  # type: ignore[union-attr]
     for example, weights, found in zip(examples, decided, losses, strict=True):
         with routing(routed, {"experts": dict(zip("abcd", weights.tolist(), strict=True))}):
             assert found.total == pytest.approx(answer_losses(routed, [example])[0].total, rel=1e-9)

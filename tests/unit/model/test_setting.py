@@ -51,6 +51,9 @@ def routed(tiny_model: Make, adapters: list[Adapter], route: Make) -> Any:
         ({"features": "image"}, UsageError, "features must be one of"),
         ({"candidates": 0}, UsageError, "candidates must be a whole number"),
         ({"at": Q0}, UsageError, "at names the layer that decides"),
+        ({"router": "logo", "per": "token"}, RouterError, r"router 'logo' can decide per \['request'\]"),
+        ({"router": "logo", "temperature": {Q0: 2.0}}, UsageError, "takes one temperature"),
+        ({"router": "logo", "calibrated": True}, UsageError, "calibrated scores are for routers by norm"),
         ({"allow": []}, UsageError, "allow must be a list of different experts, at least one"),
         ({"allow": ["a", "a"]}, UsageError, "allow must be a list of different experts"),
         ({"allow": ["a"], "experts": ["b"]}, RouterError, "named experts must be allowed"),
@@ -103,6 +106,14 @@ def test_a_setting_keeps_what_it_does_not_name_and_a_preset_keeps_nothing() -> N
         "arrow", 2, 1.0, "factors", tie="concat", zeros="keep"
     )
     assert merged(Routing(experts=["a"]), "arrow").experts is None
+
+
+def test_what_a_setting_leaves_open_is_the_rules_own_way() -> None:
+    assert (Routing().decides, Routing("logo").decides, Routing("uniform").decides) == ("layer", "request", "always")
+    assert merged(Routing("logo"), "arrow") == Routing()
+    assert (Routing().choice("").scale, Routing("logo").choice("").scale) == ("softmax", "proportional")
+    assert Routing("logo", scale="unit").choice("").scale == "unit"
+    assert Routing(per="request").decides == "request"
 
 
 def test_settings_survive_json() -> None:

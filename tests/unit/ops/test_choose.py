@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lorary.errors import UsageError
 from lorary.ops.choose import Choice, check_choice, choose, top_k_softmax
@@ -37,11 +38,15 @@ def test_large_scores_and_low_temperatures_do_not_overflow() -> None:
     assert weights.tolist() == [[0, 1, 0]]
 
 
+def dense(scores: Tensor, **steps: Any) -> Tensor:
+    return choose(scores, Choice(**steps)).dense(scores.shape[1])
+
+
 SCORES = torch.tensor([[4.0, 3.0, 2.0, 1.0, -torch.inf]], dtype=torch.float64)
 
 
 def chosen(**steps: Any) -> list[int]:
-    return choose(SCORES, Choice(**{"top_k": 9, **steps})).nonzero()[:, 1].tolist()
+    return dense(SCORES, **{"top_k": 9, **steps}).nonzero()[:, 1].tolist()
 
 
 @pytest.mark.parametrize(
@@ -65,13 +70,13 @@ def chosen(**steps: Any) -> list[int]:
     ],
 )
 def test_each_step_leaves_the_experts_it_should(steps: dict[str, Any], expected: list[int]) -> None:
-    for scale in ("softmax", "unit", "uniform"):
+    for scale in ("softmax", "unit", "uniform", "proportional"):
         assert chosen(scale=scale, **steps) == expected
 
 
 def test_the_scales_differ_in_the_weights_alone() -> None:
     def weights(**steps: Any) -> list[float]:
-        found: list[float] = choose(SCORES, Choice(top_k=2, **steps))[0].tolist()
+        found: list[float] = dense(SCORES, top_k=2, **steps)[0].tolist()
         return found
 
     assert weights() == pytest.approx([0.7310586, 0.2689414, 0, 0, 0])
@@ -79,27 +84,40 @@ def test_the_scales_differ_in_the_weights_alone() -> None:
     assert weights(scale="uniform") == [0.5, 0.5, 0, 0, 0]
 
 
+def test_proportional_weights_are_shares_of_the_scores_whatever_the_temperature() -> None:
+    for temperature in (0.1, 1.0, 7.0):
+        found = dense(SCORES, top_k=3, temperature=temperature, scale="proportional")
+        assert found[0].tolist() == pytest.approx([4 / 9, 3 / 9, 2 / 9, 0, 0])
+    with_null = dense(SCORES, top_k=2, null=3.5, scale="proportional")
+    assert with_null[0].tolist() == pytest.approx([4 / 7.5, 0, 0, 0, 0])
+
+
+def test_scores_that_are_not_above_zero_have_no_share() -> None:
+    scores = torch.tensor([[3.0, 0.0, -2.0], [0.0, -1.0, -torch.inf]])
+    assert dense(scores, scale="proportional").tolist() == [[1, 0, 0], [0, 0, 0]]
+
+
 def test_the_null_expert_takes_its_share_and_does_nothing() -> None:
-    with_null = choose(SCORES, Choice(top_k=9, null=3.0))
+    with_null = dense(SCORES, top_k=9, null=3.0)
     assert with_null.shape == SCORES.shape
     e = torch.tensor([4.0, 3.0, 2.0, 1.0, 3.0], dtype=torch.float64).softmax(0)
     assert torch.allclose(with_null[0, :4], e[:4])
-    assert choose(SCORES, Choice(top_k=2, null=3.5, scale="uniform"))[0].tolist() == [0.5, 0, 0, 0, 0]
+    assert dense(SCORES, top_k=2, null=3.5, scale="uniform")[0].tolist() == [0.5, 0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("scale", ["softmax", "unit", "uniform"])
+@pytest.mark.parametrize("scale", ["softmax", "unit", "uniform", "proportional"])
 @pytest.mark.parametrize("steps", [{}, {"top_p": 0.5}, {"threshold": 0.0}, {"null": 1.0}])
 def test_no_step_hides_a_score_that_is_not_a_number(scale: Any, steps: dict[str, Any]) -> None:
     scores = torch.tensor([[float("nan"), 1.0, 2.0], [0.5, 1.0, 2.0]])
-    weights = choose(scores, Choice(top_k=2, scale=scale, **steps))
+    weights = dense(scores, top_k=2, scale=scale, **steps)
     assert bool(weights[0].isnan().any())
     assert not bool(weights[1].isnan().any())
 
 
-@pytest.mark.parametrize("scale", ["softmax", "unit", "uniform"])
+@pytest.mark.parametrize("scale", ["softmax", "unit", "uniform", "proportional"])
 @pytest.mark.parametrize("steps", [{}, {"top_p": 0.5}, {"top_k": 1}])
 def test_no_step_chooses_where_nothing_may_be_chosen(scale: Any, steps: dict[str, Any]) -> None:
-    assert choose(torch.full((2, 3), -torch.inf), Choice(scale=scale, **steps)).tolist() == [[0, 0, 0]] * 2
+    assert dense(torch.full((2, 3), -torch.inf), scale=scale, **steps).tolist() == [[0, 0, 0]] * 2
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from lorary.route import ROUTERS, Reading
 from lorary.route.arrow import arrow_prototypes, arrow_readout
 from lorary.route.facts import expert_facts, input_directions, tied_prototypes
 from lorary.route.lag import lag_readout
+from lorary.route.logo import last_tokens
 from lorary.route.norm import norm_readout
 from lorary.route.projection import projection_readout
 
@@ -107,8 +108,8 @@ def test_calibrated_norms_are_deviations_from_the_mean(generator: torch.Generato
 def test_lag_with_one_candidate_is_arrow_and_with_all_is_projection(generator: torch.Generator) -> None:
     projections, second = (torch.randn(TOKENS, 5, generator=generator) for _ in range(2))
     first = arrow_readout(projections, torch.ones(5, dtype=torch.bool))
-    one = choose(lag_readout(first, second, 1), Choice(top_k=4))
-    assert torch.equal(one, choose(first, Choice(top_k=1)))
+    one = choose(lag_readout(first, second, 1), Choice(top_k=4)).dense(first.shape[1])
+    assert torch.equal(one, choose(first, Choice(top_k=1)).dense(first.shape[1]))
     for everything in (5, 100):
         assert torch.equal(lag_readout(first, second, everything), second)
     assert torch.equal(lag_readout(first, second, 2).isfinite().sum(dim=1), torch.full((TOKENS,), 2))
@@ -131,10 +132,15 @@ def test_the_direction_of_a_zero_update_is_that_of_its_lora_a(generator: torch.G
     assert not found[2].any()
 
 
+def test_logo_looks_at_the_last_token_that_counts(generator: torch.Generator) -> None:
+    real = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1], [1, 0, 1, 0]]).bool()
+    assert last_tokens(real).nonzero().tolist() == [[0, 3], [1, 2], [2, 0], [3, 3], [4, 2]]
+
+
 def test_the_catalogue_says_what_each_rule_needs() -> None:
     for name, rule in ROUTERS.items():
         assert [rule.scores, rule.weights, rule.request].count(None) == 2, name
         assert bool(rule.reads) == (rule.scores is not None), name
         assert (rule.decides == "always") == (rule.pers == ()) == (rule.weights is not None), name
-        assert (rule.decides == "request") == (rule.request is not None), name
+        assert (rule.decides == "request") == (rule.pers == ("request",)), name
         assert (rule.needs == "prepared") == (rule.rows is not None or rule.request is not None), name

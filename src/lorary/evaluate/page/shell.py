@@ -14,6 +14,8 @@ from lorary.evaluate.page.assets import asset
 from lorary.evaluate.page.markup import script_json, text
 from lorary.library.files import replace_file
 
+NOSCRIPT = '<noscript><p class="guard">The plots need JavaScript; the tables do not.</p></noscript>'
+
 
 def page_html(
     title: str,
@@ -23,11 +25,12 @@ def page_html(
     *,
     scripts: Sequence[str],
     styles: Sequence[str] = ("style.css",),
+    plots: bool = True,
 ) -> str:
     """One self-contained page.
 
-    The page carries its own plotting library. A content security policy in its head lets it load nothing and run
-    nothing but the two scripts written here, so no text of a task or a prompt can do either.
+    A page with plots carries its own plotting library. A content security policy in its head lets it load nothing and
+    run nothing but the two scripts written here, so no text of a task or a prompt can do either.
 
     Args:
         title: the heading, plain text.
@@ -36,14 +39,15 @@ def page_html(
         data: what the scripts draw, values of JSON.
         scripts: assets to run, in order.
         styles: assets with styles, in order.
+        plots: whether scripts draw with plotly; a page without is small, and its HTML says all of it.
 
     Returns:
         The HTML.
 
     Raises:
-        MissingExtraError: if plotly is not installed.
+        MissingExtraError: if there are plots, and plotly is not installed.
     """
-    plotly = _plotly_script()
+    plotly = _plotly_script() if plots else ""
     script = "".join(asset(name) for name in scripts)
     return Template(asset("page.html")).substitute(
         policy=_policy(plotly, script),
@@ -51,6 +55,7 @@ def page_html(
         style="".join(asset(name) for name in styles),
         facts="".join(f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in facts.items()),
         links="".join(f'<a href="#{key}">{name}</a>' for key, name, _ in sections),
+        note=NOSCRIPT if plots else "",
         sections="\n".join(f'<section id="{key}"><h2>{name}</h2>{html}</section>' for key, name, html in sections),
         data=script_json(data),
         plotly=plotly,
@@ -88,6 +93,18 @@ def check_report(path: Path) -> None:
     """
     if find_spec("plotly") is None:
         raise MissingExtraError("plotly", "viz")
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a page without plots that could not be written, as `check_report` does one with plots.
+
+    Args:
+        path: the file that will be written.
+
+    Raises:
+        UsageError: if the path is a folder, or its own folder does not exist.
+    """
     if path.is_dir() or not path.parent.is_dir():
         raise _unwritable(path, "a folder" if path.is_dir() else "no such folder")
 

@@ -1,0 +1,64 @@
+"""What a routed layer and its gate know of each other."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from lorary.ops.choose import Chosen
+
+
+class Seen(NamedTuple):
+    """What a layer was given, as far as a gate may look.
+
+    Args:
+        x: (tokens, d_in), in the dtype of the experts.
+        z: (tokens, ranks), the experts' down-projections; None where the gate does not read them and few are needed.
+        projections: (tokens, experts), products with the prototypes, for a gate that reads them.
+        leading: the axes of the tokens before they were flattened, (batch, seq) in most models.
+    """
+
+    x: Tensor
+    z: Tensor | None
+    projections: Tensor | None
+    leading: torch.Size
+
+
+class Quick(NamedTuple):
+    """A gate that compiled code can be: the best `top_k` by `|x . row|`, softmax.
+
+    Args:
+        rows: (experts, d_in); None for the prototypes.
+        alive: (experts,) bool, whether each may be chosen.
+        top_k: at most the number of experts.
+        temperature: divides the scores.
+    """
+
+    rows: Tensor | None
+    alive: Tensor
+    top_k: int
+    temperature: float
+
+
+@runtime_checkable
+class Gate(Protocol):
+    """Turns what a layer sees into its experts."""
+
+    @property
+    def reads_prototypes(self) -> bool:
+        """Whether the gate wants products with the prototypes; the others cost no rows."""
+
+    @property
+    def reads_z(self) -> bool:
+        """Whether the gate wants the down-projections of all experts."""
+
+    @property
+    def most(self) -> int:
+        """The most experts that it gives a token."""
+
+    @property
+    def quick(self) -> Quick | None:
+        """The same in a form that compiled code knows, where there is one."""
+
+    def __call__(self, seen: Seen) -> Chosen | None:
+        """The experts of each token, or None to leave the layer's output as it is."""

@@ -1,0 +1,104 @@
+"""General knowledge, taken from the mixture of the other experts: on the low-rank buffer, without a row of its own.
+
+General experts are seated beside the others, so that what they know is in the buffer already: taking it away is giving
+them negative weights. No weight of any expert is changed.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lorary.ops.mix import Mix
+
+
+class DeltaSubtraction(nn.Module):
+    """Experts as `ΔW_e - mean of ΔW_g` over the general ones: exact, whatever the ranks and gauges.
+
+    Args:
+        expert_of_rank: the seat that each rank belongs to.
+        general: which seats are general.
+        taken_from: which seats lose what the general ones know.
+        num_general: how many general experts are named: one that lacks this layer is zero in the mean.
+        dtype: of the buffer.
+    """
+
+    expert_of_rank: Tensor
+    share: Tensor
+    taken_from: Tensor
+
+    def __init__(
+        self,
+        expert_of_rank: Int[Tensor, " ranks"],
+        general: Bool[Tensor, " experts"],
+        taken_from: Bool[Tensor, " experts"],
+        num_general: int,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("expert_of_rank", expert_of_rank, persistent=False)
+        self.register_buffer("share", -general.to(dtype) / num_general, persistent=False)
+        self.register_buffer("taken_from", taken_from.to(dtype), persistent=False)
+
+    def forward(
+        self, z: Float[Tensor, "tokens ranks"], weights: Float[Tensor, "tokens experts"], mix: Mix
+    ) -> Float[Tensor, "tokens ranks"]:
+        """The weighed buffer; outputs are mixed, since factors of a difference have no common rank.
+
+        Args:
+            z: the low-rank buffer.
+            weights: routing weights, 0 for general experts.
+            mix: how experts are put together.
+        """
+        assert mix == "outputs"
+        by_expert = weights + (weights @ self.taken_from)[:, None] * self.share
+        return z * by_expert[:, self.expert_of_rank]
+
+
+class FactorSubtraction(nn.Module):
+    """Experts as `(A_e - mean A_g, B_e - mean B_g)`: as PEFT does it, for experts of one rank.
+
+    Which function that is depends on how each update is split into its factors.
+
+    Args:
+        general: which seats are general.
+        taken_from: which seats lose what the general ones know.
+        scalings: of each seat, folded into its lora_b.
+    """
+
+    general: Tensor
+    share: Tensor
+    taken_from: Tensor
+    scalings: Tensor
+
+    def __init__(
+        self,
+        general: Bool[Tensor, " experts"],
+        taken_from: Bool[Tensor, " experts"],
+        scalings: Float[Tensor, " experts"],
+    ) -> None:
+        super().__init__()
+        own = general.to(scalings.dtype)
+        self.register_buffer("general", own / own.sum(), persistent=False)
+        # Of what is given to the mean of B_g; their own scalings are taken out again.
+        self.register_buffer("share", -self.general / scalings.masked_fill(~general, 1.0), persistent=False)
+        self.register_buffer("taken_from", taken_from.to(scalings.dtype), persistent=False)
+        self.register_buffer("scalings", scalings, persistent=False)
+
+    def forward(
+        self, z: Float[Tensor, "tokens ranks"], weights: Float[Tensor, "tokens experts"], mix: Mix
+    ) -> Float[Tensor, "tokens ranks"]:
+        """The weighed buffer.
+
+        Args:
+            z: the low-rank buffer.
+            weights: routing weights, 0 for general experts.
+            mix: how experts are put together.
+        """
+        own = z.view(*weights.shape, -1)  # (tokens, experts, rank)
+        mean_a = torch.einsum("ter,e->tr", own, self.general)
+        own = own - mean_a[:, None] * self.taken_from[:, None]
+        if mix == "factors":
+            own = torch.einsum("ter,te->tr", own, weights)[:, None]
+        weighted = own * weights[..., None]
+        mean_b = torch.einsum("ter,e->tr", weighted, self.scalings * self.taken_from)
+        return (weighted + mean_b[:, None] * self.share[:, None]).flatten(1)

@@ -1,0 +1,225 @@
+"""`lorary explain`: how a routed library treats some prompts, and what each expert is worth to their answers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorary.data.template import Example
+from lorary.errors import UsageError
+from lorary.evaluate.explanation import Explanation
+from lorary.evaluate.loglik import answer_losses
+from lorary.library.store import Library
+from lorary.model.attach import attach, routing, seating
+from lorary.model.base import Base, load_base
+from lorary.model.seating import constant_weights
+from lorary.model.setting import Routing, merged
+from lorary.recipes.display import Display
+from lorary.recipes.explain_trace import Prompt, see
+from lorary.recipes.generate import check_text
+from lorary.recipes.open import base_of, template_of
+
+
+def run_explain(
+    library_path: str,
+    prompts: Sequence[Prompt],
+    *,
+    router: str | None = None,
+    experts: Sequence[str] | None = None,
+    against: str | None = None,
+    without: Sequence[str] | None = None,
+    most: int = 8,
+    top_k: int | None = None,
+    temperature: float | None = None,
+    mix: Any = None,
+    template: str | None = None,
+    max_new_tokens: int = 32,
+    base: str | None = None,
+    force_base: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Explanation:
+    """Load a library and its base, and see how prompts are routed.
+
+    Args:
+        library_path: folder of the library.
+        prompts: at least one.
+        router: name of a router; the library's default where None.
+        experts: named experts in place of a router.
+        against: another router to compare with, under the same settings.
+        without: experts to take out, one at a time; the most used ones where None.
+        most: how many of the most used, 0 for none.
+        top_k: experts per token and layer.
+        temperature: divides the router's scores.
+        mix: `outputs` or `factors`.
+        template: `plain` or `chat`; the experts' own where None.
+        max_new_tokens: most tokens of an answer that is not given.
+        base: the base model to load; the library's own where None.
+        force_base: accept unrelated weights of the same shapes.
+        device: where to run.
+        dtype: of the base.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        UsageError: if a text is empty or too long, an option is out of range, or an expert is not there.
+        LoraryError: as for `lorary.attach`.
+    """
+    _check_options(prompts, experts, most, max_new_tokens)
+    library = Library.open(library_path)
+    name = template_of(library, template)
+    _check_names(library, without or [])
+    loaded = load_base(base_of(library, base), dtype=dtype, device=device)
+    attach(
+        loaded.model, library, router=router, top_k=top_k, temperature=temperature, mix=mix, experts=experts,
+        tokenizer=loaded.tokenizer, force_base=force_base,
+    )  # fmt: skip
+    return explain(
+        loaded, prompts, name, against=against, without=without, most=most, max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+
+
+def explain(
+    base: Base,
+    prompts: Sequence[Prompt],
+    template: str,
+    *,
+    against: str | None = None,
+    without: Sequence[str] | None = None,
+    most: int = 8,
+    max_new_tokens: int = 32,
+) -> Explanation:
+    """See how the router in force treats prompts; see `run_explain`.
+
+    Args:
+        base: with experts seated.
+        prompts: as there.
+        template: `plain` or `chat`.
+        against: as there.
+        without: as there.
+        most: as there.
+        max_new_tokens: as there.
+
+    Returns:
+        What was seen.
+    """
+    state = seating(base.model)
+    setting, names = state.routing, state.experts
+    other = None if against is None else merged(setting, against)
+    display = Display()
+    with display.bar("tracing", len(prompts)) as bar:
+        seen = []
+        for prompt in prompts:
+            seen.append(see(base, prompt, template, other, max_new_tokens))
+            bar.advance()
+    layers = seen[0].layers
+    constant = constant_weights(setting, names)
+    known = Explanation(
+        library=state.library.name,
+        base_model=base.files.name,
+        template=template,
+        router="fixed" if setting.fixed is not None else setting.router,
+        settings=setting.to_json(),
+        experts=names,
+        layers=layers,
+        reach=_reach(base.model, layers, setting),
+        prompts=[one.seen for one in seen],
+        fixed=None if constant is None else {n: w for n, w in zip(names, constant.tolist(), strict=True) if w},
+        log_likelihood=(),
+        base=(),
+    )
+    return _scored(base, known, [one.example for one in seen], setting, other, _to_take_out(known, without, most))
+
+
+def _reach(model: Any, layers: Sequence[str], setting: Routing) -> Tensor:
+    """(layers, experts) bool: which experts may be chosen where."""
+    state = seating(model)
+    reach = torch.zeros(len(layers), len(state.experts), dtype=torch.bool)
+    for i, path in enumerate(layers):
+        reach[i, list(state.layers[path].experts)] = True
+    if setting.allow is not None:
+        reach &= torch.tensor([name in setting.allow for name in state.experts])
+    return reach
+
+
+def _to_take_out(known: Explanation, without: Sequence[str] | None, most: int) -> list[str]:
+    """The experts that were named, else the most used ones that are used at all."""
+    if without is not None:
+        return list(dict.fromkeys(without))
+    used = known.fixed if known.fixed is not None else _used(known)
+    return [known.experts[i] for i in known.ranked() if used.get(known.experts[i])][:most]
+
+
+def _used(known: Explanation) -> Mapping[str, float]:
+    return dict(zip(known.experts, known.overall.measures.usage.tolist(), strict=True))
+
+
+def _scored(
+    base: Base,
+    known: Explanation,
+    examples: Sequence[Example],
+    setting: Routing,
+    other: Routing | None,
+    names: Sequence[str],
+) -> Explanation:
+    """The log-likelihood of all answers under the router, the base, the other router, and without each expert."""
+    settings = {"router": setting, "base": merged(setting, "base")} | ({"other": other} if other else {})
+    taken_out = [without_expert(setting, name, known.experts) for name in names]
+    found = []
+    with Display().bar("scoring", len(settings) + len(names)) as bar:
+        for one in (*settings.values(), *taken_out):
+            with routing(base.model, one):
+                found.append([-loss.total for loss in answer_losses(base.model, examples)])
+            bar.advance()
+    by_name = dict(zip(settings, found, strict=False))
+    return replace(
+        known,
+        log_likelihood=by_name["router"],
+        base=by_name["base"],
+        against=(other.router, by_name["other"]) if other else None,
+        without=dict(zip(names, found[len(settings) :], strict=True)),
+    )
+
+
+def without_expert(setting: Routing, name: str, experts: Sequence[str]) -> Routing:
+    """The same settings without one expert; the bare base where none is left.
+
+    Args:
+        setting: a router, or fixed experts: named ones then share the weight 1 anew, given weights stay as they are.
+        name: the expert.
+        experts: all of them.
+    """
+    if setting.experts is not None:
+        rest = [other for other in setting.experts if other != name]
+        if not rest:
+            return merged(setting, "base")
+        is_given = isinstance(setting.experts, Mapping)
+        return replace(setting, experts={n: setting.experts[n] for n in rest} if is_given else rest)  # type: ignore[call-overload]
+    allowed = [other for other in setting.allow or experts if other != name]
+    return replace(setting, allow=allowed) if allowed else merged(setting, "base")
+
+
+def _check_options(prompts: Sequence[Prompt], experts: Sequence[str] | None, most: int, max_new_tokens: int) -> None:
+    if not prompts:
+        raise UsageError("there must be a prompt to explain", found="none", remedy="--prompt TEXT or --prompts FILE")
+    for prompt in prompts:
+        check_text(prompt.text, "--prompt")
+        if prompt.answer is not None:
+            check_text(prompt.answer, "--answer")
+    if experts is not None and not experts:
+        raise UsageError("--experts must name an expert", found="none", remedy="--router base uses no expert")
+    if max_new_tokens < 1:
+        raise UsageError("--max-new-tokens must be at least 1", found=max_new_tokens)
+    if most < 0:
+        raise UsageError("--most must be at least 0", found=most)
+
+
+def _check_names(library: Library, names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in library.names()]
+    if missing:
+        raise UsageError(
+            "--without must name experts of the library", found=missing, remedy=f"it has {library.names()}"
+        )

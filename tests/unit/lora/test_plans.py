@@ -1,0 +1,102 @@
+"""The plans of a routed layer have one result: dense, gathered, and compiled where there is a compiler."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lorary.lora import gated
+from lorary.lora.gated import GatedLora
+from lorary.model.attach import routing
+from lorary.model.trace import trace
+from lorary.ops.native import native
+
+Make = Callable[..., Any]
+SETTINGS: list[Any] = [
+    {"router": "arrow", "top_k": 2},
+    {"router": "arrow", "top_k": 2, "temperature": 0.3, "allow": ["e01", "e04", "e05", "e07"]},
+    {"router": "arrow", "top_k": 3, "null": 0.1, "scale": "unit"},
+    {"router": "arrow", "top_k": 3, "top_p": 0.7, "input_norm": "layer"},
+    {"router": "arrow", "top_k": 2, "tie": "concat", "zeros": "keep"},
+    {"router": "arrow", "per": "token", "top_k": 2},
+    {"router": "arrow", "per": "request", "top_k": 2},
+    [{"router": "arrow"}, {"experts": {"e03": 0.5, "e08": -1.0}}, "base", {"per": "request", "top_k": 1}],
+]
+PLANS = ("dense", "gathered", "compiled")
+
+
+@pytest.fixture
+def routed(tiny_model: Make, random_adapter: Make, route: Make, generator: torch.Generator) -> Any:
+    """Twelve experts of ranks 1 to 4, one of which lacks layers."""
+    model = tiny_model()
+    adapters = [
+        random_adapter(model, f"e{i:02}", generator, rank=1 + i % 4, layers=[1] if i == 5 else None) for i in range(12)
+    ]
+    return route(model, adapters)
+
+
+def only(plan: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let no other plan run; the list fills with the plans that did."""
+    ran: list[str] = []
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            ran.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    for name, function in (("native_route", "compiled"), ("native_mix", "compiled"), ("mix_chosen", "gathered")):
+        monkeypatch.setattr(gated, name, counted(function, getattr(gated, name)))
+    monkeypatch.setattr(gated, "weigh", counted("dense", gated.weigh))
+    if plan != "compiled":
+        monkeypatch.setattr(gated, "is_native", lambda tensor: False)
+    if plan == "dense":
+        monkeypatch.setattr(GatedLora, "_is_gathered", lambda self, gate, num_tokens: False)
+    if plan == "gathered":
+        monkeypatch.setattr(GatedLora, "_is_gathered", lambda self, gate, num_tokens: not gate.reads_z)
+    return ran
+
+
+@torch.no_grad()
+def passes(model: Any, setting: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of a prompt and of one more token behind it, and the routing weights."""
+    ids = torch.arange(4 * 11).view(4, 11) % 290 + 1
+    with routing(model, setting), trace(model) as traced:
+        first = model(input_ids=ids, use_cache=True)
+        second = model(input_ids=ids[:, :1], past_key_values=first.past_key_values, use_cache=True)
+    with routing(model, setting):  # without a trace in the way
+        again = model(input_ids=ids, use_cache=False)
+    assert torch.allclose(again.logits, first.logits, atol=1e-4)
+    return first.logits, second.logits, traced.stacked()
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("plan", PLANS[1:])
+def test_plans_agree(plan: str, setting: Any, routed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if plan == "compiled" and native() is None:
+        pytest.skip("no C++ compiler, or LORARY_NATIVE=0")
+    with pytest.MonkeyPatch.context() as patch:
+        assert not only("dense", patch)
+        expected = passes(routed, setting)
+    ran = only(plan, monkeypatch)
+    found = passes(routed, setting)
+    assert set(ran) == {plan}
+    with routing(routed, "base"):
+        bare = routed(input_ids=torch.arange(4 * 11).view(4, 11) % 290 + 1).logits
+    scale = float((expected[0] - bare).norm())
+    assert scale > 0
+    for own, other in zip(found[:2], expected[:2], strict=True):
+        assert float((own - other).norm()) <= 1e-5 * scale
+    assert torch.allclose(found[2], expected[2], atol=1e-5)
+
+
+def test_gradients_go_through_a_routed_layer_whatever_the_plan(routed: Any) -> None:
+    embedded = torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with routing(routed, {"router": "arrow", "top_k": 2}):
+        routed(inputs_embeds=embedded).logits.square().sum().backward()
+    assert embedded.grad is not None
+    assert bool(embedded.grad.isfinite().all())
+    assert bool(embedded.grad.any())
