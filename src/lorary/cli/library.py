@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from lorary.cli.options import BASE_HELP, ForceBase, Json, LibraryPath, Route
+from lorary.cli.options import (
+    BASE_HELP,
+    Device,
+    Dtype,
+    ForceBase,
+    Json,
+    LibraryPath,
+    OptionalBase,
+    Route,
+    split_names,
+)
 from lorary.cli.route import route_fields
 
 library_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into a library and change it.")
@@ -77,6 +87,56 @@ def router(
         return
     for key, value in settings.items():
         print(f"{key:<16} {value if isinstance(value, str) else json.dumps(value)}")
+
+
+@library_app.command("prepare")
+def prepare(
+    library: LibraryPath,
+    router: Annotated[
+        str, typer.Option(help="centroid, phatgoose, task-predictor, retrieval, or norm to calibrate it")
+    ],
+    tasks: Annotated[
+        str,
+        typer.Option(metavar="TASKS", help="the experts' data: builtin, a .jsonl file, a folder or a data set's id"),
+    ] = "builtin",
+    mapping: Annotated[
+        str | None, typer.Option("--map", metavar="NAME=TASK,...", help="tasks of experts that name none themselves")
+    ] = None,
+    experts: Annotated[str | None, typer.Option(help="only these experts, by name, separated by commas")] = None,
+    rows: Annotated[int, typer.Option(help="training rows of each task, at most")] = 100,
+    seed: Annotated[int, typer.Option(help="of the rows that are drawn, and of their order")] = 0,
+    features: Annotated[
+        str, typer.Option(help="task-predictor, retrieval: hidden (of the base) or text (a sentence encoder)")
+    ] = "hidden",
+    steps: Annotated[int, typer.Option(help="phatgoose: optimiser steps of an expert's gates")] = 100,
+    base: OptionalBase = None,
+    force_base: ForceBase = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Compute what a router needs beyond weights from the experts' own data; run it again to go on."""
+    from lorary.recipes.prepare import run_prepare
+
+    result = run_prepare(
+        library,
+        router,
+        tasks=tasks,
+        mapping=mapping,
+        experts=split_names(experts),
+        base=base,
+        force_base=force_base,
+        device=device,
+        dtype=dtype,
+        rows=rows,
+        seed=seed,
+        features=features,
+        steps=steps,
+    )
+    if as_json:
+        print(json.dumps(asdict(result)))
+    else:
+        print(f"{len(result.prepared)} experts prepared, {len(result.kept)} kept: {library}, {result.kind}")
 
 
 @library_app.command("verify")

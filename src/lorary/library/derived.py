@@ -98,7 +98,12 @@ def load_derived(library: Path, kind: str, key: Mapping[str, Any]) -> dict[str, 
         LibraryError: if it is damaged.
     """
     folder = derived_folder(library, kind, key)
-    return dict(_read(folder).files) if folder.is_dir() else None
+    if not folder.is_dir():
+        return None
+    entry = _read(folder)
+    if (entry.kind, entry.key) != (kind, json.loads(json.dumps(key))):  # copied from elsewhere, or renamed
+        raise _damaged(folder, f"something of kind '{entry.kind}' that was derived from something else")
+    return dict(entry.files)
 
 
 def iterate_derived(library: Path, kind: str) -> Iterator[DerivedEntry]:

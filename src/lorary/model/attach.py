@@ -30,6 +30,7 @@ def attach(
     mix: Mix | None = None,
     experts: Mapping[str, float] | Sequence[str] | None = None,
     preset: str | None = None,
+    tokenizer: Any = None,
     force_base: bool = False,
     **settings: Any,
 ) -> Any:
@@ -47,6 +48,7 @@ def attach(
         mix: `outputs` or `factors`; the library's default, else outputs.
         experts: fixed experts (names, or weights by name) in place of a router.
         preset: a name in `lorary.model.setting.PRESETS`, in place of the library's default.
+        tokenizer: of the base, for routers that read text (`features="text"`); else the one beside the base's files.
         force_base: attach although the base model's weights are unrelated to those that the library was made for.
         settings: further fields of `lorary.model.setting.Routing`; here None is a value, and not the library's.
 
@@ -64,7 +66,7 @@ def attach(
     given = {"router": router, "top_k": top_k, "temperature": temperature, "mix": mix, "experts": experts}
     start = library.default_router if preset is None else preset_fields(preset)
     wanted = merged(Routing(**start), {key: value for key, value in given.items() if value is not None} | settings)
-    return seat_library(base_model, library, wanted, force_base=force_base)
+    return seat_library(base_model, library, wanted, tokenizer=tokenizer, force_base=force_base)
 
 
 def seat_library(
@@ -73,6 +75,7 @@ def seat_library(
     wanted: Routing,
     *,
     seats: Sequence[str] | None = None,
+    tokenizer: Any = None,
     force_base: bool = False,
 ) -> Any:
     """Seat every adapter of a library in a model; see `attach`.
@@ -82,6 +85,7 @@ def seat_library(
         library: where the adapters are.
         wanted: the router.
         seats: the names in the order of their seats, where it is not that of the names.
+        tokenizer: of the base, where a router may read text.
         force_base: accept unrelated weights of the same shapes.
 
     Returns:
@@ -98,7 +102,7 @@ def seat_library(
     order = list(seats or names)
     shapes = {name: library.shapes(name) for name in order}
     layers = build_layers(model, _Adapters(library, order), [names.index(name) for name in order], shapes)
-    state = Seating(tuple(names), layers, {}, wanted, library, tuple(order))
+    state = Seating(tuple(names), layers, {}, wanted, library, tuple(order), tokenizer=tokenizer)
     try:
         apply_routing(model, state, wanted)
         handles = seat(model, {path: layer.lora for path, layer in layers.items()})

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lorary.errors import RouterError, UsageError
+from lorary.model.features import Featured
 from lorary.ops.choose import Choice, Chosen, choose
 from lorary.route.logo import last_tokens
 from lorary.route.rule import Measures
@@ -68,10 +69,13 @@ class Request:
         num_experts: of the library.
         choice: what becomes of the mean scores.
         measures: which of the real tokens count: all of them, or the last one.
+        featured: scores by one vector of the prompt, in the place of the layers'.
     """
 
-    def __init__(self, num_experts: int, choice: Choice, measures: Measures = "mean") -> None:
-        self.num_experts, self.choice, self.measures = num_experts, choice, measures
+    def __init__(
+        self, num_experts: int, choice: Choice, measures: Measures = "mean", featured: Featured | None = None
+    ) -> None:
+        self.num_experts, self.choice, self.measures, self.featured = num_experts, choice, measures, featured
         self.is_probing = False
         self.chosen: Chosen | None = None
 
@@ -104,6 +108,17 @@ class Request:
         place = self._sums.device
         self._sums[:, experts] += mean.masked_fill(~alive, 0.0).to(self._sums)
         self._layers[experts] += alive.to(place, self._layers.dtype)
+
+    def see(self, hidden: Tensor, ids: Tensor | None) -> None:
+        """What the probe came to, for scores that no layer gives.
+
+        Args:
+            hidden: (rows, seq, d), the decoder's last hidden states.
+            ids: (rows, seq), where tokens were given as such.
+        """
+        if self.featured is not None:
+            self._sums += self.featured.scores(hidden, ids, self._real.to(hidden.device)).to(self._sums)
+            self._layers += self.featured.alive.to(self._layers)
 
     def finish(self) -> None:
         """Decide."""

@@ -18,8 +18,8 @@ from lorary.library.folders import check_name
 from lorary.lora.seat import find_linear, seat, unseat
 from lorary.model.general import check_general, seated_ranks
 from lorary.model.layers import build_layers, in_order
+from lorary.model.prepared import kind_of, paths_of
 from lorary.model.seating import Seating, apply_routing, seating
-from lorary.route import ROUTERS
 
 
 def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = None) -> str:
@@ -50,13 +50,14 @@ def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = Non
     _check_fit(model, adapter)
     _check_ranks(state, adapter)
     _check_general(state, adapter.name, adapter)
-    for kind in _kinds_in_use(state):
-        if set(state.prepared.get(kind, {}).get(adapter.name, {})) < set(adapter.modules):
-            raise RouterError(
-                f"an expert that comes to a router by '{kind}' must be prepared before",
-                found=f"nothing for '{adapter.name}'",
-                remedy="lorary.model.prepare.prepare",
-            )
+    kind = kind_of(state.routing)
+    known = state.prepared.get(kind or "", {}).get(adapter.name, {})
+    if kind is not None and not paths_of(state.routing, adapter.modules) <= set(known):
+        raise RouterError(
+            f"an expert that comes to a router by '{kind}' must be prepared before",
+            found=f"nothing for '{adapter.name}'",
+            remedy="lorary.model.prepare.prepare",
+        )
     _add(model, state, adapter)
     apply_routing(model, state, state.routing)
     return adapter.name
@@ -109,10 +110,11 @@ def replace_expert(model: Any, adapter: Adapter | str | Path, name: str | None =
     _check_ranks(state, adapter)
     _check_general(state, adapter.name, adapter)
     _check_layers_stay(state, adapter.name, adapter.modules)
-    if kinds := _kinds_in_use(state):
+    kind = kind_of(state.routing)
+    if kind is not None:
         raise RouterError(
             "an expert cannot be replaced under a router that knows the old one by its data",
-            found=kinds,
+            found=f"router '{state.routing.router}' by '{kind}'",
             remedy="attach with a router that needs weights alone",
         )
     position = state.experts.index(adapter.name)
@@ -201,15 +203,6 @@ def _check_layers_stay(state: Seating, name: str, modules: Iterable[str]) -> Non
             found=f"'{name}' is the only one at {named[0]}",
             remedy="attach with another setting",
         )
-
-
-def _kinds_in_use(state: Seating) -> list[str]:
-    """What the router in force had to have prepared."""
-    setting = state.routing
-    if setting.experts is not None:
-        return []
-    own = [setting.router] if ROUTERS[setting.router].needs == "prepared" else []
-    return own + ([f"{setting.router}_calibration"] if setting.calibrated else [])
 
 
 def _add(model: Any, state: Seating, adapter: Adapter) -> None:

@@ -14,7 +14,8 @@ def prepare(model: Any, kind: str, tensors: Mapping[str, Mapping[str, Tensor]]) 
 
     Args:
         model: a routed model.
-        kind: the router that reads (d_in,) rows, or `norm_calibration` for (2,) means and deviations of norms.
+        kind: `centroid` or `phatgoose`, (d_in,) each; `norm_calibration`, (2,) means and deviations of norms;
+            `task_predictor_FEATURES` or `retrieval_FEATURES`, one vector for an expert, under the path `request`.
         tensors: by expert and path of the layer.
 
     Raises:

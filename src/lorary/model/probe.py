@@ -45,24 +45,31 @@ class Prober:
         given = {**dict(zip(signature(decoder.forward).parameters, args, strict=False)), **kwargs}
         if self._goes_on(given):
             return
-        own = [request for request in self.requests if request is not None]
+        ids = given.get("input_ids")
         try:
-            self._start(given)
+            started = self._start(given)
             with torch.no_grad():
-                decoder.forward(**{**given, **_uncached(given)})
-            for request in own:
+                hidden = decoder.forward(**{**given, **_uncached(given)})[0]
+            for request, rows in started:
+                request.see(hidden[rows.to(hidden.device)], None if ids is None else ids[rows.to(ids.device)])
                 request.finish()
         finally:
-            for request in own:
-                request.stop()
+            for each in self.requests:
+                if each is not None:
+                    each.stop()
 
-    def _start(self, given: Mapping[str, Any]) -> None:
+    def _start(self, given: Mapping[str, Any]) -> list[tuple[Request, Tensor]]:
+        """Begin the probe of each request; its rows of the batch, (batch,) bool."""
         real = self.prompt if self.prompt is not None else self._without_draft(real_tokens(given))
         batch = len(real)
         of_row = torch.tensor(spread(self.of_row, batch) if len(self.of_row) > 1 else [*self.of_row] * batch)
+        started = []
         for number, request in enumerate(self.requests):
             if request is not None:
-                request.start(real[(of_row == number).to(real.device)])
+                rows = (of_row == number).to(real.device)
+                request.start(real[rows])
+                started.append((request, rows))
+        return started
 
     def _without_draft(self, real: Tensor) -> Tensor:
         is_prompt = torch.arange(real.shape[1], device=real.device) < real.shape[1] - self._num_behind

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from lorary.errors import RouterError
+from lorary.library.store import Library
 from lorary.model.layers import SeatedLayer
+from lorary.model.prepared import Known, not_prepared
 from lorary.model.setting import Routing
 from lorary.route.facts import input_directions, tied_prototypes
 from lorary.route.rule import Rule
@@ -16,20 +18,18 @@ _TIED = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "
 
 
 def rows_for(
-    setting: Routing,
-    rule: Rule,
-    experts: Sequence[str],
-    layers: Mapping[str, SeatedLayer],
-    prepared: Mapping[str, Mapping[str, Mapping[str, Tensor]]],
-) -> dict[str, Tensor]:
+    setting: Routing, rule: Rule, library: Library, experts: Sequence[str], layers: Mapping[str, SeatedLayer],
+    known: Known,
+) -> dict[str, Tensor]:  # fmt: skip
     """(experts, d_in) rows of each layer, by its path; nothing where the prototypes serve.
 
     Args:
         setting: the router.
         rule: its rule.
+        library: where the experts came from.
         experts: names, in canonical order.
         layers: the routed layers.
-        prepared: by kind, expert and path.
+        known: what was prepared for this setting, by expert and path.
 
     Raises:
         RouterError: if the rule needs rows that were not prepared.
@@ -37,7 +37,10 @@ def rows_for(
     if "rows" not in rule.reads:
         return {}
     if rule.needs == "prepared":
-        return prepared_tensors(setting.router, experts, layers, prepared)
+        stacked = prepared_tensors(setting, library, experts, layers, known)
+        # Data may be there for an expert that does nothing in a layer: it is no more chosen there than by its weights.
+        alive = {path: stacked[path] * layer.alive[:, None].to(stacked[path]) for path, layer in layers.items()}
+        return alive if rule.rows is None else {path: rule.rows(rows) for path, rows in alive.items()}
     if setting.tie == "none" and setting.zeros == "skip":
         return {}
     rows: dict[str, Tensor] = {}
@@ -47,29 +50,32 @@ def rows_for(
 
 
 def prepared_tensors(
-    kind: str,
-    experts: Sequence[str],
-    layers: Mapping[str, SeatedLayer],
-    prepared: Mapping[str, Mapping[str, Mapping[str, Tensor]]],
-) -> dict[str, Tensor]:
-    """What was prepared of one kind, stacked for each layer in the order of its seats.
+    setting: Routing, library: Library, experts: Sequence[str], layers: Mapping[str, SeatedLayer],
+    known: Known,
+) -> dict[str, Tensor]:  # fmt: skip
+    """What was prepared for a setting, stacked for each layer in the order of its seats.
+
+    Args and errors as for `rows_for`.
 
     Raises:
         RouterError: naming the first expert and layer for which nothing was prepared, or not that shape.
     """
-    known = prepared.get(kind, {})
     stacked = {}
     for path, layer in layers.items():
-        names = [experts[position] for position in layer.experts]
-        own = [known.get(name, {}).get(path) for name in names]
-        for name, tensor in zip(names, own, strict=True):
+        shape = (2,) if setting.calibrated else (layer.lora.down.shape[1],)
+        own = []
+        for name in (experts[position] for position in layer.experts):
+            tensor = known.get(name, {}).get(path)
             if tensor is None:
+                raise not_prepared(setting, library, name, path)
+            if tensor.shape != shape:
                 raise RouterError(
-                    f"'{kind}' must be prepared from data for each expert and layer before it can be used",
-                    found=f"nothing for expert '{name}' at {path}",
-                    remedy="lorary library prepare",
+                    f"what was prepared for expert '{name}' at {path} must have shape {tuple(shape)}",
+                    found=tuple(tensor.shape),
+                    remedy="prepare it over this base model",
                 )
-        stacked[path] = torch.stack([tensor for tensor in own if tensor is not None])
+            own.append(tensor)
+        stacked[path] = torch.stack(own)
     return stacked
 
 

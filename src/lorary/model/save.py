@@ -23,8 +23,10 @@ from lorary.library.fingerprint_folder import fingerprint_of_folder
 from lorary.library.store import Library
 from lorary.model.attach import seat_library
 from lorary.model.base import DTYPES, choose_device, load_model
-from lorary.model.seating import Prepared, Seating, apply_routing, seating
+from lorary.model.prepared import Known
+from lorary.model.seating import Seating, apply_routing, seating
 from lorary.model.setting import Routing
+from lorary.model.unchanged import check_unchanged
 
 MODEL_FILE = "model.json"
 PREPARED_FILE = "prepared.safetensors"
@@ -57,7 +59,7 @@ def save(model: Any, path: str | Path, *, copy_base: bool | None = None) -> Path
         raise UsageError(
             "the base model must have files to be referred to", found=model.name_or_path, remedy="copy_base=True"
         )
-    _check_unchanged(state)
+    check_unchanged(state.library, state.experts, state.layers, state.live)
     is_new = not target.exists()
     try:
         with reported(target):
@@ -126,6 +128,8 @@ def _write(model: Any, state: Seating, target: Path, base: str | None) -> None:
     if base is None:
         with quiet_transformers():
             model.save_pretrained(target / "base")
+            if state.tokenizer is not None:
+                state.tokenizer.save_pretrained(target / "base")
         check_folder(target / "base")
     # A model that was cast after it was loaded has cast these too, which loading would compute anew in float32.
     write_file(target / BUFFERS_FILE, safetensors.torch.save(_own_buffers(model)))
@@ -162,27 +166,6 @@ def _reference(model: Any, state: Seating) -> str | None:
     return None
 
 
-def _check_unchanged(state: Seating) -> None:
-    """Refuse to copy from the library what is not what is seated."""
-    for position, name in enumerate(state.experts):
-        if name in state.live:
-            continue
-        adapter = state.library.get(name)
-        seated = {path: layer for path, layer in state.layers.items() if position in layer.experts}
-        is_same = set(seated) == set(adapter.modules)
-        for path, layer in seated.items() if is_same else ():
-            rows, factors = layer.rows(layer.experts.index(position)), adapter.modules[path]
-            up = factors.lora_b.mT.to(layer.lora.up) * factors.scaling
-            is_same = is_same and torch.equal(layer.lora.down[rows], factors.lora_a.to(layer.lora.down))
-            is_same = is_same and torch.equal(layer.lora.up[rows], up)
-        if not is_same:
-            raise LibraryError(
-                f"adapter '{name}' of library {state.library.path} must be what is seated in the model",
-                found="it was replaced since",
-                remedy="lorary.replace_expert, or attach the library again",
-            )
-
-
 def _flat(state: Seating) -> dict[str, torch.Tensor]:
     return {
         f"{kind}/{name}/{path}": tensor.contiguous()
@@ -204,7 +187,7 @@ def _own_buffers(model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def _read_prepared(folder: Path) -> Prepared:
+def _read_prepared(folder: Path) -> dict[str, Known]:
     prepared: dict[str, Any] = {}
     if (folder / PREPARED_FILE).is_file():
         for key, tensor in _read_tensors(folder / PREPARED_FILE).items():

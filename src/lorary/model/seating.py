@@ -12,9 +12,11 @@ from lorary.adapter import Adapter
 from lorary.errors import RouterError, UsageError
 from lorary.library.store import Library
 from lorary.model.decision import Request, TokenDecision
+from lorary.model.features import decoder_of, embedding, featured
 from lorary.model.gates import ScoreGate, Seated, TokenGate
 from lorary.model.general import Subtracted, subtract_general
 from lorary.model.layers import SeatedLayer, late_layer
+from lorary.model.prepared import Known, read_missing
 from lorary.model.probe import Prober
 from lorary.model.row_gates import FixedGate, RequestGate, RowGate
 from lorary.model.rows import prepared_tensors, rows_for
@@ -24,8 +26,6 @@ from lorary.route.arrow import AMBIGUOUS_GAP
 from lorary.route.fixed import fixed_weights
 
 STATE = "_lorary"
-# By kind, then by expert, then by the path of the layer: what rules need beyond weights.
-Prepared = dict[str, Mapping[str, Mapping[str, Tensor]]]
 
 
 @dataclass
@@ -40,9 +40,10 @@ class Seating:
         library: where the experts came from.
         seats: names in the order of their seats: fresh ones as `experts`, those that came live behind them.
         rows: one setting per row of a batch, where they were given one by one.
-        prepared: what rules need beyond weights.
+        prepared: what rules need beyond weights, by kind; read from the library when a setting first needs it.
         live: experts that came live and are not the library's.
         num_blocks: how many `with lorary.routing` blocks are open.
+        tokenizer: of the base, for rules that read text; None where it was not given.
         prober: decides for requests, where a setting asks for that.
         pass_handles: of the hooks that run when a pass of the decoder begins.
     """
@@ -54,9 +55,10 @@ class Seating:
     library: Library
     seats: tuple[str, ...]
     rows: tuple[Routing, ...] | None = None
-    prepared: Prepared = field(default_factory=dict)
+    prepared: dict[str, Known] = field(default_factory=dict)
     live: dict[str, Adapter] = field(default_factory=dict)
     num_blocks: int = 0
+    tokenizer: Any = None
     prober: Prober | None = None
     pass_handles: list[RemovableHandle] = field(default_factory=list)
 
@@ -138,7 +140,7 @@ def drop_pass_hooks(state: Seating) -> None:
 def _set_pass_hooks(model: Any, state: Seating, plans: "Sequence[_Plan]", of_row: Sequence[int]) -> None:
     drop_pass_hooks(state)
     # The decoder and not the model: its head and loss play no part, and it may be called without them.
-    decoder = getattr(model, "base_model", model)
+    decoder = decoder_of(model)
     for plan in plans:
         if plan.decision is not None:
             state.pass_handles.append(decoder.register_forward_pre_hook(plan.decision.clear))
@@ -163,29 +165,32 @@ def _plan(setting: Routing, state: Seating, model: Any, without: Mapping[str, Su
     weights = constant_weights(setting, state.experts)
     if weights is not None:
         return _Plan({path: weights[list(layer.experts)] for path, layer in state.layers.items()})
-    scored = _score_gates(setting, state, without)
     if setting.decides != "layer" and getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         # Encoder and decoder see other tokens, although there may be as many of them.
         raise RouterError(
             f"per='{setting.decides}' needs a decoder-only model", found=type(model).__name__, remedy="per='layer'"
         )
+    known = read_missing(setting, state.library, state.experts, state.layers, state.live, state.prepared)
+    if ROUTERS[setting.router].request is not None:
+        embed = embedding(setting, model, state.tokenizer)
+        by = featured(setting, embed, state.library, state.experts, state.layers, known)
+        return _request_plan(Request(len(state.experts), setting.choice(""), featured=by), state, {})
+    scored = _score_gates(setting, state, without, known)
     if setting.decides == "token":
         decision = TokenDecision()
         return _Plan(dict(_token_gates(setting, state, scored, decision)), decision=decision)
     if setting.decides == "request":
-        return _request_plan(setting, state, scored)
+        measures = ROUTERS[setting.router].measures
+        at = setting.at or late_layer(list(state.layers))
+        measured = {at: scored[at]} if measures == "last" else scored
+        return _request_plan(Request(len(state.experts), setting.choice(""), measures), state, measured)
     return _Plan(dict(scored))
 
 
-def _request_plan(setting: Routing, state: Seating, scored: Mapping[str, ScoreGate]) -> _Plan:
-    measures = ROUTERS[setting.router].measures
-    request = Request(len(state.experts), setting.choice(""), measures)
-    measured = {setting.at or late_layer(list(state.layers))} if measures == "last" else set(scored)
+def _request_plan(request: Request, state: Seating, measured: Mapping[str, ScoreGate]) -> _Plan:
     gates = {
-        path: RequestGate(
-            request, Seated(state.layers[path].experts, len(state.experts)), gate if path in measured else None
-        )
-        for path, gate in scored.items()
+        path: RequestGate(request, Seated(layer.experts, len(state.experts)), measured.get(path))
+        for path, layer in state.layers.items()
     }
     return _Plan(dict(gates), request)
 
@@ -201,14 +206,17 @@ def constant_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
     return fixed_weights(experts, dict(zip(allowed, rule.weights(allowed).tolist(), strict=True)))
 
 
-def _score_gates(setting: Routing, state: Seating, without: Mapping[str, Subtracted]) -> dict[str, ScoreGate]:
+def _score_gates(
+    setting: Routing, state: Seating, without: Mapping[str, Subtracted], prepared: Known
+) -> dict[str, ScoreGate]:
     rule = ROUTERS[setting.router]
-    rows = rows_for(setting, rule, state.experts, state.layers, state.prepared)
+    rows = rows_for(setting, rule, state.library, state.experts, state.layers, prepared)
     if "rows" in rule.reads and rule.needs != "prepared":
         rows.update({path: known.rows for path, known in without.items()})
     calibration: Mapping[str, Tensor] = {}
     if setting.calibrated:
-        calibration = prepared_tensors(f"{setting.router}_calibration", state.experts, state.layers, state.prepared)
+        calibration = prepared_tensors(setting, state.library, state.experts, state.layers, prepared)
+    input_norm = rule.input_norm if setting.input_norm == "none" else setting.input_norm
     gates = {}
     for path, layer in state.layers.items():
         names = [state.experts[position] for position in layer.experts]
@@ -217,7 +225,7 @@ def _score_gates(setting: Routing, state: Seating, without: Mapping[str, Subtrac
             allowed &= known.rows.any(dim=1).cpu()
         gates[path] = ScoreGate(
             rule, layer, setting.choice(path), allowed,
-            input_norm=setting.input_norm, candidates=setting.candidates,
+            input_norm=input_norm, candidates=setting.candidates,
             rows=rows.get(path), blocks=None if known is None else known.blocks, calibration=calibration.get(path),
         )  # fmt: skip
     return gates

@@ -11,7 +11,7 @@ from lorary.ops.mix import Mix
 from lorary.ops.normalise import InputNorm
 from lorary.route import ROUTERS
 from lorary.route.general import GeneralMode
-from lorary.route.rule import Decides, Per, Rule
+from lorary.route.rule import Decides, Features, Per, Rule
 
 # Settings that reproduce somebody else's numbers; what they leave out has its default.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -26,10 +26,13 @@ _WORDS: Mapping[str, tuple[str | None, ...]] = {
     "per": (None, *get_args(Per)),
     "tie": ("none", "concat"),
     "zeros": ("skip", "keep"),
+    "features": get_args(Features),
     "general_mode": get_args(GeneralMode),
 }
 # What belongs to the router in force, and goes when another one is named.
-_ITS_OWN: Mapping[str, Any] = {"experts": None, "calibrated": False, "tie": "none", "zeros": "skip"}
+_ITS_OWN: Mapping[str, Any] = {
+    "experts": None, "calibrated": False, "tie": "none", "zeros": "skip", "features": "hidden"
+}  # fmt: skip
 # The fields there were from the start: they are always written.
 _FIRST_FIELDS = ("router", "top_k", "temperature", "mix", "experts")
 
@@ -60,6 +63,8 @@ class Routing:
         calibrated: score by how unusual a norm is for its expert; needs prepared means and deviations.
         tie: `concat`: q, k and v of one attention share a prototype, that of their stacked updates.
         zeros: `skip`: an expert whose update is zero is never chosen. `keep`: it is known by its lora_a.
+        features: what a router for whole requests reads of a prompt. `hidden`: the mean of the base's last hidden
+            states. `text`: the vector of a sentence encoder, for which the text is made from the tokens.
         general: experts that stand for what all have in common: they are never chosen, and each other one acts and is
             scored without the mean of them.
         general_mode: `delta`: the mean of their updates is taken away. `factors`: the means of their factors are.
@@ -86,6 +91,7 @@ class Routing:
     calibrated: bool = False
     tie: str = "none"
     zeros: str = "skip"
+    features: Features = "hidden"
     general: Sequence[str] | None = None
     general_mode: GeneralMode = "delta"
 
@@ -127,7 +133,7 @@ class Routing:
     def decides(self) -> Decides:
         """When it decides: as `per` says, else as the rule does by itself; `always` where nothing is scored."""
         rule = self._rule
-        if rule is None or rule.scores is None:
+        if rule is None or rule.weights is not None:
             return "always"
         return self.per or rule.decides
 
@@ -281,8 +287,15 @@ def _check_per(setting: Routing) -> None:
         raise RouterError(f"router '{setting.router}' can decide per {list(rule.pers)}", found=setting.per)
     if setting.calibrated and setting.router != "norm":
         raise UsageError("calibrated scores are for routers by norm", found=setting.router, remedy="router='norm'")
-    if (setting.tie, setting.zeros) != ("none", "skip") and "rows" not in rule.reads:
+    by_prototypes = "rows" in rule.reads and rule.needs == "weights"
+    if (setting.tie, setting.zeros) != ("none", "skip") and not by_prototypes:
         raise UsageError("tie and zeros are for routers by prototypes", found=setting.router, remedy="router='arrow'")
+    if setting.features != "hidden" and rule.request is None:
+        raise UsageError(
+            "features are for routers that look at whole requests", found=setting.router, remedy="router='retrieval'"
+        )
+    if setting.input_norm != "none" and rule.request is not None:
+        raise UsageError("input_norm is for routers that look at the inputs of layers", found=setting.router)
 
 
 def _check_fields(changes: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.store import Library
 from lorary.model.attach import Routing, attach, detach, routing
 from lorary.model.base import Base, load_base
+from lorary.model.prepared import prepared_marks
 from lorary.model.setting import without_router
 from lorary.recipes.display import Display
 from lorary.recipes.open import base_of, template_of
@@ -74,7 +75,7 @@ class EvaluateSettings:
 
     def setting(self, router: str) -> Routing:
         """What a router of the catalogue is asked for."""
-        looks = ROUTERS[router].scores is not None
+        looks = ROUTERS[router].weights is None
         asked: dict[str, Any] = {"top_k": self.top_k, "temperature": self.temperature, "mix": self.mix}
         asked.update({key: value for key, value in self.route.items() if looks or key in _WITHOUT_LOOKING})
         return Routing(router, **asked)
@@ -249,7 +250,7 @@ class _Scorer:
         metric = "acc_raw" if s.raw and task.metric == "acc" else task.metric
         key = self.cache.key(
             task=task.name, data=task.data_hash, rows=s.rows, metric=metric, template=template_name,
-            routing=setting.to_json(), **self._conditions(),
+            routing=setting.to_json(), **self._conditions(), **self._prepared(setting),
         )  # fmt: skip
         found = self.cache.get(key)
         if found is None:
@@ -333,13 +334,18 @@ class _Scorer:
         model = self.base.model
         return {"max_length": self.settings.max_length, "device": model.device.type, "dtype": str(model.dtype)}
 
+    def _prepared(self, setting: Routing) -> dict[str, Any]:
+        """What the router read beyond weights: prepared anew from other data, it scores anew."""
+        marks = prepared_marks(setting, self.library)
+        return {"prepared": marks} if marks else {}
+
     def _template(self, name: str) -> Template:
         return make_template(name, self.base.tokenizer, max_length=self.base.most_tokens(self.settings.max_length))
 
 
 @contextmanager
 def _attached(base: Base, library: Library, settings: EvaluateSettings, force_base: bool) -> Iterator[None]:
-    attach(base.model, library, router="base", top_k=settings.top_k, force_base=force_base)
+    attach(base.model, library, router="base", top_k=settings.top_k, tokenizer=base.tokenizer, force_base=force_base)
     try:
         yield
     finally:

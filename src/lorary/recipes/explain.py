@@ -77,7 +77,7 @@ def run_explain(
     loaded = load_base(base_of(library, base), dtype=dtype, device=device)
     attach(
         loaded.model, library, router=router, top_k=top_k, temperature=temperature, mix=mix, experts=experts,
-        force_base=force_base, **settings,
+        tokenizer=loaded.tokenizer, force_base=force_base, **settings,
     )  # fmt: skip
     return explain(
         loaded, prompts, name, against=against, without=without, most=most, max_new_tokens=max_new_tokens,

@@ -93,7 +93,7 @@ def run_generate(
     loaded = load_base(base_of(library, base), dtype=dtype, device=device)
     attach(
         loaded.model, library, router=router, top_k=top_k, temperature=temperature, mix=mix, experts=experts,
-        force_base=force_base, **settings,
+        tokenizer=loaded.tokenizer, force_base=force_base, **settings,
     )  # fmt: skip
     torch.manual_seed(seed)
     return answer(loaded, prompt, name, max_new_tokens=max_new_tokens, sample=sample, stream=stream)

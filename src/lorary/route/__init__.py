@@ -1,7 +1,8 @@
 """Routing rules: one rule = one file = one pure function. The whole menu stands in `ROUTERS`.
 
-A rule that looks at tokens turns a `Reading` of one layer into scores; what becomes of scores (`lorary.ops.choose`),
-when it is decided and how experts are mixed are settings that any of them takes.
+A rule that looks at tokens turns a `Reading` of one layer into scores, one that looks at a whole request turns a vector
+of its prompt into them; what becomes of scores (`lorary.ops.choose`), when it is decided and how experts are mixed are
+settings that any of them takes.
 """
 
 from collections.abc import Mapping
@@ -10,11 +11,15 @@ from torch import Tensor
 
 from lorary.route.arrow import arrow_readout
 from lorary.route.base import base_weights
+from lorary.route.centroid import centroid_readout, centroid_rows
 from lorary.route.lag import lag_readout
 from lorary.route.logo import logo_readout
 from lorary.route.norm import norm_readout
+from lorary.route.phatgoose import gate_rows, phatgoose_readout
 from lorary.route.projection import projection_readout
+from lorary.route.retrieval import retrieval_scores
 from lorary.route.rule import Reading, Rule
+from lorary.route.task_predictor import predictor_logits
 from lorary.route.uniform import uniform_weights
 
 __all__ = ["ROUTERS", "Reading", "Rule"]
@@ -37,6 +42,16 @@ def _norm(reading: Reading) -> Tensor:
 
 def _lag(reading: Reading) -> Tensor:
     return lag_readout(_arrow(reading), _projection(reading), reading.candidates)
+
+
+def _centroid(reading: Reading) -> Tensor:
+    assert reading.projections is not None
+    return centroid_readout(reading.projections, reading.alive)
+
+
+def _phatgoose(reading: Reading) -> Tensor:
+    assert reading.projections is not None
+    return phatgoose_readout(reading.projections, reading.alive)
 
 
 def _logo(reading: Reading) -> Tensor:
@@ -67,6 +82,35 @@ ROUTERS: Mapping[str, Rule] = {
         pers=("layer", "token"),
         reads=frozenset({"rows", "row_space"}),
         scores=_lag,
+    ),
+    "centroid": Rule(
+        "per token and layer, the experts whose own data the token is like",
+        needs="prepared",
+        reads=frozenset({"rows"}),
+        rows=centroid_rows,
+        scores=_centroid,
+    ),
+    "phatgoose": Rule(
+        "per token and layer, the experts whose trained gate the token opens",
+        needs="prepared",
+        reads=frozenset({"rows"}),
+        rows=gate_rows,
+        input_norm="layer",
+        scores=_phatgoose,
+    ),
+    "task-predictor": Rule(
+        "per request, the experts whose prompts a classifier takes it for",
+        needs="prepared",
+        decides="request",
+        pers=("request",),
+        request=predictor_logits,
+    ),
+    "retrieval": Rule(
+        "per request, the experts whose own prompts it is most like",
+        needs="prepared",
+        decides="request",
+        pers=("request",),
+        request=retrieval_scores,
     ),
     "logo": Rule(
         "per request, the experts that change the prompt's last token most in one late layer",

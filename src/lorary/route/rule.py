@@ -8,9 +8,10 @@ from torch import Tensor
 
 from lorary.ops.blocks import Block
 from lorary.ops.choose import Scale
+from lorary.ops.normalise import InputNorm
 
 # What a rule must have beside the adapters' weights before it can run.
-Needs = Literal["weights", "probe", "prepared", "text"]
+Needs = Literal["weights", "probe", "prepared"]
 # `layer`: each token in each layer. `token`: each token once. `request`: each row once. `always`: nothing to decide.
 Per = Literal["layer", "token", "request"]
 Decides = Literal["layer", "token", "request", "always"]
@@ -20,6 +21,9 @@ Measures = Literal["mean", "last"]
 # What a rule reads in a layer. `rows`: products of the token with one row per expert, its prototype or what was
 # prepared; `row_space`, `outputs`: small matrices on the low-rank buffer.
 Reads = Literal["rows", "row_space", "outputs"]
+# What a rule that looks at a whole request reads of its prompt. `hidden`: the mean last hidden state of the bare base.
+# `text`: the vector of a sentence encoder.
+Features = Literal["hidden", "text"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,10 @@ class Rule:
         scale: what becomes of the chosen scores by default; a setting's `scale` may name another.
         measures: what it decides by for a request.
         scores: for a rule that looks at tokens: the pure function from a reading to (tokens, experts) scores.
+        rows: for a rule that reads rows made from data: (experts, d_in) as prepared -> the rows it reads.
+        input_norm: what it does to hidden states where a setting does not say.
+        request: for a rule that looks at a whole request: the pure function from (batch, features) and what was
+            prepared, (experts, ...), to (batch, experts) scores.
         quick: whether its scores are |x . row| and nothing else, which compiled code knows (`lorary.ops.native`).
         weights: for a rule that looks at nothing: names of the experts -> (experts,) weights.
     """
@@ -70,5 +78,8 @@ class Rule:
     scale: Scale = "softmax"
     measures: Measures = "mean"
     scores: Callable[[Reading], Tensor] | None = None
+    rows: Callable[[Tensor], Tensor] | None = None
+    input_norm: InputNorm = "none"
+    request: Callable[[Tensor, Tensor], Tensor] | None = None
     quick: bool = False
     weights: Callable[[Sequence[str]], Tensor] | None = None

@@ -48,6 +48,7 @@ def routed(tiny_model: Make, adapters: list[Adapter], route: Make) -> Any:
         ({"per": "row"}, UsageError, "per must be one of"),
         ({"tie": "sum"}, UsageError, "tie must be one of"),
         ({"zeros": "drop"}, UsageError, "zeros must be one of"),
+        ({"features": "image"}, UsageError, "features must be one of"),
         ({"candidates": 0}, UsageError, "candidates must be a whole number"),
         ({"at": Q0}, UsageError, "at names the layer that decides"),
         ({"router": "logo", "per": "token"}, RouterError, r"router 'logo' can decide per \['request'\]"),

@@ -139,7 +139,8 @@ def test_logo_looks_at_the_last_token_that_counts(generator: torch.Generator) ->
 
 def test_the_catalogue_says_what_each_rule_needs() -> None:
     for name, rule in ROUTERS.items():
-        assert (rule.scores is None) != (rule.weights is None), name
+        assert [rule.scores, rule.weights, rule.request].count(None) == 2, name
         assert bool(rule.reads) == (rule.scores is not None), name
-        assert (rule.decides == "always") == (rule.pers == ()), name
-        assert (rule.needs == "probe") == (rule.pers == ("request",)), name
+        assert (rule.decides == "always") == (rule.pers == ()) == (rule.weights is not None), name
+        assert (rule.decides == "request") == (rule.pers == ("request",)), name
+        assert (rule.needs == "prepared") == (rule.rows is not None or rule.request is not None), name

@@ -1,0 +1,117 @@
+"""What routers know from data, kept in `derived/`: tensors, keyed by the weights they were computed for.
+
+The key holds the expert's name, the content hash of its adapter and the base model, all of which a library knows of
+itself at any time. So an adapter that changed asks for another key, and what was prepared for the old one is never
+found. What else decided the tensors (data, rows, seed, ...) is recorded beside them: whoever has the data compares.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from lorary.errors import LibraryError
+from lorary.library.derived import ENTRY_FILE, derived_folder, iterate_derived, load_derived, save_derived
+from lorary.library.files import encode_json, read_json
+from lorary.library.store import Library
+
+TENSORS_FILE, MADE_FILE = "prepared.safetensors", "made.json"
+Key = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was prepared under one key.
+
+    Args:
+        tensors: by path of the layer, or by what else the kind names them.
+        made_of: all that decided them beside the key (data, rows, seed, ...), as values of JSON.
+        notes: how it went; decides nothing.
+    """
+
+    tensors: Mapping[str, Tensor]
+    made_of: Mapping[str, Any]
+    notes: Mapping[str, Any]
+
+
+def expert_key(library: Library, name: str) -> Key:
+    """The key of what is known of one expert as it is now.
+
+    Raises:
+        LibraryError: if there is no such adapter.
+    """
+    return {"expert": name, "adapter": _content_hash(library, name), "base": library.base.fingerprint.digest}
+
+
+def group_key(library: Library, names: Sequence[str]) -> Key:
+    """The key of what is known of experts together, as they are now; their order plays no part.
+
+    Raises:
+        LibraryError: if one of them is not there.
+    """
+    hashes = {name: _content_hash(library, name) for name in names}
+    return {"experts": hashes, "base": library.base.fingerprint.digest}
+
+
+def save_prepared(library: Library, kind: str, key: Key, prepared: Prepared) -> Path:
+    """Store what was prepared, atomically, in the place of what was there under that key.
+
+    Args:
+        library: where to.
+        kind: lower-case letters, digits and underscores.
+        key: from `expert_key` or `group_key`.
+        prepared: what to store.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        LibraryError: if the library cannot be written.
+    """
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in prepared.tensors.items()}
+    made = {"made_of": dict(prepared.made_of), "notes": dict(prepared.notes)}
+    files = {TENSORS_FILE: safetensors.torch.save(tensors), MADE_FILE: encode_json(made)}
+    return save_derived(library.path, kind, key, files)
+
+
+def load_prepared(library: Library, kind: str, key: Key) -> Prepared | None:
+    """What was prepared under a key, or None where there is nothing.
+
+    Raises:
+        LibraryError: if it is damaged.
+    """
+    files = load_derived(library.path, kind, key)
+    if files is None:
+        return None
+    try:
+        made = json.loads(files[MADE_FILE])
+        return Prepared(safetensors.torch.load(files[TENSORS_FILE]), made["made_of"], made["notes"])
+    except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise LibraryError(
+            f"{derived_folder(library.path, kind, key)} must hold {TENSORS_FILE} and {MADE_FILE}, as they were written",
+            found=f"{type(error).__name__}: {error}",
+            remedy="delete the folder, then lorary library prepare",
+        ) from error
+
+
+def prepared_hashes(library: Library, kind: str, key: Key) -> Mapping[str, str]:
+    """Hash of each file that was prepared under a key, without reading them; empty where there is nothing."""
+    entry = derived_folder(library.path, kind, key) / ENTRY_FILE
+    return dict(read_json(entry)["files"]) if entry.is_file() else {}
+
+
+def was_prepared_before(library: Library, kind: str, name: str) -> bool:
+    """Whether anything of a kind is there for an expert of that name, for whatever weights."""
+    return any(
+        entry.key.get("expert") == name or name in entry.key.get("experts", ())
+        for entry in iterate_derived(library.path, kind)
+    )
+
+
+def _content_hash(library: Library, name: str) -> str:
+    return str(library.provenance(name)["content_hash"])

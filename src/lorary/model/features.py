@@ -1,0 +1,185 @@
+"""One vector for a whole request: the mean of the base's last hidden states, or what a sentence encoder makes of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from lorary.data.batching import length_buckets
+from lorary.data.encoder import embed_texts
+from lorary.errors import RouterError, UsageError
+from lorary.formats.quiet import quiet_transformers
+from lorary.library.store import Library
+from lorary.model.layers import SeatedLayer
+from lorary.model.prepared import REQUEST, Known, not_prepared
+from lorary.model.setting import Routing
+from lorary.route import ROUTERS
+
+MAX_TOKENS = 2048
+# (rows, seq, d) last hidden states, (rows, seq) ids or None, (rows, seq) which are real -> (rows, features).
+Embed = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Featured:
+    """How requests are scored by one vector each.
+
+    Args:
+        embed: makes the vectors.
+        rule: the pure function from vectors and what was prepared to scores.
+        known: (experts, ...), what was prepared.
+        alive: (experts,) bool, whether each expert may be chosen.
+    """
+
+    embed: Embed
+    rule: Callable[[Tensor, Tensor], Tensor]
+    known: Tensor
+    alive: Tensor
+
+    def scores(self, hidden: Tensor, ids: Tensor | None, real: Tensor) -> Tensor:
+        """(rows, experts) scores; see `Embed` for what they come from."""
+        vectors = self.embed(hidden, ids, real)
+        return self.rule(vectors, self.known.to(vectors))
+
+
+def mean_hidden(hidden: Float[Tensor, "batch seq d"], real: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch d"]:
+    """The mean of the decoder's last hidden states over the real tokens of each row.
+
+    Args:
+        hidden: of the bare base.
+        real: False at padding, and at tokens that are no prompt.
+
+    Returns:
+        At least float32: sums in half precision depend on their order.
+    """
+    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    return wide.masked_fill(~real[..., None], 0.0).sum(dim=1) / real.sum(dim=1, keepdim=True)
+
+
+def texts_of(tokenizer: Any, ids: Int[Tensor, "batch seq"], real: Bool[Tensor, "batch seq"]) -> list[str]:
+    """The text of each row, without padding and special tokens."""
+    rows = [row[own].tolist() for row, own in zip(ids.cpu(), real.cpu(), strict=True)]
+    return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+
+
+def text_embedding(tokenizer: Any) -> Embed:
+    """Vectors by the packaged sentence encoder.
+
+    Args:
+        tokenizer: of the base; it makes the text from the tokens.
+    """
+
+    def embed(hidden: Tensor, ids: Tensor | None, real: Tensor) -> Tensor:
+        if ids is None:
+            raise UsageError("features='text' needs the tokens of a request", found="inputs_embeds without input_ids")
+        return embed_texts(texts_of(tokenizer, ids, real)).to(hidden.device)
+
+    return embed
+
+
+def embedding(setting: Routing, model: Any, tokenizer: Any) -> Embed:
+    """What makes the vectors that a setting asks for.
+
+    Args:
+        setting: of a router that looks at whole requests.
+        model: the base.
+        tokenizer: its tokenizer, None where it was not given.
+
+    Raises:
+        UsageError: if it needs a tokenizer, and there is none.
+    """
+    if setting.features == "hidden":
+        return lambda hidden, _ids, real: mean_hidden(hidden, real)
+    return text_embedding(tokenizer or _own_tokenizer(model))
+
+
+def featured(
+    setting: Routing,
+    embed: Embed,
+    library: Library,
+    experts: Sequence[str],
+    layers: Mapping[str, SeatedLayer],
+    known: Known,
+) -> Featured:
+    """Scores for whole requests, from what was prepared.
+
+    Args:
+        setting: of a router that looks at whole requests.
+        embed: makes the vectors.
+        library: where the experts came from.
+        experts: names, in canonical order.
+        layers: the routed layers; an expert whose updates are all zero is never chosen.
+        known: what was prepared, by expert.
+
+    Raises:
+        RouterError: naming the first expert for which nothing was prepared, or not of the others' shape.
+    """
+    rule = ROUTERS[setting.router].request
+    assert rule is not None
+    rows = []
+    for name in experts:
+        if REQUEST not in known.get(name, {}):
+            raise not_prepared(setting, library, name, "whole requests")
+        rows.append(known[name][REQUEST])
+        if rows[-1].shape != rows[0].shape:
+            raise RouterError(
+                f"what was prepared for expert '{name}' must have the shape it has for the others",
+                found=f"{tuple(rows[-1].shape)} beside {tuple(rows[0].shape)}",
+                remedy="lorary library prepare",
+            )
+    alive = torch.zeros(len(experts), dtype=torch.bool)
+    for layer in layers.values():
+        alive[list(layer.experts)] |= layer.alive.cpu()
+    alive &= torch.tensor([setting.may_choose(name) for name in experts])
+    return Featured(embed, rule, torch.stack(rows), alive)
+
+
+@torch.no_grad()
+def prompt_vectors(model: Any, embed: Embed, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "prompts features"]:
+    """The vectors of prompts, as a request with that prompt would get them.
+
+    Args:
+        model: the bare base model.
+        embed: makes them.
+        prompts: token ids, at least one prompt.
+
+    Returns:
+        On the CPU, in the order given.
+    """
+    vectors: dict[int, Tensor] = {}
+    for bucket in length_buckets([len(prompt) for prompt in prompts], MAX_TOKENS):
+        ids = torch.zeros(len(bucket), max(len(prompts[i]) for i in bucket), dtype=torch.int64)
+        real = torch.zeros_like(ids, dtype=torch.bool)
+        for row, i in enumerate(bucket):
+            ids[row, : len(prompts[i])], real[row, : len(prompts[i])] = torch.tensor(prompts[i]), True
+        # Padded on the right, which nothing sees.
+        ids, real = ids.to(model.device), real.to(model.device)
+        hidden = decoder_of(model)(input_ids=ids, use_cache=False)[0]
+        vectors.update(zip(bucket, embed(hidden, ids, real).cpu(), strict=True))
+    return torch.stack([vectors[i] for i in range(len(prompts))])
+
+
+def decoder_of(model: Any) -> Any:
+    """The model without its head: what hidden states come from."""
+    return getattr(model, "base_model", model)
+
+
+def _own_tokenizer(model: Any) -> Any:
+    """The tokenizer that lies beside the base's own files."""
+    folder = Path(str(getattr(model, "name_or_path", "") or " "))
+    try:
+        if not folder.is_dir():
+            raise OSError(f"'{folder}' is no folder" if folder.name.strip() else "the model has no files")
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers and tokenizers raise all kinds over a file they cannot read
+        raise UsageError(
+            "features='text' needs the base's tokenizer, to make text from tokens",
+            found=str(error).strip().splitlines()[0][:200],
+            remedy="lorary.attach(..., tokenizer=tokenizer)",
+        ) from error

@@ -1,0 +1,126 @@
+"""The data by which experts are known: rows of the tasks that they were trained on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lorary.data.schema import Row, Task
+from lorary.data.tasks import load_tasks
+from lorary.errors import TaskError, UsageError
+from lorary.keys import keyed_generator
+from lorary.library.store import Library
+
+# NAME -> tasks, as a caller gives them.
+Mapped = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Rows by which one expert is known.
+
+    Args:
+        rows: training rows of its tasks.
+        hashes: data hash of each task, whole.
+    """
+
+    rows: tuple[Row, ...]
+    hashes: Mapping[str, str]
+
+
+def own_data(
+    library: Library, names: Sequence[str], reference: str, mapped: Mapped, num_rows: int, seed: int
+) -> dict[str, OwnData]:
+    """Rows of the tasks of each expert: those its provenance names, or those that it is mapped to.
+
+    Args:
+        library: the library.
+        names: the experts.
+        reference: where the tasks are, as `lorary.data.tasks.load_tasks` takes it.
+        mapped: tasks of experts whose provenance names none, or in place of what it names.
+        num_rows: training rows of each task, at most; drawn at random.
+        seed: of the draw, which depends on it and the task alone.
+
+    Returns:
+        By expert.
+
+    Raises:
+        UsageError: if a mapped expert is not in the library.
+        TaskError: if the tasks of an expert are not known, not there, without training rows, or other data than it
+            was trained on.
+    """
+    if unknown := sorted(set(mapped) - set(library.names())):
+        raise UsageError("--map must name experts of the library", found=unknown[0], remedy=f"it has {library.names()}")
+    wanted = {name: _tasks_of(library, name, mapped) for name in names}
+    tasks = _load(reference, wanted)
+    return {name: _draw(name, [tasks[task] for task in wanted[name]], num_rows, seed) for name in names}
+
+
+def parse_mapping(text: str | None) -> dict[str, list[str]]:
+    """`a=task,b=other,a=third` as tasks by expert; nothing for None.
+
+    Raises:
+        UsageError: if a part is not NAME=TASK.
+    """
+    mapped: dict[str, list[str]] = {}
+    for part in [] if text is None else text.split(","):
+        name, _, task = (piece.strip() for piece in part.partition("="))
+        if not (name and task):
+            raise UsageError("--map must be NAME=TASK, separated by commas", found=repr(part))
+        mapped.setdefault(name, []).append(task)
+    return mapped
+
+
+def _tasks_of(library: Library, name: str, mapped: Mapped) -> dict[str, str | None]:
+    """Names of an expert's tasks, and the hash of the data that it was trained on, where that binds."""
+    if name in mapped:
+        return dict.fromkeys(mapped[name])
+    known = library.provenance(name)
+    if not known["tasks"]:
+        raise TaskError(
+            f"the tasks of expert '{name}' must be known, to know it by its data",
+            found="none in its provenance",
+            remedy=f"--map {name}=TASK, with --tasks where the task is",
+        )
+    hashes = known.get("data_hashes", {})
+    return {task: hashes.get(task) for task in known["tasks"]}
+
+
+def _load(reference: str, wanted: Mapping[str, Mapping[str, str | None]]) -> Mapping[str, Task]:
+    try:
+        tasks = load_tasks(reference, names=sorted({task for own in wanted.values() for task in own}))
+    except UsageError:
+        for name, own in wanted.items():  # once more, one by one, to say whose it is
+            _load_own(reference, name, own)
+        raise
+    for name, own in wanted.items():
+        for task, recorded in own.items():
+            if recorded not in (None, tasks[task].data_hash):
+                raise TaskError(
+                    f"task '{task}' of '{reference}' must be the data that expert '{name}' was trained on",
+                    found="another data hash",
+                    remedy=f"--tasks with the data of the build, or --map {name}={task} to take it all the same",
+                )
+    return tasks
+
+
+def _load_own(reference: str, name: str, own: Mapping[str, str | None]) -> None:
+    try:
+        load_tasks(reference, names=sorted(own))
+    except UsageError as error:
+        raise TaskError(
+            f"the tasks of expert '{name}' must be in '{reference}'",
+            found=f"{error.rule}; found: {error.found}",
+            remedy=f"--tasks with the data of the build, or --map {name}=TASK",
+        ) from error
+
+
+def _draw(name: str, tasks: Sequence[Task], num_rows: int, seed: int) -> OwnData:
+    rows: list[Row] = []
+    for task in tasks:
+        own = task.split("train")
+        if not own:
+            raise TaskError(f"task '{task.name}' of expert '{name}' must have training rows", found="none")
+        order = torch.randperm(len(own), generator=keyed_generator("prepare", seed, task.name))[:num_rows]
+        rows += [own[i] for i in sorted(order.tolist())]
+    return OwnData(tuple(rows), {task.name: task.data_hash for task in tasks})
