@@ -67,9 +67,22 @@ def test_a_prompt_is_explained_in_text_and_on_a_page(library: Path, tmp_path: Pa
 def test_json_prints_one_document_for_several_prompts(library: Path, tmp_path: Path, run: Run) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "Name the colour:", "answer": "blue"}\n{"prompt": "Add one:", "answer": "two"}\n')
-    outcome = run("explain", library, "--prompts", prompts, "--router", "projection", "--without", "b", "--json")
+    outcome = run(
+        "explain",
+        library,
+        "--prompts",
+        prompts,
+        "--router",
+        "projection",
+        "--route",
+        "top_p=0.9",
+        "--without",
+        "b",
+        "--json",
+    )
     document = json.loads(outcome.out)
     assert (document["router"], len(document["prompts"])) == ("projection", 2)
+    assert document["settings"]["top_p"] == 0.9
     assert [one["name"] for one in document["without"]] == ["b"]
     assert [expert["name"] for expert in document["experts"]] == ["a", "b", "c"]
     base = json.loads(run("explain", library, "--prompts", prompts, "--router", "base", "--json").out)

@@ -13,12 +13,14 @@ from lorary.cli.options import (
     LibraryPath,
     MixOption,
     OptionalBase,
+    Route,
     Router,
     RouterTemperature,
     Template,
     TopK,
     split_names,
 )
+from lorary.cli.route import route_fields
 
 
 def explain(
@@ -41,6 +43,7 @@ def explain(
     top_k: TopK = None,
     temperature: RouterTemperature = None,
     mix: MixOption = None,
+    route: Route = None,
     template: Template = None,
     max_new_tokens: Annotated[int, typer.Option(help="most tokens of an answer that is not given")] = 32,
     base: OptionalBase = None,
@@ -70,23 +73,22 @@ def explain(
     if report:
         check_writable(Path(report))
     wanted = [Prompt(prompt, answer)] if prompt is not None else read_prompts(str(prompts))
+    asked = route_fields(
+        route, router=router, experts=split_names(experts), top_k=top_k, temperature=temperature, mix=mix
+    )
     found = run_explain(
         library,
         wanted,
-        router=router,
-        experts=split_names(experts),
         against=against,
         without=split_names(without),
         most=most,
-        top_k=top_k,
-        temperature=temperature,
-        mix=mix,
         template=template,
         max_new_tokens=max_new_tokens,
         base=base,
         force_base=force_base,
         device=device,
         dtype=dtype,
+        **asked,
     )
     if report:
         write_explanation(Path(report), found)

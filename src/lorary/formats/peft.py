@@ -6,9 +6,10 @@ refused by name, since an adapter that loads without a part of itself answers wr
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import safetensors.torch
 import torch
@@ -20,8 +21,8 @@ from lorary.errors import AdapterError
 from lorary.formats.peft_config import check_config, is_targeted, new_config, scaling_of
 
 __all__ = [
-    "CONFIG_FILE", "WEIGHTS_FILE", "encode_adapter", "new_config", "parse_adapter", "read_adapter", "read_files",
-    "tensors_of", "write_adapter",
+    "CONFIG_FILE", "WEIGHTS_FILE", "Shape", "encode_adapter", "new_config", "parse_adapter", "read_adapter",
+    "read_files", "read_shapes", "tensors_of", "write_adapter",
 ]  # fmt: skip
 
 CONFIG_FILE = "adapter_config.json"
@@ -30,6 +31,14 @@ PICKLE_FILE = "adapter_model.bin"
 PREFIX = "base_model.model."
 SUFFIX_A, SUFFIX_B = ".lora_A.weight", ".lora_B.weight"
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Shape(NamedTuple):
+    """What the factors of one layer measure."""
+
+    rank: int
+    d_in: int
+    d_out: int
 
 
 def read_adapter(folder: str | Path, name: str | None = None) -> Adapter:
@@ -116,6 +125,19 @@ def _parse_tensors(name: str, data: bytes) -> dict[str, Tensor]:
             found=f"{error} ({len(data)} bytes)",
             remedy="copy the adapter again: the file is truncated or damaged",
         ) from error
+    _check_finite(name, data, tensors)
+    return tensors
+
+
+def _check_finite(name: str, data: bytes, tensors: Mapping[str, Tensor]) -> None:
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    start = 8 + int.from_bytes(data[:8], "little")
+    if start < len(data) and len(dtypes) == 1 and dtypes <= {*FLOAT_DTYPES}:
+        # All numbers at once, as they lie in the file behind its header: a hundredth of the calls.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # bytes cannot be written to; nobody does
+            if bool(torch.frombuffer(data, dtype=dtypes.pop(), offset=start).isfinite().all()):
+                return
     for key, tensor in tensors.items():
         if tensor.dtype in FLOAT_DTYPES and not bool(torch.isfinite(tensor).all()):
             raise AdapterError(
@@ -123,7 +145,36 @@ def _parse_tensors(name: str, data: bytes) -> dict[str, Tensor]:
                 found=f"NaN or infinity in {key}",
                 remedy="take a checkpoint from before the training diverged",
             )
-    return tensors
+
+
+def read_shapes(folder: Path, name: str) -> dict[str, Shape]:
+    """The shapes of an adapter's factors, from the header of its weights alone: no weight is read.
+
+    Args:
+        folder: a PEFT LoRA directory.
+        name: label of the adapter, for errors.
+
+    Returns:
+        By path of the layer. What is no pair of matrices is left out: reading the adapter refuses it by name.
+
+    Raises:
+        AdapterError: if the file is missing, or its header cannot be read.
+    """
+    try:
+        with safetensors.safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+            found = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(
+            f"adapter '{name}': {WEIGHTS_FILE} must be a whole safetensors file",
+            found=error,
+            remedy="copy the adapter again: the file is truncated or damaged",
+        ) from error
+    shapes = {}
+    for key, down in found.items():
+        up = found.get(key.removesuffix(SUFFIX_A) + SUFFIX_B, ())
+        if key.startswith(PREFIX) and key.endswith(SUFFIX_A) and len(down) == len(up) == 2:
+            shapes[key.removeprefix(PREFIX).removesuffix(SUFFIX_A)] = Shape(down[0], down[1], up[0])
+    return shapes
 
 
 def _modules_of(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, LoraFactors]:
@@ -146,18 +197,20 @@ def _modules_of(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tens
 
 
 def _factors_of(name: str, config: Mapping[str, Any], path: str, lora_a: Tensor, lora_b: Tensor) -> LoraFactors:
-    found = f"lora_A {lora_a.dtype} {tuple(lora_a.shape)}, lora_B {lora_b.dtype} {tuple(lora_b.shape)}"
+    def found() -> str:
+        return f"lora_A {lora_a.dtype} {tuple(lora_a.shape)}, lora_B {lora_b.dtype} {tuple(lora_b.shape)}"
+
     are_matrices = lora_a.ndim == 2 and lora_b.ndim == 2 and lora_a.shape[0] == lora_b.shape[1]
     if not are_matrices or 0 in (*lora_a.shape, *lora_b.shape):
         raise AdapterError(
             f"adapter '{name}' must have at {path} two matrices (rank, d_in) and (d_out, rank), rank at least 1",
-            found=found,
+            found=found(),
             remedy="only linear layers can be adapted here; factors of convolutions are refused",
         )
     if lora_a.dtype != lora_b.dtype or lora_a.dtype not in FLOAT_DTYPES:
         raise AdapterError(
             f"adapter '{name}' must have both factors at {path} in one dtype of 16, 32 or 64-bit floats",
-            found=found,
+            found=found(),
             remedy="cast the adapter to one dtype and save it again",
         )
     if not is_targeted(config, path):

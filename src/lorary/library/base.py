@@ -84,10 +84,9 @@ def check_same_base(record: BaseRecord, found: Fingerprint, what: str, *, force_
         )
     if relation != "same":
         kind = "related to" if relation == "related" else "unrelated to"
+        difference = _difference(recorded, found)
         warnings.warn(
-            f"{what} is {kind} the library's base model '{record.name}', not equal to it: "
-            f"{_difference(recorded, found)}",
-            stacklevel=3,
+            f"{what} is {kind} the library's base model '{record.name}', not equal to it: {difference}", stacklevel=3
         )
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from lorary.adapter import Adapter
 from lorary.errors import UsageError
-from lorary.formats.peft import encode_adapter, parse_adapter, read_files
+from lorary.formats.peft import Shape, encode_adapter, parse_adapter, read_files, read_shapes
 from lorary.library import lock
 from lorary.library.base import BaseRecord, check_fit, check_origin, check_same_base, record_of
 from lorary.library.document import (
@@ -137,6 +137,15 @@ class Library:
             AdapterError: if its files are damaged.
         """
         return parse_adapter(name, read_stable(self._path, name, lambda folder: read_files(folder, name)))
+
+    def shapes(self, name: str) -> dict[str, Shape]:
+        """The shapes of one adapter's factors by layer, without reading its weights.
+
+        Raises:
+            LibraryError: if there is no such adapter.
+            AdapterError: if its file is missing, or its header damaged.
+        """
+        return read_stable(self._path, name, lambda folder: read_shapes(folder, name))
 
     def provenance(self, name: str) -> dict[str, Any]:
         """What is recorded about one adapter: tasks, hashes, rank, base, and what its builder told.

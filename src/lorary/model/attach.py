@@ -100,7 +100,8 @@ def seat_library(
         )
     library.check_base(model, force_base=force_base)
     order = list(seats or names)
-    layers = build_layers(model, _Adapters(library, order), [names.index(name) for name in order])
+    shapes = {name: library.shapes(name) for name in order}
+    layers = build_layers(model, _Adapters(library, order), [names.index(name) for name in order], shapes)
     state = Seating(tuple(names), layers, {}, wanted, library, tuple(order), tokenizer=tokenizer)
     try:
         apply_routing(model, state, wanted)

@@ -1,12 +1,14 @@
 """The experts of a library, stacked layer by layer for one base model."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lorary.adapter import Adapter, LoraFactors
+from lorary.errors import AdapterError
+from lorary.formats.peft import Shape
 from lorary.lora.gated import GatedLora
 from lorary.lora.rows import append_rows, remove_rows, widen
 from lorary.lora.seat import device_of, find_linear, linear_shape
@@ -97,15 +99,19 @@ class SeatedLayer:
 
 
 def build_layers(
-    model: nn.Module, adapters: Iterable[Adapter], positions: Sequence[int] | None = None
+    model: nn.Module,
+    adapters: Iterable[Adapter],
+    positions: Sequence[int] | None = None,
+    shapes: Mapping[str, Mapping[str, Shape]] | None = None,
 ) -> dict[str, SeatedLayer]:
     """Stack all experts of each linear layer, in the order in which the model holds its layers.
 
     Args:
         model: the base model, unchanged.
-        adapters: the experts, in the order of their seats. They are gone through twice, first for their shapes and
-            then for their factors, so that a lazy collection never holds more than one adapter beside the stacks.
+        adapters: the experts, in the order of their seats. A lazy collection never holds more than one adapter
+            beside the stacks; it is gone through twice where shapes are not given.
         positions: where each of them stands in the order of names; as they come where None.
+        shapes: by name of the expert and path of the layer, in the order of seats.
 
     Returns:
         The seated layers by path.
@@ -114,15 +120,26 @@ def build_layers(
         AdapterError: if an adapter does not fit the model.
     """
     members: dict[str, list[tuple[int, int]]] = {}
-    for seat, adapter in enumerate(adapters):
-        for path, factors in adapter:
-            find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
-            members.setdefault(path, []).append((positions[seat] if positions else seat, factors.rank))
+    outlines: Iterable[tuple[str, Mapping[str, Shape]]] = (
+        shapes.items() if shapes is not None else ((adapter.name, _shapes_of(adapter)) for adapter in adapters)
+    )
+    for seat, (name, outline) in enumerate(outlines):
+        for path, (rank, d_in, d_out) in outline.items():
+            find_linear(model, path, name, d_in, d_out)
+            members.setdefault(path, []).append((positions[seat] if positions else seat, rank))
     stacks = {path: _Stack(model, path, members[path]) for path in in_order(model, members)}
     for seat, adapter in enumerate(adapters):
+        if shapes is not None and shapes[adapter.name] != _shapes_of(adapter):
+            raise AdapterError(
+                f"adapter '{adapter.name}' must stay as it is while it is attached", found="other shapes than before"
+            )
         for path, factors in adapter:
             stacks[path].put(positions[seat] if positions else seat, factors)
     return {path: stack.seat() for path, stack in stacks.items()}
+
+
+def _shapes_of(adapter: Adapter) -> dict[str, Shape]:
+    return {path: Shape(factors.rank, factors.d_in, factors.d_out) for path, factors in adapter}
 
 
 def in_order(model: nn.Module, paths: Iterable[str]) -> list[str]:
@@ -172,8 +189,8 @@ class _Stack:
     def put(self, position: int, factors: LoraFactors) -> None:
         """Copy the factors of one expert into its place, its scaling folded into lora_b."""
         rows = self.slices[position]
-        self.down[rows] = factors.lora_a.to(self.down)
-        self.up[rows] = factors.lora_b.mT.to(self.up) * factors.scaling
+        self.down[rows].copy_(factors.lora_a)
+        self.up[rows].copy_(factors.lora_b.mT).mul_(factors.scaling)
         self.scalings[position] = factors.scaling
 
     def seat(self) -> SeatedLayer:

@@ -33,7 +33,7 @@ class Prober:
         self._num_behind = 0
 
     def note(self, _model: torch.nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pre-hook of the whole model: the last tokens that logits are asked for are no prompt, but the first.
+        """A forward pre-hook of the whole model: where logits of the last n tokens are asked for, n - 1 are no prompt.
 
         Assisted generation hands the prompt over together with the assistant's draft, and asks for those logits.
         """

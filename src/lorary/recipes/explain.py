@@ -40,6 +40,7 @@ def run_explain(
     force_base: bool = False,
     device: str = "auto",
     dtype: str = "auto",
+    **settings: Any,
 ) -> Explanation:
     """Load a library and its base, and see how prompts are routed.
 
@@ -60,6 +61,7 @@ def run_explain(
         force_base: accept unrelated weights of the same shapes.
         device: where to run.
         dtype: of the base.
+        settings: a `preset` and further fields of `Routing`, as `lorary.attach` takes them.
 
     Returns:
         What was seen.
@@ -75,7 +77,7 @@ def run_explain(
     loaded = load_base(base_of(library, base), dtype=dtype, device=device)
     attach(
         loaded.model, library, router=router, top_k=top_k, temperature=temperature, mix=mix, experts=experts,
-        tokenizer=loaded.tokenizer, force_base=force_base,
+        tokenizer=loaded.tokenizer, force_base=force_base, **settings,
     )  # fmt: skip
     return explain(
         loaded, prompts, name, against=against, without=without, most=most, max_new_tokens=max_new_tokens,
@@ -140,8 +142,7 @@ def _reach(model: Any, layers: Sequence[str], setting: Routing) -> Tensor:
     reach = torch.zeros(len(layers), len(state.experts), dtype=torch.bool)
     for i, path in enumerate(layers):
         reach[i, list(state.layers[path].experts)] = True
-    if setting.allow is not None:
-        reach &= torch.tensor([name in setting.allow for name in state.experts])
+    reach &= torch.tensor([setting.may_choose(name) for name in state.experts])
     return reach
 
 
@@ -198,7 +199,7 @@ def without_expert(setting: Routing, name: str, experts: Sequence[str]) -> Routi
             return merged(setting, "base")
         is_given = isinstance(setting.experts, Mapping)
         return replace(setting, experts={n: setting.experts[n] for n in rest} if is_given else rest)  # type: ignore[call-overload]
-    allowed = [other for other in setting.allow or experts if other != name]
+    allowed = [other for other in experts if setting.may_choose(other) and other != name]
     return replace(setting, allow=allowed) if allowed else merged(setting, "base")
 
 

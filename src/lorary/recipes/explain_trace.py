@@ -18,7 +18,7 @@ from lorary.evaluate.routing import SINK_RATIO, norm_ratios
 from lorary.model.attach import routing
 from lorary.model.base import Base
 from lorary.model.probe import deciding_by
-from lorary.model.seating import prober_of
+from lorary.model.seating import constant_weights, prober_of, seating
 from lorary.model.setting import Routing
 from lorary.model.trace import trace
 from lorary.recipes.generate import check_context, check_text, complete, prompt_ids
@@ -159,7 +159,9 @@ def _trace(base: Base, example: Example) -> tuple[list[str], Tensor | None, list
     norms = [state[0].double().norm(dim=-1).cpu() for state in states or ()]
     ratios = norm_ratios(torch.stack(norms)).tolist() if norms else [0.0] * len(ids)
     left_out = [FIRST_TOKEN] + [_why(ratio) for ratio in ratios[1:]]
-    return traced.layers, traced.stacked()[:, 0] if traced.layers else None, left_out
+    if constant_weights(seating(base.model).routing, traced.experts) is not None or not traced.layers:
+        return [], None, left_out  # the same for every token, recorded or not
+    return traced.layers, traced.stacked()[:, 0], left_out
 
 
 def _why(ratio: float) -> str:

@@ -1,4 +1,4 @@
-"""Bases that are not plain float32 on one device: half precision, quantised, offloaded, pickled; and bad activations."""
+"""Bases beside plain float32 on one device: half precision, quantised, offloaded, pickled; and bad activations."""
 
 import copy
 import io
@@ -125,9 +125,7 @@ def by_quanto(model: Any) -> Any:
 def by_hqq(model: Any) -> Any:
     hqq = pytest.importorskip("hqq.core.quantize", reason="HQQ is not installed: pip install hqq")
     config = hqq.BaseQuantizeConfig(nbits=8, group_size=16)
-    return replace_linear(
-        model, lambda m: hqq.HQQLinear(m, config, compute_dtype=torch.float32, device="cpu", del_orig=False)
-    )
+    return replace_linear(model, lambda m: hqq.HQQLinear(m, config, compute_dtype=torch.float32, device="cpu"))
 
 
 OTHER_VALUES, UNREADABLE = "its weights have other values", "not all of its weights can be read"
@@ -139,6 +137,8 @@ QUANTISED = {
 }
 
 
+# What these packages, and transformers where it finds them, do when they are imported.
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("kind", QUANTISED)
 def test_a_quantised_base_is_routed_through_its_own_forward(tiny_model: Make, library: Library, kind: str) -> None:
     quantise, warning = QUANTISED[kind]
@@ -232,7 +232,7 @@ def test_a_bad_activation_stays_in_its_row_when_rows_are_decided(tiny_model: Mak
         found = model(inputs_embeds=embeddings).logits
     assert torch.equal(found[0], clean[0])
     assert found[1, 3:].isnan().all()
-    assert traced.weights("model.layers.0.self_attn.q_proj")[1].isnan().all()
+    assert traced.weights("model.layers.0.self_attn.q_proj")[1].isnan().any(dim=-1).all()
 
 
 def test_a_layer_that_is_never_called_cannot_be_adapted() -> None:

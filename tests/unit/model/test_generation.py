@@ -50,11 +50,11 @@ def test_a_request_is_not_decided_by_what_an_assistant_drafts(routed: Any, tiny_
     with routing(routed, {"per": "request"}):
         request = next(iter(seating(routed).layers.values())).lora.gate.request
         generate(routed, one)
-        decided = request.weights
+        decided = request.chosen.weights
         generate(routed, one, assistant_model=assistant)
-        assert torch.allclose(request.weights, decided, rtol=1e-9)
+        assert torch.allclose(request.chosen.weights, decided, rtol=1e-9)
         routed(input_ids=torch.cat([one, one], dim=1))  # another prompt would have been told apart
-        assert not torch.allclose(request.weights, decided, rtol=1e-3)
+        assert not torch.allclose(request.chosen.weights, decided, rtol=1e-3)
 
 
 @SETTINGS

@@ -127,6 +127,7 @@ def test_the_most_used_experts_are_taken_out_by_default(routed: Make) -> None:
     [
         (Routing(), Routing(allow=["b", "c"])),
         (Routing(allow=["a", "c"]), Routing(allow=["c"])),
+        (Routing(general=["c"]), Routing(general=["c"], allow=["b"])),
         (Routing(allow=["a"]), Routing("base", allow=["a"])),
         (Routing(experts=["a", "b"]), Routing(experts=["b"])),
         (Routing(experts={"a": 0.5, "b": 0.2}), Routing(experts={"b": 0.2})),
@@ -157,6 +158,13 @@ def test_a_router_that_decides_nothing_says_so_and_still_knows_what_experts_are_
     assert document["prompts"][0]["weights"] == {}
     print_explanation(found)
     assert "decides nothing" in " ".join(capsys.readouterr().out.split())
+
+
+def test_general_experts_are_out_of_reach_and_a_constant_router_over_them_decides_nothing(routed: Make) -> None:
+    found = explain(routed(general=["c"]), [TEXT], "plain")
+    assert [use.verdict == "out of reach" for use in found.uses] == [False, False, True, False]
+    constant = explain(routed(router="uniform", general=["c"]), [TEXT], "plain", against="arrow", most=1)
+    assert (constant.layers, constant.decides, constant.compares) == ([], False, False)
 
 
 def test_a_router_agrees_with_itself_and_less_with_another(routed: Make) -> None:
