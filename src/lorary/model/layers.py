@@ -1,6 +1,7 @@
 """The experts of a library, stacked layer by layer for one base model."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -135,7 +136,9 @@ def build_layers(
             )
         for path, factors in adapter:
             stacks[path].put(positions[seat] if positions else seat, factors)
-    return {path: stack.seat() for path, stack in stacks.items()}
+    # Small factorisations run in one thread each, and one after the other they are most of the time.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return dict(zip(stacks, pool.map(_Stack.seat, stacks.values()), strict=True))
 
 
 def _shapes_of(adapter: Adapter) -> dict[str, Shape]:

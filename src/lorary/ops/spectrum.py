@@ -80,7 +80,7 @@ def low_rank_cores(lora_a: Float[Tensor, "*batch rank d_in"], lora_b: Float[Tens
     """
     _check_stacks(lora_a, lora_b)
     q_a, r_a = torch.linalg.qr(lora_a.double().mT)  # (*batch, d_in, rank'), (*batch, rank', rank)
-    _, r_b = torch.linalg.qr(lora_b.double())  # (*batch, rank'', rank)
+    r_b = torch.linalg.qr(lora_b.double(), mode="r").R  # (*batch, rank'', rank)
     left, values, right = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
     # Below this the direction is rounding: factors are stored in float32 at best.
     is_there = values > RELATIVE_ZERO * values[..., :1]
