@@ -93,7 +93,7 @@ def router(
 def prepare(
     library: LibraryPath,
     router: Annotated[
-        str, typer.Option(help="centroid, phatgoose, task-predictor, retrieval, or norm to calibrate it")
+        str, typer.Option(help="centroid, phatgoose, contrast, task-predictor, retrieval, or norm to calibrate it")
     ],
     tasks: Annotated[
         str,

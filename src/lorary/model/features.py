@@ -1,6 +1,6 @@
 """One vector for a whole request: the mean of the base's last hidden states, or what a sentence encoder makes of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,16 +152,28 @@ def prompt_vectors(model: Any, embed: Embed, prompts: Sequence[Sequence[int]]) -
         On the CPU, in the order given.
     """
     vectors: dict[int, Tensor] = {}
+    for bucket, ids, real in prompt_batches(model, prompts):
+        hidden = decoder_of(model)(input_ids=ids, use_cache=False)[0]
+        vectors.update(zip(bucket, embed(hidden, ids, real).cpu(), strict=True))
+    return torch.stack([vectors[i] for i in range(len(prompts))])
+
+
+def prompt_batches(model: Any, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Prompts in batches of about one length.
+
+    Args:
+        model: whose device they go to.
+        prompts: token ids.
+
+    Yields:
+        Which prompts, their (batch, seq) ids, padded on the right, which nothing sees, and which tokens are real.
+    """
     for bucket in length_buckets([len(prompt) for prompt in prompts], MAX_TOKENS):
         ids = torch.zeros(len(bucket), max(len(prompts[i]) for i in bucket), dtype=torch.int64)
         real = torch.zeros_like(ids, dtype=torch.bool)
         for row, i in enumerate(bucket):
             ids[row, : len(prompts[i])], real[row, : len(prompts[i])] = torch.tensor(prompts[i]), True
-        # Padded on the right, which nothing sees.
-        ids, real = ids.to(model.device), real.to(model.device)
-        hidden = decoder_of(model)(input_ids=ids, use_cache=False)[0]
-        vectors.update(zip(bucket, embed(hidden, ids, real).cpu(), strict=True))
-    return torch.stack([vectors[i] for i in range(len(prompts))])
+        yield list(bucket), ids.to(model.device), real.to(model.device)
 
 
 def decoder_of(model: Any) -> Any:

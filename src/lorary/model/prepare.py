@@ -14,7 +14,8 @@ def prepare(model: Any, kind: str, tensors: Mapping[str, Mapping[str, Tensor]]) 
 
     Args:
         model: a routed model.
-        kind: `centroid` or `phatgoose`, (d_in,) each; `norm_calibration`, (2,) means and deviations of norms;
+        kind: `centroid` or `phatgoose`, (d_in,) each; `norm_calibration` or `contrast`, (2,) means and
+            deviations of scores;
             `task_predictor_FEATURES` or `retrieval_FEATURES`, one vector for an expert, under the path `request`.
         tensors: by expert and path of the layer.
 
@@ -22,7 +23,7 @@ def prepare(model: Any, kind: str, tensors: Mapping[str, Mapping[str, Tensor]]) 
         UsageError: if no experts are seated in the model, or a deviation is not above 0.
     """
     state = seating(model)
-    if kind.endswith("_calibration"):
+    if kind.endswith("_calibration") or kind == "contrast":
         for name, by_path in tensors.items():
             for path, known in by_path.items():
                 if known.shape != (2,) or not bool(known.isfinite().all()) or float(known[1]) <= 0:

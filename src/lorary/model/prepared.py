@@ -17,7 +17,7 @@ Known = Mapping[str, Mapping[str, Tensor]]
 # The path of what belongs to a whole request and to no layer.
 REQUEST = "request"
 # Routers whose tensors were made for all experts of a library together.
-JOINT = frozenset({"task-predictor"})
+JOINT = frozenset({"contrast", "task-predictor"})
 
 
 def kind_of(setting: Routing) -> str | None:

@@ -62,7 +62,7 @@ def prepared_tensors(
     """
     stacked = {}
     for path, layer in layers.items():
-        shape = (2,) if setting.calibrated else (layer.lora.down.shape[1],)
+        shape = (2,) if setting.is_calibrated else (layer.lora.down.shape[1],)
         own = []
         for name in (experts[position] for position in layer.experts):
             tensor = known.get(name, {}).get(path)

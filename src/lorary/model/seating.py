@@ -214,7 +214,7 @@ def _score_gates(
     if "rows" in rule.reads and rule.needs != "prepared":
         rows.update({path: known.rows for path, known in without.items()})
     calibration: Mapping[str, Tensor] = {}
-    if setting.calibrated:
+    if setting.is_calibrated:
         calibration = prepared_tensors(setting, state.library, state.experts, state.layers, prepared)
     input_norm = rule.input_norm if setting.input_norm == "none" else setting.input_norm
     gates = {}

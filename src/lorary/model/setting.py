@@ -20,6 +20,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper-2024": {"router": "arrow", "top_k": 4, "mix": "factors", "tie": "concat", "zeros": "keep"},
     # peft.ArrowConfig as it comes.
     "peft": {"router": "arrow", "top_k": 3, "mix": "outputs"},
+    # All experts share a request: how far each stands out gives its weight.
+    "contrast": {"router": "contrast", "top_k": 10_000, "temperature": 1.0},
 }
 _WORDS: Mapping[str, tuple[str | None, ...]] = {
     "input_norm": get_args(InputNorm),
@@ -136,6 +138,11 @@ class Routing:
         if rule is None or rule.weights is not None:
             return "always"
         return self.per or rule.decides
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether scores are read against prepared means and deviations."""
+        return self.calibrated or (self._rule is not None and self._rule.calibrated)
 
     @property
     def _rule(self) -> Rule | None:
@@ -267,7 +274,7 @@ def _check_general(setting: Routing) -> None:
         raise RouterError(
             "mix='factors' needs factors to take away", found="general_mode='delta'", remedy="general_mode='factors'"
         )
-    if setting.calibrated or (setting.tie, setting.zeros) != ("none", "skip"):
+    if setting.is_calibrated or (setting.tie, setting.zeros) != ("none", "skip"):
         raise UsageError("calibrated, tie and zeros know experts as they are stored, not without general ones")
 
 

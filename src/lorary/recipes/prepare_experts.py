@@ -1,6 +1,6 @@
 """What a router must know of one expert, made from rows of its own data; and what it must know of all together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -17,6 +17,7 @@ from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.model.features import embedding, prompt_vectors
 from lorary.model.own_data import layer_centroids, norm_statistics
+from lorary.model.pooled import pooled_moments
 from lorary.model.prepared import JOINT, REQUEST, kind_of
 from lorary.model.setting import Routing
 from lorary.ops.logistic import fit_logistic
@@ -25,7 +26,7 @@ from lorary.route import ROUTERS
 from lorary.route.rule import Features
 from lorary.train.gates import GateSettings, train_gates
 
-NORM = "norm"
+NORM, CONTRAST = "norm", "contrast"
 BY_DATA = (NORM, *(name for name, rule in ROUTERS.items() if rule.needs == "prepared"))
 
 
@@ -76,6 +77,8 @@ class PrepareSettings:
     @property
     def expert_kind(self) -> str:
         """Under which kind goes what is made of each expert."""
+        if self.router == CONTRAST:
+            return "samples_prompts"
         return f"samples_{self.features}" if self.router in JOINT else self.kind
 
     @property
@@ -95,12 +98,14 @@ class Preparer:
         library: the library.
         settings: what to prepare.
         template: how rows become prompts.
+        force_base: accept unrelated weights of the same shapes.
     """
 
     base: Base
     library: Library
     settings: PrepareSettings
     template: Template
+    force_base: bool = False
 
     def prepare(self, name: str, own: OwnData) -> bool:
         """Make and store what must be known of one expert; False where that was there, made of the same."""
@@ -116,7 +121,7 @@ class Preparer:
         return True
 
     def fit(self) -> None:
-        """Fit and store the classifier over all experts, unless it is there, made of the same samples."""
+        """Make and store what is known of all experts together, unless it is there, made of the same samples."""
         names, samples = self.library.names(), []
         for name in names:
             stored = load_prepared(self.library, self.settings.expert_kind, expert_key(self.library, name))
@@ -127,11 +132,19 @@ class Preparer:
         before = load_prepared(self.library, self.settings.kind, key)
         if before is not None and before.made_of == made_of:
             return
+        tensors = self._contrast(samples) if self.settings.router == CONTRAST else self._classifier(names, samples)
+        save_prepared(self.library, self.settings.kind, key, Prepared(tensors, made_of, {}))
+
+    def _contrast(self, samples: Sequence[Prepared]) -> dict[str, Tensor]:
+        prompts = [ids[ids >= 0].tolist() for stored in samples for ids in stored.tensors[REQUEST]]
+        found = pooled_moments(self.base.model, self.library, prompts, force_base=self.force_base)
+        return {f"{name}/{path}": own for name, by_path in found.items() for path, own in by_path.items()}
+
+    def _classifier(self, names: Sequence[str], samples: Sequence[Prepared]) -> dict[str, Tensor]:
         vectors = [stored.tensors[REQUEST] for stored in samples]
         labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(own) for own in vectors]))
         rows = fit_logistic(torch.cat(vectors), labels, len(names)).to(vectors[0].dtype)
-        tensors = {f"{name}/{REQUEST}": row for name, row in zip(names, rows, strict=True)}
-        save_prepared(self.library, self.settings.kind, key, Prepared(tensors, made_of, {}))
+        return {f"{name}/{REQUEST}": row for name, row in zip(names, rows, strict=True)}
 
     def unknown(self, name: str) -> RouterError:
         """The error over an expert that a router for all of them knows nothing of."""
@@ -159,6 +172,9 @@ class Preparer:
     def _make(self, name: str, examples: list[Example]) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
         """Tensors of one expert, and notes on how it went."""
         s, model = self.settings, self.base.model
+        if s.router == CONTRAST:
+            prompts = [torch.tensor(example.prompt_ids) for example in examples]
+            return {REQUEST: torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=-1)}, {}
         if ROUTERS[s.router].request is not None:
             embed = embedding(s.routing, model, self.base.tokenizer)
             vectors = prompt_vectors(model, embed, [example.prompt_ids for example in examples])

@@ -12,6 +12,7 @@ from torch import Tensor
 from lorary.route.arrow import arrow_readout
 from lorary.route.base import base_weights
 from lorary.route.centroid import centroid_readout, centroid_rows
+from lorary.route.contrast import contrast_readout
 from lorary.route.lag import lag_readout
 from lorary.route.logo import logo_readout
 from lorary.route.norm import norm_readout
@@ -59,6 +60,12 @@ def _logo(reading: Reading) -> Tensor:
     return logo_readout(reading.z, reading.outputs, reading.alive)
 
 
+def _contrast(reading: Reading) -> Tensor:
+    assert reading.z is not None
+    assert reading.calibration is not None
+    return contrast_readout(reading.z, reading.row_space, reading.alive, reading.calibration)
+
+
 ROUTERS: Mapping[str, Rule] = {
     "arrow": Rule(
         "per token and layer, the experts whose dominant input direction explains the token",
@@ -97,6 +104,16 @@ ROUTERS: Mapping[str, Rule] = {
         rows=gate_rows,
         input_norm="layer",
         scores=_phatgoose,
+    ),
+    "contrast": Rule(
+        "per request, the experts whose input space holds more of it than of the other experts' prompts",
+        needs="prepared",
+        decides="request",
+        pers=("request",),
+        reads=frozenset({"row_space"}),
+        input_norm="unit",
+        calibrated=True,
+        scores=_contrast,
     ),
     "task-predictor": Rule(
         "per request, the experts whose prompts a classifier takes it for",

@@ -62,6 +62,7 @@ class Rule:
         scale: what becomes of the chosen scores by default; a setting's `scale` may name another.
         measures: what it decides by for a request.
         scores: for a rule that looks at tokens: the pure function from a reading to (tokens, experts) scores.
+        calibrated: whether its scores are always read against prepared means and deviations.
         rows: for a rule that reads rows made from data: (experts, d_in) as prepared -> the rows it reads.
         input_norm: what it does to hidden states where a setting does not say.
         request: for a rule that looks at a whole request: the pure function from (batch, features) and what was
@@ -78,6 +79,7 @@ class Rule:
     scale: Scale = "softmax"
     measures: Measures = "mean"
     scores: Callable[[Reading], Tensor] | None = None
+    calibrated: bool = False
     rows: Callable[[Tensor], Tensor] | None = None
     input_norm: InputNorm = "none"
     request: Callable[[Tensor, Tensor], Tensor] | None = None

@@ -86,7 +86,8 @@ def test_dead_experts_are_out_of_reach_for_every_rule(generator: torch.Generator
     lora_b[1] = 0
     facts, alive = expert_facts(lora_a, lora_b), torch.tensor([True, False, True])
     z = torch.randn(TOKENS, 6, generator=generator, dtype=torch.float64)
-    own = Reading(z, torch.randn_like(z[:, :3]), alive, blocks(facts.row_space), blocks(facts.outputs))
+    calibration = torch.tensor([[0.5, 2.0], [0.0, 1.0], [1.5, 0.1]], dtype=z.dtype)
+    own = Reading(z, torch.randn_like(z[:, :3]), alive, blocks(facts.row_space), blocks(facts.outputs), calibration)
     for name, rule in ROUTERS.items():
         if rule.scores is not None:
             scores = rule.scores(own)
@@ -143,4 +144,6 @@ def test_the_catalogue_says_what_each_rule_needs() -> None:
         assert bool(rule.reads) == (rule.scores is not None), name
         assert (rule.decides == "always") == (rule.pers == ()) == (rule.weights is not None), name
         assert (rule.decides == "request") == (rule.pers == ("request",)), name
-        assert (rule.needs == "prepared") == (rule.rows is not None or rule.request is not None), name
+        assert (rule.needs == "prepared") == (rule.rows is not None or rule.request is not None or rule.calibrated), (
+            name
+        )
