@@ -1,36 +1,13 @@
 """`lorary library prepare`, and routers that use what it left."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Run
 
 from lorary.library.store import Library
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the command in this process: exit code, stdout, stderr."""
-
-    def invoke(*arguments: object) -> tuple[int, str, str]:
-        from lorary.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["lorary", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return invoke
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import base64
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import Page
 
 from lorary.cluster.kmeans import Candidate
 from lorary.errors import ShapeError, UsageError
@@ -52,35 +52,8 @@ def cohesion(cosine: torch.Tensor, labels: list[int], label: int) -> float | Non
     return sum(pairs) / len(pairs) if pairs else None
 
 
-class Page(HTMLParser):
-    """Elements, scripts and visible text of a page."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.visible: list[str] = []
-        self._open = ""
-        self.feed(source)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self._open = tag
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._open = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._open == "script":
-            self.scripts[-1] += data
-        elif self._open != "style":
-            self.visible.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.visible).split())
+class Sections(Page):
+    """A page with its sections."""
 
     @property
     def sections(self) -> list[str | None]:
@@ -89,7 +62,7 @@ class Page(HTMLParser):
 
 def test_the_first_section_says_what_was_found() -> None:
     found = make_map()
-    page = Page(render_map(found))
+    page = Sections(render_map(found))
     labels, cosine = torch.tensor(list(found.labels)), found.cosine
     same = labels[:, None] == labels
     pairs = torch.ones_like(same).triu(1)
@@ -103,7 +76,7 @@ def test_the_first_section_says_what_was_found() -> None:
 
 def test_the_table_of_adapters_gives_the_nearest_ones_in_order() -> None:
     found = make_map((4, 3))
-    text = Page(render_map(found)).text.split("adapter family cluster nearest")[1]
+    text = Sections(render_map(found)).text.split("adapter family cluster nearest")[1]
     for i, name in enumerate(found.names):
         order = [j for j in found.cosine[i].argsort(descending=True).tolist() if j != i][:3]
         listed = " ".join(f"{found.names[j]} {found.cosine[i, j]:.2f}".replace("-", "−") for j in order)
@@ -116,7 +89,7 @@ def test_duplicates_and_zero_adapters_are_named_and_duplicates_do_not_sway_the_m
     cosine = found.cosine.clone()
     cosine[twice[1]], cosine[:, twice[1]] = cosine[twice[0]], cosine[:, twice[0]]
     group = tuple(found.names[i] for i in twice)
-    page = Page(render_map(replace(found, cosine=cosine, duplicates=[group], zero=["idle"])))
+    page = Sections(render_map(replace(found, cosine=cosine, duplicates=[group], zero=["idle"])))
     assert f"Duplicates. These compute the same; each group counts once. {group[0]} and {group[1]}" in page.text
     assert "in no cluster: idle." in page.text
     kept = [i for i in range(6) if i != twice[1]]
@@ -128,15 +101,15 @@ def test_duplicates_and_zero_adapters_are_named_and_duplicates_do_not_sway_the_m
 def test_sections_follow_what_there_is_to_show() -> None:
     candidates = [Candidate(2, 0.1, 0.9), Candidate(3, 0.2, 0.8)]
     full = ["clusters", "heat", "plane", "tree", "choice", "adapters", "reading"]
-    assert Page(render_map(replace(make_map(), candidates=candidates))).sections == full
-    assert Page(render_map(make_map())).sections == [key for key in full if key != "choice"]
-    assert Page(render_map(make_map((1, 1)))).sections == ["clusters", "heat", "tree", "adapters", "reading"]
-    assert Page(render_map(make_map((1,)))).sections == ["clusters", "adapters", "reading"]
+    assert Sections(render_map(replace(make_map(), candidates=candidates))).sections == full
+    assert Sections(render_map(make_map())).sections == [key for key in full if key != "choice"]
+    assert Sections(render_map(make_map((1, 1)))).sections == ["clusters", "heat", "tree", "adapters", "reading"]
+    assert Sections(render_map(make_map((1,)))).sections == ["clusters", "adapters", "reading"]
 
 
 def test_the_heat_map_is_in_the_order_of_the_clusters() -> None:
     found = make_map((4, 3, 1))
-    plot = json.loads(Page(render_map(found)).scripts[0])["similarity"]
+    plot = json.loads(Sections(render_map(found)).scripts[0])["similarity"]
     label = dict(zip(found.names, found.labels, strict=True))
     assert [label[name] for name in plot["names"]] == sorted(found.labels)
     assert [(b["family"], b["start"], b["end"]) for b in plot["blocks"]] == [
@@ -181,7 +154,7 @@ def test_the_plane_keeps_the_distances_of_points_that_lie_in_a_plane(number: int
 
 def test_adapters_that_are_all_alike_have_a_map_too() -> None:
     same = make_map((4,))
-    page = Page(render_map(replace(same, cosine=torch.ones(4, 4), cohesion=[1.0])))
+    page = Sections(render_map(replace(same, cosine=torch.ones(4, 4), cohesion=[1.0])))
     assert json.loads(page.scripts[0])["plane"]["share"] == 1.0
 
 
@@ -209,7 +182,7 @@ def test_no_text_can_become_markup_and_only_the_two_scripts_may_run() -> None:
         plain, title=ATTACK, names=names, families=dict.fromkeys(names, ATTACK), duplicates=[names[:2]], zero=[ATTACK],
         facts={ATTACK: ATTACK}, versions={ATTACK: ATTACK},
     )  # fmt: skip
-    page, hostile = Page(render_map(plain)), Page(render_map(attacked))
+    page, hostile = Sections(render_map(plain)), Sections(render_map(attacked))
     assert {tag for tag, _ in hostile.elements} <= {tag for tag, _ in page.elements} | {"ul", "em"}
     assert hostile.scripts[1:] == page.scripts[1:]
     assert not any(name.startswith("on") for _, attributes in hostile.elements for name in attributes)

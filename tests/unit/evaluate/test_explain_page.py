@@ -4,13 +4,13 @@ import base64
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pages import Page
 
 from lorary.evaluate.explanation import Explanation, SeenPrompt, SeenToken
 from lorary.evaluate.page import explain_map
@@ -43,35 +43,8 @@ def make(num_experts: int = 3, num_prompts: int = 1, seed: int = 0, **changes: A
     return Explanation(**{**known, **changes})
 
 
-class Page(HTMLParser):
-    """Elements, scripts and visible text of a page."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.visible: list[str] = []
-        self._open = ""
-        self.feed(source)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self._open = tag
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._open = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._open == "script":
-            self.scripts[-1] += data
-        elif self._open != "style":
-            self.visible.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.visible).split())
+class Titled(Page):
+    """A page with what stands under the pointer."""
 
     def titles(self, kind: str) -> list[str]:
         found = [a for tag, a in self.elements if kind in (a.get("class") or "").split()]
@@ -80,7 +53,7 @@ class Page(HTMLParser):
 
 def test_the_page_says_its_numbers_without_a_script() -> None:
     found = make()
-    page = Page(render_explanation(found))
+    page = Titled(render_explanation(found))
     sections = [attributes["id"] for tag, attributes in page.elements if tag == "section"]
     assert sections == ["tokens", "map", "experts", "worth", "entropy", "reading"]
     assert "changes by −3.000 nats, −1.500 per token of the 2 tokens" in page.text
@@ -94,7 +67,7 @@ def test_the_page_says_its_numbers_without_a_script() -> None:
 
 def test_each_token_names_its_experts_and_the_reason_why_it_does_not_count() -> None:
     found = make()
-    page = Page(render_explanation(found))
+    page = Titled(render_explanation(found))
     titles = page.titles("token")
     assert len(titles) == 5
     assert [title.endswith("; left out: first") for title in titles] == [True, False, False, False, False]
@@ -114,7 +87,7 @@ def test_a_cell_of_the_map_is_hatched_where_no_expert_can_be_chosen() -> None:
     assert [row[column] is None for row in up] == [False, True]
     assert [row[column] is None for row in data["usage"][0]] == [False, False]
     only_up = replace(found, reach=found.reach & torch.tensor([[True], [True], [False], [False]]))
-    assert len(Page(render_explanation(only_up)).titles("none")) == 3
+    assert len(Titled(render_explanation(only_up)).titles("none")) == 3
 
 
 @pytest.mark.parametrize("num_experts", [1, 3, NUM_COLUMNS + 5])
@@ -142,7 +115,7 @@ def test_the_map_holds_the_weights_of_every_token(num_experts: int) -> None:
 def test_prompts_that_a_page_has_no_room_for_are_shown_and_said_to_have_no_map(monkeypatch: pytest.MonkeyPatch) -> None:
     found = make(num_prompts=3)
     monkeypatch.setattr(explain_map, "MOST_BYTES", 2 * 3 * 4 * 5 * 2)
-    page = Page(render_explanation(found))
+    page = Titled(render_explanation(found))
     strips = [a for _, a in page.elements if "strip" in (a.get("class") or "").split()]
     assert [a.get("data-prompt") for a in strips] == ["0", "1", None]
     assert "The tokens of 1 prompt have no map" in page.text
@@ -152,10 +125,10 @@ def test_prompts_that_a_page_has_no_room_for_are_shown_and_said_to_have_no_map(m
 def test_agreement_is_shown_where_both_decide_and_else_the_reason() -> None:
     one, other = make(), make(seed=1)
     prompts = [replace(one.prompts[0], against=other.prompts[0].weights)]
-    page = Page(render_explanation(replace(one, prompts=prompts, against=("norm", [-0.5]))))
+    page = Titled(render_explanation(replace(one, prompts=prompts, against=("norm", [-0.5]))))
     assert "Under norm the answers are likelier: +0.500 nats" in page.text
     assert re.search(r"divergence, bits all layers [\d.]+ % [\d.]+ % 0\.\d{3} attn\.q", page.text)
-    fixed = Page(render_explanation(replace(one, against=("uniform", [-1.5]))))
+    fixed = Titled(render_explanation(replace(one, against=("uniform", [-1.5]))))
     assert "less likely: −0.500 nats" in fixed.text
     assert "One of the two decides nothing" in fixed.text
 
@@ -163,11 +136,11 @@ def test_agreement_is_shown_where_both_decide_and_else_the_reason() -> None:
 def test_a_router_that_decides_nothing_has_no_map_and_says_what_acts() -> None:
     bare = replace(make().prompts[0], weights=None)
     settings: dict[str, Any] = {"layers": [], "reach": torch.zeros(0, 3, dtype=torch.bool), "prompts": [bare]}
-    page = Page(render_explanation(make(fixed={"expert_01": 0.5}, router="fixed", **settings)))
+    page = Titled(render_explanation(make(fixed={"expert_01": 0.5}, router="fixed", **settings)))
     assert "Router fixed decides nothing" in page.text
     assert "All tokens get the same experts in every layer: expert_01 0.5" in page.text
     assert "heat" not in {a.get("id") for _, a in page.elements}
-    base = Page(render_explanation(make(fixed={}, router="base", without={}, **settings)))
+    base = Titled(render_explanation(make(fixed={}, router="base", without={}, **settings)))
     assert "No expert acts." in base.text
 
 
@@ -179,7 +152,7 @@ def test_no_text_can_become_markup_and_only_the_two_scripts_may_run() -> None:
     source = render_explanation(
         replace(found, library=ATTACK, experts=names, without={ATTACK: [-2.0]}, prompts=[prompt])
     )
-    page = Page(source)
+    page = Titled(source)
     assert "img" not in {tag for tag, _ in page.elements}
     assert len(page.scripts) == 3
     assert not [a for _, a in page.elements if {"src", "onerror", "onclick"} & set(a)]

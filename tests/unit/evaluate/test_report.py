@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import Page
 
 from lorary.errors import MissingExtraError, ShapeError, UsageError
 from lorary.evaluate.page.board import Board
@@ -149,37 +149,6 @@ def make_report() -> Report:
 @pytest.fixture(scope="module")
 def report() -> Report:
     return make_report()
-
-
-class Page(HTMLParser):
-    """Elements, attributes and text of a page, as a browser would see them."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.visible: list[str] = []
-        self._open = ""
-        self.feed(source)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self._open = tag
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._open = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._open == "script":
-            self.scripts[-1] += data
-        elif self._open != "style":
-            self.visible.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join("".join(self.visible).split())
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,26 @@
+"""Running commands."""
+
+import sys
+
+import pytest
+from commands import Outcome, Run
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command in this process: importing torch for each command would take most of the time."""
+
+    def invoke(*arguments: object) -> Outcome:
+        from lorary.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["lorary", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return invoke
