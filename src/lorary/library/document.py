@@ -19,7 +19,7 @@ DEFAULT_ROUTER: Mapping[str, Any] = {"router": "arrow", "top_k": 4, "temperature
 FURTHER_FIELDS = frozenset(
     {
         "experts", "top_p", "threshold", "scale", "null", "input_norm", "per", "at", "allow", "candidates",
-        "calibrated", "tie", "zeros", "general", "general_mode",
+        "calibrated", "tie", "zeros", "general", "general_mode", "features",
     }
 )  # fmt: skip
 

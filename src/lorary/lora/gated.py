@@ -150,6 +150,8 @@ class GatedLora(nn.Module):
         if chosen is None:
             return output
         self._record(chosen, leading)
+        if chosen.weights.requires_grad:  # of a gate that is trained
+            return output + mix_chosen(tokens, chosen, self.down, self.up, self.rows).view(output.shape).to(output)
         native_mix(tokens, chosen, *factors, out)
         return self._with(output, out)
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from lorary.lora import gated
+from lorary.lora.gate import Seen
 from lorary.lora.gated import GatedLora
 from lorary.model.attach import routing, seating
 from lorary.model.live import remove_expert
 from lorary.model.trace import trace
+from lorary.ops.choose import Chosen
 from lorary.ops.native import NativeRoute, native
 
 Make = Callable[..., Any]
@@ -128,3 +130,23 @@ def test_what_was_looked_up_for_one_call_is_forgotten_when_experts_change(
             assert torch.allclose(routed(input_ids=ids).logits, fixed, atol=1e-5)
         changed = routed(input_ids=ids).logits
     assert not torch.allclose(changed, first, atol=1e-3)
+
+
+def test_a_gate_that_is_trained_gets_its_gradient_for_few_tokens_too(generator: torch.Generator) -> None:
+    down, up = torch.randn(9, 4, generator=generator), torch.randn(6, 5, generator=generator)
+    lora = GatedLora(down, up, torch.arange(3).repeat_interleave(2))
+    weight = torch.ones(1, 1, requires_grad=True)
+
+    class Trained(torch.nn.Module):
+        reads_prototypes, reads_z, most, quick = False, False, 1, None
+
+        def forward(self, seen: Seen) -> Chosen:
+            return Chosen(torch.ones(len(seen.x), 1, dtype=torch.int64), weight.expand(len(seen.x), 1))
+
+    lora.route_by(Trained(), "outputs")
+    x = torch.randn(2, 4, generator=generator)
+    found = lora(x, torch.zeros(2, 5))
+    assert torch.allclose(found, x @ down[2:4].mT @ up[2:4], atol=1e-5)
+    found.sum().backward()
+    assert weight.grad is not None
+    assert torch.allclose(weight.grad.sum(), found.sum(), atol=1e-4)
