@@ -110,7 +110,7 @@ def prepare_library(
     library.check_base(base.model, force_base=force_base)
     limit = base.most_tokens(settings.max_length)
     template = make_template(template_of(library, None), base.tokenizer, max_length=limit)
-    preparer = Preparer(base, library, settings, template, force_base)
+    preparer = Preparer(base, library, settings, template)
     is_joint = settings.router in JOINT
     if is_joint:
         _check_all(preparer, data)

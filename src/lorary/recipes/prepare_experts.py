@@ -98,14 +98,12 @@ class Preparer:
         library: the library.
         settings: what to prepare.
         template: how rows become prompts.
-        force_base: accept unrelated weights of the same shapes.
     """
 
     base: Base
     library: Library
     settings: PrepareSettings
     template: Template
-    force_base: bool = False
 
     def prepare(self, name: str, own: OwnData) -> bool:
         """Make and store what must be known of one expert; False where that was there, made of the same."""
@@ -137,7 +135,7 @@ class Preparer:
 
     def _contrast(self, samples: Sequence[Prepared]) -> dict[str, Tensor]:
         prompts = [ids[ids >= 0].tolist() for stored in samples for ids in stored.tensors[REQUEST]]
-        found = pooled_moments(self.base.model, self.library, prompts, force_base=self.force_base)
+        found = pooled_moments(self.base.model, self.library, prompts)
         return {f"{name}/{path}": own for name, by_path in found.items() for path, own in by_path.items()}
 
     def _classifier(self, names: Sequence[str], samples: Sequence[Prepared]) -> dict[str, Tensor]:
