@@ -103,7 +103,9 @@ def prepare(
         str | None, typer.Option("--map", metavar="NAME=TASK,...", help="tasks of experts that name none themselves")
     ] = None,
     experts: Annotated[str | None, typer.Option(help="only these experts, by name, separated by commas")] = None,
-    rows: Annotated[int, typer.Option(help="training rows of each task, at most")] = 100,
+    rows: Annotated[
+        int | None, typer.Option(help="training rows of each task, at most; 100, or 16 for contrast")
+    ] = None,
     seed: Annotated[int, typer.Option(help="of the rows that are drawn, and of their order")] = 0,
     features: Annotated[
         str, typer.Option(help="task-predictor, retrieval: hidden (of the base) or text (a sentence encoder)")

@@ -103,7 +103,7 @@ class ScoreGate(nn.Module):
     @property
     def most(self) -> int:
         """Experts of a token at most."""
-        return min(self.choice.top_k, len(self.alive))
+        return self.choice.most(len(self.alive))
 
     @property
     def quick(self) -> Quick | None:

@@ -4,91 +4,109 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorary.errors import TaskError
 from lorary.library.store import Library
 from lorary.lora.gate import Seen
-from lorary.model.attach import attach, detach
+from lorary.lora.seat import seat, unseat
 from lorary.model.features import decoder_of, prompt_batches
 from lorary.model.gates import ScoreGate
+from lorary.model.layers import SeatedLayer, build_layers
 from lorary.model.row_gates import rows_of
-from lorary.model.seating import seating
+from lorary.ops.choose import Choice
+from lorary.route import ROUTERS
+
+# Deviations below this part of the mean are the rounding of equal scores.
+_ROUNDING = 1e-6
 
 
 @torch.no_grad()
-def pooled_moments(
-    model: Any, library: Library, prompts: Sequence[Sequence[int]], *, force_base: bool = False
-) -> dict[str, dict[str, Tensor]]:
+def pooled_moments(model: Any, library: Library, prompts: Sequence[Sequence[int]]) -> dict[str, dict[str, Tensor]]:
     """Mean and deviation of each expert's mean projection score over a prompt, over prompts of all experts.
 
-    The bare base runs; all experts are seated and none acts.
+    The bare base runs; all experts are seated and none acts. The library's default router plays no part.
 
     Args:
-        model: the bare base model.
-        library: the experts.
+        model: the bare base model, changed in place while this runs.
+        library: the experts, which fit it.
         prompts: token ids, those of all experts together.
-        force_base: accept unrelated weights of the same shapes.
 
     Returns:
-        By expert and path of the layer (2,), in the dtype of the experts; mean 0 and deviation 1 for one that does
-        nothing there.
+        By expert and path of the layer (2,), in the dtype of the experts; mean 0 and deviation 1 where nothing is
+        ever measured: for an expert that does nothing there, and in a layer that no decision for a request looks at
+        (an output head).
 
     Raises:
-        TaskError: if an expert scores the same on all prompts.
+        TaskError: if an expert scores the same on all prompts, naming it and the layer.
     """
-    attach(model, library, router="projection", input_norm="unit", force_base=force_base)
+    names = library.names()
+    shapes = {name: library.shapes(name) for name in names}
+    layers = build_layers(model, (library.get(name) for name in names), shapes=shapes)
+    watches = {path: _Watch(layer) for path, layer in layers.items()}
+    for path, layer in layers.items():
+        layer.lora.route_by(watches[path], "outputs")
+    handles = seat(model, {path: layer.lora for path, layer in layers.items()})
     try:
-        state = seating(model)
-        watches = {path: _Watch(layer.lora.gate) for path, layer in state.layers.items()}
-        for path, layer in state.layers.items():
-            layer.lora.route_by(watches[path], "outputs")
         for _, ids, real in prompt_batches(model, prompts):
             for watch in watches.values():
                 watch.real = real
             decoder_of(model)(input_ids=ids, use_cache=False)
-        found: dict[str, dict[str, Tensor]] = {name: {} for name in state.experts}
-        for path, layer in state.layers.items():
-            moments = _moments(torch.cat(watches[path].means), layer.alive, path).to(layer.lora.up.dtype)
-            for position, own in zip(layer.experts, moments, strict=True):
-                found[state.experts[position]][path] = own
     finally:
-        detach(model)
+        unseat(model, list(layers), handles)
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    for path, layer in layers.items():
+        own_names = [names[position] for position in layer.experts]
+        for name, own in zip(own_names, watches[path].moments(path, own_names), strict=True):
+            found[name][path] = own.to(layer.lora.up.dtype)
     return found
 
 
-def _moments(means: Tensor, alive: Tensor, path: str) -> Tensor:
-    """(experts, 2) from the (prompts, experts) mean scores of one layer."""
-    deviation, mean = torch.std_mean(means, dim=0) if len(means) > 1 else means.new_zeros(2, means.shape[1])
-    if not bool((deviation > 0)[alive].all()):
-        raise TaskError(
-            f"the experts' prompts must differ, for deviations of their scores at {path}",
-            found=f"{len(means)} prompts on which an expert scores the same",
-            remedy="raise --rows",
-        )
-    blank = torch.tensor([0.0, 1.0], dtype=means.dtype)
-    return torch.where(alive[:, None], torch.stack([mean, deviation], dim=1), blank)
-
-
-class _Watch(nn.Module):
-    """A gate that keeps the mean score of each expert over each prompt, and leaves the layer as it is.
+class _Watch:
+    """A gate that counts the mean score of each expert over each prompt, and leaves the layer as it is.
 
     Args:
-        scored: the gate that scores.
+        layer: that it is for.
     """
 
     reads_prototypes, reads_z, most, quick = False, True, 1, None
 
-    def __init__(self, scored: Any) -> None:
-        super().__init__()
-        assert isinstance(scored, ScoreGate)
-        self._scored = scored
+    def __init__(self, layer: SeatedLayer) -> None:
+        everyone = torch.ones(len(layer.experts), dtype=torch.bool)
+        norm = ROUTERS["contrast"].input_norm
+        self._scored = ScoreGate(ROUTERS["projection"], layer, Choice(), everyone, input_norm=norm)
         self.real = torch.empty(0)
-        self.means: list[Tensor] = []
+        self._count = 0
+        self._mean = self._squares = torch.zeros(len(layer.experts), dtype=torch.float64)
 
-    def forward(self, seen: Seen) -> None:
+    def __call__(self, seen: Seen) -> None:
         batch, seq = rows_of(seen)
         real = self.real.to(seen.x.device)[..., None]
         scores = self._scored.scores(seen).view(batch, seq, -1).double()
-        sums = scores.masked_fill(~real, 0.0).sum(dim=1)
-        self.means.append((sums / real.sum(dim=1)).cpu())
+        sums = scores.masked_fill(~(real & self._scored.alive), 0.0).sum(dim=1)
+        self._add((sums / real.sum(dim=1)).cpu())
+
+    def _add(self, means: Tensor) -> None:
+        """Count (prompts, experts) mean scores; nothing of the size of all prompts is kept."""
+        before, self._count = self._count, self._count + len(means)
+        own = means.mean(dim=0)
+        gap = own - self._mean
+        # Squared deviations of the two parts from their own means, and what their means lie apart (Chan et al.).
+        apart = gap.square() * before * len(means) / self._count
+        self._squares = self._squares + (means - own).square().sum(dim=0) + apart
+        self._mean = self._mean + gap * len(means) / self._count
+
+    def moments(self, path: str, names: Sequence[str]) -> Tensor:
+        """(experts, 2) means and deviations, for experts of these names at this path."""
+        measured = self._scored.alive.cpu() & (self._count > 0)
+        deviation = (self._squares / max(self._count - 1, 1)).sqrt()
+        same = measured & (deviation <= _ROUNDING * self._mean)
+        if bool(same.any()):
+            raise TaskError(
+                f"the experts' prompts must differ, for a deviation of the scores of expert "
+                f"'{names[int(same.nonzero()[0])]}' at {path}",
+                found=f"{self._count} prompts on which it scores the same",
+                remedy="raise --rows",
+            )
+        blank = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        return torch.where(measured[:, None], torch.stack([self._mean, deviation], dim=1), blank)

@@ -35,7 +35,7 @@ class RequestGate(nn.Module):
     @property
     def most(self) -> int:
         """Experts of a token at most."""
-        return min(self.request.choice.top_k, self.request.num_experts)
+        return self.request.choice.most(self.request.num_experts)
 
     @property
     def reads_prototypes(self) -> bool:

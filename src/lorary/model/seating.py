@@ -238,7 +238,7 @@ def _token_gates(
     return {
         path: TokenGate(
             decision, path, Seated(layer.experts, num_experts), scored[path] if setting.at in (None, path) else None,
-            min(setting.top_k, num_experts),
+            setting.choice("").most(num_experts),
         )
         for path, layer in state.layers.items()
     }  # fmt: skip

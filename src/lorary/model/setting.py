@@ -275,7 +275,9 @@ def _check_general(setting: Routing) -> None:
             "mix='factors' needs factors to take away", found="general_mode='delta'", remedy="general_mode='factors'"
         )
     if setting.is_calibrated or (setting.tie, setting.zeros) != ("none", "skip"):
-        raise UsageError("calibrated, tie and zeros know experts as they are stored, not without general ones")
+        raise UsageError(
+            "calibrated, contrast, tie and zeros know experts as they are stored, not without general ones"
+        )
 
 
 def _check_per(setting: Routing) -> None:
@@ -294,6 +296,12 @@ def _check_per(setting: Routing) -> None:
         raise RouterError(f"router '{setting.router}' can decide per {list(rule.pers)}", found=setting.per)
     if setting.calibrated and setting.router != "norm":
         raise UsageError("calibrated scores are for routers by norm", found=setting.router, remedy="router='norm'")
+    if setting.is_calibrated and setting.input_norm not in ("none", rule.input_norm):
+        raise UsageError(
+            f"scores of router '{setting.router}' are read against means of inputs by input_norm='{rule.input_norm}'",
+            found=repr(setting.input_norm),
+            remedy="leave input_norm out",
+        )
     by_prototypes = "rows" in rule.reads and rule.needs == "weights"
     if (setting.tie, setting.zeros) != ("none", "skip") and not by_prototypes:
         raise UsageError("tie and zeros are for routers by prototypes", found=setting.router, remedy="router='arrow'")

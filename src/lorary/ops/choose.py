@@ -59,6 +59,10 @@ class Choice:
                 remedy="leave one of them out",
             )
 
+    def most(self, num_experts: int) -> int:
+        """Places in the choice of a token: `top_k`, clamped to the candidates there are, the base among them."""
+        return min(self.top_k, num_experts + (self.null is not None))
+
 
 def check_choice(top_k: int, temperature: float) -> None:
     """Refuse settings under which no expert could be chosen.
@@ -125,7 +129,7 @@ def choose(scores: Float[Tensor, "tokens experts"], choice: Choice) -> Chosen:
     num_experts = scores.shape[-1]
     if choice.null is not None:
         scores = torch.nn.functional.pad(scores, (0, 1), value=choice.null)
-    best, experts = scores.topk(min(choice.top_k, scores.shape[-1]), dim=-1)
+    best, experts = scores.topk(choice.most(num_experts), dim=-1)
     logits = best / choice.temperature
     if choice.top_p is not None:
         logits = keep_top_p(logits, choice.top_p)

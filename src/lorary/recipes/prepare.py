@@ -1,7 +1,7 @@
 """`lorary library prepare`: what a router needs beyond weights, computed from data and kept in the library.
 
 One expert after the other is computed and stored, so that a run that was killed loses one of them; run again, it goes
-on. What is there and was made of the same is kept.
+on. What is there and was made of the same is kept. Contrast looks at all experts at once, and begins anew.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from lorary.model.prepared import JOINT
 from lorary.recipes.display import Display
 from lorary.recipes.open import base_of, template_of
 from lorary.recipes.prepare_data import OwnData, own_data, parse_mapping
-from lorary.recipes.prepare_experts import Preparer, PrepareSettings
+from lorary.recipes.prepare_experts import CONTRAST, Preparer, PrepareSettings
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def run_prepare(
     settings = PrepareSettings(router, **changes)
     library = Library.open(library_path)
     names = _chosen(library, experts)
-    data = own_data(library, names, tasks, parse_mapping(mapping), settings.rows, settings.seed)
+    data = own_data(library, names, tasks, parse_mapping(mapping), settings.num_rows, settings.seed)
     loaded = load_base(base_of(library, base), dtype=dtype, device=device)
     return prepare_library(loaded, library, data, settings, force_base=force_base)
 
@@ -110,17 +110,20 @@ def prepare_library(
     library.check_base(base.model, force_base=force_base)
     limit = base.most_tokens(settings.max_length)
     template = make_template(template_of(library, None), base.tokenizer, max_length=limit)
-    preparer = Preparer(base, library, settings, template, force_base)
+    preparer = Preparer(base, library, settings, template)
     is_joint = settings.router in JOINT
     if is_joint:
         _check_all(preparer, data)
     done: dict[bool, list[str]] = {True: [], False: []}
-    with (display or Display()).bar(f"preparing {settings.router}", len(data)) as bar:
-        for name, own in data.items():
-            done[preparer.prepare(name, own)].append(name)
-            bar.advance(name)
-    if is_joint:
-        preparer.fit()
+    if settings.router == CONTRAST:
+        done[preparer.pool(data)] += data
+    else:
+        with (display or Display()).bar(f"preparing {settings.router}", len(data)) as bar:
+            for name, own in data.items():
+                done[preparer.prepare(name, own)].append(name)
+                bar.advance(name)
+        if is_joint:
+            preparer.fit()
     return PrepareResult(str(library.path), settings.router, settings.kind, prepared=done[True], kept=done[False])
 
 

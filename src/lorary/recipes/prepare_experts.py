@@ -1,6 +1,6 @@
 """What a router must know of one expert, made from rows of its own data; and what it must know of all together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -27,6 +27,8 @@ from lorary.route.rule import Features
 from lorary.train.gates import GateSettings, train_gates
 
 NORM, CONTRAST = "norm", "contrast"
+# Training rows of each task where nobody says: means of one expert settle slowly, those of all together soon.
+NUM_ROWS, NUM_POOLED_ROWS = 100, 16
 BY_DATA = (NORM, *(name for name, rule in ROUTERS.items() if rule.needs == "prepared"))
 
 
@@ -37,7 +39,7 @@ class PrepareSettings:
     Args:
         router: one of `BY_DATA`; `norm` for its calibration.
         features: for a router that looks at whole requests: `hidden` or `text`.
-        rows: training rows of each task, at most.
+        rows: training rows of each task, at most; None for 100, or 16 for contrast, which pools them.
         seed: of the rows that are drawn, and of the order in which gates meet them.
         max_length: tokens of a row; longer prompts lose their start.
         steps: phatgoose: optimiser steps of an expert's gates.
@@ -47,7 +49,7 @@ class PrepareSettings:
 
     router: str
     features: Features = "hidden"
-    rows: int = 100
+    rows: int | None = None
     seed: int = 0
     max_length: int = 1024
     steps: int = 100
@@ -57,12 +59,19 @@ class PrepareSettings:
     def __post_init__(self) -> None:
         if self.router not in BY_DATA:
             raise RouterError("the router must be one that needs data", found=self.router, remedy=f"one of {BY_DATA}")
-        if self.rows < 1:
+        if self.num_rows < 1:
             raise UsageError("--rows must be at least 1", found=self.rows)
         if not 0 <= self.seed < 2**63:
             raise UsageError("--seed must be at least 0 and below 2**63", found=self.seed)
         # What these refuse is refused here.
         _ = self.routing, self.gates
+
+    @property
+    def num_rows(self) -> int:
+        """Training rows of each task, at most."""
+        if self.rows is not None:
+            return self.rows
+        return NUM_POOLED_ROWS if self.router == CONTRAST else NUM_ROWS
 
     @property
     def routing(self) -> Routing:
@@ -77,9 +86,8 @@ class PrepareSettings:
     @property
     def expert_kind(self) -> str:
         """Under which kind goes what is made of each expert."""
-        if self.router == CONTRAST:
-            return "samples_prompts"
-        return f"samples_{self.features}" if self.router in JOINT else self.kind
+        is_sampled = self.router in JOINT and self.router != CONTRAST
+        return f"samples_{self.features}" if is_sampled else self.kind
 
     @property
     def kind(self) -> str:
@@ -98,14 +106,12 @@ class Preparer:
         library: the library.
         settings: what to prepare.
         template: how rows become prompts.
-        force_base: accept unrelated weights of the same shapes.
     """
 
     base: Base
     library: Library
     settings: PrepareSettings
     template: Template
-    force_base: bool = False
 
     def prepare(self, name: str, own: OwnData) -> bool:
         """Make and store what must be known of one expert; False where that was there, made of the same."""
@@ -114,31 +120,47 @@ class Preparer:
         stored = load_prepared(self.library, kind, key)
         if stored is not None and stored.made_of == made_of:
             return False
-        examples = [self.template.encode(row.source, row.target) for row in own.rows]
-        warn_of_cuts(", ".join(own.hashes), examples)
-        tensors, notes = self._make(name, examples)
+        tensors, notes = self._make(name, self._examples(own))
         save_prepared(self.library, kind, key, Prepared(tensors, made_of, notes))
         return True
 
     def fit(self) -> None:
-        """Make and store what is known of all experts together, unless it is there, made of the same samples."""
+        """Fit and store the classifier over all experts, unless it is there, made of the same samples."""
         names, samples = self.library.names(), []
         for name in names:
             stored = load_prepared(self.library, self.settings.expert_kind, expert_key(self.library, name))
             if stored is None:
                 raise self.unknown(name)
             samples.append(stored)
-        key, made_of = group_key(self.library, names), {name: s.made_of for name, s in zip(names, samples, strict=True)}
+        made_of = {name: stored.made_of for name, stored in zip(names, samples, strict=True)}
+        self._store_joint(made_of, lambda: self._classifier(names, samples))
+
+    def pool(self, data: Mapping[str, OwnData]) -> bool:
+        """Make and store what all experts score on all their prompts; False where it was there, made of the same.
+
+        No sample of one expert can be kept for the next time: another adapter scores other things on the same prompts,
+        and prompts themselves do not belong into a library that may be handed on.
+        """
+        names = self.library.names()
+        return self._store_joint({name: self._made_of(data[name]) for name in names}, lambda: self._pooled(names, data))
+
+    def _store_joint(self, made_of: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> bool:
+        key = group_key(self.library, list(made_of))
         before = load_prepared(self.library, self.settings.kind, key)
         if before is not None and before.made_of == made_of:
-            return
-        tensors = self._contrast(samples) if self.settings.router == CONTRAST else self._classifier(names, samples)
-        save_prepared(self.library, self.settings.kind, key, Prepared(tensors, made_of, {}))
+            return False
+        save_prepared(self.library, self.settings.kind, key, Prepared(make(), made_of, {}))
+        return True
 
-    def _contrast(self, samples: Sequence[Prepared]) -> dict[str, Tensor]:
-        prompts = [ids[ids >= 0].tolist() for stored in samples for ids in stored.tensors[REQUEST]]
-        found = pooled_moments(self.base.model, self.library, prompts, force_base=self.force_base)
+    def _pooled(self, names: Sequence[str], data: Mapping[str, OwnData]) -> dict[str, Tensor]:
+        prompts = [example.prompt_ids for name in names for example in self._examples(data[name])]
+        found = pooled_moments(self.base.model, self.library, prompts)
         return {f"{name}/{path}": own for name, by_path in found.items() for path, own in by_path.items()}
+
+    def _examples(self, own: OwnData) -> list[Example]:
+        examples = [self.template.encode(row.source, row.target) for row in own.rows]
+        warn_of_cuts(", ".join(own.hashes), examples)
+        return examples
 
     def _classifier(self, names: Sequence[str], samples: Sequence[Prepared]) -> dict[str, Tensor]:
         vectors = [stored.tensors[REQUEST] for stored in samples]
@@ -158,7 +180,7 @@ class Preparer:
         """All that decides what is made of an expert beside its weights, as values of JSON."""
         s, model = self.settings, self.base.model
         made_of: dict[str, Any] = {
-            "data": dict(own.hashes), "rows": s.rows, "seed": s.seed, "template": self.template.name,
+            "data": dict(own.hashes), "rows": s.num_rows, "seed": s.seed, "template": self.template.name,
             "max_length": self.template.max_length, "model": fingerprint_of_model(model).digest,
             "dtype": str(model.dtype),
         }  # fmt: skip
@@ -172,9 +194,6 @@ class Preparer:
     def _make(self, name: str, examples: list[Example]) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
         """Tensors of one expert, and notes on how it went."""
         s, model = self.settings, self.base.model
-        if s.router == CONTRAST:
-            prompts = [torch.tensor(example.prompt_ids) for example in examples]
-            return {REQUEST: torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=-1)}, {}
         if ROUTERS[s.router].request is not None:
             embed = embedding(s.routing, model, self.base.tokenizer)
             vectors = prompt_vectors(model, embed, [example.prompt_ids for example in examples])

@@ -268,6 +268,18 @@ def test_rows_are_expanded_for_beams_and_samples(routed: Any, per: str) -> None:
             assert torch.equal(routed.generate(ids, attention_mask=torch.ones_like(ids), **how)[0], together[row])
 
 
+@pytest.mark.parametrize("per", ["layer", "token", "request"])
+def test_the_base_as_a_candidate_has_a_place_beside_all_experts(routed: Any, per: str) -> None:
+    wanted = {"per": per, "top_k": 9, "null": 0.3}
+    with routing(routed, wanted):
+        expected = stacked(routed)
+    with routing(routed, [wanted, "base", wanted]):
+        found = stacked(routed)
+    assert torch.equal(found[:, ::2], expected[:, ::2])
+    assert (expected.sum(dim=-1) < 0.999).all()
+    assert not found[:, 1].any()
+
+
 def test_a_wrong_number_of_rows_is_refused_once_and_clearly(routed: Any) -> None:
     with routing(routed, ["arrow", "base"]), pytest.raises(UsageError, match="2 settings for 3 rows"):
         logits(routed)

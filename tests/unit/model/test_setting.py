@@ -61,6 +61,8 @@ def routed(tiny_model: Make, adapters: list[Adapter], route: Make) -> Any:
         ({"temperature": {Q0: 2.0}, "per": "request"}, UsageError, "takes one temperature"),
         ({"router": "lag", "per": "request"}, RouterError, r"router 'lag' can decide per \['layer', 'token'\]"),
         ({"calibrated": True}, UsageError, "calibrated scores are for routers by norm"),
+        ({"router": "norm", "calibrated": True, "input_norm": "unit"}, UsageError, "against means .*input_norm='none'"),
+        ({"router": "contrast", "input_norm": "layer"}, UsageError, "against means of inputs by input_norm='unit'"),
         ({"router": "norm", "tie": "concat"}, UsageError, "tie and zeros are for routers by prototypes"),
         ({"top_p": 2.0}, UsageError, "top_p must be"),
     ],

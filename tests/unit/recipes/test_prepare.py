@@ -53,7 +53,7 @@ def run(
     base: Base, library: Library, reference: str, router: str, names: list[str] | None = None, **changes: Any
 ) -> PrepareResult:
     settings = PrepareSettings(router, **{**SMALL, **changes})
-    data = own_data(library, names or library.names(), reference, {}, settings.rows, settings.seed)
+    data = own_data(library, names or library.names(), reference, {}, settings.num_rows, settings.seed)
     return prepare_library(base, library, data, settings)
 
 
@@ -206,6 +206,29 @@ def test_a_predictor_must_know_all_experts(bare: Base, experts: Library, referen
     run(bare, experts, reference, "task-predictor")
     assert run(bare, experts, reference, "task-predictor", ["one"], rows=2).prepared == ["one"]
     detach(attach(bare.model, experts, router="task-predictor"))
+
+
+def test_contrast_is_made_of_all_experts_data_anew_and_keeps_none_of_it(
+    bare: Base, experts: Library, reference: str, random_adapter: Make, generator: torch.Generator
+) -> None:
+    with pytest.raises(RouterError, match="must know all experts of the library\nfound: nothing for expert 'three'"):
+        run(bare, experts, reference, "contrast", ["one"])
+    run(bare, experts, reference, "contrast")
+    before = stored(experts, "contrast")
+    kinds = {entry.name.rpartition("-")[0] for entry in (experts.path / "derived").iterdir()}
+    assert kinds == {"contrast"}  # no prompts, in a library that may be handed on
+    with pytest.raises(RouterError, match="found: nothing for expert 'three'"):  # nor is it known the second time
+        run(bare, experts, reference, "contrast", ["one"])
+    assert run(bare, experts, reference, "contrast", seed=2).prepared == ["one", "three", "two"]
+    assert stored(experts, "contrast") != before
+    provenance = {key: experts.provenance("two")[key] for key in ("tasks", "data_hashes")}
+    experts.replace_adapter(random_adapter(bare.model, "two", generator, rank=2), provenance)
+    with pytest.raises(RouterError, match=r"'contrast' must be prepared.*\nfound: .* as it is now: it, or its company"):
+        attach(bare.model, experts, router="contrast")
+    assert run(bare, experts, reference, "contrast", seed=2).prepared == ["one", "three", "two"]
+    detach(attach(bare.model, experts, router="contrast"))
+    assert PrepareSettings("contrast").num_rows == 16
+    assert PrepareSettings("centroid").num_rows == 100
 
 
 def test_an_evaluation_scores_anew_what_was_prepared_anew(
