@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from lorary.ops.gram import delta_gram, row_gram
 
 SEED = st.integers(0, 2**31)
 SHAPES = {"first": (24, 32), "second": (32, 16)}
-few = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+few = settings(max_examples=15)
 
 
 def normal(seed: int, *size: int) -> Tensor:

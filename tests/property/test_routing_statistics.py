@@ -11,7 +11,7 @@ from torch import Tensor
 from lorary.evaluate.routing import agreement, as_shares, entropy, expert_use, measure, norm_ratios
 
 SEEDS = st.integers(0, 2**32 - 1)
-QUICK = settings(deadline=None, max_examples=25)
+QUICK = settings(max_examples=25)
 SCALES = st.sampled_from(["softmax", "unit", "null", "none"])
 
 

@@ -11,7 +11,7 @@ from lorary.data.batching import collate, input_length, length_buckets, plan_bat
 from lorary.data.template import Example
 from lorary.errors import TaskError
 
-fixed = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+fixed = settings(max_examples=60)
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=30)
 
 

@@ -12,7 +12,7 @@ from lorary.data.packing import Group, MicroBatch, micro_batches
 from lorary.data.sharing import PACKED_LENGTH
 from lorary.data.template import Example
 
-fixed = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+fixed = settings(max_examples=60)
 # Few different ids, so that rows begin alike, repeat, and are beginnings of one another.
 IDS = st.lists(st.integers(1, 2), min_size=1, max_size=9).map(tuple)
 # Ids alone: the shape checker draws random numbers when it checks an Example, which a strategy must not.

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lorary.data.jsonl import iter_rows
@@ -43,7 +43,6 @@ def write(folder: Path, *lines: str | bytes) -> Path:
     return path
 
 
-@settings(deadline=None)
 @given(st.lists(records(), max_size=4), st.booleans())
 def test_every_valid_row_comes_back_value_for_value(tmp_path_factory, given_records, ascii_only):
     lines = [json.dumps(record, ensure_ascii=ascii_only) for record in given_records]

@@ -84,7 +84,7 @@ def test_prompt_and_target_are_the_whole_text_cut_in_two(tokenizer):
 
 
 @any_tokenizer
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(source=texts, target=texts)
 def test_the_prompt_of_a_row_is_what_generation_feeds_and_eos_ends_the_target_once(tokenizer, source, target):
     template = make_template("plain", tokenizer)
@@ -98,7 +98,7 @@ def test_the_prompt_of_a_row_is_what_generation_feeds_and_eos_ends_the_target_on
 
 
 @any_tokenizer
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(source=texts, target=texts)
 def test_the_row_reads_as_source_space_target_whatever_the_tokenizer(tokenizer, source, target):
     example = make_template("plain", tokenizer).encode(source, target)
@@ -109,7 +109,7 @@ def test_the_row_reads_as_source_space_target_whatever_the_tokenizer(tokenizer, 
 
 
 @any_tokenizer
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(source=texts, target=texts, max_length=st.integers(3, 40))
 def test_cutting_keeps_the_target_the_beginning_token_and_the_end_of_the_prompt(tokenizer, source, target, max_length):
     full = make_template("plain", tokenizer).encode(source, target)

@@ -56,7 +56,7 @@ def randomise(model: Any, generator: torch.Generator) -> None:
     use_rslora=st.booleans(),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_reading_then_writing_then_reading_is_the_identity(
     tmp_path_factory: pytest.TempPathFactory,
     ranks: list[int],
@@ -230,7 +230,7 @@ def test_bad_json_is_reported_with_its_line(tmp_path: Path) -> None:
 
 
 @given(kept=st.floats(0, 1, exclude_max=True))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_truncated_file_is_refused_by_name(kept: float) -> None:
     whole = safetensors.torch.save(pair())
     files = {"adapter_config.json": json.dumps(config()).encode()}

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from lorary.lora.gated import GatedLora
 from lorary.ops import native as module
-from lorary.ops.choose import Choice, choose
+from lorary.ops.choose import Choice, Chosen, choose
 from lorary.ops.mix import mix_chosen
 from lorary.ops.native import NativeRoute, is_native, native, native_choose, native_mix
 
@@ -35,8 +35,19 @@ def layer(generator: torch.Generator, ranks: list[int], d_in: int, d_out: int) -
     return GatedLora(down, up, torch.arange(len(ranks)).repeat_interleave(torch.tensor(ranks)))
 
 
-def close(found: Tensor, expected: Tensor) -> bool:
-    return bool((found - expected).norm() <= 1e-5 * expected.norm())
+def terms(x: Tensor, chosen: Chosen, lora: GatedLora, out: Tensor) -> Tensor:
+    """The sum if none of its terms cancelled another: what the error of a sum in float32 is relative to."""
+    positive = Chosen(chosen.experts, chosen.weights.abs())
+    return out.abs() + mix_chosen(x.abs(), positive, lora.down.abs(), lora.up.abs(), lora.rows)
+
+
+def is_clear(scores: Tensor, top_k: int, rounding: Tensor) -> Tensor:
+    """(tokens,) whether another order of summing, off by `rounding`, chooses the same experts."""
+    best = scores.topk(min(top_k + 1, scores.shape[1]), dim=1).values
+    if best.shape[1] == top_k:
+        return torch.ones(len(scores), dtype=torch.bool)
+    kth, next_one = best[:, -2], best[:, -1]
+    return (next_one == -torch.inf) | (kth - next_one > 2 * rounding)
 
 
 @needs_compiler
@@ -48,7 +59,8 @@ def close(found: Tensor, expected: Tensor) -> bool:
     d_out=st.integers(1, 70),
     threads=st.sampled_from([1, 2, 3]),
 )
-@settings(deadline=None, max_examples=60)
+@example(seed=1312, ranks=[1], num_tokens=1, d_in=62, d_out=1, threads=1)  # what is added leaves next to nothing
+@settings(max_examples=60)
 def test_the_compiled_plan_gives_what_pytorch_gives(
     seed: int, ranks: list[int], num_tokens: int, d_in: int, d_out: int, threads: int
 ) -> None:
@@ -68,11 +80,17 @@ def test_the_compiled_plan_gives_what_pytorch_gives(
         at_once = NativeRoute(rows, alive, top_k, 0.7, lora.down, lora.up, lora.starts)(x, out)
     finally:
         torch.set_num_threads(before)
-    expected = choose(scores.abs().masked_fill(~alive, -torch.inf), Choice(top_k=top_k, temperature=0.7))
-    assert torch.allclose(chosen.dense(len(ranks)), expected.dense(len(ranks)), atol=1e-6)
-    delta = mix_chosen(x, expected, lora.down, lora.up, lora.rows)
-    assert close(together, out + delta)
-    assert close(at_once, out + delta)
+    # The same choice, applied twice: no tie plays a part.
+    expected = out + mix_chosen(x, chosen, lora.down, lora.up, lora.rows)
+    assert bool(((together - expected).abs() <= 1e-5 * terms(x, chosen, lora, out)).all())
+    # The same scores, chosen from twice: only scores that are equal may be taken in another order.
+    magnitudes = scores.abs().masked_fill(~alive, -torch.inf)
+    by_pytorch = choose(magnitudes, Choice(top_k=top_k, temperature=0.7))
+    clear = is_clear(magnitudes, top_k, torch.zeros(num_tokens))
+    assert torch.allclose(chosen.dense(len(ranks))[clear], by_pytorch.dense(len(ranks))[clear], atol=1e-6)
+    # Scores summed in another order: they and the weights are off by what float32 rounds.
+    clear = is_clear(magnitudes, top_k, 1e-5 * (x.abs() @ rows.abs().mT).amax(dim=1))
+    assert bool(((at_once - expected).abs() <= 1e-4 * terms(x, chosen, lora, out))[clear].all())
 
 
 @needs_compiler
