@@ -79,7 +79,7 @@ class ScoreGate(nn.Module):
         self.is_quick = rule.quick and is_plain and input_norm == "none" and blocks is None and calibration is None
         own = layer.alive if rows is None else rows.any(dim=1)
         self._keep("alive", (own.to(allowed.device) & allowed).to(down.device))
-        self._keep("rows", None if rows is None else rows.to(down))
+        self._keep("rows", None if rows is None else rows.to(down).contiguous())
         self._keep("calibration", None if calibration is None else calibration.to(down))
         # Only one kind of normalisation needs them, and they take a walk through all factors.
         self._keep("row_sums", down.sum(dim=1) if input_norm == "layer" else None)
@@ -90,7 +90,7 @@ class ScoreGate(nn.Module):
             for kind in ("row_space", "outputs")
             if kind in rule.reads
         }
-        matrices = [getattr(layer, kind).to(down) for kind in self.num_blocks] if self.is_quick else []
+        matrices = [getattr(layer, kind).to(down).contiguous() for kind in self.num_blocks] if self.is_quick else []
         self._keep("matrices", matrices[0] if matrices else None)
 
     @property

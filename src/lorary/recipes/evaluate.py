@@ -19,8 +19,8 @@ from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.store import Library
 from lorary.model.attach import Routing, attach, detach, routing
 from lorary.model.base import Base, load_base
+from lorary.model.changes import without_router
 from lorary.model.prepared import prepared_marks
-from lorary.model.setting import without_router
 from lorary.recipes.display import Display
 from lorary.recipes.open import base_of, template_of
 from lorary.route import ROUTERS
