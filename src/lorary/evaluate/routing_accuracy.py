@@ -8,7 +8,8 @@ import torch
 
 from lorary.data.batching import length_buckets
 from lorary.evaluate.routing import as_shares
-from lorary.model.seating import Seating, constant_weights, seating
+from lorary.model.plan import constant_weights
+from lorary.model.seating import Seating, seating
 from lorary.model.trace import trace
 
 

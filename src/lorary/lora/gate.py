@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lorary.ops.choose import Chosen
+from lorary.ops.native import Quick
 
 
 class Seen(NamedTuple):
@@ -22,22 +23,6 @@ class Seen(NamedTuple):
     z: Tensor | None
     projections: Tensor | None
     leading: torch.Size
-
-
-class Quick(NamedTuple):
-    """A gate that compiled code can be: the best `top_k` by `|x . row|`, softmax.
-
-    Args:
-        rows: (experts, d_in); None for the prototypes.
-        alive: (experts,) bool, whether each may be chosen.
-        top_k: at most the number of experts.
-        temperature: divides the scores.
-    """
-
-    rows: Tensor | None
-    alive: Tensor
-    top_k: int
-    temperature: float
 
 
 @runtime_checkable
@@ -58,7 +43,7 @@ class Gate(Protocol):
 
     @property
     def quick(self) -> Quick | None:
-        """The same in a form that compiled code knows, where there is one."""
+        """The same in a form that compiled code knows, where there is one; without rows where it `reads_prototypes`."""
 
     def __call__(self, seen: Seen) -> Chosen | None:
         """The experts of each token, or None to leave the layer's output as it is."""

@@ -11,7 +11,7 @@ from lorary.lora.gate import Gate, Seen
 from lorary.lora.rows import append_rows, remove_rows
 from lorary.ops.choose import Chosen
 from lorary.ops.mix import Mix, mix_chosen, weigh
-from lorary.ops.native import FEW_TOKENS, MOST_CHOSEN, NativeRoute, is_native, native_choose, native_mix
+from lorary.ops.native import FEW_TOKENS, MOST_CHOSEN, NativeRoute, Quick, is_native, native_mix
 
 # The choice of fewer than one in so many experts is applied by itself; of more, all are computed.
 SPARSE = 2
@@ -71,6 +71,11 @@ class GatedLora(nn.Module):
         """Experts seated in this layer."""
         return int(self.down.shape[0]) - self.num_ranks
 
+    @property
+    def prototypes(self) -> Tensor:
+        """(experts, d_in), in the order of the seats."""
+        return self.down[self.num_ranks :]
+
     def route_by(self, gate: Gate, mix: Mix, general: nn.Module | None = None) -> None:
         """Let a gate weigh the experts for each token, and general experts be taken from them (`lora/general.py`)."""
         self._stop()
@@ -128,43 +133,38 @@ class GatedLora(nn.Module):
             return False
         assert self.gate is not None
         is_sparse = self.gate.most * SPARSE <= self.num_experts or len(tokens) <= FEW_TOKENS
-        return is_sparse and self.gate.most <= MOST_CHOSEN and not self.gate.reads_z
+        return is_sparse and self.gate.most <= MOST_CHOSEN
 
     def _routed_natively(self, gate: Gate, tokens: Tensor, leading: torch.Size, output: Tensor) -> Tensor:
         tokens, quick = tokens.contiguous(), gate.quick
-        out = output.reshape(-1, output.shape[-1])
-        out = out.clone() if out.dtype == tokens.dtype else torch.zeros_like(out, dtype=tokens.dtype)
-        factors = self.down, self.up, self.starts
+        base = output.reshape(-1, output.shape[-1]).contiguous()
+        if base.dtype != tokens.dtype:
+            base = torch.zeros_like(base, dtype=tokens.dtype)
         if quick is not None:
-            rows = self.down[self.num_ranks :] if quick.rows is None else quick.rows
-            choice = quick.alive, quick.top_k, quick.temperature
-            if len(tokens) <= FEW_TOKENS:
-                if self.recorders:
-                    self._record(native_choose(tokens @ rows.mT, *choice), leading)
-                self.at_once = NativeRoute(rows, *choice, *factors)
-                return self._with(output, self.at_once(tokens, out))
-            chosen: Chosen | None = native_choose(tokens @ rows.mT, *choice)
+            quick = quick._replace(rows=self.prototypes) if gate.reads_prototypes else quick
+            out = self._quickly(quick, tokens, leading, base)
         else:
-            projections = tokens @ self.down[self.num_ranks :].mT if gate.reads_prototypes else None
-            chosen = gate(Seen(tokens, None, projections, leading))
-        if chosen is None:
-            return output
-        self._record(chosen, leading)
-        if chosen.weights.requires_grad:  # of a gate that is trained
-            return output + mix_chosen(tokens, chosen, self.down, self.up, self.rows).view(output.shape).to(output)
-        native_mix(tokens, chosen, *factors, out)
-        return self._with(output, out)
-
-    def _with(self, output: Tensor, out: Tensor) -> Tensor:
+            z, projections = self._shrink(tokens, gate)
+            chosen = gate(Seen(tokens, z, projections, leading))
+            if chosen is None:
+                return output
+            self._record(chosen, leading)
+            if chosen.weights.requires_grad:  # of a gate that is trained
+                return output + mix_chosen(tokens, chosen, self.down, self.up, self.rows).view(output.shape).to(output)
+            out = native_mix(tokens, chosen, self.down, self.up, self.starts, base, z)
         out = out.view(output.shape)
         return out if out.dtype == output.dtype else output + out.to(output.dtype)
 
+    def _quickly(self, quick: Quick, tokens: Tensor, leading: torch.Size, base: Tensor) -> Tensor:
+        route = self.at_once = NativeRoute(quick, self.down, self.up, self.starts)
+        chosen = route.room(len(tokens)) if self.recorders else None
+        out = route(tokens, base, None if len(tokens) <= FEW_TOKENS else tokens @ route.read.mT, chosen)
+        if chosen is not None:
+            self._record(chosen, leading)
+        return out
+
     def _routed(self, gate: Gate, tokens: Tensor, leading: torch.Size) -> Tensor | None:
-        is_gathered = self._is_gathered(gate, len(tokens))
-        if is_gathered:
-            z, projections = None, tokens @ self.down[self.num_ranks :].mT if gate.reads_prototypes else None
-        else:
-            z, projections = self._shrink(tokens, gate.reads_prototypes)
+        z, projections = self._shrink(tokens, gate, all_z=not self._is_gathered(gate, len(tokens)))
         chosen = gate(Seen(tokens, z, projections, leading))
         if chosen is None:
             return None
@@ -191,8 +191,11 @@ class GatedLora(nn.Module):
         for record in self.recorders:
             record(chosen.dense(self.num_experts).detach().view(*leading, -1))
 
-    def _shrink(self, tokens: Tensor, with_prototypes: bool) -> tuple[Tensor, Tensor | None]:
-        if not with_prototypes:
+    def _shrink(self, tokens: Tensor, gate: Gate, *, all_z: bool = False) -> tuple[Tensor | None, Tensor | None]:
+        """The down-projections and the products with the prototypes, in one product, where gate or plan need them."""
+        if not (all_z or gate.reads_z):
+            return None, tokens @ self.prototypes.mT if gate.reads_prototypes else None
+        if not gate.reads_prototypes:
             return tokens @ self.down[: self.num_ranks].mT, None
         z, projections = (tokens @ self.down.mT).split((self.num_ranks, self.num_experts), dim=-1)
         return z, projections

@@ -10,9 +10,11 @@ from lorary.adapter import Adapter
 from lorary.errors import LibraryError, UsageError
 from lorary.library.store import Library
 from lorary.lora.seat import seat, unseat
+from lorary.model.apply import apply_routing, drop_pass_hooks
+from lorary.model.changes import merged, preset_fields
 from lorary.model.layers import build_layers
-from lorary.model.seating import STATE, Seating, apply_routing, drop_pass_hooks, seating
-from lorary.model.setting import Routing, merged, preset_fields
+from lorary.model.seating import STATE, Seating, seating
+from lorary.model.setting import Routing
 from lorary.ops.mix import Mix
 
 __all__ = ["Routing", "Seating", "attach", "detach", "routing", "seating"]
@@ -47,7 +49,7 @@ def attach(
         temperature: divides the scores; the library's default, else 1.
         mix: `outputs` or `factors`; the library's default, else outputs.
         experts: fixed experts (names, or weights by name) in place of a router.
-        preset: a name in `lorary.model.setting.PRESETS`, in place of the library's default.
+        preset: a name in `lorary.model.changes.PRESETS`, in place of the library's default.
         tokenizer: of the base, for routers that read text (`features="text"`); else the one beside the base's files.
         force_base: attach although the base model's weights are unrelated to those that the library was made for.
         settings: further fields of `lorary.model.setting.Routing`; here None is a value, and not the library's.

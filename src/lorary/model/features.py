@@ -67,19 +67,26 @@ def texts_of(tokenizer: Any, ids: Int[Tensor, "batch seq"], real: Bool[Tensor, "
     return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
 
-def text_embedding(tokenizer: Any) -> Embed:
-    """Vectors by the packaged sentence encoder.
+def hidden_embedding(hidden: Tensor, ids: Tensor | None, real: Tensor) -> Tensor:
+    """Vectors by the base itself: `mean_hidden`, whatever the tokens were."""
+    return mean_hidden(hidden, real)
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """Vectors by the packaged sentence encoder, which is no part of this: a routed model is copied without it.
 
     Args:
         tokenizer: of the base; it makes the text from the tokens.
     """
 
-    def embed(hidden: Tensor, ids: Tensor | None, real: Tensor) -> Tensor:
+    tokenizer: Any
+
+    def __call__(self, hidden: Tensor, ids: Tensor | None, real: Tensor) -> Tensor:
+        """The vectors of the real tokens of each row."""
         if ids is None:
             raise UsageError("features='text' needs the tokens of a request", found="inputs_embeds without input_ids")
-        return embed_texts(texts_of(tokenizer, ids, real)).to(hidden.device)
-
-    return embed
+        return embed_texts(texts_of(self.tokenizer, ids, real)).to(hidden.device)
 
 
 def embedding(setting: Routing, model: Any, tokenizer: Any) -> Embed:
@@ -94,8 +101,8 @@ def embedding(setting: Routing, model: Any, tokenizer: Any) -> Embed:
         UsageError: if it needs a tokenizer, and there is none.
     """
     if setting.features == "hidden":
-        return lambda hidden, _ids, real: mean_hidden(hidden, real)
-    return text_embedding(tokenizer or _own_tokenizer(model))
+        return hidden_embedding
+    return TextEmbedding(tokenizer or _own_tokenizer(model))
 
 
 def featured(

@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lorary.lora.gate import Quick, Seen
+from lorary.lora.gate import Seen
 from lorary.model.decision import TokenDecision
 from lorary.model.layers import SeatedLayer
 from lorary.ops.blocks import Block, split_blocks
 from lorary.ops.choose import Choice, Chosen, choose
+from lorary.ops.native import Quick
 from lorary.ops.normalise import InputNorm, normalise, normalise_products
 from lorary.route.rule import Reading, Rule
 
@@ -75,10 +76,10 @@ class ScoreGate(nn.Module):
         down = layer.lora.down
         self.num_ranks = layer.lora.num_ranks
         is_plain = choice == Choice(top_k=choice.top_k, temperature=choice.temperature)
-        self.is_quick = rule.quick and is_plain and input_norm == "none"
+        self.is_quick = rule.quick and is_plain and input_norm == "none" and blocks is None and calibration is None
         own = layer.alive if rows is None else rows.any(dim=1)
         self._keep("alive", (own.to(allowed.device) & allowed).to(down.device))
-        self._keep("rows", None if rows is None else rows.to(down))
+        self._keep("rows", None if rows is None else rows.to(down).contiguous())
         self._keep("calibration", None if calibration is None else calibration.to(down))
         # Only one kind of normalisation needs them, and they take a walk through all factors.
         self._keep("row_sums", down.sum(dim=1) if input_norm == "layer" else None)
@@ -89,6 +90,8 @@ class ScoreGate(nn.Module):
             for kind in ("row_space", "outputs")
             if kind in rule.reads
         }
+        matrices = [getattr(layer, kind).to(down).contiguous() for kind in self.num_blocks] if self.is_quick else []
+        self._keep("matrices", matrices[0] if matrices else None)
 
     @property
     def reads_prototypes(self) -> bool:
@@ -107,8 +110,11 @@ class ScoreGate(nn.Module):
 
     @property
     def quick(self) -> Quick | None:
-        """What compiled code needs to do all of this, where that is no more than Arrow's scores and a softmax."""
-        return Quick(self.rows, self.alive, self.most, self.choice.temperature) if self.is_quick else None
+        """What compiled code needs to do all of this, where that is no more than magnitudes and a softmax."""
+        if not self.is_quick:
+            return None
+        candidates = min(self.candidates, len(self.alive))
+        return Quick(self.rows, self.matrices, self.alive, self.most, candidates, self.choice.temperature)
 
     def forward(self, seen: Seen) -> Chosen:
         """The experts of each token."""
@@ -135,6 +141,7 @@ class ScoreGate(nn.Module):
 
     alive: Tensor
     rows: Tensor | None
+    matrices: Tensor | None
     calibration: Tensor | None
     row_sums: Tensor | None
 

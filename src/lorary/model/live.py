@@ -16,10 +16,11 @@ from lorary.errors import RouterError, UsageError
 from lorary.formats.peft import read_adapter
 from lorary.library.folders import check_name
 from lorary.lora.seat import find_linear, seat, unseat
+from lorary.model.apply import apply_routing
 from lorary.model.general import check_general, seated_ranks
 from lorary.model.layers import build_layers, in_order
 from lorary.model.prepared import kind_of, paths_of
-from lorary.model.seating import Seating, apply_routing, seating
+from lorary.model.seating import Seating, seating
 
 
 def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = None) -> str:

@@ -21,10 +21,11 @@ from lorary.library.files import encode_json, read_json, reported, write_file
 from lorary.library.fingerprint import bare_modules, compare, fingerprint_of_model
 from lorary.library.fingerprint_folder import fingerprint_of_folder
 from lorary.library.store import Library
+from lorary.model.apply import apply_routing
 from lorary.model.attach import seat_library
 from lorary.model.base import DTYPES, choose_device, load_model
 from lorary.model.prepared import Known
-from lorary.model.seating import Seating, apply_routing, seating
+from lorary.model.seating import Seating, seating
 from lorary.model.setting import Routing
 from lorary.model.unchanged import check_unchanged
 

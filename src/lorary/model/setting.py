@@ -1,7 +1,7 @@
 """The settings of one router: which rule, what becomes of its scores, when it decides, how experts are mixed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from lorary.errors import RouterError, UsageError
@@ -13,16 +13,6 @@ from lorary.route import ROUTERS
 from lorary.route.general import GeneralMode
 from lorary.route.rule import Decides, Features, Per, Rule
 
-# Settings that reproduce somebody else's numbers; what they leave out has its default.
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # mttl, the paper's code: factors are mixed, q, k and v of a layer are one fused layer, experts that do nothing
-    # keep their seats.
-    "paper-2024": {"router": "arrow", "top_k": 4, "mix": "factors", "tie": "concat", "zeros": "keep"},
-    # peft.ArrowConfig as it comes.
-    "peft": {"router": "arrow", "top_k": 3, "mix": "outputs"},
-    # All experts share a request: how far each stands out gives its weight.
-    "contrast": {"router": "contrast", "top_k": 10_000, "temperature": 1.0},
-}
 _WORDS: Mapping[str, tuple[str | None, ...]] = {
     "input_norm": get_args(InputNorm),
     "per": (None, *get_args(Per)),
@@ -31,10 +21,6 @@ _WORDS: Mapping[str, tuple[str | None, ...]] = {
     "features": get_args(Features),
     "general_mode": get_args(GeneralMode),
 }
-# What belongs to the router in force, and goes when another one is named.
-_ITS_OWN: Mapping[str, Any] = {
-    "experts": None, "calibrated": False, "tie": "none", "zeros": "skip", "features": "hidden"
-}  # fmt: skip
 # The fields there were from the start: they are always written.
 _FIRST_FIELDS = ("router", "top_k", "temperature", "mix", "experts")
 
@@ -176,56 +162,6 @@ class Routing:
         }
 
 
-def merged(before: Routing, setting: "str | Mapping[str, Any] | Routing") -> Routing:
-    """What a setting asks for, where another one is in force.
-
-    Args:
-        before: gives the fields that are not given; a preset gives all of them itself.
-        setting: the name of a router, fields of `Routing`, fields beside a `preset`, or settings as they are.
-
-    Returns:
-        The settings.
-
-    Raises:
-        UsageError: if the setting has a field that does not exist, or is none.
-        RouterError: as `Routing` raises it.
-    """
-    if isinstance(setting, Routing):
-        return setting
-    if not isinstance(setting, (str, Mapping)):
-        raise UsageError("a routing setting must be a router's name or fields of Routing", found=repr(setting))
-    changes: dict[str, Any] = {"router": setting} if isinstance(setting, str) else dict(setting)
-    preset = changes.pop("preset", None)
-    _check_fields(changes)
-    if preset is not None:
-        return Routing(**{**preset_fields(preset), **changes})
-    if "router" in changes:
-        changes = {**_its_own(before), **changes}
-    return replace(before, **changes)
-
-
-def without_router(setting: Routing) -> dict[str, Any]:
-    """The fields of a setting that stay when another router is named, as values of JSON."""
-    own = {"router", *_its_own(setting)}
-    return {key: value for key, value in setting.to_json().items() if key not in own}
-
-
-def _its_own(setting: Routing) -> dict[str, Any]:
-    """What belongs to a router, and goes with it; a layer to decide for tokens does not, one to look at does."""
-    return {**_ITS_OWN, **({} if setting.per == "token" else {"at": None})}
-
-
-def preset_fields(name: str) -> dict[str, Any]:
-    """The fields of a preset.
-
-    Raises:
-        UsageError: if there is none of that name.
-    """
-    if name not in PRESETS:
-        raise UsageError("a routing preset must exist", found=repr(name), remedy=f"one of {list(PRESETS)}")
-    return dict(PRESETS[name])
-
-
 def _check_experts(experts: Any) -> None:
     """Refuse what is no list of different names, and no weights by name."""
     is_weights = isinstance(experts, Mapping) and all(
@@ -311,10 +247,3 @@ def _check_per(setting: Routing) -> None:
         )
     if setting.input_norm != "none" and rule.request is not None:
         raise UsageError("input_norm is for routers that look at the inputs of layers", found=setting.router)
-
-
-def _check_fields(changes: Mapping[str, Any]) -> None:
-    known = [field.name for field in fields(Routing)]
-    unknown = [key for key in changes if key not in known]
-    if unknown:
-        raise UsageError("a routing setting must have known fields only", found=unknown, remedy=f"it has {known}")

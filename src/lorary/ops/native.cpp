@@ -1,86 +1,16 @@
 // The sparse plan of a routed layer on a CPU: choose k experts for each token, apply those alone.
 //
-// ops/native.py compiles and calls this, ops/mix.py and ops/choose.py state the same in PyTorch, and the tests hold one
-// against the other. All matrices are float32, contiguous and row-major.
+// ops/native.py compiles and calls this; ops/choose.py, ops/blocks.py and ops/mix.py state the same in PyTorch, and the
+// tests hold one against the other. All matrices are float32 and row-major, and contiguous where no stride is given.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <vector>
 
 #include <omp.h>
-
-namespace {
-
-constexpr int64_t kMostChosen = 64;         // ops/native.py: MOST_CHOSEN
-constexpr int64_t kThreadWork = 1 << 16;    // multiply-adds below which a second thread costs more than it saves
-constexpr int64_t kFewTokens = 8;           // so few share no expert: they are taken as they come
-
-float dot(const float* a, const float* b, int64_t n) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
-    return sum;
-}
-
-// The best k of one row of scores, best first, as softmax weights. Entries that are not filled get weight 0.
-// A score that is not a number makes all weights so: it must stay visible.
-void choose_row(const float* scores, const uint8_t* alive, int64_t experts, int64_t k, float temperature, bool absolute,
-                int64_t* chosen, float* weights) {
-    int64_t found = 0;
-    bool broken = false;
-    for (int64_t e = 0; e < experts; ++e) {
-        if (alive && !alive[e]) continue;
-        const float score = absolute ? std::fabs(scores[e]) : scores[e];
-        if (score != score) broken = true;
-        if (score == -std::numeric_limits<float>::infinity()) continue;
-        if (found == k && !(score > weights[k - 1])) continue;
-        int64_t place = found < k ? found++ : k - 1;
-        for (; place > 0 && weights[place - 1] < score; --place) {
-            weights[place] = weights[place - 1];
-            chosen[place] = chosen[place - 1];
-        }
-        weights[place] = score;
-        chosen[place] = e;
-    }
-    const float best = found ? weights[0] : 0;
-    float sum = 0;
-    for (int64_t i = 0; i < found; ++i) sum += (weights[i] = std::exp((weights[i] - best) / temperature));
-    for (int64_t i = 0; i < found; ++i) weights[i] = broken ? std::nanf("") : weights[i] / sum;
-    for (int64_t i = found; i < k; ++i) {
-        weights[i] = 0;
-        chosen[i] = 0;
-    }
-}
-
-// out += weight * up^T (down x), for the ranks of one expert; four of them at a time share the loads of x and out.
-void add_expert(const float* x, const float* down, const float* up, int64_t rank, float weight, int64_t d_in,
-                int64_t d_out, float* out) {
-    int64_t r = 0;
-    for (; r + 4 <= rank; r += 4) {
-        const float *a0 = down + r * d_in, *a1 = a0 + d_in, *a2 = a1 + d_in, *a3 = a2 + d_in;
-        float z0 = 0, z1 = 0, z2 = 0, z3 = 0;
-#pragma omp simd reduction(+ : z0, z1, z2, z3)
-        for (int64_t i = 0; i < d_in; ++i) {
-            z0 += x[i] * a0[i];
-            z1 += x[i] * a1[i];
-            z2 += x[i] * a2[i];
-            z3 += x[i] * a3[i];
-        }
-        z0 *= weight, z1 *= weight, z2 *= weight, z3 *= weight;
-        const float *b0 = up + r * d_out, *b1 = b0 + d_out, *b2 = b1 + d_out, *b3 = b2 + d_out;
-#pragma omp simd
-        for (int64_t i = 0; i < d_out; ++i) out[i] += z0 * b0[i] + z1 * b1[i] + z2 * b2[i] + z3 * b3[i];
-    }
-    for (; r < rank; ++r) {
-        const float z = weight * dot(x, down + r * d_in, d_in);
-        const float* b = up + r * d_out;
-#pragma omp simd
-        for (int64_t i = 0; i < d_out; ++i) out[i] += z * b[i];
-    }
-}
-
-}  // namespace
 
 // Experts are rank-concatenated: those of expert e are the rows starts[e] .. starts[e + 1] of down and up.
 struct Experts {
@@ -90,56 +20,371 @@ struct Experts {
     int64_t experts, d_in, d_out;
 };
 
-// chosen, weights (tokens, k) from scores (tokens, experts).
-extern "C" void lorary_choose(const float* scores, const uint8_t* alive, int64_t tokens, int64_t experts, int64_t k,
-                              float temperature, int32_t absolute, int32_t threads, int64_t* chosen, float* weights) {
-#pragma omp parallel for num_threads(threads) if (tokens * experts > kThreadWork)
-    for (int64_t t = 0; t < tokens; ++t)
-        choose_row(scores + t * experts, alive, experts, k, temperature, absolute, chosen + t * k, weights + t * k);
+// How a token finds its experts. With rows alone: by |x . row|. With matrices alone: by |M_e z_e|, z = down x. With
+// both: the best `candidates` by rows, and the best of these by matrices.
+struct Router {
+    const float* rows;      // (experts, d_in), or null
+    const float* matrices;  // (ranks, width), those of the experts one below the other, or null
+    const uint8_t* alive;   // (experts)
+    int64_t width, candidates, top_k;
+    float temperature;
+};
+
+namespace {
+
+// A vector register, and how many tokens share one load of a factor: their sums must fit into the registers there are.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kTile = 4;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kTile = 2;
+#else
+constexpr int kLanes = 4, kTile = 4;
+#endif
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
+
+constexpr int kRanks = 4;                 // ranks that share one load of a token
+constexpr int64_t kColumns = 512;         // of the output that stay in the second cache until all experts are added
+constexpr int64_t kThreadWork = 1 << 16;  // multiply-adds below which a second thread costs more than it saves
+constexpr float kOut = -std::numeric_limits<float>::infinity();
+
+const Lanes& at(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
+Lanes& at(float* p) { return *reinterpret_cast<Lanes*>(p); }
+
+// z[n][r] = x[n] . a[r], for N tokens and R rows of length d.
+template <int N, int R>
+void dots(const float* const* x, const float* a, int64_t d, float* const* z) {
+    Lanes sums[N][R] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= d; i += kLanes)
+        for (int n = 0; n < N; ++n)
+            for (int r = 0; r < R; ++r) sums[n][r] += at(x[n] + i) * at(a + r * d + i);
+    for (int n = 0; n < N; ++n)
+        for (int r = 0; r < R; ++r) {
+            float sum = 0;
+            for (int lane = 0; lane < kLanes; ++lane) sum += sums[n][r][lane];
+            for (int64_t j = i; j < d; ++j) sum += x[n][j] * a[r * d + j];
+            z[n][r] = sum;
+        }
 }
 
-// out (tokens, d_out) += the weighted experts of each token.
-extern "C" void lorary_mix(const float* x, int64_t tokens, const int64_t* chosen, const float* weights, int64_t k,
-                           const Experts* of, int32_t threads, float* out) {
-    const int64_t work = tokens * k * (of->starts[of->experts] / of->experts + 1) * (of->d_in + of->d_out);
-    if (work < kThreadWork || tokens < 2) threads = 1;
-    auto add = [&](int64_t pair) {
-        const int64_t t = pair / k, first = of->starts[chosen[pair]], rank = of->starts[chosen[pair] + 1] - first;
-        add_expert(x + t * of->d_in, of->down + first * of->d_in, of->up + first * of->d_out, rank, weights[pair],
-                   of->d_in, of->d_out, out + t * of->d_out);
+// The same for any number of rows.
+template <int N>
+void multiply(const float* const* x, const float* a, int64_t rows, int64_t d, float* const* z) {
+    float* to[N];
+    int64_t r = 0;
+    for (; r + kRanks <= rows; r += kRanks) {
+        for (int n = 0; n < N; ++n) to[n] = z[n] + r;
+        dots<N, kRanks>(x, a + r * d, d, to);
+    }
+    for (; r < rows; ++r) {
+        for (int n = 0; n < N; ++n) to[n] = z[n] + r;
+        dots<N, 1>(x, a + r * d, d, to);
+    }
+}
+
+// out[n] += sum_r z[n][r] b[r], for N tokens and R rows, in the first `columns` of rows of length d.
+template <int N, int R>
+void add(float* const* out, const float* const* z, const float* b, int64_t columns, int64_t d) {
+    int64_t i = 0;
+    for (; i + kLanes <= columns; i += kLanes)
+        for (int n = 0; n < N; ++n) {
+            Lanes sum = at(out[n] + i);
+            for (int r = 0; r < R; ++r) sum += z[n][r] * at(b + r * d + i);
+            at(out[n] + i) = sum;
+        }
+    for (; i < columns; ++i)
+        for (int n = 0; n < N; ++n)
+            for (int r = 0; r < R; ++r) out[n][i] += z[n][r] * b[r * d + i];
+}
+
+// Positions of the best k of n scores, best first, and the scores there; returns how many: fewer where others are out.
+int64_t best_of(const float* scores, int64_t n, int64_t k, int64_t* positions, float* best) {
+    int64_t found = 0;
+    for (int64_t start = 0; start < n; start += kLanes) {
+        const int64_t stop = std::min(start + kLanes, n);
+        if (found == k) {  // most blocks hold none that is better than what was found
+            float top = kOut;
+#pragma omp simd reduction(max : top)
+            for (int64_t i = start; i < stop; ++i) top = scores[i] > top ? scores[i] : top;
+            if (!(top > best[k - 1])) continue;
+        }
+        for (int64_t i = start; i < stop; ++i) {
+            if (scores[i] == kOut || (found == k && !(scores[i] > best[k - 1]))) continue;
+            int64_t place = found < k ? found++ : k - 1;
+            for (; place > 0 && best[place - 1] < scores[i]; --place) {
+                best[place] = best[place - 1];
+                positions[place] = positions[place - 1];
+            }
+            best[place] = scores[i];
+            positions[place] = i;
+        }
+    }
+    return found;
+}
+
+// Softmax of the first `found` of k scores, in place, and 0 behind them. Where a score is not a number, all weights
+// are none: it must stay visible.
+void soften(float* scores, int64_t found, int64_t k, float temperature, bool broken) {
+    const float best = found ? scores[0] : 0;
+    float sum = 0;
+    for (int64_t i = 0; i < found; ++i) sum += (scores[i] = std::exp((scores[i] - best) / temperature));
+    for (int64_t i = 0; i < found; ++i) scores[i] = broken ? std::nanf("") : scores[i] / sum;
+    std::fill(scores + found, scores + k, 0.0f);
+}
+
+// Magnitudes of a row of scores, and whether one of them is not a number; experts that are not alive are out.
+bool magnitudes(const float* scores, const uint8_t* alive, int64_t n, float* to) {
+    int broken = 0;
+#pragma omp simd reduction(| : broken)
+    for (int64_t e = 0; e < n; ++e) {
+        to[e] = alive[e] ? std::fabs(scores[e]) : kOut;
+        broken |= to[e] != to[e];
+    }
+    return broken;
+}
+
+// |M z| of one expert.
+float norm(const float* matrix, int64_t width, const float* z, int64_t rank) {
+    float sum = 0;
+    for (int64_t i = 0; i < rank; ++i) {
+        float own = 0;
+        for (int64_t j = 0; j < rank; ++j) own += matrix[i * width + j] * z[j];
+        sum += own * own;
+    }
+    return std::sqrt(sum);
+}
+
+// |M_e z_e| of all experts for up to kLanes tokens, one token in each lane; scores (tokens, experts).
+void norms(const float* z, int64_t stride, int64_t tokens, const Router& by, const Experts& of, float* scores) {
+    const int64_t ranks = of.starts[of.experts];
+    std::vector<float> turned(ranks * kLanes, 0.0f);
+    for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t r = 0; r < ranks; ++r) turned[r * kLanes + t] = z[t * stride + r];
+    for (int64_t e = 0; e < of.experts; ++e) {
+        const int64_t first = of.starts[e], rank = of.starts[e + 1] - first;
+        Lanes sum = {};
+        for (int64_t i = 0; i < rank; ++i) {
+            Lanes own = {};
+            for (int64_t j = 0; j < rank; ++j)
+                own += by.matrices[(first + i) * by.width + j] * at(&turned[(first + j) * kLanes]);
+            sum += own * own;
+        }
+        for (int64_t t = 0; t < tokens; ++t) scores[t * of.experts + e] = std::sqrt(sum[t]);
+    }
+}
+
+// The experts of some tokens: a pair is one token with one of its k.
+class Pairs {
+public:
+    Pairs(const Experts& of, int64_t tokens, int64_t k, const int64_t* chosen, float* weights)
+        : of_(of), tokens_(tokens), k_(k), chosen_(chosen), weights_(weights) {
+        for (int64_t e = 0; e < of.experts; ++e) widest_ = std::max(widest_, of.starts[e + 1] - of.starts[e]);
+        z_.resize(tokens * k * widest_);
+        sort();
+    }
+
+    // Expert by expert, so that its factors stay in cache for all tokens that chose it; those of weight 0 are left out.
+    void sort() {
+        const int64_t all = tokens_ * k_;
+        next_.assign(of_.experts + 1, 0);
+        order_.resize(all);
+        for (int64_t pair = 0; pair < all; ++pair) next_[chosen_[pair] + 1] += weights_[pair] != 0;
+        for (int64_t e = 0; e < of_.experts; ++e) next_[e + 1] += next_[e];
+        order_.resize(next_[of_.experts]);
+        for (int64_t pair = 0; pair < all; ++pair)
+            if (weights_[pair] != 0) order_[next_[chosen_[pair]]++] = pair;
+    }
+
+    float* z(int64_t pair) { return &z_[pair * widest_]; }
+    int64_t rank(int64_t pair) const { return of_.starts[chosen_[pair] + 1] - of_.starts[chosen_[pair]]; }
+
+    // z of each pair, from x (tokens, d_in), or from the z (tokens, ranks) of all experts.
+    void shrink(const float* x) {
+        for_tiles([&](auto width, int64_t first, int64_t rank, const int64_t* pairs) {
+            constexpr int N = decltype(width)::value;
+            const float* from[N];
+            float* to[N];
+            for (int n = 0; n < N; ++n) from[n] = x + pairs[n] / k_ * of_.d_in, to[n] = z(pairs[n]);
+            multiply<N>(from, of_.down + first * of_.d_in, rank, of_.d_in, to);
+        });
+    }
+    void gather(const float* all, int64_t stride) {
+        for (const int64_t pair : order_)
+            std::copy_n(all + pair / k_ * stride + of_.starts[chosen_[pair]], rank(pair), z(pair));
+    }
+
+    // out (tokens, d_out) = base + the weighted experts, a block of columns at a time.
+    void expand(const float* base, float* out) {
+        for (const int64_t pair : order_)
+            for (int64_t r = 0; r < rank(pair); ++r) z(pair)[r] *= weights_[pair];
+        for (int64_t column = 0; column < of_.d_out; column += kColumns) {
+            const int64_t columns = std::min(kColumns, of_.d_out - column);
+            for (int64_t t = 0; t < tokens_ && base != out; ++t)
+                std::memcpy(out + t * of_.d_out + column, base + t * of_.d_out + column, columns * sizeof(float));
+            for_tiles([&](auto width, int64_t first, int64_t rank, const int64_t* pairs) {
+                constexpr int N = decltype(width)::value;
+                const float *b = of_.up + first * of_.d_out + column, *from[N];
+                float* to[N];
+                for (int n = 0; n < N; ++n) to[n] = out + pairs[n] / k_ * of_.d_out + column;
+                int64_t r = 0;
+                for (; r + kRanks <= rank; r += kRanks) {
+                    for (int n = 0; n < N; ++n) from[n] = z(pairs[n]) + r;
+                    add<N, kRanks>(to, from, b + r * of_.d_out, columns, of_.d_out);
+                }
+                for (; r < rank; ++r) {
+                    for (int n = 0; n < N; ++n) from[n] = z(pairs[n]) + r;
+                    add<N, 1>(to, from, b + r * of_.d_out, columns, of_.d_out);
+                }
+            });
+        }
+    }
+
+private:
+    template <int N>
+    struct Width {
+        static constexpr int value = N;
     };
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        // A block of tokens for each thread, so that no two write to one row.
-        const int64_t parts = omp_get_num_threads(), me = omp_get_thread_num();
-        const int64_t begin = tokens * me / parts * k, end = tokens * (me + 1) / parts * k;
-        if (tokens <= kFewTokens) {
-            for (int64_t pair = begin; pair < end; ++pair)
-                if (weights[pair] != 0) add(pair);
-        } else {
-            // Expert by expert: its factors stay in the first cache for all tokens that chose it.
-            std::vector<int64_t> next(of->experts + 1, 0), order(end - begin);
-            for (int64_t pair = begin; pair < end; ++pair) next[chosen[pair] + 1] += weights[pair] != 0;
-            for (int64_t e = 0; e < of->experts; ++e) next[e + 1] += next[e];
-            const int64_t total = next[of->experts];
-            for (int64_t pair = begin; pair < end; ++pair)
-                if (weights[pair] != 0) order[next[chosen[pair]]++] = pair;
-            for (int64_t i = 0; i < total; ++i) add(order[i]);
+
+    // Calls `run` with kTile pairs of one expert at a time, then with single ones.
+    template <typename Run>
+    void for_tiles(Run run) {
+        int64_t i = 0;
+        for (int64_t e = 0; e < of_.experts; ++e) {
+            const int64_t first = of_.starts[e], rank = of_.starts[e + 1] - first;
+            for (; i + kTile <= next_[e]; i += kTile) run(Width<kTile>(), first, rank, &order_[i]);
+            for (; i < next_[e]; ++i) run(Width<1>(), first, rank, &order_[i]);
+        }
+    }
+
+    const Experts& of_;
+    const int64_t tokens_, k_;
+    const int64_t* chosen_;
+    const float* weights_;
+    int64_t widest_ = 0;
+    std::vector<float> z_;
+    std::vector<int64_t> next_, order_;  // next_[e]: where the pairs of expert e end in order_
+};
+
+// x (tokens, d_in) by all rows (rows, d_in), for few tokens: the rows are shared out among the threads.
+void multiply_all(const float* x, int64_t tokens, const float* rows, int64_t num_rows, int64_t d, int64_t threads,
+                  float* out) {
+    const int64_t blocks = (num_rows + kRanks - 1) / kRanks;
+#pragma omp parallel for num_threads(threads) if (num_rows * tokens * d > kThreadWork)
+    for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t row = block * kRanks, own = std::min<int64_t>(kRanks, num_rows - row);
+        int64_t t = 0;
+        const float* from[kTile];
+        float* to[kTile];
+        for (; t + kTile <= tokens; t += kTile) {
+            for (int n = 0; n < kTile; ++n) from[n] = x + (t + n) * d, to[n] = out + (t + n) * num_rows + row;
+            multiply<kTile>(from, rows + row * d, own, d, to);
+        }
+        for (; t < tokens; ++t) {
+            from[0] = x + t * d, to[0] = out + t * num_rows + row;
+            multiply<1>(from, rows + row * d, own, d, to);
         }
     }
 }
 
-// All of a routed layer for a few tokens in one call: scores |x . row|, the best k, their experts.
-extern "C" void lorary_route(const float* x, int64_t tokens, const float* rows, const uint8_t* alive, int64_t k,
-                             float temperature, const Experts* of, int32_t threads, float* out) {
-    int64_t chosen[kMostChosen];
-    float weights[kMostChosen];
-    std::vector<float> scores(of->experts);
-    for (int64_t t = 0; t < tokens; ++t) {
-        const float* token = x + t * of->d_in;
-#pragma omp parallel for num_threads(threads) if (of->experts * of->d_in > kThreadWork)
-        for (int64_t e = 0; e < of->experts; ++e) scores[e] = dot(token, rows + e * of->d_in, of->d_in);
-        choose_row(scores.data(), alive, of->experts, k, temperature, true, chosen, weights);
-        lorary_mix(token, 1, chosen, weights, k, of, 1, out + t * of->d_out);
+// Calls `run` with a block of tokens in each thread, so that no two write to one row.
+template <typename Run>
+void for_blocks(int64_t tokens, int64_t work, int64_t threads, Run run) {
+    if (work < kThreadWork || tokens < 2) threads = 1;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        const int64_t parts = omp_get_num_threads(), me = omp_get_thread_num();
+        const int64_t begin = tokens * me / parts, end = tokens * (me + 1) / parts;
+        if (begin < end) run(begin, end - begin);
     }
+}
+
+int64_t work_of(const Experts& of, int64_t tokens, int64_t k) {
+    return tokens * k * (of.starts[of.experts] / of.experts + 1) * (of.d_in + of.d_out);
+}
+
+// Chosen experts and weights of some tokens, (tokens, places), from their products with the rows, or their z.
+void choose(const float* products, int64_t stride, int64_t tokens, int64_t places, const Router& by, const Experts& of,
+            int64_t* chosen, float* weights) {
+    std::vector<float> scores(of.experts * kLanes), row(of.experts);
+    for (int64_t t = 0; t < tokens; ++t) {
+        const float* own = products + t * stride;
+        if (!by.rows) {
+            if (t % kLanes == 0) norms(own, stride, std::min<int64_t>(kLanes, tokens - t), by, of, scores.data());
+            own = &scores[t % kLanes * of.experts];
+        }
+        const bool broken = magnitudes(own, by.alive, of.experts, row.data());
+        const int64_t found = best_of(row.data(), of.experts, places, chosen + t * places, weights + t * places);
+        std::fill(chosen + t * places + found, chosen + (t + 1) * places, 0);
+        if (by.rows && by.matrices) {  // a first stage: all that pass it are alike
+            std::fill_n(weights + t * places, found, broken ? std::nanf("") : 1.0f);
+            std::fill(weights + t * places + found, weights + (t + 1) * places, 0.0f);
+        } else {
+            soften(weights + t * places, found, places, by.temperature, broken);
+        }
+    }
+}
+
+// Of the candidates of each token, those that the second stage takes keep a weight.
+void choose_again(Pairs& pairs, int64_t tokens, int64_t places, const Router& by, const Experts& of,
+                  const int64_t* chosen, float* weights) {
+    std::vector<float> scores(places), best(by.top_k);
+    std::vector<int64_t> positions(by.top_k);
+    for (int64_t t = 0; t < tokens; ++t) {
+        bool broken = false;
+        for (int64_t i = 0; i < places; ++i) {
+            const int64_t pair = t * places + i;
+            scores[i] = kOut;
+            if (weights[pair] == 0) continue;
+            broken |= weights[pair] != weights[pair];
+            scores[i] = norm(by.matrices + of.starts[chosen[pair]] * by.width, by.width, pairs.z(pair), pairs.rank(pair));
+            broken |= scores[i] != scores[i];
+        }
+        const int64_t found = best_of(scores.data(), places, by.top_k, positions.data(), best.data());
+        soften(best.data(), found, by.top_k, by.temperature, broken);
+        std::fill(weights + t * places, weights + (t + 1) * places, 0.0f);
+        for (int64_t i = 0; i < found; ++i) weights[t * places + positions[i]] = best[i];
+    }
+}
+
+}  // namespace
+
+// out (tokens, d_out) = base + the weighted experts of each token. z (tokens, ranks) of all experts, or null.
+extern "C" void lorary_mix(const float* x, int64_t tokens, const int64_t* chosen, float* weights, int64_t k,
+                           const float* z, int64_t stride, const Experts* of, int32_t threads, const float* base,
+                           float* out) {
+    for_blocks(tokens, work_of(*of, tokens, k), threads, [&](int64_t begin, int64_t number) {
+        Pairs pairs(*of, number, k, chosen + begin * k, weights + begin * k);
+        z ? pairs.gather(z + begin * stride, stride) : pairs.shrink(x + begin * of->d_in);
+        pairs.expand(base + begin * of->d_out, out + begin * of->d_out);
+    });
+}
+
+// All of a routed layer. `products` (tokens, experts), or (tokens, ranks) for matrices alone, or null to have them
+// computed here, for few tokens. Into chosen and weights (tokens, places) go the experts, where they are not null; places
+// is top_k, or the number of candidates.
+extern "C" void lorary_route(const float* x, int64_t tokens, const float* products, const Router* by, const Experts* of,
+                             int32_t threads, const float* base, float* out, int64_t* chosen, float* weights) {
+    const int64_t places = by->rows && by->matrices ? by->candidates : by->top_k;
+    const int64_t stride = by->rows ? of->experts : of->starts[of->experts];
+    std::vector<float> own, own_weights(weights ? 0 : tokens * places);
+    std::vector<int64_t> own_chosen(chosen ? 0 : tokens * places);
+    if (!chosen) chosen = own_chosen.data();
+    if (!weights) weights = own_weights.data();
+    if (!products) {
+        own.resize(tokens * stride);
+        multiply_all(x, tokens, by->rows ? by->rows : of->down, stride, of->d_in, threads, own.data());
+        products = own.data();
+    }
+    for_blocks(tokens, work_of(*of, tokens, places), threads, [&](int64_t begin, int64_t number) {
+        const float* tokens_of = x + begin * of->d_in;
+        const float* products_of = products + begin * stride;
+        choose(products_of, stride, number, places, *by, *of, chosen + begin * places, weights + begin * places);
+        Pairs pairs(*of, number, places, chosen + begin * places, weights + begin * places);
+        by->rows ? pairs.shrink(tokens_of) : pairs.gather(products_of, stride);
+        if (by->rows && by->matrices) {
+            choose_again(pairs, number, places, *by, *of, chosen + begin * places, weights + begin * places);
+            pairs.sort();
+        }
+        pairs.expand(base + begin * of->d_out, out + begin * of->d_out);
+    });
 }

@@ -15,16 +15,17 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lorary.caching import cache_folder
 from lorary.ops.choose import Chosen
 
 SOURCE = Path(__file__).with_name("native.cpp")
-# As in native.cpp.
+# Experts of a token beyond which all of them are computed: keeping so many in order costs more than it saves.
 MOST_CHOSEN = 64
 # Tokens of a pass that are few: one call does it all, which saves more than the better matrix product gains.
 FEW_TOKENS = 8
@@ -43,6 +44,36 @@ class _Experts(ctypes.Structure):
     )  # fmt: skip
 
 
+class _Router(ctypes.Structure):
+    """`Router` of native.cpp: how a token finds its experts."""
+
+    _fields_ = (
+        ("rows", _POINTER), ("matrices", _POINTER), ("alive", _POINTER),
+        ("width", _LONG), ("candidates", _LONG), ("top_k", _LONG), ("temperature", _FLOAT),
+    )  # fmt: skip
+
+
+class Quick(NamedTuple):
+    """A gate that compiled code can be: the best `top_k` by one stage or two, softmax.
+
+    Args:
+        rows: (experts, d_in), scores are `|x . row|`; None for a rule that reads none.
+        matrices: (ranks, widest rank), one (rank, rank) matrix for each expert, one below the other; scores are
+            `|M_e z_e|`. None for a rule that reads none. Beside rows, of the best `candidates` by these alone.
+        alive: (experts,) bool, whether each may be chosen.
+        top_k: at most the number of experts.
+        candidates: likewise.
+        temperature: divides the scores.
+    """
+
+    rows: Tensor | None
+    matrices: Tensor | None
+    alive: Tensor
+    top_k: int
+    candidates: int
+    temperature: float
+
+
 @cache
 def native() -> ctypes.CDLL | None:
     """The compiled functions; None where there is no compiler, or LORARY_NATIVE is 0."""
@@ -53,15 +84,13 @@ def native() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         _logger.info("routing without compiled code: %s", error)
         return None
-    library.lorary_choose.argtypes = [
-        _POINTER, _POINTER, _LONG, _LONG, _LONG, _FLOAT, _INT, _INT, _POINTER, _POINTER
+    library.lorary_mix.argtypes = [
+        _POINTER, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _INT, _POINTER, _POINTER
     ]  # fmt: skip
-    library.lorary_mix.argtypes = [_POINTER, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _INT, _POINTER]
     library.lorary_route.argtypes = [
-        _POINTER, _LONG, _POINTER, _POINTER, _LONG, _FLOAT, _POINTER, _INT, _POINTER
+        _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _INT, _POINTER, _POINTER, _POINTER, _POINTER
     ]  # fmt: skip
-    for function in (library.lorary_choose, library.lorary_mix, library.lorary_route):
-        function.restype = None
+    library.lorary_mix.restype = library.lorary_route.restype = None
     return library
 
 
@@ -70,86 +99,77 @@ def is_native(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and tensor.dtype == torch.float32 and tensor.is_cpu and native() is not None
 
 
-def native_choose(
-    scores: Float[Tensor, "tokens experts"], alive: Bool[Tensor, " experts"], top_k: int, temperature: float
-) -> Chosen:
-    """`choose` with top-k and softmax, of the magnitudes of scores.
-
-    Args:
-        scores: for which `is_native` holds, contiguous.
-        alive: whether each expert may be chosen.
-        top_k: at most `MOST_CHOSEN` and the number of experts.
-        temperature: divides the scores.
-
-    Returns:
-        The experts of each token.
-    """
-    library = native()
-    assert library is not None
-    num_tokens, num_experts = scores.shape
-    experts = torch.empty(num_tokens, top_k, dtype=torch.int64)
-    weights = torch.empty(num_tokens, top_k)
-    library.lorary_choose(
-        scores.data_ptr(), alive.data_ptr(), num_tokens, num_experts, top_k, temperature, 1, torch.get_num_threads(),
-        experts.data_ptr(), weights.data_ptr(),
-    )  # fmt: skip
-    return Chosen(experts, weights)
-
-
 def native_mix(
     x: Float[Tensor, "tokens d_in"],
     chosen: Chosen,
     down: Float[Tensor, "_rows d_in"],
     up: Float[Tensor, "ranks d_out"],
     starts: Int[Tensor, " starts"],
-    out: Float[Tensor, "tokens d_out"],
-) -> None:
-    """Add the chosen experts of each token to `out`, in place.
+    base: Float[Tensor, "tokens d_out"],
+    z: Float[Tensor, "tokens ranks"] | None = None,
+) -> Float[Tensor, "tokens d_out"]:
+    """The chosen experts of each token, added to `base`.
 
     Args:
-        x: for which `is_native` holds, contiguous, as all others.
+        x: for which `is_native` holds, contiguous, as all others but z.
         chosen: its experts.
         down: rank-concatenated lora_a, and more rows behind.
         up: rank-concatenated lora_b, transposed, scalings folded in.
         starts: (experts + 1,) int64, the first rank of each expert, then the number of ranks.
-        out: what they are added to.
+        base: what they are added to; it stays as it is.
+        z: the down-projections of all experts, where they are known; its rows are contiguous.
+
+    Returns:
+        The sum.
     """
     library = native()
     assert library is not None
-    experts, weights = chosen.experts.contiguous(), chosen.weights.contiguous()
+    experts, weights, out = chosen.experts.contiguous(), chosen.weights.contiguous(), torch.empty_like(base)
     library.lorary_mix(
         x.data_ptr(), len(x), experts.data_ptr(), weights.data_ptr(), experts.shape[1],
-        ctypes.byref(_experts(down, up, starts)), torch.get_num_threads(), out.data_ptr(),
+        None if z is None else z.data_ptr(), 0 if z is None else z.stride(0),
+        ctypes.byref(_experts(down, up, starts)), torch.get_num_threads(), base.data_ptr(), out.data_ptr(),
     )  # fmt: skip
+    return out
 
 
 class NativeRoute:
-    """All of a routed layer in one call, for a few tokens: products with `rows`, the choice, the experts.
+    """All of a routed layer in one call: the choice and the experts; for few tokens the products it needs too.
 
-    It keeps the tensors and where they lie, since looking them up takes longer than the work: valid while they are not
-    replaced. A copy of it is None: whoever is copied makes another.
+    It keeps the tensors and where they lie, since looking them up takes longer than the work of a decoding step: valid
+    while they are not replaced. A copy of it is None: whoever is copied makes another.
 
-    Args as for `native_choose` and `native_mix`; `rows` is (experts, d_in).
+    Args:
+        quick: how a token finds its experts.
+        down: as for `native_mix`.
+        up: likewise.
+        starts: likewise.
     """
 
-    __slots__ = ("_call", "_kept", "_tail", "_up", "d_in", "down")
+    __slots__ = ("_call", "_kept", "_places", "_tail", "_up", "d_in", "down", "read")
 
     def __init__(
         self,
-        rows: Float[Tensor, "experts d_in"],
-        alive: Bool[Tensor, " experts"],
-        top_k: int,
-        temperature: float,
+        quick: Quick,
         down: Float[Tensor, "_rows d_in"],
         up: Float[Tensor, "ranks d_out"],
         starts: Int[Tensor, " starts"],
     ) -> None:
         library = native()
         assert library is not None
+        rows, matrices = quick.rows, quick.matrices
+        is_staged = rows is not None and matrices is not None
         experts = _experts(down, up, starts)
+        router = _Router(
+            None if rows is None else rows.data_ptr(), None if matrices is None else matrices.data_ptr(),
+            quick.alive.data_ptr(), 0 if matrices is None else matrices.shape[1], quick.candidates, quick.top_k,
+            quick.temperature,
+        )  # fmt: skip
         self.down, self._up, self.d_in = down, up, down.shape[1]
-        self._call, self._kept = library.lorary_route, (rows, alive, starts, experts)
-        self._tail = rows.data_ptr(), alive.data_ptr(), top_k, temperature, ctypes.byref(experts)
+        self.read = down[: len(up)] if rows is None else rows
+        self._places = quick.candidates if is_staged else quick.top_k
+        self._call, self._kept = library.lorary_route, (quick, starts, experts, router)
+        self._tail = ctypes.byref(router), ctypes.byref(experts)
 
     def takes(self, x: Tensor, output: Tensor) -> bool:
         """Whether it can compute what a layer was given: float32 on the CPU, few tokens, no gradient wanted."""
@@ -160,16 +180,39 @@ class NativeRoute:
             and x.is_cpu
             and x.numel() <= FEW_TOKENS * self.d_in
             and x.is_contiguous()
+            and output.is_contiguous()
             and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, output, self.down, self._up)))
         )
 
-    def __call__(self, x: Float[Tensor, "*batch d_in"], output: Float[Tensor, "*batch d_out"]) -> Tensor:
-        """What a layer computed, with its experts added."""
-        out = output.clone(memory_format=torch.contiguous_format)
+    def __call__(
+        self,
+        x: Float[Tensor, "*batch d_in"],
+        output: Float[Tensor, "*batch d_out"],
+        products: Float[Tensor, "tokens products"] | None = None,
+        chosen: Chosen | None = None,
+    ) -> Tensor:
+        """Route some tokens.
+
+        Args:
+            x: what a layer was given, contiguous.
+            output: what it computed, contiguous.
+            products: `x @ read.mT`, for many tokens; None to have them computed.
+            chosen: what `room` gave, to be filled with the experts of each token.
+
+        Returns:
+            What it computed, with its experts added.
+        """
+        out = torch.empty_like(output)
         self._call(
-            x.data_ptr(), x.numel() // self.d_in, *self._tail, torch.get_num_threads(), out.data_ptr()
+            x.data_ptr(), x.numel() // self.d_in, None if products is None else products.data_ptr(), *self._tail,
+            torch.get_num_threads(), output.data_ptr(), out.data_ptr(),
+            *((None, None) if chosen is None else (chosen.experts.data_ptr(), chosen.weights.data_ptr())),
         )  # fmt: skip
         return out
+
+    def room(self, num_tokens: int) -> Chosen:
+        """Room for the experts of some tokens."""
+        return Chosen(torch.empty(num_tokens, self._places, dtype=torch.int64), torch.empty(num_tokens, self._places))
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()

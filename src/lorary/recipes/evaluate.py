@@ -12,7 +12,7 @@ from lorary.evaluate.metrics import check_metric
 from lorary.library.store import Library
 from lorary.model.attach import Routing
 from lorary.model.base import Base, load_base
-from lorary.model.setting import without_router
+from lorary.model.changes import without_router
 from lorary.recipes.bench import Bench, KnownBase, at_bench, known
 from lorary.recipes.display import Display
 from lorary.recipes.evaluate_settings import EvaluateSettings

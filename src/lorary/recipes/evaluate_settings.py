@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorary.errors import UsageError
-from lorary.model.setting import Routing, preset_fields
+from lorary.model.changes import preset_fields
+from lorary.model.setting import Routing
 from lorary.model.spec import EXPERTS, ORACLE, RouterSpec, parse_spec
 from lorary.route import ROUTERS
 

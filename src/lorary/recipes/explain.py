@@ -14,8 +14,9 @@ from lorary.evaluate.loglik import answer_losses
 from lorary.library.store import Library
 from lorary.model.attach import attach, routing, seating
 from lorary.model.base import Base, load_base
-from lorary.model.seating import constant_weights
-from lorary.model.setting import Routing, merged
+from lorary.model.changes import merged
+from lorary.model.plan import constant_weights
+from lorary.model.setting import Routing
 from lorary.recipes.display import Display
 from lorary.recipes.explain_trace import Prompt, see
 from lorary.recipes.generate import check_text

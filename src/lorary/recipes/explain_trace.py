@@ -17,8 +17,9 @@ from lorary.evaluate.generation import stop_ids
 from lorary.evaluate.routing import SINK_RATIO, norm_ratios
 from lorary.model.attach import routing
 from lorary.model.base import Base
+from lorary.model.plan import constant_weights
 from lorary.model.probe import deciding_by
-from lorary.model.seating import constant_weights, prober_of, seating
+from lorary.model.seating import prober_of, seating
 from lorary.model.setting import Routing
 from lorary.model.trace import trace
 from lorary.recipes.generate import check_context, check_text, complete, prompt_ids

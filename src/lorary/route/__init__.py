@@ -77,11 +77,13 @@ ROUTERS: Mapping[str, Rule] = {
         "per token and layer, the experts whose input space holds most of the token",
         reads=frozenset({"row_space"}),
         scores=_projection,
+        quick=True,
     ),
     "norm": Rule(
         "per token and layer, the experts that change the layer's output most",
         reads=frozenset({"outputs"}),
         scores=_norm,
+        quick=True,
     ),
     "lag": Rule(
         "per token and layer, projection among the best candidates by arrow",
@@ -89,6 +91,7 @@ ROUTERS: Mapping[str, Rule] = {
         pers=("layer", "token"),
         reads=frozenset({"rows", "row_space"}),
         scores=_lag,
+        quick=True,
     ),
     "centroid": Rule(
         "per token and layer, the experts whose own data the token is like",

@@ -67,7 +67,8 @@ class Rule:
         input_norm: what it does to hidden states where a setting does not say.
         request: for a rule that looks at a whole request: the pure function from (batch, features) and what was
             prepared, (experts, ...), to (batch, experts) scores.
-        quick: whether its scores are |x . row| and nothing else, which compiled code knows (`lorary.ops.native`).
+        quick: whether compiled code knows its scores (`lorary.ops.native.Quick`): |x . row| for one that reads rows,
+            the norms of small matrices for one that reads these, and the latter among candidates for one of both.
         weights: for a rule that looks at nothing: names of the experts -> (experts,) weights.
     """
 

@@ -28,6 +28,16 @@ SETTINGS: list[Any] = [
     {"router": "arrow", "per": "request", "top_k": 2},
     [{"router": "arrow"}, {"experts": {"e03": 0.5, "e08": -1.0}}, "base", {"per": "request", "top_k": 1}],
 ]
+# Their rules read all down-projections: the gathered plan has no part in them.
+OF_ALL_Z: list[Any] = [
+    {"router": "projection", "top_k": 2},
+    {"router": "projection", "top_k": 3, "input_norm": "unit", "per": "token"},
+    {"router": "norm", "top_k": 2, "allow": ["e01", "e04", "e05", "e07"]},
+    {"router": "norm", "top_k": 3, "per": "request"},
+    {"router": "lag", "top_k": 2, "candidates": 5},
+    {"router": "lag", "top_k": 4, "candidates": 2},
+    [{"router": "norm"}, {"router": "lag", "top_k": 1}],
+]
 PLANS = ("dense", "gathered", "compiled")
 
 
@@ -78,8 +88,11 @@ def passes(model: Any, setting: Any) -> tuple[Tensor, Tensor, Tensor]:
     return first.logits, second.logits, traced.stacked()
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
-@pytest.mark.parametrize("plan", PLANS[1:])
+@pytest.mark.parametrize(
+    ("plan", "setting"),
+    [*((plan, setting) for plan in PLANS[1:] for setting in SETTINGS), *(("compiled", own) for own in OF_ALL_Z)],
+    ids=str,
+)
 def test_plans_agree(plan: str, setting: Any, routed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if plan == "compiled" and native() is None:
         pytest.skip("no C++ compiler, or LORARY_NATIVE=0")

@@ -1,5 +1,7 @@
 """Routed models by rules that know experts by their data, against their definitions."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ from lorary.adapter import Adapter
 from lorary.errors import RouterError, UsageError
 from lorary.model import features as features_module
 from lorary.model.attach import attach, detach, routing, seating
+from lorary.model.changes import merged
 from lorary.model.live import add_expert, remove_expert, replace_expert
 from lorary.model.prepare import prepare
 from lorary.model.save import load, save
-from lorary.model.setting import Routing, merged
+from lorary.model.setting import Routing
 from lorary.model.trace import trace
 
 Make = Callable[..., Any]
@@ -113,6 +116,11 @@ def test_a_request_is_scored_by_the_mean_state_of_the_bare_base(routed: Any, vec
     assert torch.allclose(found, by_hand(scores / 0.3)[:, None].expand(3, 9, 4), atol=1e-6)
     with routing(routed, {"router": router, "allow": ["b", "d"]}):
         assert torch.equal(first_weights(routed)[..., 1], torch.ones(3, 9))
+    with routing(routed, router):
+        expected, copied, pickled = logits(routed), copy.deepcopy(routed), pickle.loads(pickle.dumps(routed))
+    assert not torch.equal(logits(routed), expected)
+    assert torch.equal(logits(copied), expected)
+    assert torch.equal(logits(pickled), expected)
 
 
 def test_company_padding_cache_and_beams_change_nothing(routed: Any, vectors: Tensors) -> None:
@@ -170,6 +178,10 @@ def test_text_comes_from_the_tokens_of_the_prompt(
     with routing(routed, setting), trace(routed) as traced:
         logits(routed, batch, attention_mask=mask)
     assert asked == [texts]
+    with routing(routed, setting):  # the tokenizer goes along, the encoder does not
+        copied = pickle.loads(pickle.dumps(routed))
+    logits(copied, batch, attention_mask=mask)
+    assert asked == [texts, texts]
     # "d" is as near as "b", and does nothing.
     assert traced.stacked()[0, :, -1].tolist() == [[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
     with routing(routed, setting), pytest.raises(UsageError, match="needs the tokens of a request"):
@@ -201,7 +213,7 @@ def test_what_was_prepared_is_saved_with_the_model(
     detach(routed)
     attach(routed, library, router="base")
     prepare(routed, "retrieval_hidden", vectors)
-    from lorary.model.seating import apply_routing
+    from lorary.model.apply import apply_routing
 
     apply_routing(routed, seating(routed), Routing("retrieval", top_k=1))
     again = load(save(routed, tmp_path / "in force"), device="cpu")
@@ -226,7 +238,7 @@ def test_experts_that_come_live_must_be_prepared_and_changed_ones_are_unknown(
     with pytest.raises(RouterError, match=r"nothing for expert 'b' .*\nremedy: .* for one that came live"):
         routing(routed, "retrieval").__enter__()
     prepare(routed, "retrieval_hidden", vectors)
-    from lorary.model.seating import apply_routing
+    from lorary.model.apply import apply_routing
 
     state = seating(routed)
     apply_routing(routed, state, merged(state.routing, "retrieval"))

@@ -196,7 +196,7 @@ def test_an_expert_must_be_prepared_for_a_router_that_needs_it(
     known = {"a": {path: torch.tensor([0.0, 1.0]) for path in adapters[0].modules}}
     prepare(model, "norm_calibration", known)
     state = seating(model)
-    from lorary.model.seating import apply_routing
+    from lorary.model.apply import apply_routing
     from lorary.model.setting import Routing
 
     apply_routing(model, state, Routing("norm", calibrated=True))

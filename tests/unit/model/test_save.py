@@ -13,11 +13,11 @@ from lorary.adapter import Adapter
 from lorary.errors import LibraryError, LoraryError, UsageError
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.store import Library
+from lorary.model.apply import apply_routing
 from lorary.model.attach import Routing, attach, seating
 from lorary.model.live import add_expert, remove_expert, replace_expert
 from lorary.model.prepare import prepare
 from lorary.model.save import load, save
-from lorary.model.seating import apply_routing
 
 Make = Callable[..., Any]
 IDS = torch.arange(1, 13).view(2, 6)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lorary.adapter import Adapter
 from lorary.errors import RouterError, UsageError
 from lorary.model.attach import Routing, detach, routing, seating
-from lorary.model.setting import merged
+from lorary.model.changes import merged
 from lorary.model.trace import trace
 
 Make = Callable[..., Any]

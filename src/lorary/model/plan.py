@@ -1,0 +1,155 @@
+"""One routing setting, made ready for the experts that are seated: a gate or fixed weights for each layer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorary.errors import RouterError, UsageError
+from lorary.model.decision import Request, TokenDecision
+from lorary.model.features import embedding, featured
+from lorary.model.gates import ScoreGate, Seated, TokenGate
+from lorary.model.general import Subtracted
+from lorary.model.layers import SeatedLayer, late_layer
+from lorary.model.prepared import Known, read_missing
+from lorary.model.row_gates import RequestGate
+from lorary.model.rows import prepared_tensors, rows_for
+from lorary.model.seating import Seating
+from lorary.model.setting import Routing
+from lorary.route import ROUTERS
+from lorary.route.fixed import fixed_weights
+
+
+@dataclass
+class Plan:
+    """One setting, made ready: a gate or fixed weights for each layer."""
+
+    gates: dict[str, nn.Module | Tensor]
+    request: Request | None = None
+    decision: TokenDecision | None = None
+
+
+def make_plan(setting: Routing, state: Seating, model: Any, without: Mapping[str, Subtracted]) -> Plan:
+    """Make a setting ready for the experts that are seated.
+
+    Args:
+        setting: of one row or of all.
+        state: the experts.
+        model: that they are seated in.
+        without: by path of a layer, what general experts take away there.
+
+    Raises:
+        RouterError: if the setting cannot be used over these experts.
+        UsageError: if it names layers that are not routed.
+    """
+    _check_mix(setting, state.layers)
+    _check_names(setting, state)
+    weights = constant_weights(setting, state.experts)
+    if weights is not None:
+        return Plan({path: weights[list(layer.experts)] for path, layer in state.layers.items()})
+    if setting.decides != "layer" and getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        # Encoder and decoder see other tokens, although there may be as many of them.
+        raise RouterError(
+            f"per='{setting.decides}' needs a decoder-only model", found=type(model).__name__, remedy="per='layer'"
+        )
+    known = read_missing(setting, state.library, state.experts, state.layers, state.live, state.prepared)
+    if ROUTERS[setting.router].request is not None:
+        embed = embedding(setting, model, state.tokenizer)
+        by = featured(setting, embed, state.library, state.experts, state.layers, known)
+        return _request_plan(Request(len(state.experts), setting.choice(""), featured=by), state, {})
+    scored = _score_gates(setting, state, without, known)
+    if setting.decides == "token":
+        decision = TokenDecision()
+        return Plan(dict(_token_gates(setting, state, scored, decision)), decision=decision)
+    if setting.decides == "request":
+        measures = ROUTERS[setting.router].measures
+        at = setting.at or late_layer(list(state.layers))
+        measured = {at: scored[at]} if measures == "last" else scored
+        return _request_plan(Request(len(state.experts), setting.choice(""), measures), state, measured)
+    return Plan(dict(scored))
+
+
+def _request_plan(request: Request, state: Seating, measured: Mapping[str, ScoreGate]) -> Plan:
+    gates = {
+        path: RequestGate(request, Seated(layer.experts, len(state.experts)), measured.get(path))
+        for path, layer in state.layers.items()
+    }
+    return Plan(dict(gates), request)
+
+
+def constant_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
+    """(experts,) weights of a setting that looks at nothing, None for one that decides by what it sees."""
+    if setting.fixed is not None:
+        return fixed_weights(experts, setting.fixed)
+    rule = ROUTERS[setting.router]
+    if rule.weights is None:
+        return None
+    allowed = [name for name in experts if setting.may_choose(name)]
+    return fixed_weights(experts, dict(zip(allowed, rule.weights(allowed).tolist(), strict=True)))
+
+
+def _score_gates(
+    setting: Routing, state: Seating, without: Mapping[str, Subtracted], prepared: Known
+) -> dict[str, ScoreGate]:
+    rule = ROUTERS[setting.router]
+    rows = rows_for(setting, rule, state.library, state.experts, state.layers, prepared)
+    if "rows" in rule.reads and rule.needs != "prepared":
+        rows.update({path: known.rows for path, known in without.items()})
+    calibration: Mapping[str, Tensor] = {}
+    if setting.is_calibrated:
+        calibration = prepared_tensors(setting, state.library, state.experts, state.layers, prepared)
+    input_norm = rule.input_norm if setting.input_norm == "none" else setting.input_norm
+    gates = {}
+    for path, layer in state.layers.items():
+        names = [state.experts[position] for position in layer.experts]
+        allowed, known = torch.tensor([setting.may_choose(name) for name in names]), without.get(path)
+        if known is not None:
+            allowed &= known.rows.any(dim=1).cpu()
+        gates[path] = ScoreGate(
+            rule, layer, setting.choice(path), allowed,
+            input_norm=input_norm, candidates=setting.candidates,
+            rows=rows.get(path), blocks=None if known is None else known.blocks, calibration=calibration.get(path),
+        )  # fmt: skip
+    return gates
+
+
+def _token_gates(
+    setting: Routing, state: Seating, scored: Mapping[str, ScoreGate], decision: TokenDecision
+) -> dict[str, TokenGate]:
+    num_experts = len(state.experts)
+    return {
+        path: TokenGate(
+            decision, path, Seated(layer.experts, num_experts), scored[path] if setting.at in (None, path) else None,
+            setting.choice("").most(num_experts),
+        )
+        for path, layer in state.layers.items()
+    }  # fmt: skip
+
+
+def _check_names(setting: Routing, state: Seating) -> None:
+    """Refuse experts and layers that are not there."""
+    missing = [name for name in setting.allow or () if name not in state.experts]
+    if missing:
+        raise RouterError("allowed experts must be seated", found=missing, remedy=f"it has {list(state.experts)}")
+    if setting.at is not None and setting.at not in state.layers:
+        raise UsageError("at must name a routed layer", found=setting.at, remedy=f"one of {list(state.layers)}")
+    if isinstance(setting.temperature, Mapping):
+        numbers = {part for path in state.layers for part in path.split(".") if part.isdigit()}
+        unknown = [key for key in setting.temperature if str(key) not in state.layers and str(key) not in numbers]
+        if unknown:
+            raise UsageError("temperatures must be for routed layers, by path or number", found=unknown)
+
+
+def _check_mix(routing: Routing, layers: Mapping[str, SeatedLayer]) -> None:
+    """Refuse to mix factors of unequal ranks: there is no matrix to average."""
+    if routing.mix != "factors":
+        return
+    for path, layer in layers.items():
+        if len(ranks := set(layer.ranks)) > 1:
+            raise RouterError(
+                f"mixing factors needs experts of one rank, at layer '{path}' too",
+                found=f"ranks {sorted(ranks)}",
+                remedy="mix='outputs'",
+            )
