@@ -82,6 +82,7 @@ def adapt(
     """Adapt to new tasks, from scratch or out of a library. Run it again to go on after an interruption."""
     from dataclasses import asdict
 
+    from lorary.errors import UsageError
     from lorary.library.store import Library
     from lorary.recipes.adapt import run_adapt
     from lorary.recipes.adapt_settings import adapt_settings
@@ -90,6 +91,12 @@ def adapt(
     from lorary.recipes.open import template_of
 
     targets, chosen = split_names(target_modules), split_names(experts)
+    own_layers = {"--alpha": alpha, "--target-modules": targets, "--upper-layers": upper_layers}
+    if method != "lora" and retrieve != "delta" and (idle := [key for key, value in own_layers.items() if value]):
+        raise UsageError(
+            f"{', '.join(idle)} needs --method lora", found=f"--method {method}",
+            remedy="leave it out: the layers and the scaling are those of what it begins with",
+        )  # fmt: skip
     train = preset_settings(
         preset,
         alpha=alpha,

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,17 @@ from lorary.recipes.build import build_library
 from lorary.recipes.build_settings import BuildSettings
 from lorary.train.callbacks import JsonlCallback
 
-TRAIN = BuildSettings(steps=3, rank=2, batch_size=2, evals=1, learning_rate=0.02, val_rows=2, train_rows=4)
+TRAIN = BuildSettings(
+    steps=3,
+    rank=2,
+    target_modules=("q_proj", "down_proj"),
+    upper_layers=1,
+    batch_size=2,
+    evals=1,
+    learning_rate=0.02,
+    val_rows=2,
+    train_rows=4,
+)
 NEW = ("beta", "gamma")
 # Settings of each method that try it with little work, but whole.
 QUICK: dict[str, dict[str, Any]] = {
@@ -35,6 +46,11 @@ QUICK: dict[str, dict[str, Any]] = {
     "cat": {},
     "lorahub": {"budget": 10},
 }
+
+SEARCHES = pytest.mark.skipif(find_spec("cma") is None, reason="the extra lorahub is not installed")
+# All methods, or some of them, but for a search that is not there.
+METHOD = [pytest.param(method, marks=[SEARCHES] if method == "lorahub" else []) for method in METHODS]
+MIXTURE = [method for method in METHOD if method.values[0] in ("poly", "poly-z", "cat", "lorahub")]
 
 
 def settings_of(method: str, **changes: Any) -> AdaptSettings:
@@ -65,7 +81,7 @@ def loss_in_peft(folder: Path, adapter: Path, base: Base, task: Task) -> float:
     return sum(loss.total for loss in losses) / sum(loss.num_tokens for loss in losses)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHOD)
 def test_what_was_validated_is_what_peft_computes(
     method: str, base: Base, source: Library, library: Library, new: dict[str, Task], tiny_base_folder: Path
 ) -> None:
@@ -91,7 +107,7 @@ def test_what_was_validated_is_what_peft_computes(
     assert not list((library.path / ".build").iterdir())
 
 
-@pytest.mark.parametrize("method", ["poly", "poly-z", "cat", "lorahub"])
+@pytest.mark.parametrize("method", MIXTURE)
 def test_mixtures_get_better_with_more_work(
     method: str, base: Base, source: Library, library: Library, new: dict[str, Task]
 ) -> None:
@@ -154,7 +170,7 @@ def test_adapters_of_unequal_ranks_are_averaged_by_their_updates(
         adapt_library(base, mixed, beta, settings_of("poly-z"), into=library)
 
 
-@pytest.mark.parametrize("method", ["cat", "lorahub"])
+@pytest.mark.parametrize("method", MIXTURE[2:])
 def test_a_mixture_brought_to_a_rank_is_measured_anew(
     method: str, base: Base, source: Library, library: Library, new: dict[str, Task], tiny_base_folder: Path,
     random_adapter: Any, tmp_path: Path,
@@ -251,6 +267,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     assert weights(library) == weights(whole)
 
 
+@SEARCHES
 def test_a_killed_search_tries_nothing_twice(
     base: Base, source: Library, library: Library, new: dict[str, Task], tmp_path: Path, tiny_base_folder: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorary.adapter import LoraFactors
@@ -43,6 +43,7 @@ def filled(member: Job, slots: int = 2) -> ExpertStack:
     return stack
 
 
+@settings(deadline=None, max_examples=25)
 @given(rank=st.integers(1, 3), more=st.integers(0, 2), alpha=st.floats(0.5, 32), scaling=st.floats(0.1, 8))
 def test_a_slot_that_begins_with_an_adapter_computes_what_that_does(
     rank: int, more: int, alpha: float, scaling: float
