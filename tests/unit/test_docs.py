@@ -18,6 +18,7 @@ from lorary.evaluate.metrics import CHOICE_METRICS, TEXT_METRICS
 from lorary.evaluate.routing_accuracy import RoutingAccuracy
 from lorary.evaluate.summary import Comparison, Mean, OracleGap
 from lorary.formats.peft_config import REFUSED
+from lorary.recipes.adapt_settings import METHODS
 from lorary.recipes.build_settings import PRESETS, BuildSettings
 from lorary.recipes.evaluate import EvaluateSettings
 from lorary.route import ROUTERS
@@ -69,6 +70,11 @@ def test_the_fields_of_a_row_and_every_metric_are_explained() -> None:
     assert explained >= {*CHOICE_METRICS, *TEXT_METRICS}
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_of_adaptation_has_a_card(method: str) -> None:
+    assert f"\n### {method}\n" in page("adapt.md")
+
+
 @pytest.mark.parametrize("router", ROUTERS)
 def test_every_router_has_a_card(router: str) -> None:
     assert f"\n### {router}\n" in page("routers.md")
@@ -88,9 +94,9 @@ def test_the_table_of_settings_gives_defaults_and_preset() -> None:
         assert paper == (shown(preset[field.name]) if field.name in preset else "-"), field.name
 
 
-def test_every_option_of_a_build_and_an_evaluation_is_named() -> None:
+def test_every_option_of_the_large_commands_is_named() -> None:
     root: Any = typer.main.get_command(app)
-    for command, name in (("build", "training.md"), ("evaluate", "evaluation.md")):
+    for command, name in (("build", "training.md"), ("evaluate", "evaluation.md"), ("adapt", "adapt.md")):
         options = {option for parameter in root.commands[command].params for option in parameter.opts}
         text = page(name) + page("tutorial.md")
         assert [option for option in sorted(options) if option.startswith("--") and option not in text] == []

@@ -20,6 +20,8 @@ from lorary.recipes.open import BUILD_FOLDER
 
 # Folders of candidates begin with it, and those that are being removed with the other as well.
 CANDIDATE, OLD = "k-", "old-"
+# Folders of short adapters by which an adaptation compares tasks with a library.
+SHORT = "short-"
 
 
 def build_key(units: Sequence[Unit], tasks: Mapping[str, Task], window: int, dtype: str) -> str:
@@ -31,7 +33,7 @@ def build_key(units: Sequence[Unit], tasks: Mapping[str, Task], window: int, dty
         window: experts trained at a time.
         dtype: of the base.
     """
-    return _digest({"units": _parts(units, tasks), "window": window, "dtype": dtype})
+    return state_key({"units": _parts(units, tasks), "window": window, "dtype": dtype})
 
 
 def candidate_folder(library: Path, k: int, units: Sequence[Unit], tasks: Mapping[str, Task], dtype: str) -> Path:
@@ -44,7 +46,7 @@ def candidate_folder(library: Path, k: int, units: Sequence[Unit], tasks: Mappin
         tasks: all tasks, by name.
         dtype: of the base.
     """
-    return library / BUILD_FOLDER / f"{CANDIDATE}{k}-{_digest({'units': _parts(units, tasks), 'dtype': dtype})}"
+    return library / BUILD_FOLDER / f"{CANDIDATE}{k}-{state_key({'units': _parts(units, tasks), 'dtype': dtype})}"
 
 
 def _parts(units: Sequence[Unit], tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
@@ -92,7 +94,7 @@ def open_shards(library: Path, key: str, pending: Sequence[str], num_shards: int
 
 def checkpoint_path(library: Path, key: str, names: Sequence[str]) -> Path:
     """Where a shard keeps the state of its training: keyed by its build and by the experts in it."""
-    return library / BUILD_FOLDER / f"{key}-{_digest(list(names))}.safetensors"
+    return library / BUILD_FOLDER / f"{key}-{state_key(list(names))}.safetensors"
 
 
 def close_build(library: Path, key: str) -> None:
@@ -111,7 +113,7 @@ def close_build(library: Path, key: str) -> None:
 
 
 def remove_candidate(folder: Path) -> None:
-    """Remove the library of a candidate, so that one killed half-way leaves nothing that looks like a library.
+    """Remove a library inside another one, so that one killed half-way leaves nothing that looks like a library.
 
     Args:
         folder: as `candidate_folder` gives it; it need not be there.
@@ -144,9 +146,10 @@ def sweep(library: Path) -> None:
         if path.is_file():
             with reported(library):
                 path.unlink(missing_ok=True)
-        elif path.name.startswith((OLD, CANDIDATE)):
+        elif path.name.startswith((OLD, CANDIDATE, SHORT)):
             remove_candidate(path.with_name(path.name.removeprefix(OLD)))
 
 
-def _digest(document: object) -> str:
+def state_key(document: object) -> str:
+    """A short hash of values of JSON: what belongs to one build, and to no other, is named by it."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
