@@ -14,6 +14,9 @@ from lorary.evaluate.cache import ResultCache
 from lorary.evaluate.cells import Cell, Comparison, base_guard, compare
 from lorary.evaluate.loglik import answer_losses
 from lorary.evaluate.metrics import check_metric
+from lorary.evaluate.metrics.perplexity import perplexity
+from lorary.evaluate.programs import leave_out_code
+from lorary.evaluate.sandbox import Sandbox, make_sandbox
 from lorary.evaluate.statistics import bootstrap_interval
 from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.store import Library
@@ -46,6 +49,8 @@ class EvaluateSettings:
         rows: use the first so many test rows of a task.
         oracle_rows: rows on which the oracle of a held-out task is chosen.
         raw: rank options by the sum of their log-likelihood instead of the mean per token.
+        allow_code: run what a model writes for tasks scored by `pass@k`, in a sandbox.
+        unsafe_code: run it even where nothing isolates it.
     """
 
     routers: tuple[str, ...] = ("base", "uniform", "arrow", "oracle")
@@ -58,6 +63,8 @@ class EvaluateSettings:
     rows: int = 100
     oracle_rows: int = 16
     raw: bool = False
+    allow_code: bool = False
+    unsafe_code: bool = False
 
     def __post_init__(self) -> None:
         for router in self.routers:
@@ -69,6 +76,8 @@ class EvaluateSettings:
             )
         for router in {*self.routers, "uniform"} - {ORACLE}:
             self.setting(router)  # checks the ranges
+        if self.unsafe_code and not self.allow_code:
+            raise UsageError("--unsafe-code only says how code may run", found="no --allow-code", remedy="give both")
         for key in ("rows", "oracle_rows"):
             if getattr(self, key) < 1:
                 raise UsageError(f"--{key.replace('_', '-')} must be at least 1", found=getattr(self, key))
@@ -146,10 +155,11 @@ def evaluate_library(
     own = _experts_by_task(library)
     routers = list(dict.fromkeys(("base", *settings.routers)))
     jobs = [(task, router) for task in tasks.values() for router in routers]
+    sandbox = make_sandbox(unsafe=settings.unsafe_code) if settings.allow_code else None
     cells: list[Cell] = []
     with _attached(base, library, settings, force_base), display.bar("evaluating", len(jobs)) as bar:
         for task, router in jobs:
-            scorer = _Scorer(base, library, settings, own, cache)
+            scorer = _Scorer(base, library, settings, own, cache, sandbox)
             cells += scorer.base_cells(task) if router == "base" else scorer.router_cells(task, router)
             bar.advance(f"{task.name} {router}")
     return summarise(cells, settings, library, base.files.name)
@@ -200,6 +210,8 @@ def run_evaluate(
         raise TaskError(f"'{tasks_reference}' must have tasks with test rows", found="none")
     for task in tasks.values():
         check_metric(task.metric, task.name)
+    if not settings.allow_code:
+        tasks = leave_out_code(tasks)
     loaded = load_base(base_of(library, base), dtype=dtype, device=device)
     return evaluate_library(loaded, library, tasks, settings, force_base=force_base)
 
@@ -225,6 +237,7 @@ class _Scorer:
     settings: EvaluateSettings
     own: Mapping[str, str]
     cache: ResultCache
+    sandbox: Sandbox | None
 
     def base_cells(self, task: Task) -> list[Cell]:
         """The base under both templates; the better one is primary."""
@@ -274,7 +287,8 @@ class _Scorer:
             raise TaskError(f"task '{task.name}' must have test rows to be evaluated on", found="none")
         started = time.perf_counter()
         with routing(self.base.model, setting):
-            scores = score_rows(self.base.model, self.base.tokenizer, self._template(template_name), rows, metric)
+            template = self._template(template_name)
+            scores = score_rows(self.base.model, self.base.tokenizer, template, rows, metric, sandbox=self.sandbox)
         seconds = time.perf_counter() - started
         split = "held_in" if task.name in self.own else "held_out"
         cells = []
@@ -300,7 +314,10 @@ class _Scorer:
                     values=values,
                 )
             )
-        return cells
+        loss = cells[0]
+        value, low, high = map(perplexity, (loss.value, loss.low, loss.high))
+        values = [perplexity(nats) for nats in loss.values]
+        return [loss, replace(loss, metric="perplexity", value=value, low=low, high=high, values=values), cells[1]]
 
     def _best_expert(self, task: Task) -> str:
         """The single expert with the lowest loss on a task that has no expert of its own.
