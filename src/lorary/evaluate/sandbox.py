@@ -26,7 +26,7 @@ from lorary.errors import UsageError
 LAUNCHER = Path(__file__).with_name("sandbox_launcher.py")
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
 # What Python needs beside its own folder. Devices are bound as they are.
-SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc/ld.so.cache")
+SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc/ld.so.cache", "/nix/store")
 # The launcher ends a program in time; it is itself ended so many seconds later.
 GRACE_S = 5.0
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
