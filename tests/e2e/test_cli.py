@@ -543,8 +543,10 @@ def test_programs_run_where_they_are_allowed_to_and_are_left_out_elsewhere(
     entries += [{"task": name, "file": "tasks.jsonl"} for name in ("echo", "shout")]
     (tmp_path / "manifest.json").write_text(json.dumps({"tasks": entries}))
     evaluate = ("evaluate", library, tmp_path, "--routers", "base", "--rows", 1, "--json")
-    with pytest.warns(UserWarning, match=r"left out: code"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
         outcome = run(*evaluate)
+    assert "warning: left out: code (running generated code needs --allow-code)" in outcome.err
     assert {cell["task"] for cell in json.loads(outcome.out)["cells"]} == {"echo", "shout"}
     refused = run(*evaluate, "--tasks", "code")
     assert (refused.code, "--allow-code" in refused.err) == (1, True)
