@@ -177,8 +177,10 @@ class _Index:
         hashes, rows, starts = self._runs(texts)
         runs = np.empty(len(hashes), _RUN)
         runs["hash"], runs["task"], runs["row"], runs["start"] = hashes, place, rows, starts
-        _, first = np.unique(runs[["hash", "row"]], return_index=True)
-        runs = runs[first]
+        runs = runs[np.lexsort((starts, rows, hashes))]
+        is_first = np.ones(len(runs), bool)
+        is_first[1:] = (runs["hash"][1:] != runs["hash"][:-1]) | (runs["row"][1:] != runs["row"][:-1])
+        runs = runs[is_first]
         _, inverse, counts = np.unique(runs["hash"], return_inverse=True, return_counts=True)
         most = min(MOST_ROWS, max(len(texts) // 2, 1))
         return runs[counts[inverse] <= most]

@@ -20,17 +20,24 @@ isolated = pytest.mark.skipif(
 )
 
 
-def processes_with(word: str) -> list[str]:
-    """Command lines of running processes that name a word; of zombies there is none."""
+@pytest.fixture(autouse=True)
+def mark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A variable in the environment of all processes of this test's programs, by which they are found."""
+    monkeypatch.setitem(sandbox.ENVIRONMENT, "MARK", str(tmp_path))
+    return f"MARK={tmp_path}"
+
+
+def processes_with(mark: str) -> list[str]:
+    """Processes that run and carry a mark."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                line = (folder / "cmdline").read_bytes().decode(errors="replace")
+                carries = mark.encode() in (folder / "environ").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if word in line and folder.name != str(os.getpid()):
-                found.append(line[:80])
+            if carries:
+                found.append(folder.name)
     return found
 
 
@@ -82,14 +89,16 @@ WITHOUT_A_WALL = ("sleeping", "forking without end", "too much memory", "killing
     ("name", "isolation"),
     [*((name, ISOLATED) for name in ANYWHERE if ISOLATED != "none"), *((name, "none") for name in WITHOUT_A_WALL)],
 )
-def test_it_is_a_failure_and_leaves_nothing(name: str, isolation: str, walled: Sandbox, tmp_path: Path) -> None:
+def test_it_is_a_failure_and_leaves_nothing(
+    name: str, isolation: str, walled: Sandbox, tmp_path: Path, mark: str
+) -> None:
     program, status, detail = ANYWHERE[name]
     limits = QUICK if status == "timeout" else Limits()
     outcome = Sandbox(isolation, limits).run(program)
     assert (outcome.status, outcome.passed) == (status, False), outcome
     assert detail in outcome.detail
     assert left_over(tmp_path) == []
-    assert processes_with("lorary.evaluate.sandbox") == []
+    assert processes_with(mark) == []
     assert not Path("/etc/lorary-was-here").exists()
 
 
@@ -104,15 +113,24 @@ def test_its_folder_is_empty_and_its_environment_holds_nothing_of_ours(
     assert anywhere.run("import os\nassert os.listdir('.') == []\nassert 'LORARY_SECRET' not in os.environ").passed
 
 
-def test_processes_that_leave_the_group_end_with_the_program(anywhere: Sandbox) -> None:
-    # The mark stands in an argument, which the fork shares with its parent.
+def test_processes_that_leave_the_group_end_with_the_program(anywhere: Sandbox, mark: str) -> None:
     program = (
         "import os, time\n"
         "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(60)\n    os._exit(0)\n"
         "os.wait()"
     )
     assert anywhere.run(program).passed
-    assert processes_with("first process inside a sandbox") == []
+    assert processes_with(mark) == []
+
+
+def test_processes_are_found_by_their_mark(mark: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=sandbox.ENVIRONMENT) as process:
+        assert processes_with(mark) == [str(process.pid)]
+
+
+def test_only_the_program_itself_reports_not_what_it_forked(anywhere: Sandbox) -> None:
+    assert anywhere.run("import os\nif os.fork(): os.wait()").passed
+    assert not anywhere.run("import os, time\nif os.fork():\n    time.sleep(0.2)\n    os._exit(0)").passed
 
 
 def test_the_time_on_the_processor_is_limited_too() -> None:
