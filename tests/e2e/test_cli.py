@@ -531,3 +531,46 @@ def test_a_build_refuses_options_that_it_could_not_honour(
     assert outcome.code == 2
     assert words in outcome.err
     assert not (tmp_path / "lib").exists()
+
+
+def test_programs_run_where_they_are_allowed_to_and_are_left_out_elsewhere(
+    tmp_path: Path, library: Path, tasks: Path, run: Run
+) -> None:
+    row = {"task": "code", "split": "test", "source": "def f():", "target": " pass", "extra": {"test": "assert f()"}}
+    row["extra"]["generation"] = {"max_new_tokens": 2}
+    (tmp_path / "code.jsonl").write_text(json.dumps(row) + "\n")
+    entries = [{"task": "code", "file": "code.jsonl", "metric": "pass@1"}]
+    entries += [{"task": name, "file": "tasks.jsonl"} for name in ("echo", "shout")]
+    (tmp_path / "manifest.json").write_text(json.dumps({"tasks": entries}))
+    evaluate = ("evaluate", library, tmp_path, "--routers", "base", "--rows", 1, "--json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        outcome = run(*evaluate)
+    assert "warning: left out: code (running generated code needs --allow-code)" in outcome.err
+    assert {cell["task"] for cell in json.loads(outcome.out)["cells"]} == {"echo", "shout"}
+    refused = run(*evaluate, "--tasks", "code")
+    assert (refused.code, "--allow-code" in refused.err) == (1, True)
+    assert run(*evaluate, "--unsafe-code").code == 2
+    outcome = run(*evaluate, "--tasks", "code", "--allow-code")
+    if "may only run isolated" in outcome.err:
+        pytest.skip("nothing isolates programs here")
+    metrics = {(cell["metric"], cell["primary"]): cell["value"] for cell in json.loads(outcome.out)["cells"]}
+    assert metrics["pass@1", True] == 0.0
+    assert metrics["perplexity", False] > 1.0
+
+
+def test_tasks_that_overlap_held_out_ones_are_left_out_of_a_build(
+    tmp_path: Path, tiny_base_folder: Path, run: Run
+) -> None:
+    tasks = write_tasks(tmp_path / "tasks.jsonl")
+    held_out = write_tasks(tmp_path / "held.jsonl", names=("shout",))
+    build = ("build", tasks, "--base", tiny_base_folder, "--library", tmp_path / "lib", *QUICK, "--held-out", held_out)
+    planned = run(*build, "--overlap", "drop", "--dry-run")
+    assert "shout and shout: both name shout" in planned.err
+    assert "echo" in planned.out
+    assert "shout" not in planned.out
+    built = run(*build, "--overlap", "drop", "--json")
+    assert built.code == 0, built.err
+    result = json.loads(built.out)
+    assert (result["trained"], result["overlap"]["dropped"]) == (["echo"], ["shout"])
+    assert run(*build, "--overlap", "some").code == 2

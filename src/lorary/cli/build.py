@@ -18,6 +18,10 @@ def build(
     base: Annotated[str, typer.Option(help=BASE_HELP)] = "embedded",
     method: Annotated[str, typer.Option(help="private, joint, mbc, poly or mhr")] = "private",
     names: TaskNames = None,
+    held_out: Annotated[
+        str | None, typer.Option(metavar="TASKS", help="tasks to keep apart from those that are trained on")
+    ] = None,
+    overlap: Annotated[str, typer.Option(help="report what overlaps them, or drop the tasks that do")] = "report",
     preset: Annotated[str, typer.Option(help="default or paper-2024")] = "default",
     rank: Annotated[int | None, typer.Option(help="rank of every expert")] = None,
     alpha: Annotated[float | None, typer.Option(help="scaling is alpha / rank")] = None,
@@ -135,13 +139,17 @@ def build(
     logs = ("jsonl",) if log is None else tuple(dict.fromkeys(log))
     run = RunSettings(window, max_tokens, device, dtype, activation_checkpointing, logs, save_every)
     if dry_run:
-        estimate = run_estimate(tasks, library, settings, chosen, base=base, names=split_names(names), run=run)
+        estimate = run_estimate(
+            tasks, library, settings, chosen, base=base, names=split_names(names), run=run, held_out=held_out,
+            overlap=overlap,
+        )  # fmt: skip
         print(json.dumps(asdict(estimate)) if as_json else estimate.text())
         return
     where = None if executor == "local" else make_executor(executor, workers=workers, debug="--debug" in sys.argv)
     result = run_build(
-        tasks, library, settings, chosen, base=base, names=split_names(names), run=run, executor=where, workers=workers
-    )
+        tasks, library, settings, chosen, base=base, names=split_names(names), run=run, executor=where, workers=workers,
+        held_out=held_out, overlap=overlap,
+    )  # fmt: skip
     if as_json:
         print(json.dumps(asdict(result)))
     else:

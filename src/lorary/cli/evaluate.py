@@ -44,6 +44,10 @@ def evaluate(
     template: Template = None,
     max_length: Annotated[int, typer.Option(help="tokens of a row; longer prompts lose their start")] = 1024,
     raw: Annotated[bool, typer.Option("--raw", help="rank options by summed log-likelihood, not per token")] = False,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="run generated programs, in a sandbox")] = False,
+    unsafe_code: Annotated[
+        bool, typer.Option("--unsafe-code", help="with --allow-code: run them even where nothing isolates them")
+    ] = False,
     base: OptionalBase = None,
     force_base: ForceBase = False,
     report: Annotated[str | None, typer.Option(metavar="FILE.html", help="write a page with the results")] = None,
@@ -77,6 +81,8 @@ def evaluate(
         template=template,
         max_length=max_length,
         raw=raw,
+        allow_code=allow_code,
+        unsafe_code=unsafe_code,
     )
     if report:
         write_report(Path(report), report_of(evaluation, Library.open(library)))

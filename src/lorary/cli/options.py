@@ -9,7 +9,7 @@ BASE_HELP = "base model: embedded, a transformers folder, a .gguf file or a Hub 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 LibraryPath = Annotated[str, typer.Argument(metavar="LIB", help="folder of the library")]
 TasksReference = Annotated[
-    str, typer.Argument(metavar="TASKS", help="builtin, a .jsonl file, a folder of them, or a data set's id")
+    str, typer.Argument(metavar="TASKS", help="builtin, a .jsonl file, a folder of them, a suite or a data set's id")
 ]
 TaskNames = Annotated[str | None, typer.Option("--tasks", help="only these tasks, by name, separated by commas")]
 Router = Annotated[str | None, typer.Option(help="arrow, uniform or base; the library's default otherwise")]

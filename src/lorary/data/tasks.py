@@ -1,4 +1,4 @@
-"""Tasks by reference: `builtin`, a JSONL file, a folder, or a Hugging Face data set."""
+"""Tasks by reference: `builtin`, a JSONL file, a folder, a suite, or a Hugging Face data set."""
 
 import difflib
 import re
@@ -10,6 +10,7 @@ from lorary.data.hub import is_dataset_folder, is_dataset_path, read_dataset
 from lorary.data.jsonl import iter_rows
 from lorary.data.manifest import MANIFEST, read_manifest
 from lorary.data.schema import SPLITS, Row, Task, make_task, shorten
+from lorary.data.suites import SUITES, is_suite, load_suite, suite_tasks
 from lorary.errors import TaskError, UsageError
 
 __all__ = ["SPLITS", "Row", "Task", "iter_rows", "load_tasks"]
@@ -26,7 +27,8 @@ def load_tasks(reference: str | Path, *, names: Sequence[str] | None = None) -> 
 
     Args:
         reference: `builtin`, a .jsonl file, a folder with a manifest.json, a folder of .jsonl files, a folder or
-            file that `datasets` reads, or a data set's id ("user/name", "user/name:config").
+            file that `datasets` reads, a suite (a name in `SUITES`, or NAME@FOLDER for copies of its data sets), or a
+            data set's id ("user/name", "user/name:config").
         names: the tasks to load; None loads all of them.
 
     Returns:
@@ -44,10 +46,15 @@ def load_tasks(reference: str | Path, *, names: Sequence[str] | None = None) -> 
         tasks = _load_folder(path, wanted)
     elif path.exists() and not is_dataset_path(path):
         tasks = _gather(iter_rows(path), str(path))
+    elif not path.exists() and is_suite(str(reference)):
+        known = suite_tasks(str(reference))
+        _check_names(known, wanted, str(reference))
+        tasks = load_suite(str(reference), known if wanted is None else wanted)
     else:
         if not path.exists() and not _is_dataset_id(str(reference)):
             raise UsageError(
-                "the tasks must be 'builtin', a file or folder that exists, or the id of a data set (user/name)",
+                "the tasks must be 'builtin', a file or folder that exists, "
+                f"a suite ({', '.join(SUITES)}), or the id of a data set (user/name)",
                 found=reference,
                 remedy="check the path",
             )

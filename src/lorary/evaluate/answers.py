@@ -7,9 +7,15 @@ from typing import Any
 from lorary.data.tasks import Row
 from lorary.data.template import Template, warn_of_cuts
 from lorary.errors import TaskError
+from lorary.evaluate.decoding import Decoding, decoding_of, sample_seeds
 from lorary.evaluate.generation import generate_answers
 from lorary.evaluate.loglik import AnswerLoss, answer_losses, choose_options
 from lorary.evaluate.metrics import CHOICE_METRICS, check_metric, text_score
+from lorary.evaluate.metrics.passing import parse_pass
+from lorary.evaluate.metrics.rouge import single_reference
+from lorary.evaluate.options import scored_pairs
+from lorary.evaluate.programs import check_runner, default_decoding, pass_score
+from lorary.evaluate.sandbox import Sandbox
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,15 @@ class RowScores:
     score: list[float]
 
 
-def score_rows(model: Any, tokenizer: Any, template: Template, rows: Sequence[Row], metric: str) -> RowScores:
+def score_rows(
+    model: Any,
+    tokenizer: Any,
+    template: Template,
+    rows: Sequence[Row],
+    metric: str,
+    *,
+    sandbox: Sandbox | None = None,
+) -> RowScores:
     """Score a model on rows of one task.
 
     Args:
@@ -35,38 +49,72 @@ def score_rows(model: Any, tokenizer: Any, template: Template, rows: Sequence[Ro
         tokenizer: its tokenizer.
         template: how rows become prompts.
         rows: at least one row, all of one task.
-        metric: `acc` (options ranked by length-normalised log-likelihood), `acc_raw` (by their sum), `em`, `rougeL`;
-            where rows list no options to rank, exact match takes the place of `acc`, and the scores say so.
+        metric: one of `CHOICE_METRICS` (options ranked by log-likelihood) or `TEXT_METRICS` (a generated answer against
+            the references), or `pass@k` (generated programs against their tests). Where rows list no options to rank,
+            exact match takes the place of the former, and the scores say so.
+        sandbox: where generated programs run; without it `pass@k` is refused.
 
     Returns:
         The scores, in the order of the rows.
 
     Raises:
-        TaskError: if there are no rows, or the metric does not exist.
+        TaskError: if there are no rows, the metric does not exist or may not run programs, or `extra` of a row does not
+            say what the metric needs.
     """
     if not rows:
         raise TaskError("a task must have rows to be evaluated on", found="none")
     check_metric(metric, rows[0].task)
+    check_runner(metric, rows, sandbox)
     warn_of_cuts(rows[0].task, [template.encode(row.source, row.target) for row in rows])
     if metric in CHOICE_METRICS and any(len(row.options) < 2 for row in rows):
         metric = "em"  # nothing to rank: some classification tasks list no options
     if metric in CHOICE_METRICS:
         return _score_choices(model, template, rows, metric)
     losses = answer_losses(model, [template.encode(row.source, row.target) for row in rows])
-    references = [row.references for row in rows]
-    # An answer longer than every reference matches none of them, so that it may be cut there.
-    longest = max(len(template.encode(row.source, r).target_ids) for row in rows for r in row.references)
-    prompts = [template.encode_prompt(row.source) for row in rows]
-    answers = generate_answers(model, tokenizer, prompts, max_new_tokens=longest)
-    scores = [text_score(metric, answer, refs) for answer, refs in zip(answers, references, strict=True)]
+    if (k := parse_pass(metric)) is not None and sandbox is not None:
+        answers = _answers(model, tokenizer, template, rows, default_decoding(k))
+        scores = [pass_score(row, own, k, sandbox) for row, own in zip(rows, answers, strict=True)]
+    else:
+        # An answer longer than every reference equals none of them, so that it may be cut there.
+        longest = max(len(template.encode(row.source, r).target_ids) for row in rows for r in row.references)
+        answers = _answers(model, tokenizer, template, rows, Decoding(longest))
+        references = [(single_reference(row),) if metric == "rougeL_single" else row.references for row in rows]
+        scores = [
+            sum(text_score(metric, answer, refs) for answer in own) / len(own)
+            for own, refs in zip(answers, references, strict=True)
+        ]
     return RowScores([loss.mean for loss in losses], metric, scores)
 
 
 def _score_choices(model: Any, template: Template, rows: Sequence[Row], metric: str) -> RowScores:
-    examples = [template.encode(row.source, option) for row in rows for option in row.options]
+    examples = [template.encode(source, answer) for row in rows for source, answer in scored_pairs(row)]
     flat = iter(answer_losses(model, examples))
     by_row: list[list[AnswerLoss]] = [[next(flat) for _ in row.options] for row in rows]
-    chosen = choose_options(by_row, normalise=metric == "acc")
+    chosen = choose_options(by_row, normalise=metric != "acc_raw", count_eos=metric != "acc_no_eos")
     scores = [float(row.options[best] in row.references) for row, best in zip(rows, chosen, strict=True)]
     losses = [own[row.options.index(row.target)].mean for row, own in zip(rows, by_row, strict=True)]
     return RowScores(losses, metric, scores)
+
+
+def _answers(model: Any, tokenizer: Any, template: Template, rows: Sequence[Row], default: Decoding) -> list[list[str]]:
+    """The answers of each row; rows that are decoded alike are generated together."""
+    groups: dict[Decoding, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(decoding_of(row, default), []).append(i)
+    answers: list[list[str]] = [[] for _ in rows]
+    for how, members in groups.items():
+        samples = how.samples if how.temperature > 0 else 1  # the likeliest answer is the same each time
+        owners = [i for i in members for _ in range(samples)]
+        texts = generate_answers(
+            model,
+            tokenizer,
+            [template.encode_prompt(rows[i].source) for i in owners],
+            how.max_new_tokens,
+            stop=how.stop,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            seeds=[seed for i in members for seed in sample_seeds(rows[i], samples)],
+        )
+        for i, text in zip(owners, texts, strict=True):
+            answers[i].append(text)
+    return answers

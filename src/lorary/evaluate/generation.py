@@ -1,19 +1,30 @@
-"""Greedy answers through transformers' own `generate`, padded on the left and batched by length."""
+"""Answers through transformers' own `generate`, padded on the left and batched by length."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from lorary.data.batching import length_buckets
+from lorary.evaluate.decoding import cut_at
+from lorary.evaluate.sampling import Sampler
 
 
 @torch.no_grad()
 def generate_answers(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, max_tokens: int = 2048
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    max_tokens: int = 2048,
+    *,
+    stop: tuple[str, ...] = (),
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seeds: Sequence[int] | None = None,
 ) -> list[str]:
-    """Generate one answer per prompt, greedily.
+    """Generate one answer per prompt: the likeliest token each time, or one drawn by the prompt's own seed.
 
     Args:
         model: a transformers model for causal language modelling, routed or not.
@@ -21,6 +32,10 @@ def generate_answers(
         prompts: token ids of each prompt.
         max_new_tokens: most tokens of an answer.
         max_tokens: padded prompt tokens of one batch.
+        stop: texts that end an answer and are cut off with all that follows.
+        temperature: of sampling; 0 takes the likeliest token.
+        top_p: sample among the likeliest tokens that hold so much of the probability.
+        seeds: one per prompt, needed where the temperature is above 0; what is drawn does not depend on the batch.
 
     Returns:
         The answers as text without special tokens, in the order given.
@@ -35,12 +50,17 @@ def generate_answers(
     answers: list[str] = [""] * len(prompts)
     for bucket in length_buckets([len(prompt) for prompt in prompts], max_tokens):
         input_ids, mask = left_pad([prompts[i] for i in bucket], tokenizer.pad_token_id)
+        more: dict[str, Any] = {}
+        if stop:
+            more["stopping_criteria"] = StoppingCriteriaList([_Stops(tokenizer, stop, input_ids.shape[1])])
+        if temperature > 0 and seeds is not None:
+            more["logits_processor"] = [Sampler(temperature, top_p, [seeds[i] for i in bucket])]
         output = model.generate(
-            input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config
+            input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config, **more
         )
         texts = tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
         for i, text in zip(bucket, texts, strict=True):
-            answers[i] = text
+            answers[i] = cut_at(text, stop)
     return answers
 
 
@@ -64,3 +84,17 @@ def stop_ids(model: Any, tokenizer: Any) -> list[int]:
     own = getattr(model.generation_config, "eos_token_id", None)
     listed = own if isinstance(own, list) else [own]
     return sorted({int(i) for i in [tokenizer.eos_token_id, *listed] if i is not None})
+
+
+class _Stops(StoppingCriteria):
+    """Ends a row as soon as its text holds a stop; only saves time, since answers are cut afterwards."""
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...], num_prompt: int) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._num_prompt = num_prompt
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        texts = self._tokenizer.batch_decode(input_ids[:, self._num_prompt :], skip_special_tokens=True)
+        texts = [text.lstrip("\n") for text in texts]
+        return torch.tensor([cut_at(text, self._stop) != text for text in texts], device=input_ids.device)

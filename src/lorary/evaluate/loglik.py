@@ -13,15 +13,21 @@ from lorary.model.seating import prober_of
 
 
 class AnswerLoss(NamedTuple):
-    """Loss of one answer: nats summed over its tokens (EOS included), and how many those are."""
+    """Loss of one answer: nats summed over its tokens (EOS included), how many those are, and the nats of EOS alone."""
 
     total: float
     num_tokens: int
+    eos: float = 0.0
 
     @property
     def mean(self) -> float:
         """Nats per token."""
         return self.total / self.num_tokens
+
+    @property
+    def mean_no_eos(self) -> float:
+        """Nats per token, EOS left out of both."""
+        return (self.total - self.eos) / max(self.num_tokens - 1, 1)
 
 
 @torch.no_grad()
@@ -43,8 +49,9 @@ def answer_losses(model: Any, examples: Sequence[Example], max_tokens: int = 204
         with deciding_by(prober_of(model), _prompts(batch)):  # a decision for a request must not read its answer
             losses = target_losses(model, batch).double()
         totals = torch.zeros(len(bucket), dtype=torch.float64, device=device).index_add_(0, batch.rows, losses)
-        for i, total in zip(bucket, totals.tolist(), strict=True):
-            results[i] = AnswerLoss(total, len(examples[i].target_ids))
+        last = torch.bincount(batch.rows).cumsum(0) - 1  # the targets of a row stand together, EOS at their end
+        for i, total, eos in zip(bucket, totals.tolist(), losses[last].tolist(), strict=True):
+            results[i] = AnswerLoss(total, len(examples[i].target_ids), eos)
     return [result for result in results if result is not None]
 
 
@@ -56,16 +63,21 @@ def _prompts(batch: Batch) -> torch.Tensor:
     return torch.arange(seq, device=last.device) <= last[:, None]
 
 
-def choose_options(losses: Sequence[Sequence[AnswerLoss]], *, normalise: bool) -> list[int]:
+def choose_options(losses: Sequence[Sequence[AnswerLoss]], *, normalise: bool, count_eos: bool = True) -> list[int]:
     """The most likely option of each row.
 
     Args:
         losses: for each row, the losses of its options.
-        normalise: divide by the number of tokens (EOS counted), as the paper does; otherwise the raw sum decides.
+        normalise: divide by the number of tokens, as the paper does; otherwise the raw sum decides.
+        count_eos: count EOS among the tokens, as the paper does; the raw sum has it always.
 
     Returns:
         Position of the chosen option of each row; the first of equal ones.
     """
-    return [
-        min(range(len(row)), key=lambda option: row[option].mean if normalise else row[option].total) for row in losses
-    ]
+
+    def cost(loss: AnswerLoss) -> float:
+        if not normalise:
+            return loss.total
+        return loss.mean if count_eos else loss.mean_no_eos
+
+    return [min(range(len(row)), key=lambda option: cost(row[option])) for row in losses]

@@ -6,14 +6,15 @@ that is learnt (poly, mhr). What differs is who decides it; how experts are trai
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorary.data.tasks import Task, load_tasks
-from lorary.errors import TaskError
+from lorary.errors import TaskError, UsageError
 from lorary.library.store import Library
 from lorary.model.base import Base, load_base
 from lorary.recipes.build_settings import BuildSettings, RunSettings
+from lorary.recipes.decontaminate import Decontamination, keep_apart
 from lorary.recipes.display import Display
 from lorary.recipes.experts import val_losses
 from lorary.recipes.jobs import check_trainable, joint_units, override, private_units
@@ -36,6 +37,7 @@ __all__ = [
     "choose_tasks",
     "method_settings",
     "run_build",
+    "separate_tasks",
 ]
 
 
@@ -51,6 +53,7 @@ class BuildResult:
         val_losses: for each expert, the validation loss of the bare base and of the expert, nats per target token.
         tasks: names of the tasks of each expert.
         choice: for mbc with several k, one row for each: k, mean validation loss over tasks, whether it was chosen.
+        overlap: what tasks share with held-out ones, see `lorary.recipes.decontaminate`; None where nobody asked.
     """
 
     library: str
@@ -60,6 +63,7 @@ class BuildResult:
     val_losses: dict[str, tuple[float, float]]
     tasks: dict[str, list[str]] = field(default_factory=dict)
     choice: list[dict[str, Any]] = field(default_factory=list)
+    overlap: dict[str, Any] | None = None
 
 
 def run_build(
@@ -73,6 +77,8 @@ def run_build(
     run: RunSettings | None = None,
     executor: Executor | None = None,
     workers: int | None = None,
+    held_out: str | None = None,
+    overlap: str = "report",
 ) -> BuildResult:
     """Load tasks and base, open or make the library, and build.
 
@@ -86,6 +92,8 @@ def run_build(
         run: how to run.
         executor: trains shards of experts elsewhere; None trains in this process.
         workers: how many shards it runs at once; None where it finds out.
+        held_out: tasks to keep apart, as `load_tasks` takes them; None compares nothing.
+        overlap: `report` or `drop`, what becomes of tasks that overlap them.
 
     Returns:
         What was built.
@@ -94,12 +102,13 @@ def run_build(
         LoraryError: as `build_library`; also if tasks or base cannot be loaded.
     """
     method, run = method or MethodSettings(), run or RunSettings()
-    tasks = choose_tasks(tasks_reference, names)
+    display = Display()
+    tasks, shared = separate_tasks(choose_tasks(tasks_reference, names), held_out, overlap, display)
     needs_base = executor is None or method.is_poly or len(method.clusters.k) > 1
     loaded = load_base(base, dtype=run.dtype, device=run.device) if needs_base else None
     with created_for(library_path, base) as library:
-        shop = Workshop(library, tasks, run, Display(), loaded, base, tasks_reference, executor, workers)
-        return _build(shop, settings, method)
+        shop = Workshop(library, tasks, run, display, loaded, base, tasks_reference, executor, workers)
+        return replace(_build(shop, settings, method), overlap=None if shared is None else shared.to_json())
 
 
 def choose_tasks(reference: str, names: Sequence[str] | None) -> dict[str, Task]:
@@ -121,6 +130,32 @@ def choose_tasks(reference: str, names: Sequence[str] | None) -> dict[str, Task]
         )  # fmt: skip
     check_trainable(chosen)
     return chosen
+
+
+def separate_tasks(
+    tasks: dict[str, Task], held_out: str | None, overlap: str, display: Display
+) -> tuple[dict[str, Task], Decontamination | None]:
+    """The tasks to train on without those that overlap held-out ones; what is found is said.
+
+    Args:
+        tasks: by name.
+        held_out: tasks to keep apart, by reference; None compares nothing.
+        overlap: `report` or `drop`; whole tasks only, since those who train elsewhere load their rows by name.
+        display: where it is said.
+
+    Raises:
+        LoraryError: as `keep_apart`.
+    """
+    if overlap not in ("report", "drop"):
+        raise UsageError("--overlap must be report or drop", found=overlap)
+    if held_out is None:
+        if overlap != "report":
+            raise UsageError("--overlap needs --held-out: the tasks to keep apart", found=f"--overlap {overlap} alone")
+        return tasks, None
+    kept, found = keep_apart(tasks, held_out, overlap)
+    for line in found.lines():
+        display.say(line)
+    return kept, found
 
 
 def build_library(

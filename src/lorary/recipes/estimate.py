@@ -6,8 +6,9 @@ from typing import Any
 
 from lorary.data.batching import input_length
 from lorary.model.base import Base, load_base
-from lorary.recipes.build import choose_tasks
+from lorary.recipes.build import choose_tasks, separate_tasks
 from lorary.recipes.build_settings import BuildSettings, RunSettings
+from lorary.recipes.display import Display
 from lorary.recipes.experts import targets_of
 from lorary.recipes.jobs import Unit, make_job
 from lorary.recipes.measure import Measurement, measure
@@ -90,6 +91,8 @@ def run_estimate(
     base: str = "embedded",
     names: Sequence[str] | None = None,
     run: RunSettings | None = None,
+    held_out: str | None = None,
+    overlap: str = "report",
 ) -> Estimate:
     """Plan a build and measure two steps of it. Neither the library nor anything else is written.
 
@@ -101,6 +104,8 @@ def run_estimate(
         base: the base model.
         names: tasks to take.
         run: how to run.
+        held_out: tasks to keep apart.
+        overlap: `report` or `drop`.
 
     Returns:
         The estimate.
@@ -109,7 +114,7 @@ def run_estimate(
         LoraryError: as `run_build` refuses tasks, base or settings.
     """
     run = run or RunSettings()
-    tasks = choose_tasks(tasks_reference, names)
+    tasks, _ = separate_tasks(choose_tasks(tasks_reference, names), held_out, overlap, Display())
     loaded = load_base(base, dtype=run.dtype, device=run.device)
     stages, notes = plan_stages(tasks, library_path, settings, method, loaded, run)
     kept = [unit.name for stage in stages for unit in stage.units if unit.name in stage.there]

@@ -9,6 +9,8 @@ from lorary.data.tasks import Task, load_tasks
 from lorary.errors import LibraryError, TaskError, UsageError
 from lorary.evaluate.cells import BASE, Failure
 from lorary.evaluate.metrics import check_metric
+from lorary.evaluate.programs import leave_out_code
+from lorary.evaluate.sandbox import make_sandbox
 from lorary.library.store import Library
 from lorary.model.attach import Routing
 from lorary.model.base import Base, load_base
@@ -136,6 +138,8 @@ def run_evaluate(
         raise TaskError(f"'{tasks_reference}' must have tasks with test rows", found="none")
     for task in tasks.values():
         check_metric(task.metric, task.name)
+    if not settings.allow_code:
+        tasks = leave_out_code(tasks)
     loaded = load_base(base_of(first, base), dtype=dtype, device=device)
     return _evaluate(known(loaded), libraries, tasks, settings, force_base, None)
 
@@ -171,10 +175,11 @@ def _evaluate(
     display, found = display or Display(), Found()
     routers = list(dict.fromkeys((BASE, *settings.routers)))
     benches = [Bench(base, library, force_base=force_base) for library in libraries]
+    sandbox = make_sandbox(unsafe=settings.unsafe_code) if settings.allow_code else None
     said: set[Failure] = set()
     with display.bar("evaluating", len(benches) * len(tasks) * len(routers)) as bar:
         for name, bench in zip(names, benches, strict=True):
-            scorer = Scorer(bench, name, settings, [other.cache for other in benches if other is not bench])
+            scorer = Scorer(bench, name, settings, [other.cache for other in benches if other is not bench], sandbox)
             with at_bench(bench):
                 for task in tasks.values():
                     for router in routers:

@@ -33,6 +33,8 @@ class EvaluateSettings:
         oracle_rows: rows on which the oracle of a held-out task is chosen.
         routing_rows: test rows of a held-in task whose routing is looked at; 0 for none.
         raw: rank options by the sum of their log-likelihood instead of the mean per token.
+        allow_code: run what a model writes for tasks scored by `pass@k`, in a sandbox.
+        unsafe_code: run it even where nothing isolates it.
 
     Raises:
         RouterError: if there is no such router.
@@ -50,6 +52,8 @@ class EvaluateSettings:
     oracle_rows: int = 16
     routing_rows: int = 8
     raw: bool = False
+    allow_code: bool = False
+    unsafe_code: bool = False
 
     def __post_init__(self) -> None:
         labels = dict.fromkeys(parse_spec(router).label for router in self.routers)
@@ -60,6 +64,8 @@ class EvaluateSettings:
             )
         for router in {*self.routers, "uniform"} - {ORACLE}:
             self.setting(router)  # checks the ranges
+        if self.unsafe_code and not self.allow_code:
+            raise UsageError("--unsafe-code only says how code may run", found="no --allow-code", remedy="give both")
         for key, least in (("rows", 1), ("oracle_rows", 1), ("routing_rows", 0)):
             if getattr(self, key) < least:
                 raise UsageError(f"--{key.replace('_', '-')} must be at least {least}", found=getattr(self, key))

@@ -15,7 +15,9 @@ from lorary.evaluate.cells import BASE, Cell, Failure
 from lorary.evaluate.cost import measured
 from lorary.evaluate.finite import finite_logits
 from lorary.evaluate.loglik import answer_losses
+from lorary.evaluate.metrics.perplexity import perplexity
 from lorary.evaluate.routing_accuracy import RoutingAccuracy, decides, routing_accuracy
+from lorary.evaluate.sandbox import Sandbox
 from lorary.evaluate.statistics import bootstrap_interval
 from lorary.model.attach import Routing, routing
 from lorary.model.base import Base
@@ -42,10 +44,19 @@ class Scorer:
         name: what the cells call the library.
         settings: how to evaluate.
         others: results of other libraries over the same base, where the base may have been scored already.
+        sandbox: where generated programs are run; None where they may not be.
     """
 
-    def __init__(self, bench: Bench, name: str, settings: EvaluateSettings, others: Sequence[ResultCache]) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        name: str,
+        settings: EvaluateSettings,
+        others: Sequence[ResultCache],
+        sandbox: Sandbox | None = None,
+    ) -> None:
         self._bench, self._name, self._settings, self._others = bench, name, settings, others
+        self._sandbox = sandbox
         self._cache = bench.cache
         self._own = experts_by_task(bench.library.describe())
 
@@ -128,7 +139,8 @@ class Scorer:
         if not rows:
             raise TaskError(f"task '{task.name}' must have test rows to be evaluated on", found="none")
         with routing(base.model, setting), finite_logits(base.model), measured(base.model.device) as cost:
-            scores = score_rows(base.model, base.tokenizer, self._template(base, template), rows, metric)
+            made = self._template(base, template)
+            scores = score_rows(base.model, base.tokenizer, made, rows, metric, sandbox=self._sandbox)
         _check_finite(scores, task.name)
         cells = []
         for name, values, primary in (("loss", scores.loss, False), (scores.metric, scores.score, True)):
@@ -152,7 +164,10 @@ class Scorer:
                     values=values,
                 )
             )
-        return cells
+        loss, scored = cells
+        value, low, high = map(perplexity, (loss.value, loss.low, loss.high))
+        of_rows = [perplexity(nats) for nats in loss.values]
+        return [loss, replace(loss, metric="perplexity", value=value, low=low, high=high, values=of_rows), scored]
 
     def _best_expert(self, task: Task) -> str:
         """The single expert with the lowest loss on a task that has no expert of its own.

@@ -6,12 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from lorary.data.tasks import Row
+from lorary.data.tasks import Row, Task
 from lorary.data.template import Template, make_template
 from lorary.errors import TaskError
 from lorary.evaluate.answers import score_rows
+from lorary.evaluate.decoding import cut_at
 from lorary.evaluate.generation import generate_answers, left_pad, stop_ids
 from lorary.evaluate.loglik import AnswerLoss, answer_losses, choose_options
+from lorary.evaluate.programs import leave_out_code
+from lorary.evaluate.sampling import Sampler
+from lorary.evaluate.sandbox import Outcome, Sandbox
 
 Make = Callable[..., Any]
 
@@ -61,6 +65,21 @@ def test_the_length_normalised_and_the_raw_choice_differ_where_lengths_do() -> N
     assert choose_options([[short, long]], normalise=False) == [0]
 
 
+def test_the_loss_of_eos_is_that_of_the_last_token(model: Any, template: Template) -> None:
+    examples = [template.encode(source, target) for source in SOURCES for target in ("blue", "three and more")]
+    for example, loss in zip(examples, answer_losses(model, examples, max_tokens=60), strict=True):
+        without = plain_loss(model, example.prompt_ids, example.target_ids[:-1])
+        assert loss.total - loss.eos == pytest.approx(without, rel=1e-5)
+        assert loss.mean_no_eos == pytest.approx(without / (len(example.target_ids) - 1), rel=1e-5)
+
+
+def test_counting_eos_or_not_changes_the_choice() -> None:
+    # Two tokens at 1 nat each and a certain end, against one token at 0.9 nats and an unlikely end.
+    certain, unlikely = AnswerLoss(2.0, 3, 0.0), AnswerLoss(2.9, 2, 2.0)
+    assert choose_options([[unlikely, certain]], normalise=True) == [1]
+    assert choose_options([[unlikely, certain]], normalise=True, count_eos=False) == [0]
+
+
 def test_greedy_answers_in_a_batch_equal_a_step_by_step_loop(model: Any, tokenizer: Any, template: Template) -> None:
     prompts = [template.encode_prompt(source) for source in SOURCES]
     answers = generate_answers(model, tokenizer, prompts, max_new_tokens=6, max_tokens=60)
@@ -82,15 +101,16 @@ def test_padding_is_masked_by_position_and_not_by_id() -> None:
 def test_options_are_ranked_by_their_likelihood(model: Any, tokenizer: Any, template: Template) -> None:
     options = ("blue", "three", "June and July")
     rows = [Row("t", "test", source, options[i], options=options) for i, source in enumerate(SOURCES)]
-    for metric, normalise in (("acc", True), ("acc_raw", False)):
+    for metric in ("acc", "acc_no_eos", "acc_raw"):
         scores = score_rows(model, tokenizer, template, rows, metric)
         expected = []
         for row in rows:
             values = []
             for option in options:
                 example = template.encode(row.source, option)
-                loss = plain_loss(model, example.prompt_ids, example.target_ids)
-                values.append(loss / len(example.target_ids) if normalise else loss)
+                ids = example.target_ids[:-1] if metric == "acc_no_eos" else example.target_ids
+                loss = plain_loss(model, example.prompt_ids, ids)
+                values.append(loss if metric == "acc_raw" else loss / len(ids))
             expected.append(float(options[values.index(min(values))] == row.target))
         assert scores.score == expected
         assert scores.metric == metric
@@ -118,3 +138,162 @@ def test_a_model_that_answers_right_scores_one(model: Any, tokenizer: Any, templ
 def test_no_rows_are_refused(model: Any, tokenizer: Any, template: Template) -> None:
     with pytest.raises(TaskError, match="must have rows"):
         score_rows(model, tokenizer, template, [], "em")
+
+
+def test_one_continuation_is_scored_after_the_context_of_each_option(
+    model: Any, tokenizer: Any, template: Template
+) -> None:
+    contexts, continuation = ["The trophy did not fit the case, the trophy", "It did not fit, the case"], "was too big."
+    losses = []
+    for context in contexts:
+        example = template.encode(context, continuation)
+        losses.append(plain_loss(model, example.prompt_ids, example.target_ids) / len(example.target_ids))
+    options = ("the trophy", "the case")
+    best = losses.index(min(losses))
+    for right in (0, 1):
+        extra = {"contexts": contexts, "continuation": continuation}
+        row = Row("t", "test", "The _ was too big.", options[right], options=options, extra=extra)
+        scores = score_rows(model, tokenizer, template, [row], "acc")
+        assert scores.score == [float(right == best)]
+        assert scores.loss == [pytest.approx(losses[right], rel=1e-5)]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"contexts": ["one"], "continuation": "end"},
+        {"contexts": ["one", " "], "continuation": "end"},
+        {"contexts": ["one", "two"]},
+        {"contexts": "one", "continuation": "end"},
+        {"continuation": "end"},
+    ],
+)
+def test_contexts_that_do_not_fit_the_options_are_refused(
+    extra: dict[str, Any], model: Any, tokenizer: Any, template: Template
+) -> None:
+    row = Row("t", "test", "one", "a", options=("a", "b"), extra=extra)
+    with pytest.raises(TaskError, match=r"'contexts' in extra of task 't' must be a text per option"):
+        score_rows(model, tokenizer, template, [row], "acc")
+
+
+def test_an_answer_ends_where_its_row_says(model: Any, tokenizer: Any, template: Template) -> None:
+    source = SOURCES[0]
+    [whole] = generate_answers(model, tokenizer, [template.encode_prompt(source)], max_new_tokens=12)
+    stop = whole.lstrip("\n")[2:4]
+    [cut] = generate_answers(model, tokenizer, [template.encode_prompt(source)], max_new_tokens=12, stop=(stop,))
+    assert cut == cut_at(whole, (stop,)) != whole
+    rows = [
+        Row(
+            "t", "test", source, "no", targets=("no", cut), extra={"generation": {"max_new_tokens": 12, "stop": [stop]}}
+        ),
+        Row("t", "test", source, "no", targets=("no", whole), extra={"generation": {"max_new_tokens": 12}}),
+        Row("t", "test", source, "no"),
+    ]
+    scores = score_rows(model, tokenizer, template, rows, "em")
+    assert scores.score[:2] == [1.0, 1.0]
+    assert scores.score == [score_rows(model, tokenizer, template, [row], "em").score[0] for row in rows]
+
+
+def test_a_sampled_answer_depends_on_its_own_seed_and_not_on_its_batch(
+    model: Any, tokenizer: Any, template: Template
+) -> None:
+    prompts = [template.encode_prompt(source) for source in [*SOURCES, SOURCES[0]]]
+    sample: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.0, "top_p": 0.9}
+    together = generate_answers(model, tokenizer, prompts, seeds=[1, 2, 3, 4], **sample)
+    alone = [generate_answers(model, tokenizer, [p], seeds=[i], **sample)[0] for i, p in enumerate(prompts, start=1)]
+    assert together == alone
+    assert together[0] != together[3]
+    greedy = generate_answers(model, tokenizer, prompts, max_new_tokens=6)
+    assert generate_answers(model, tokenizer, prompts, max_new_tokens=6, temperature=1e-6, seeds=[1, 2, 3, 4]) == greedy
+
+
+def test_sampled_tokens_follow_the_distribution_within_top_p() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    sampler = Sampler(1.0, 0.75, [7])
+    drawn = torch.stack([sampler(torch.zeros(1, 1), logits)[0].argmax() for _ in range(2000)])
+    shares = torch.bincount(drawn, minlength=4) / 2000
+    assert torch.allclose(shares, torch.tensor([0.5, 0.3, 0.0, 0.0]) / 0.8, atol=0.04)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        3, {"stop": "text"}, {"stop": [""]}, {"max_new_tokens": 0}, {"max_new_tokens": True}, {"samples": 1.5},
+        {"temperature": -1}, {"top_p": 0}, {"beams": 2},
+    ],
+)  # fmt: skip
+def test_a_row_that_asks_for_what_cannot_be_generated_is_refused(
+    asked: Any, model: Any, tokenizer: Any, template: Template
+) -> None:
+    row = Row("t", "test", "one", "blue", extra={"generation": asked})
+    with pytest.raises(TaskError, match=r"'generation' in extra of task 't' (may|must)"):
+        score_rows(model, tokenizer, template, [row], "em")
+
+
+def test_programs_do_not_run_without_leave(model: Any, tokenizer: Any, template: Template) -> None:
+    row = Row("t", "test", "def f():", "pass", extra={"test": "f()"})
+    with pytest.raises(TaskError, match=r"must be allowed(.|\n)*--allow-code"):
+        score_rows(model, tokenizer, template, [row], "pass@1")
+
+
+class Judge:
+    """Stands for a sandbox: a program passes where it holds a text."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.programs = text, []
+
+    def run(self, program: str) -> Outcome:
+        self.programs.append(program)
+        return Outcome("passed" if self.text in program else "failed")
+
+
+def test_programs_are_the_prompt_the_completion_and_the_tests(
+    model: Any, tokenizer: Any, template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorary.evaluate.answers.generate_answers", lambda *args, **options: [" 1\n", " 2\n"])
+    rows = [Row("t", "test", f"x = {i} +", "1", extra={"test": ["assert x", "assert y"]}) for i in (3, 4)]
+    judge = Judge("+ 2")
+    monkeypatch.setattr(Sandbox, "run", lambda self, program: judge.run(program))
+    scores = score_rows(model, tokenizer, template, rows, "pass@1", sandbox=Sandbox("none"))
+    assert scores.score == [0.0, 1.0]
+    assert (scores.metric, len(scores.loss)) == ("pass@1", 2)
+    assert judge.programs[0] == "x = 3 + 1\n\nassert x\nassert y\n"
+
+
+def test_pass_at_k_draws_k_programs_of_a_row(
+    model: Any, tokenizer: Any, template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge("(f)")
+    monkeypatch.setattr(Sandbox, "run", lambda self, program: judge.run(program))
+    extra = {"test": "def check(f): pass", "entry_point": "f", "generation": {"max_new_tokens": 3}}
+    row = Row("t", "test", "def f():", "pass", extra=extra)
+    assert score_rows(model, tokenizer, template, [row], "pass@3", sandbox=Sandbox("none")).score == [1.0]
+    assert len(judge.programs) == 3
+    assert all(program.endswith("def check(f): pass\ncheck(f)\n") for program in judge.programs)
+
+
+@pytest.mark.parametrize(
+    ("extra", "metric", "message"),
+    [
+        ({}, "pass@1", r"must give its tests in extra\.test"),
+        ({"test": 3}, "pass@1", r"must give its tests in extra\.test"),
+        ({"test": []}, "pass@1", r"must give its tests in extra\.test"),
+        ({"test": "x", "entry_point": "f()"}, "pass@1", r"must name a function"),
+        ({"test": "x", "generation": {"temperature": 0}}, "pass@2", r"needs 2 sampled programs"),
+        ({"test": "x", "generation": {"samples": 4}}, "pass@5", r"found: 4 at temperature 0\.8"),
+    ],
+)
+def test_a_row_whose_programs_cannot_be_judged_is_refused(
+    extra: dict[str, Any], metric: str, message: str, model: Any, tokenizer: Any, template: Template
+) -> None:
+    row = Row("t", "test", "def f():", "pass", extra=extra)
+    with pytest.raises(TaskError, match=message):
+        score_rows(model, tokenizer, template, [row], metric, sandbox=Sandbox("none"))
+
+
+def test_tasks_that_need_programs_to_run_are_left_out_by_name_where_others_go_on() -> None:
+    code, text = (Task(name, "none", "heldout", metric, {}) for name, metric in (("code", "pass@1"), ("text", "em")))
+    with pytest.warns(UserWarning, match=r"left out: code \(running generated code needs --allow-code\)"):
+        assert list(leave_out_code({"code": code, "text": text})) == ["text"]
+    with pytest.raises(TaskError, match="must be allowed"):
+        leave_out_code({"code": code})

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from math import sqrt
 from typing import Any, NamedTuple
 
+from lorary.evaluate.metrics import REPORTED
+
 BASE = "base"
 # Told the task, so no competitor of the routers that are not.
 ORACLE = "oracle"
@@ -42,7 +44,7 @@ class Board:
         cells = _as_floats(evaluation["cells"], "value", "low", "high")
         self.primary = {(c["router"], c["task"]): c for c in cells if c["primary"]}
         self.losses = _lowest(c for c in cells if c["metric"] == "loss")
-        self.others = {(c["router"], c["task"]): c for c in cells if not c["primary"] and c["metric"] != "loss"}
+        self.others = {(c["router"], c["task"]): c for c in cells if not c["primary"] and c["metric"] not in REPORTED}
         self.routers = list(dict.fromkeys(c["router"] for c in cells))
         lines = {TaskLine(c["split"], c["family"], c["task"], c["metric"], c["n"]) for c in self.primary.values()}
         self.tasks = sorted(lines)

@@ -1,0 +1,94 @@
+"""How the answer to a row is generated: what the task's metric needs, and what the row itself asks for."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from lorary.data.schema import Row, shorten
+from lorary.errors import TaskError
+
+FIELD = "generation"
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer is generated.
+
+    Args:
+        max_new_tokens: most tokens of it.
+        stop: texts before which it is cut; line breaks that it begins with are no part of it then.
+        samples: how many answers.
+        temperature: divides the logits before sampling; 0 takes the likeliest token.
+        top_p: sample among the likeliest tokens that hold so much of the probability.
+    """
+
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+def decoding_of(row: Row, default: Decoding) -> Decoding:
+    """What a row asks for in `extra["generation"]`, over what its metric needs.
+
+    Raises:
+        TaskError: naming the field, if it does not exist or its value is out of range.
+    """
+    asked = row.extra.get(FIELD, {})
+    if not isinstance(asked, Mapping):
+        raise TaskError(f"'{FIELD}' in extra of task '{row.task}' must be an object", found=shorten(asked))
+    names = [field.name for field in fields(Decoding)]
+    for name, value in asked.items():
+        if name not in names or not _CHECKS[name](value):
+            raise TaskError(
+                f"'{FIELD}' in extra of task '{row.task}' may give max_new_tokens and samples (1 or more), "
+                "stop (a list of texts), temperature (0 or more) and top_p (above 0, at most 1)",
+                found=f"{name}: {shorten(value)}",
+            )
+    return replace(default, **{name: _KINDS[name](value) for name, value in asked.items()})
+
+
+def sample_seeds(row: Row, num_samples: int) -> list[int]:
+    """A seed for each sampled answer of a row, by its content and the sample's number alone."""
+    content = row.canonical_json().encode()
+    digests = (hashlib.sha256(content + number.to_bytes(4, "big")).digest() for number in range(num_samples))
+    return [int.from_bytes(digest[:8], "big") >> 1 for digest in digests]
+
+
+def cut_at(text: str, stop: tuple[str, ...]) -> str:
+    r"""The text before the first of the stops; where there are any, without the line breaks it begins with.
+
+    >>> cut_at("\n  return 1\n\nprint(2)", ("\n\n",))
+    '  return 1'
+    """
+    if not stop:
+        return text
+    text = text.lstrip("\n")
+    found = [place for mark in stop if (place := text.find(mark)) >= 0]
+    return text[: min(found)] if found else text
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+_CHECKS: Mapping[str, Callable[[Any], bool]] = {
+    "max_new_tokens": _is_count,
+    "samples": _is_count,
+    "stop": lambda value: isinstance(value, list) and all(isinstance(text, str) and text for text in value),
+    "temperature": lambda value: _is_number(value) and value >= 0,
+    "top_p": lambda value: _is_number(value) and 0 < value <= 1,
+}
+_KINDS: Mapping[str, Callable[[Any], Any]] = {
+    "max_new_tokens": int,
+    "samples": int,
+    "stop": tuple,
+    "temperature": float,
+    "top_p": float,
+}

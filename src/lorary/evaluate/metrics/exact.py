@@ -1,0 +1,29 @@
+"""Exact match, strict and normalised."""
+
+import string
+from collections.abc import Sequence
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def exact_match(answer: str, references: Sequence[str]) -> float:
+    r"""1 if the answer equals a reference; runs of white space count as one space, case counts.
+
+    >>> exact_match(" Paris\n", ["Paris"])
+    1.0
+    """
+    return float(" ".join(answer.split()) in {" ".join(reference.split()) for reference in references})
+
+
+def normalised_match(answer: str, references: Sequence[str]) -> float:
+    """1 if the answer equals a reference once both are normalised; what the paper's code does for BIG-Bench Hard.
+
+    >>> normalised_match("(a).", ["(A)"])
+    1.0
+    """
+    return float(normalise(answer) in {normalise(reference) for reference in references})
+
+
+def normalise(text: str) -> str:
+    """Lower case, without ASCII punctuation, runs of white space as one space."""
+    return " ".join(text.lower().translate(_PUNCTUATION).split())

@@ -1,0 +1,37 @@
+"""ROUGE-L: how much of the longest common subsequence of words answer and reference share."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from lorary.data.schema import Row
+from lorary.errors import MissingExtraError
+
+
+def rouge_l(answer: str, references: Sequence[str]) -> float:
+    """Largest ROUGE-L F-measure over the references, words stemmed, by the package rouge-score.
+
+    Raises:
+        MissingExtraError: if rouge-score is not installed.
+    """
+    scorer = _rouge_scorer()
+    return max(float(scorer.score(reference, answer)["rougeL"].fmeasure) for reference in references)
+
+
+def single_reference(row: Row) -> str:
+    """One reference of a row, drawn by the row's content: the same at every time and in every order of rows.
+
+    The paper's code scores its held-out instructions against one reference drawn at random, not the best of all.
+    """
+    digest = hashlib.sha256(row.canonical_json().encode()).digest()
+    return row.references[int.from_bytes(digest[:8], "big") % len(row.references)]
+
+
+@lru_cache(maxsize=1)
+def _rouge_scorer() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise MissingExtraError("rouge-score", "eval") from error
+    return RougeScorer(["rougeL"], use_stemmer=True)
