@@ -13,9 +13,9 @@ from lorary.evaluate.programs import leave_out_code
 from lorary.evaluate.sandbox import make_sandbox
 from lorary.library.store import Library
 from lorary.model.attach import Routing
-from lorary.model.base import Base, load_base
+from lorary.model.base import Base
 from lorary.model.changes import without_router
-from lorary.recipes.bench import Bench, KnownBase, at_bench, known
+from lorary.recipes.bench import Bench, KnownBase, at_bench, known, known_unloaded
 from lorary.recipes.display import Display
 from lorary.recipes.evaluate_settings import EvaluateSettings
 from lorary.recipes.evaluation import Evaluation, Found, combine, evaluation_of
@@ -140,8 +140,8 @@ def run_evaluate(
         check_metric(task.metric, task.name)
     if not settings.allow_code:
         tasks = leave_out_code(tasks)
-    loaded = load_base(base_of(first, base), dtype=dtype, device=device)
-    return _evaluate(known(loaded), libraries, tasks, settings, force_base, None)
+    at_hand = known_unloaded(base_of(first, base), dtype=dtype, device=device)
+    return _evaluate(at_hand, libraries, tasks, settings, force_base, None)
 
 
 def library_names(paths: Sequence[Path]) -> list[str]:
