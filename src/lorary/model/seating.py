@@ -91,6 +91,12 @@ def prober_of(model: Any) -> Prober | None:
     return None if state is None else seating(model).prober
 
 
+def has_row_settings(model: Any) -> bool:
+    """Whether the rows of a batch have settings of their own, so that their number and order say which is whose."""
+    state = getattr(model, STATE, None)
+    return state is not None and seating(model).rows is not None
+
+
 def apply_routing(model: Any, state: Seating, routing: Routing, rows: Sequence[Routing] | None = None) -> None:
     """Hand settings to every routed layer and put them in force; on failure those in force stay.
 
