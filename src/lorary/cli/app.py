@@ -11,6 +11,7 @@ import typer
 from lorary.cli.build import build
 from lorary.cli.cluster import cluster
 from lorary.cli.explain import explain
+from lorary.cli.harness import Harness, HarnessPath, Shots, evaluate_harness
 from lorary.cli.library import library_app
 from lorary.cli.options import (
     Device,
@@ -92,11 +93,22 @@ def evaluate(
     base: OptionalBase = None,
     force_base: ForceBase = False,
     report: Annotated[str | None, typer.Option(metavar="FILE.html", help="write a page with the results")] = None,
+    harness: Harness = False,
+    harness_path: HarnessPath = None,
+    shots: Shots = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
     """Score routers on tasks, beside the base model; finished cells are not computed again."""
+    asked = route_fields(route, top_k=top_k, temperature=temperature, mix=mix)
+    if harness or harness_path is not None or shots is not None:
+        evaluate_harness(
+            harness, library, tasks, routers=routers, include_path=harness_path, rows=rows, shots=shots,
+            template=template, route=asked, base=base, force_base=force_base, device=device, dtype=dtype,
+            as_json=as_json, without={"--tasks": names, "--raw": raw, "--report": report},
+        )  # fmt: skip
+        return
     from pathlib import Path
 
     from lorary.evaluate.report import check_report, write_report
@@ -117,7 +129,7 @@ def evaluate(
         device=device,
         dtype=dtype,
         rows=rows,
-        route=route_fields(route, top_k=top_k, temperature=temperature, mix=mix),
+        route=asked,
         template=template,
         max_length=max_length,
         raw=raw,
