@@ -40,7 +40,8 @@ def test_real_rows_score_as_the_harness_scores_them(
     from lorary.evaluate.harness import HFLM, HarnessModel
     from lorary.model.base import load_base
 
-    base = load_base("embedded", dtype="float32", device="cpu")
+    # In float32 rounding may decide between two experts that are all but equal, and does so otherwise in other batches.
+    base = load_base("embedded", dtype="float64" if is_routed else "float32", device="cpu")
     if is_routed:
         route(base.model, [random_adapter(base.model, each, generator, size=0.5) for each in "abcd"], top_k=2)
     lines = (Path(SUITE) / "heldout" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
