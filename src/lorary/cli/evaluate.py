@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from lorary.cli.harness import Harness, HarnessPath, Shots, evaluate_harness
 from lorary.cli.options import (
     Device,
     Dtype,
@@ -53,11 +54,26 @@ def evaluate(
     report: Annotated[str | None, typer.Option(metavar="FILE.html", help="write a page with the results")] = None,
     csv: Annotated[str | None, typer.Option("--csv", metavar="FILE.csv", help="write the cells as CSV")] = None,
     markdown: Annotated[str | None, typer.Option(metavar="FILE.md", help="write tables as Markdown")] = None,
+    harness: Harness = False,
+    harness_path: HarnessPath = None,
+    shots: Shots = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
     """Score routers on tasks, beside the base model; finished cells are not computed again."""
+    asked = route_fields(route, top_k=top_k, temperature=temperature, mix=mix)
+    if harness or harness_path is not None or shots is not None:
+        evaluate_harness(
+            harness, library, tasks, routers=routers, include_path=harness_path, rows=rows, shots=shots,
+            template=template, route=asked, base=base, force_base=force_base, device=device, dtype=dtype,
+            as_json=as_json,
+            without={
+                "--tasks": names, "--also": also, "--raw": raw, "--allow-code": allow_code, "--report": report,
+                "--csv": csv, "--markdown": markdown,
+            },
+        )  # fmt: skip
+        return
     from lorary.evaluate.page.shell import check_writable, write_page
     from lorary.evaluate.report import check_report, write_report
     from lorary.library.store import Library
@@ -83,7 +99,7 @@ def evaluate(
         dtype=dtype,
         rows=rows,
         routing_rows=routing_rows,
-        route=route_fields(route, top_k=top_k, temperature=temperature, mix=mix),
+        route=asked,
         template=template,
         max_length=max_length,
         raw=raw,

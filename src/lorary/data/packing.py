@@ -19,7 +19,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lorary.data.batching import Batch, input_length, length_buckets
-from lorary.data.sharing import best_cuts
+from lorary.data.sharing import PACKED_LENGTH, best_cuts
 from lorary.data.template import Example, Ids, num_common
 
 
@@ -105,7 +105,9 @@ class _Sequence:
         self.positions += range(num_shared, len(ids))
 
 
-def micro_batches(groups: Sequence[Group], max_tokens: int, *, share_prefix: bool) -> list[MicroBatch]:
+def micro_batches(
+    groups: Sequence[Group], max_tokens: int, *, share_prefix: bool, longest: int = PACKED_LENGTH
+) -> list[MicroBatch]:
     """Lay out the rows of many units and cut them into micro-batches.
 
     How the rows of a group are laid out depends on that group alone; sequences of similar length then share a
@@ -115,11 +117,12 @@ def micro_batches(groups: Sequence[Group], max_tokens: int, *, share_prefix: boo
         groups: the rows, each with at least one prompt and one target token.
         max_tokens: budget of one micro-batch, padding counted; a longer sequence gets one of its own.
         share_prefix: whether rows may share a sequence; False where the model or dropout forbids it.
+        longest: most tokens of a sequence that rows share.
 
     Returns:
         Micro-batches that hold every target token once, on the CPU, the longest sequences first.
     """
-    sequences = [sequence for group in groups for sequence in _lay_out(group, share_prefix)]
+    sequences = [sequence for group in groups for sequence in _lay_out(group, share_prefix, longest)]
     micros = []
     for packed in (True, False):
         alike = [sequence for sequence in sequences if sequence.is_packed is packed]
@@ -129,7 +132,7 @@ def micro_batches(groups: Sequence[Group], max_tokens: int, *, share_prefix: boo
     return micros
 
 
-def _lay_out(group: Group, share_prefix: bool) -> list[_Sequence]:
+def _lay_out(group: Group, share_prefix: bool, longest: int) -> list[_Sequence]:
     """The sequences of a group: each row alone, or neighbours in sorted order together."""
     order = list(range(len(group.rows)))
     if not share_prefix:
@@ -137,7 +140,7 @@ def _lay_out(group: Group, share_prefix: bool) -> list[_Sequence]:
     fed = [_fed(example) for example in group.rows]
     order.sort(key=lambda row: fed[row])
     shared = [0, *(num_common(fed[a], fed[b]) for a, b in pairwise(order))]
-    cuts = best_cuts([len(fed[row]) for row in order], shared)
+    cuts = best_cuts([len(fed[row]) for row in order], shared, longest)
     return [_sequence(group, order[a:b], [0, *shared[a + 1 : b]]) for a, b in pairwise(cuts)]
 
 

@@ -1,23 +1,39 @@
-"""Log-likelihoods of given answers, batched by length."""
+"""Log-likelihoods of given answers: rows that begin alike, as the options of one question do, share what they share."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
-from lorary.data.batching import Batch, collate, input_length, length_buckets
+from lorary.data.batching import Batch
+from lorary.data.packing import Group, MicroBatch, micro_batches
 from lorary.data.template import Example
-from lorary.model.logits import target_losses
+from lorary.model.logits import label_losses, packed_length, target_logits
 from lorary.model.probe import deciding_by
-from lorary.model.seating import prober_of
+from lorary.model.seating import has_row_settings, prober_of
+
+# What each model was found to allow, since finding out takes three short passes: up to how many tokens, by what its
+# answer depends on.
+_FOUND: "WeakKeyDictionary[Any, dict[tuple[Any, ...], int]]" = WeakKeyDictionary()
 
 
 class AnswerLoss(NamedTuple):
-    """Loss of one answer: nats summed over its tokens (EOS included), how many those are, and the nats of EOS alone."""
+    """Loss of one answer.
+
+    Args:
+        total: nats summed over its tokens, EOS included.
+        num_tokens: how many those are.
+        eos: nats of the last of them, which is EOS in every template.
+        is_greedy: whether each of them is the likeliest one where it stands.
+    """
 
     total: float
     num_tokens: int
     eos: float = 0.0
+    is_greedy: bool = False
 
     @property
     def mean(self) -> float:
@@ -34,28 +50,51 @@ class AnswerLoss(NamedTuple):
 def answer_losses(model: Any, examples: Sequence[Example], max_tokens: int = 2048) -> list[AnswerLoss]:
     """Negative log-likelihood of each row's target after its prompt.
 
+    Tokens that rows have in common from the left on are computed once, where that is exact for the model and pays
+    (`lorary.data.packing`). It stays exact under routers that decide token by token, which give the tokens of a prompt
+    the same experts whatever follows. A router that decides for a whole request, or settings that differ from row to
+    row, keep rows apart.
+
     Args:
         model: a transformers model for causal language modelling, routed or not.
-        examples: encoded rows.
-        max_tokens: padded tokens of one batch.
+        examples: encoded rows; where each row has a setting of its own (`lorary.routing` with a list), in that order.
+        max_tokens: tokens of one batch, padding counted.
 
     Returns:
         One loss per row, in the order given.
     """
-    device = next(model.parameters()).device
-    results: list[AnswerLoss | None] = [None] * len(examples)
-    for bucket in length_buckets([input_length(x) for x in examples], max_tokens):
-        batch = collate([examples[i] for i in bucket]).to(device)
+    results: dict[int, AnswerLoss] = {}
+    for micro in _layouts(model, examples, max_tokens):
+        batch = micro.batch.to(model.device)
         with deciding_by(prober_of(model), _prompts(batch)):  # a decision for a request must not read its answer
-            losses = target_losses(model, batch).double()
-        totals = torch.zeros(len(bucket), dtype=torch.float64, device=device).index_add_(0, batch.rows, losses)
-        last = torch.bincount(batch.rows).cumsum(0) - 1  # the targets of a row stand together, EOS at their end
-        for i, total, eos in zip(bucket, totals.tolist(), losses[last].tolist(), strict=True):
-            results[i] = AnswerLoss(total, len(examples[i].target_ids), eos)
-    return [result for result in results if result is not None]
+            logits = target_logits(model, batch)
+        losses = label_losses(logits, batch.labels).cpu().double()
+        is_greedy = logits.argmax(dim=1) == batch.labels
+        rows = [piece.name for piece in micro.pieces]  # targets lie in the order of the rows' pieces
+        counts = [len(examples[row].target_ids) for row in rows]
+        for row, own, greedy in zip(rows, losses.split(counts), is_greedy.cpu().split(counts), strict=True):
+            results[row] = AnswerLoss(float(own.sum()), len(own), float(own[-1]), bool(greedy.all()))
+    return [results[row] for row in range(len(examples))]
 
 
-def _prompts(batch: Batch) -> torch.Tensor:
+def _layouts(model: Any, examples: Sequence[Example], max_tokens: int) -> Iterator[MicroBatch]:
+    """The rows in batches; `names` of their pieces are row numbers."""
+    rows = [Group(0, 0, examples, range(len(examples)))]
+    if has_row_settings(model):  # all in one batch, in order: the settings count its rows
+        return iter(micro_batches(rows, sys.maxsize, share_prefix=False))
+    longest = 0 if prober_of(model) is not None else _packed_length(model, max_tokens)
+    return iter(micro_batches(rows, max_tokens, share_prefix=longest > 0, longest=longest))
+
+
+def _packed_length(model: Any, longest: int) -> int:
+    found = _FOUND.setdefault(model, {})
+    key = (longest, model.config._attn_implementation, model.dtype, model.device)
+    if key not in found:
+        found[key] = packed_length(model, longest)
+    return found[key]
+
+
+def _prompts(batch: Batch) -> Tensor:
     """(batch, seq) bool: the tokens up to the one that predicts the first target token."""
     num_rows, seq = batch.input_ids.shape
     last = torch.full((num_rows,), seq, device=batch.rows.device)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lorary.data.batching import Batch
@@ -63,34 +63,43 @@ def target_losses(model: Any, batch: Batch) -> Float[Tensor, " targets"]:
     Returns:
         One loss per target token, in the order of `batch.labels`.
     """
-    logits = target_logits(model, batch)
+    return label_losses(target_logits(model, batch), batch.labels)
+
+
+def label_losses(logits: Float[Tensor, "targets vocabulary"], labels: Int[Tensor, " targets"]) -> Tensor:
+    """(targets,) negative log-likelihood of each label, in nats, float32 (float64 for such logits)."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    return torch.nn.functional.cross_entropy(logits.to(dtype), batch.labels, reduction="none")
+    return torch.nn.functional.cross_entropy(logits.to(dtype), labels, reduction="none")
 
 
 def can_pack(model: Any) -> bool:
-    """Whether several rows in one sequence, told apart by positions and a mask, give this model's exact result.
+    """Whether `packed_length` reaches `PACKED_LENGTH`, which the layout of a training step asks for."""
+    return packed_length(model, PACKED_LENGTH) == PACKED_LENGTH
 
-    Recurrent layers, attention that drops a mask of four dimensions and models without position ids do not. What the
+
+def packed_length(model: Any, longest: int) -> int:
+    """Up to how many tokens several rows in one sequence, told apart by positions and a mask, give the exact result.
+
+    Recurrent layers, attention that drops a mask of four dimensions and models without position ids forbid it. What the
     configuration does not tell is found out by running two short rows packed, padded, and packed without their mask:
     packing is exact where the first two agree to rounding, which is judged against what the mask changes.
 
     Args:
-        model: a bare causal language model of transformers, in evaluation mode.
+        model: a causal language model of transformers, in evaluation mode; bare, or routed token by token.
+        longest: how far it is asked for, at least 1.
 
     Returns:
-        True where packing is exact for sequences of up to `PACKED_LENGTH` tokens.
+        `longest`, or what the model's attention reaches where that is less; 0 where packing is not exact.
     """
     config = model.config.get_text_config(decoder=True)
-    reaches = (getattr(config, field, None) for field in _REACH)
-    if any(isinstance(reach, int) and 0 < reach < PACKED_LENGTH for reach in reaches):
-        return False
     # Only these take any mask; others have ended the process on one of a wrong kind.
     if config._attn_implementation not in ("sdpa", "eager"):
-        return False
+        return 0
     if not _ATTENTION_LAYERS.issuperset(getattr(config, "layer_types", None) or ()):
-        return False
-    return _packs_exactly(model)
+        return 0
+    reaches = (getattr(config, field, None) for field in _REACH)
+    reach = min([longest, *(reach for reach in reaches if isinstance(reach, int) and reach > 0)])
+    return reach if _packs_exactly(model) else 0
 
 
 def _packs_exactly(model: Any) -> bool:

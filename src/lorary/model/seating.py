@@ -78,3 +78,9 @@ def prober_of(model: Any) -> Prober | None:
     """What decides for requests in a model; None for one that is bare, or decides otherwise."""
     state = getattr(model, STATE, None)
     return None if state is None else seating(model).prober
+
+
+def has_row_settings(model: Any) -> bool:
+    """Whether the rows of a batch have settings of their own, so that their number and order say which is whose."""
+    state = getattr(model, STATE, None)
+    return state is not None and seating(model).rows is not None

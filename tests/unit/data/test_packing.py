@@ -123,6 +123,13 @@ def test_long_sequences_are_cut_where_attention_would_cost_more_than_it_saves() 
     assert all(m.batch.mask is None for m in micro_batches([group(long)], 10_000, share_prefix=True))
 
 
+def test_a_long_prompt_is_shared_where_sequences_may_be_longer() -> None:
+    rows = [Example(tuple(range(1, 601)), (1000 + i, 7), 0) for i in range(4)]
+    assert all(m.batch.mask is None for m in micro_batches([group(rows)], 10_000, share_prefix=True))
+    (micro,) = micro_batches([group(rows)], 10_000, share_prefix=True, longest=1000)
+    assert micro.batch.input_ids.shape == (1, 604)
+
+
 def test_company_does_not_change_how_rows_are_laid_out() -> None:
     own = group([Example((1, 2, 3, 4, 10 + i), (7, 8), 0) for i in range(6)], slot=1)
     other = group([Example(tuple(range(50, 80)), (9,), 0)] * 3, slot=0)
