@@ -24,7 +24,7 @@ from torch import Tensor
 from lorary.caching import cache_folder
 from lorary.ops.choose import Chosen
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCE, HEADER = (Path(__file__).with_name(name) for name in ("native.cpp", "native_kernels.h"))
 # Experts of a token beyond which all of them are computed: keeping so many in order costs more than it saves.
 MOST_CHOSEN = 64
 # Tokens of a pass that are few: one call does it all, which saves more than the better matrix product gains.
@@ -235,7 +235,7 @@ def _built() -> Path:
     if compiler is None:
         raise FileNotFoundError("no C++ compiler (c++, g++, clang++, or CXX)")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=30).stdout
-    parts = (SOURCE.read_bytes(), version, " ".join(FLAGS).encode(), _processor().encode())
+    parts = (SOURCE.read_bytes(), HEADER.read_bytes(), version, " ".join(FLAGS).encode(), _processor().encode())
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     path = cache_folder() / "native" / f"lorary-{digest}.so"
     if not path.exists():
