@@ -96,7 +96,12 @@ def test_the_table_of_settings_gives_defaults_and_preset() -> None:
 
 def test_every_option_of_the_large_commands_is_named() -> None:
     root: Any = typer.main.get_command(app)
-    for command, name in (("build", "training.md"), ("evaluate", "evaluation.md"), ("adapt", "adapt.md")):
+    for command, name in (
+        ("build", "training.md"),
+        ("evaluate", "evaluation.md"),
+        ("adapt", "adapt.md"),
+        ("merge", "adapt.md"),
+    ):
         options = {option for parameter in root.commands[command].params for option in parameter.opts}
         text = page(name) + page("tutorial.md")
         assert [option for option in sorted(options) if option.startswith("--") and option not in text] == []

@@ -14,6 +14,7 @@ from lorary.cli.cluster import cluster
 from lorary.cli.evaluate import evaluate
 from lorary.cli.explain import explain
 from lorary.cli.library import library_app
+from lorary.cli.merge import merge
 from lorary.cli.options import (
     Device,
     Dtype,
@@ -73,6 +74,7 @@ def demo(
 
 app.command()(build)
 app.command()(adapt)
+app.command()(merge)
 app.command()(cluster)
 app.command()(explain)
 app.command()(evaluate)

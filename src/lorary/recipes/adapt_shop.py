@@ -54,7 +54,8 @@ class Shop:
     def key(self) -> str:
         """A hash of all that decides the results of all tasks: what is kept while it runs is named by it."""
         hashes = {name: task.data_hash for name, task in sorted(self.tasks.items())}
-        document = [self._identity(), as_recorded(self.settings.train), hashes, self.settings.name, self.run.window]
+        ways = [self.settings.name, self.run.window, str(self.base.model.dtype)]
+        document = [self._identity(), as_recorded(self.settings.train), hashes, ways]
         return f"adapt-{state_key(document)}"
 
     def state(self, suffix: str) -> Path:

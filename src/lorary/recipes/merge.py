@@ -1,0 +1,125 @@
+"""`lorary merge`: adapters of a library become one adapter in a folder of its own, without data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lorary.errors import LibraryError, UsageError
+from lorary.formats.peft import encode_adapter
+from lorary.formats.peft_patterns import new_adapter
+from lorary.library.files import encode_json, reported, write_folder
+from lorary.library.provenance import PROVENANCE_FILE, new_provenance
+from lorary.library.store import Library
+from lorary.merge.factors import sum_factors
+from lorary.merge.layers import Modules, mixed_layers
+from lorary.merge.outputs import sum_updates
+from lorary.merge.ties import ties
+from lorary.merge.truncate import truncate
+from lorary.recipes.adapt_pool import Pool, pool_of
+from lorary.recipes.adapt_settings import MU, AdaptSettings
+from lorary.recipes.open import template_of
+
+MEAN, CONCAT, FACTORS, TIES = "mean", "concat", "mu", "ties"
+MERGES = (MEAN, CONCAT, FACTORS, TIES)
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What a merge made.
+
+    Args:
+        adapter: the folder it lies in.
+        method: one of `MERGES`.
+        parents: names of the adapters that went into it.
+        rank: the largest rank over its layers.
+        error: what truncation left out, relative to the whole update, in the Frobenius norm.
+    """
+
+    adapter: str
+    method: str
+    parents: list[str]
+    rank: int
+    error: float
+
+
+def run_merge(
+    library_path: str,
+    out: str,
+    method: str = MEAN,
+    *,
+    experts: Sequence[str] | None = None,
+    weights: Mapping[str, float] | None = None,
+    rank: int | None = None,
+) -> MergeResult:
+    """Merge adapters of a library.
+
+    Args:
+        library_path: folder of the library.
+        out: folder of the result, which must not exist.
+        method: `mean` or `concat` (the mean or the sum of the updates), `mu` (the mean of the factors), `ties`.
+        experts: those to merge; where None all but results of adaptations.
+        weights: by name, in place of equal ones, for all but `ties`; they name the experts.
+        rank: the largest to keep; where None, that which the method gives.
+
+    Returns:
+        Where the result lies, and what was left out of it.
+
+    Raises:
+        UsageError: if an option makes no sense, or something is in the folder's place.
+        LibraryError: if an adapter is not in the library, or adapters were trained with different templates.
+        AdapterError: if the adapters do not fit each other.
+    """
+    if method not in MERGES:
+        raise UsageError(f"--method must be one of {', '.join(MERGES)}", found=method)
+    if weights is not None and (method == TIES or experts is not None):
+        raise UsageError("--weights names the adapters itself, and TIES has none", found="--experts or --method ties")
+    if rank is not None and rank < 1:
+        raise UsageError("--rank must be above 0", found=rank)
+    folder = Path(out)
+    if folder.exists():
+        raise UsageError("--out must be a new folder", found=f"{out} exists", remedy="name another one")
+    library = Library.open(library_path)
+    named = tuple(weights) if weights is not None else None if experts is None else tuple(experts)
+    pool = pool_of(library, AdaptSettings(MU, experts=named))
+    adapters = [pool.get(name) for name in pool.names]
+    whole = _merge(method, adapters, None if weights is None else [weights[name] for name in pool.names])
+    largest = max(factors.rank for factors in whole.values())
+    made = truncate(whole, rank or largest, next(iter(whole.values())).scaling)
+    _write(folder, made.modules, method, pool, template_of(library, None), made.error)
+    return MergeResult(str(folder), method, list(pool.names), min(rank or largest, largest), made.error)
+
+
+def _merge(method: str, adapters: Sequence[Modules], weights: Sequence[float] | None) -> Modules:
+    if method == TIES:
+        return ties(adapters)
+    equal = 1.0 if method == CONCAT else 1.0 / len(adapters)
+    by_adapter = torch.tensor([equal] * len(adapters) if weights is None else list(weights), dtype=torch.float64)
+    by_layer: dict[str, Tensor] = {
+        path: by_adapter[list(layer.members)] for path, layer in mixed_layers(adapters).items()
+    }
+    return sum_factors(adapters, by_layer) if method == FACTORS else sum_updates(adapters, by_layer)
+
+
+def _write(folder: Path, modules: Modules, method: str, pool: Pool, template: str, error: float) -> None:
+    """The folder as a library would hold it, so that `lorary library add` takes its history along."""
+    record = pool.library.base
+    adapter = new_adapter(folder.name, modules, record.name)
+    files = encode_adapter(adapter)
+    told = {
+        "method": f"merge-{method}",
+        "tasks": sorted({task for tasks in pool.tasks.values() for task in tasks}),
+        "parents": list(pool.hashes.values()),
+        "parent_names": list(pool.names),
+        "template": template,
+        "metrics": {"truncation_error": error},
+    }
+    base = {"name": record.name, "fingerprint": record.fingerprint.digest}
+    provenance = new_provenance(adapter, files, base, told)
+    try:
+        with reported(folder.parent):
+            write_folder(folder, {**files, PROVENANCE_FILE: encode_json(provenance)})
+    except LibraryError as failed:
+        raise UsageError(f"--out must be a folder that can be made: {folder}", found=failed.found) from failed

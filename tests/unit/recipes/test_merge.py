@@ -1,0 +1,110 @@
+"""`lorary merge` through the recipe: files that PEFT reads, what they compute, and what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lorary.adapter import Adapter
+from lorary.errors import AdapterError, LibraryError, UsageError
+from lorary.formats.peft import read_adapter
+from lorary.library.store import Library
+from lorary.merge.ties import merge_entries
+from lorary.model.base import Base
+from lorary.recipes.merge import MERGES, run_merge
+
+
+@pytest.fixture
+def adapters(
+    base: Base, library: Library, random_adapter: Callable[..., Any], generator: torch.Generator
+) -> list[Adapter]:
+    """Three adapters of rank 3, in the library."""
+    made = [random_adapter(base.model, name, generator) for name in ("one", "three", "two")]
+    for adapter in made:
+        library.add_adapter(adapter, {"tasks": [adapter.name]})
+    return made
+
+
+@pytest.mark.parametrize("method", MERGES)
+def test_a_merge_comes_back_from_its_files_and_into_a_library(
+    method: str, adapters: list[Adapter], library: Library, tmp_path: Path
+) -> None:
+    result = run_merge(str(library.path), str(tmp_path / "merged"), method)
+    assert (result.parents, result.error) == (["one", "three", "two"], pytest.approx(0.0, abs=1e-7))
+    assert result.rank == (9 if method in ("mean", "concat") else 3)
+    assert read_adapter(tmp_path / "merged").rank == result.rank
+    library.add(tmp_path / "merged")
+    known = library.provenance("merged")
+    assert known["method"] == f"merge-{method}"
+    assert known["parents"] == [library.provenance(adapter.name)["content_hash"] for adapter in adapters]
+
+
+def test_the_mean_is_that_of_the_updates_and_weights_take_its_place(
+    adapters: list[Adapter], library: Library, tmp_path: Path
+) -> None:
+    run_merge(str(library.path), str(tmp_path / "mean"), "mean", experts=["two", "one"])
+    run_merge(str(library.path), str(tmp_path / "weighed"), "mean", weights={"two": -1.0, "one": 0.5})
+    one, _, two = adapters
+    for path, factors in read_adapter(tmp_path / "mean"):
+        wanted = (one.modules[path].delta() + two.modules[path].delta()) / 2
+        assert torch.allclose(factors.delta(), wanted, atol=1e-6)
+    for path, factors in read_adapter(tmp_path / "weighed"):
+        wanted = 0.5 * one.modules[path].delta() - two.modules[path].delta()
+        assert torch.allclose(factors.delta(), wanted, atol=1e-6)
+
+
+def test_a_smaller_rank_says_what_it_leaves_out(adapters: list[Adapter], library: Library, tmp_path: Path) -> None:
+    result = run_merge(str(library.path), str(tmp_path / "small"), "mean", rank=2)
+    assert (result.rank, read_adapter(tmp_path / "small").rank) == (2, 2)
+    lost = total = 0.0
+    for path, factors in read_adapter(tmp_path / "small"):
+        whole = sum((a.modules[path].delta() for a in adapters[1:]), adapters[0].modules[path].delta()) / 3
+        lost += float((factors.delta() - whole).square().sum())
+        total += float(whole.square().sum())
+    assert result.error == pytest.approx((lost / total) ** 0.5, rel=1e-3)
+
+
+def test_entries_that_are_small_or_outvoted_are_dropped() -> None:
+    entries = torch.tensor([[3.0, 0.1, -2.0, 0.0], [1.0, 0.2, 4.0, 0.0], [0.1, 5.0, -1.0, 0.0]])
+    # Two of four are kept of each: [3, ., -2, .], [1, ., 4, .], [., 5, -1, .]
+    assert merge_entries(entries, 0.5).tolist() == [2.0, 5.0, 4.0, 0.0]
+    assert torch.equal(merge_entries(entries[:1], 1.0), entries[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"method": "soup"}, UsageError, "--method must be one of mean, concat, mu, ties"),
+        ({"method": "ties", "weights": {"one": 1.0}}, UsageError, "TIES has none"),
+        ({"rank": 0}, UsageError, "--rank must be above 0"),
+        ({"experts": ["one", "four"]}, LibraryError, "no adapter 'four'"),
+        ({"experts": ["one", "one"]}, UsageError, "--experts must name different adapters"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    options: dict[str, Any], error: type[Exception], message: str, adapters: list[Adapter], library: Library,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    with pytest.raises(error, match=message):
+        run_merge(str(library.path), str(tmp_path / "merged"), **options)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_nothing_is_overwritten(adapters: list[Adapter], library: Library, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--out must be a new folder\nfound: .* exists"):
+        run_merge(str(library.path), str(tmp_path))
+
+
+def test_ties_needs_adapters_of_the_same_layers(
+    adapters: list[Adapter],
+    base: Base,
+    library: Library,
+    random_adapter: Any,
+    generator: torch.Generator,
+    tmp_path: Path,
+) -> None:
+    library.add_adapter(random_adapter(base.model, "q", generator, targets=("q_proj",)), {"tasks": []})
+    with pytest.raises(AdapterError, match="TIES needs adapters of the same layers"):
+        run_merge(str(library.path), str(tmp_path / "merged"), "ties")
