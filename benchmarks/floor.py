@@ -3,6 +3,7 @@
 Counted are the products that no implementation can leave out: every linear layer of the base forward, and backward to
 its input where a gradient must pass; the two LoRA products of each adapted layer forward, and their four gradients
 backward; the output head at the target positions. Attention, norms, activations and the optimiser are not counted.
+Frozen weights are multiplied as training multiplies them: reordered for oneDNN where that is done.
 """
 
 import statistics
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lorary.lora.seat import linear_shape
+from lorary.model.frozen import multiply, packed_bytes, reordered
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def products_of_step(
 ) -> Callable[[], None]:
     """A function that computes the products of one micro-batch once; for callers that interleave it with other work."""
     base, head = find_products(model, set(targets))
+    weights = [reordered(product.weight.mT) for product in base] if packed_bytes(model) else None
     like = {"dtype": model.dtype, "device": model.device}
     sizes = {size for product in (*base, head) for size in product.weight.shape}
     per_unit = max(1, tokens // num_units)
@@ -85,17 +88,19 @@ def products_of_step(
 
     @torch.no_grad()
     def run() -> None:
-        for product in base:
-            torch.mm(x[product.weight.shape[0]], product.weight)
+        for number, product in enumerate(base):
+            inside = x[product.weight.shape[0]]
+            multiply(inside, weights[number][0]) if weights else torch.mm(inside, product.weight)
             if product.is_adapted:
                 lora(True, *product.weight.shape)
         torch.mm(at_targets[head.weight.shape[0]], head.weight)
         torch.mm(at_targets[head.weight.shape[1]], head.weight.mT)
-        for product in reversed(base):
+        for number, product in reversed(list(enumerate(base))):
             if product.is_adapted:
                 lora(False, *product.weight.shape)
             if product.passes_gradient:
-                torch.mm(x[product.weight.shape[1]], product.weight.mT)
+                outside = x[product.weight.shape[1]]
+                multiply(outside, weights[number][1]) if weights else torch.mm(outside, product.weight.mT)
 
     return run
 

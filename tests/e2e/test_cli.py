@@ -491,7 +491,7 @@ def test_a_dry_run_of_a_build_writes_nothing(tasks: Path, tiny_base_folder: Path
     assert "time: about" in said.out
     assert [row["name"] for row in document["experts"]] == ["echo", "shout"]
     assert document["steps"] == 12
-    assert set(document["memory"]) == {"base", "experts", "activations"}
+    assert set(document["memory"]) == {"base", "experts", "activations", "reordered weights"}
     assert not (tmp_path / "lib").exists()
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lorary.data.places import Places
 from lorary.data.template import Example
 from lorary.errors import TaskError
 from lorary.keys import keyed_generator
@@ -20,8 +21,8 @@ class Batch(NamedTuple):
     `input_ids` is (batch, seq); `rows`, `positions` and `labels` are (targets,): `labels[i]` is what position
     `positions[i]` of sequence `rows[i]` must predict. Where a sequence is one row, attention is causal, so that padding
     on the right is never seen and needs no mask; it is recognised by position, never by token id. Where a sequence
-    holds several rows (`lorary.data.packing`), `position_ids` (batch, seq) and the boolean `mask`
-    (batch, 1, seq, seq), True where the position of the third axis sees that of the fourth, say what each token sees.
+    holds several rows (`lorary.data.packing`), `position_ids` (batch, seq) says how far each token is into its row, and
+    `places` where the tokens of each row lie.
     """
 
     input_ids: Tensor
@@ -29,11 +30,11 @@ class Batch(NamedTuple):
     positions: Tensor
     labels: Tensor
     position_ids: Tensor | None = None
-    mask: Tensor | None = None
+    places: Places | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        return Batch._make(tensor if tensor is None else tensor.to(device) for tensor in self)
+        return Batch._make(part if part is None else part.to(device) for part in self)
 
 
 def input_length(example: Example) -> int:

@@ -84,7 +84,7 @@ def check_splits(num_splits: int, d_in: int, d_out: int, owner: str) -> None:
 
 
 class MixedLora(nn.Module):
-    """LoRA skills beside one linear layer; each sequence of a batch meets the mixture of its own task.
+    """LoRA skills beside one linear layer; each token of a batch meets the mixture of its own task.
 
     Args:
         lora_a: leaf tensor that requires a gradient.
@@ -114,7 +114,7 @@ class MixedLora(nn.Module):
         self.tags, self.path = tags, path
 
     def forward(self, x: Float[Tensor, "sequences seq d_in"], output: Float[Tensor, "sequences seq d_out"]) -> Tensor:
-        """Add to a layer's output what the mixture of each sequence's task computes.
+        """Add to a layer's output what the mixture of each token's task computes.
 
         Args:
             x: what the layer was given.
@@ -127,8 +127,8 @@ class MixedLora(nn.Module):
             ShapeError: if the layer sees tokens without their sequences, as the experts of a mixture do.
         """
         x = self.tags.admit(x, self.lora_a.dtype, self.path)
-        # One mixture per sequence, although several may be of one task: to mix costs a small part of one token of the
+        # One mixture per span, although several may be of one task: to mix costs a small part of one token of the
         # base, and to find the distinct tasks would cost a look at the device in every layer.
         weights = mixing_weights(self.logits).index_select(0, self.tags.tasks)
         lora_a, lora_b = mix_factors(self.lora_a, self.lora_b, weights)
-        return add_low_rank(output, x, lora_a, lora_b.mT * self.scaling)
+        return add_low_rank(output, x, lora_a, lora_b.mT * self.scaling, self.tags.lengths)

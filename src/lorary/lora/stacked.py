@@ -1,4 +1,4 @@
-"""Training of many units beside one linear layer: stacked factors, sequences tagged with their unit."""
+"""Training of many units beside one linear layer: stacked factors, spans of tokens tagged with their unit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,19 +19,21 @@ def _no_tags() -> Tensor:
 
 @dataclass
 class RowTags:
-    """Whose the sequences of the running micro-batch are; one object shared by all layers of a model.
+    """Whose the tokens of the running micro-batch are; one object shared by all layers of a model.
 
     Args:
-        slots: unit of each sequence, ascending.
-        tasks: task of each sequence within its unit.
+        slots: unit of each span, a run of tokens of one unit and task.
+        tasks: task of each span within its unit.
+        lengths: tokens of each span, sequences being read one after another.
         pieces: where each row's own tokens lie.
         names: what the dropout of each slot is keyed by: the unit's name, with its step where units differ in it.
         dropout: probability of dropping an input feature, 0 outside training.
         key: what all dropout is keyed by besides: the seed.
     """
 
-    slots: Int[Tensor, " sequences"] = field(default_factory=_no_tags)
-    tasks: Int[Tensor, " sequences"] = field(default_factory=_no_tags)
+    slots: Int[Tensor, " spans"] = field(default_factory=_no_tags)
+    tasks: Int[Tensor, " spans"] = field(default_factory=_no_tags)
+    lengths: tuple[int, ...] = ()
     pieces: tuple[Piece, ...] = ()
     names: Sequence[object] = ()
     dropout: float = 0.0
@@ -48,7 +50,7 @@ class RowTags:
             dropout: as above.
             key: as above.
         """
-        self.slots, self.tasks, self.pieces = micro.slots, micro.tasks, micro.pieces
+        self.slots, self.tasks, self.lengths, self.pieces = micro.slots, micro.tasks, micro.lengths, micro.pieces
         self.names, self.dropout, self.key = names, dropout, key
 
     def dropout_mask(self, x: Float[Tensor, "sequences seq d_in"], path: str) -> Tensor:
@@ -95,9 +97,9 @@ class RowTags:
 
 
 class StackedLora(nn.Module):
-    """LoRA factors of many units for one linear layer; each sequence of a batch meets the factors of its own unit.
+    """LoRA factors of many units for one linear layer; each token of a batch meets the factors of its own unit.
 
-    Nothing of one unit reaches another: sequences only multiply their own factors, so that the gradient of the summed
+    Nothing of one unit reaches another: tokens only multiply their own factors, so that the gradient of the summed
     losses is, unit by unit, what training it alone would give. The rank axis is the largest of the stack; a
     smaller unit has zero rows and columns there, whose gradients are zero, so that they stay zero.
 
@@ -123,7 +125,7 @@ class StackedLora(nn.Module):
         self.tags, self.path = tags, path
 
     def forward(self, x: Float[Tensor, "sequences seq d_in"], output: Float[Tensor, "sequences seq d_out"]) -> Tensor:
-        """Add to a layer's output what each sequence's own unit computes.
+        """Add to a layer's output what each token's own unit computes.
 
         Args:
             x: what the layer was given.
@@ -138,4 +140,4 @@ class StackedLora(nn.Module):
         x = self.tags.admit(x, self.lora_a.dtype, self.path)
         slots = self.tags.slots
         up = self.lora_b.mT.index_select(0, slots) * self.scaling[slots, None, None]
-        return add_low_rank(output, x, self.lora_a.index_select(0, slots), up)
+        return add_low_rank(output, x, self.lora_a.index_select(0, slots), up, self.tags.lengths)

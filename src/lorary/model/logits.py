@@ -7,12 +7,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lorary.data.batching import Batch
-from lorary.data.packing import Group, micro_batches
-from lorary.data.sharing import PACKED_LENGTH
+from lorary.data.packing import PACKED_LENGTH, Group, micro_batches
 from lorary.data.template import Example
+from lorary.model.row_attention import NAMES, attending_rows
 
-# Fields in which models say how far back their attention reaches. It is measured along the sequence, which a packed
-# row shares with others.
+# Fields in which models say how far back their attention reaches, which attention to rows does not know.
 _REACH = ("sliding_window", "window_size", "attention_window", "attention_chunk_size")
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -36,21 +35,12 @@ def target_logits(model: Any, batch: Batch) -> Float[Tensor, "targets vocabulary
 
     handle = model.get_output_embeddings().register_forward_pre_hook(keep_targets)
     try:
-        logits: Tensor = model(input_ids=batch.input_ids, use_cache=False, **_layout(batch, model.dtype)).logits
+        with attending_rows(model, batch) as places:
+            positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+            logits: Tensor = model(input_ids=batch.input_ids, use_cache=False, **positions, **places).logits
     finally:
         handle.remove()
     return logits[0]
-
-
-def _layout(batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What a packed batch tells the model beside its tokens; nothing for rows that are merely padded."""
-    if batch.mask is None:
-        return {}
-    # Additive, since eager attention adds its mask; made once here instead of in every layer.
-    mask = torch.zeros(batch.mask.shape, dtype=dtype, device=batch.mask.device)
-    mask.masked_fill_(~batch.mask, torch.finfo(dtype).min)
-    assert batch.position_ids is not None
-    return {"attention_mask": mask, "position_ids": batch.position_ids}
 
 
 def target_losses(model: Any, batch: Batch) -> Float[Tensor, " targets"]:
@@ -78,11 +68,11 @@ def can_pack(model: Any) -> bool:
 
 
 def packed_length(model: Any, longest: int) -> int:
-    """Up to how many tokens several rows in one sequence, told apart by positions and a mask, give the exact result.
+    """Up to how many tokens a row may have to share a sequence with others and keep its exact result.
 
-    Recurrent layers, attention that drops a mask of four dimensions and models without position ids forbid it. What the
-    configuration does not tell is found out by running two short rows packed, padded, and packed without their mask:
-    packing is exact where the first two agree to rounding, which is judged against what the mask changes.
+    Recurrent layers, attention that transformers cannot exchange and models without position ids do not. What the
+    configuration does not tell is found out by running two short rows packed, padded, and packed as if they were one
+    row: packing is exact where the first two agree to rounding, which is judged against the third.
 
     Args:
         model: a causal language model of transformers, in evaluation mode; bare, or routed token by token.
@@ -92,8 +82,7 @@ def packed_length(model: Any, longest: int) -> int:
         `longest`, or what the model's attention reaches where that is less; 0 where packing is not exact.
     """
     config = model.config.get_text_config(decoder=True)
-    # Only these take any mask; others have ended the process on one of a wrong kind.
-    if config._attn_implementation not in ("sdpa", "eager"):
+    if config._attn_implementation not in NAMES:
         return 0
     if not _ATTENTION_LAYERS.issuperset(getattr(config, "layer_types", None) or ()):
         return 0
@@ -103,7 +92,7 @@ def packed_length(model: Any, longest: int) -> int:
 
 
 def _packs_exactly(model: Any) -> bool:
-    """Run two rows that share their first token padded, packed, and packed under a mask that is merely causal."""
+    """Run two rows that share their first token padded, packed, and packed as if they were one row."""
     last = model.get_input_embeddings().num_embeddings - 1
     # In sorted order, so that both layouts have their targets in one order.
     rows = [Example((1, 2, 3), (4, 5), 0), Example((1, last, last - 1), (6, 7), 0)]
@@ -111,9 +100,7 @@ def _packs_exactly(model: Any) -> bool:
     for share_prefix in (False, True):
         (micro,) = micro_batches([Group(0, 0, rows, range(2))], PACKED_LENGTH, share_prefix=share_prefix)
         batches.append(micro.batch.to(model.device))
-    mask = batches[1].mask
-    assert mask is not None
-    batches.append(batches[1]._replace(mask=torch.ones_like(mask).tril()))
+    batches.append(batches[1]._replace(position_ids=None, places=None))
     try:
         with torch.no_grad():
             wanted, found, wrong = (target_losses(model, batch) for batch in batches)

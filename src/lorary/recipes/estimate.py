@@ -6,6 +6,7 @@ from typing import Any
 
 from lorary.data.batching import input_length
 from lorary.model.base import Base, load_base
+from lorary.model.frozen import packed_bytes
 from lorary.recipes.build import choose_tasks, separate_tasks
 from lorary.recipes.build_settings import BuildSettings, RunSettings
 from lorary.recipes.display import Display
@@ -36,7 +37,8 @@ class Estimate:
         tokens: tokens of all rows that are trained on, padding left out.
         tokens_computed: tokens that are computed for them, shared prefixes counted once and padding counted.
         parameters: of all experts.
-        memory: bytes of the base, of the experts in training with their optimiser, and of activations.
+        memory: bytes of the base, of the experts in training with their optimiser, of activations, and of the copies of
+            weights that a CPU multiplies by.
         seconds: for training and evaluations, on this machine as it is now.
         notes: what had to be assumed.
     """
@@ -176,6 +178,7 @@ def _summary(
             "base": sum(p.numel() * p.element_size() for p in base.model.parameters()),
             "experts": measured.state_bytes,
             "activations": measured.activation_bytes,
+            "reordered weights": packed_bytes(base.model),
         },
         seconds=(tokens + EVALUATION_COST * evaluated) / measured.tokens_per_s,
         notes=notes,

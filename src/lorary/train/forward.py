@@ -10,6 +10,7 @@ from torch import Tensor
 from lorary.data.packing import Group, MicroBatch, micro_batches
 from lorary.errors import TrainError
 from lorary.model.logits import can_pack, target_losses
+from lorary.model.row_attention import attending_rows
 from lorary.train.slots import Unit
 from lorary.train.units import LoopSettings, Stack
 
@@ -50,9 +51,10 @@ class Forward:
         shares = self._shares(groups)
         collected = []
         for micro in micros:
-            each, slots = self._run(micro, names, self.settings.dropout)
-            # The sum of all losses leaves the gradients of the units apart.
-            (each * shares.to(each)[slots]).sum().backward()
+            with attending_rows(self.model, micro.batch):  # activations may be computed anew on the way back
+                each, slots = self._run(micro, names, self.settings.dropout)
+                # The sum of all losses leaves the gradients of the units apart.
+                (each * shares.to(each)[slots]).sum().backward()
             collected.append((each.detach(), slots))
         return _finite("training", units, _means(collected, shares), ahead=1)
 

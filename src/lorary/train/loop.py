@@ -10,6 +10,7 @@ from typing import Any
 
 from lorary.errors import TrainError, UsageError
 from lorary.lora.seat import seat, unseat
+from lorary.model.frozen import packed_weights
 from lorary.train.activations import recomputed
 from lorary.train.callbacks import Callback
 from lorary.train.checkpoint import load_checkpoint, save_checkpoint
@@ -149,7 +150,10 @@ def seated(model: Any, stack: Stack, settings: LoopSettings) -> Iterator[None]:
     """Seat a stack in a bare model while the context lasts."""
     handles = seat(model, stack.modules)
     try:
-        with recomputed(model, stack.modules) if settings.activation_checkpointing else nullcontext():
+        with (
+            packed_weights(model),
+            recomputed(model, stack.modules) if settings.activation_checkpointing else nullcontext(),
+        ):
             yield
     finally:
         unseat(model, list(stack.modules), handles)

@@ -24,7 +24,7 @@ def mixed(generator: torch.Generator, *, skills: int = SKILLS, splits: int = 1) 
 
 
 def inputs(generator: torch.Generator, lora: MixedLora, tasks: list[int]) -> tuple[Tensor, Tensor]:
-    lora.tags.tasks = torch.tensor(tasks)
+    lora.tags.tasks, lora.tags.lengths = torch.tensor(tasks), (5,) * len(tasks)
     return randn(generator, len(tasks), 5, D_IN), randn(generator, len(tasks), 5, D_OUT)
 
 

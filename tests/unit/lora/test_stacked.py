@@ -38,7 +38,7 @@ def test_each_sequence_meets_its_own_unit_and_gives_it_its_gradient(
     generator: torch.Generator, slots: list[int]
 ) -> None:
     lora = stacked(generator)
-    lora.tags.slots = torch.tensor(slots)
+    lora.tags.slots, lora.tags.lengths = torch.tensor(slots), (4,) * len(slots)
     x, output = inputs(generator, len(slots))
     weights = torch.randn(output.shape, generator=generator, dtype=torch.float64)
     found, wanted = lora(x, output), reference(lora, x, output)
@@ -53,7 +53,7 @@ def test_the_zero_part_of_a_smaller_rank_has_no_gradient(generator: torch.Genera
     lora = stacked(generator)
     with torch.no_grad():
         lora.lora_a[1, 1], lora.lora_b[1, :, 1] = 0.0, 0.0
-    lora.tags.slots = torch.tensor([0, 1, 1])
+    lora.tags.slots, lora.tags.lengths = torch.tensor([0, 1, 1]), (4, 4, 4)
     lora(*inputs(generator, 3)).square().sum().backward()
     assert lora.lora_a.grad is not None
     assert lora.lora_b.grad is not None
@@ -66,7 +66,7 @@ def test_beside_a_half_precision_layer_the_update_is_computed_in_the_dtype_of_th
     generator: torch.Generator,
 ) -> None:
     lora = stacked(generator)
-    lora.tags.slots = torch.arange(3)
+    lora.tags.slots, lora.tags.lengths = torch.arange(3), (4, 4, 4)
     x, output = inputs(generator, 3)
     found = lora(x.bfloat16(), output.bfloat16())
     expected = output.bfloat16() + lora(x.bfloat16().double(), torch.zeros_like(output)).bfloat16()

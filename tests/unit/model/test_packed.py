@@ -9,11 +9,13 @@ import transformers
 from torch import Tensor
 
 from lorary.data.packing import Group, micro_batches
+from lorary.data.places import places_of
 from lorary.data.template import Example
 from lorary.lora.seat import seat, unseat
 from lorary.lora.stacked import RowTags, StackedLora
 from lorary.lora.targets import find_targets
 from lorary.model.logits import can_pack, target_losses
+from lorary.model.row_attention import attending_rows, collect_states, spread_states
 
 Make = Callable[..., Any]
 SHAPE = {
@@ -140,8 +142,37 @@ def test_rounding_does_not_hide_that_packing_is_exact(tiny_model: Make, dtype: t
     assert can_pack(tiny_model(dtype=dtype))
 
 
-def test_a_model_that_overlooks_the_mask_is_found_out(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_overlooks_the_rows_is_found_out(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     plain = model.forward
-    monkeypatch.setattr(model, "forward", lambda attention_mask=None, **inputs: plain(**inputs))
+    monkeypatch.setattr(model, "forward", lambda lorary_places=None, **inputs: plain(**inputs))
     assert not can_pack(model)
+
+
+def test_a_model_is_set_to_its_own_attention_again(tiny_model: Make, generator: torch.Generator) -> None:
+    model = tiny_model()
+    (micro,) = micro_batches(some_groups(generator), 1000, share_prefix=True)
+    with pytest.raises(IndexError), attending_rows(model, micro.batch):
+        target_losses(model, micro.batch._replace(input_ids=micro.batch.input_ids + 1000))
+    assert model.config._attn_implementation == "sdpa"
+    padded = micro_batches(some_groups(generator), 1000, share_prefix=False)[0]
+    with attending_rows(model, padded.batch):
+        assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("wanted", ["tokens", "all but shared ones"])
+def test_gradients_pass_through_attention_to_rows_as_the_numerical_ones(
+    wanted: str, generator: torch.Generator
+) -> None:
+    places = places_of([[0, 1, 2], [0, 1, 3, 4], [5]] if wanted == "tokens" else [[0], [1, 2], [3, 4, 5, 6]])
+    num_tokens = len(places.owners)
+    states = torch.randn(num_tokens, 2, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    spread = torch.randn(len(places.tokens), 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    is_padding = torch.ones(len(places.tokens), dtype=torch.bool)
+    is_padding[places.owners] = is_padding[places.repeats] = False
+
+    def without_padding(states: Tensor) -> Tensor:
+        return spread_states(states, places).masked_fill(is_padding[:, None, None], 0.0)
+
+    assert torch.autograd.gradcheck(without_padding, (states,))
+    assert torch.autograd.gradcheck(lambda states: collect_states(states, places), (spread,))

@@ -12,6 +12,7 @@ from lorary.adapter import Adapter
 from lorary.data.batching import collate
 from lorary.errors import TrainError, UsageError
 from lorary.formats.peft import new_config
+from lorary.model.frozen import packed_bytes
 from lorary.model.logits import target_losses
 from lorary.train.callbacks import Callback
 from lorary.train.loop import train_queue
@@ -261,3 +262,21 @@ def test_a_half_precision_base_trains_float32_experts(
     (unit,) = train(tiny_model(dtype=torch.bfloat16), jobs[:1], loop_settings())
     assert vector(unit).dtype == torch.float32
     assert unit.train_losses[-1] < unit.train_losses[0]
+
+
+def test_a_frozen_base_is_multiplied_by_reordered_weights_while_it_is_trained_over(
+    tiny_model: Make, jobs: list[Job], loop_settings: Make, train: Make
+) -> None:
+    model = tiny_model()
+    if not packed_bytes(model):
+        pytest.skip("this machine has no oneDNN for x86")
+    layer = model.model.layers[0].mlp.up_proj
+    found = []
+
+    class Looks(Callback):
+        def on_step(self, *_args: Any) -> None:
+            found.append("forward" in vars(layer))
+
+    train(model, jobs[:1], loop_settings(), callbacks=[Looks()])
+    assert found == [True] * 8
+    assert "forward" not in vars(layer)
