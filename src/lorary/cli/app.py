@@ -29,6 +29,7 @@ from lorary.cli.options import (
     TopK,
     split_names,
 )
+from lorary.cli.reproduce import reproduce
 from lorary.cli.route import route_fields
 from lorary.version import __version__
 
@@ -73,6 +74,7 @@ def demo(
 app.command()(build)
 app.command()(cluster)
 app.command()(explain)
+app.command()(reproduce)
 
 
 @app.command()
