@@ -4,7 +4,7 @@
     ├── UsageError (ValueError)      the call itself is wrong: a bad option, a path that is not there     exit code 2
     ├── AdapterError (ValueError)    an adapter that cannot be read exactly, or does not fit
     ├── LibraryError (ValueError)    a library folder that is missing, damaged, locked or inconsistent
-    ├── BaseModelError (ValueError)  a base model that cannot be found, or is not the one an adapter was made for
+    ├── BaseModelError (ValueError)  a base model that cannot be found, is not the one asked for, or gives no numbers
     ├── TaskError (ValueError)       rows, files or data sets that do not follow the task format
     ├── RouterError (ValueError)     a router that does not exist, or cannot run over these experts
     ├── ShapeError (ValueError)      tensors whose axes disagree
@@ -53,7 +53,7 @@ class LibraryError(LoraryError, ValueError):
 
 
 class BaseModelError(LoraryError, ValueError):
-    """A base model that cannot be found or loaded, or is not the one that was recorded."""
+    """A base model that cannot be found or loaded, is not the one that was recorded, or gives no numbers."""
 
 
 class TaskError(LoraryError, ValueError):

@@ -44,7 +44,7 @@ def test_values_are_json_where_they_read_as_such_and_names_have_commas() -> None
         ("top_p", r"must be FIELD=VALUE\nfound: top_p"),
         ("topp=0.9", r"must name a field of a routing setting\nfound: topp\nremedy: one of \['preset', 'router'"),
         ("top_k=2", r"'top_k' must be given once"),
-        ("router=null", "--route router must have a value"),
+        ("router=null", "router must have a value"),
     ],
 )
 def test_what_cannot_be_a_field_is_refused_by_name(route: str, message: str) -> None:

@@ -13,8 +13,10 @@ from lorary.axes import AXES
 from lorary.cli.app import app
 from lorary.data.builtin.catalogue import DEMO_TASKS, builtin_tasks
 from lorary.data.schema import FIELDS
-from lorary.evaluate.cells import Cell, Comparison
+from lorary.evaluate.cells import Cell, Failure
 from lorary.evaluate.metrics import CHOICE_METRICS, TEXT_METRICS
+from lorary.evaluate.routing_accuracy import RoutingAccuracy
+from lorary.evaluate.summary import Comparison, Mean, OracleGap
 from lorary.formats.peft_config import REFUSED
 from lorary.recipes.build_settings import PRESETS, BuildSettings
 from lorary.recipes.evaluate import EvaluateSettings
@@ -96,7 +98,8 @@ def test_every_option_of_a_build_and_an_evaluation_is_named() -> None:
 
 def test_every_key_of_the_results_is_named() -> None:
     text = page("evaluation.md")
-    keys = {field.name for kind in (Cell, Comparison, EvaluateSettings) for field in fields(kind)} - {"values"}
+    kinds: tuple[Any, ...] = (Cell, Failure, Mean, Comparison, OracleGap, RoutingAccuracy, EvaluateSettings)
+    keys = {field.name for kind in kinds for field in fields(kind)} - {"values"}
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
 
 

@@ -10,6 +10,7 @@ import typer
 
 from lorary.cli.build import build
 from lorary.cli.cluster import cluster
+from lorary.cli.evaluate import evaluate
 from lorary.cli.explain import explain
 from lorary.cli.library import library_app
 from lorary.cli.options import (
@@ -23,8 +24,6 @@ from lorary.cli.options import (
     Route,
     Router,
     RouterTemperature,
-    TaskNames,
-    TasksReference,
     Template,
     TopK,
     split_names,
@@ -69,69 +68,14 @@ def demo(
     result = run_demo(out, full=full, quiet=as_json)
     if as_json:
         print(json.dumps(result.to_json()))
+    result.evaluation.check()
 
 
 app.command()(build)
 app.command()(cluster)
 app.command()(explain)
+app.command()(evaluate)
 app.command()(reproduce)
-
-
-@app.command()
-def evaluate(
-    library: LibraryPath,
-    tasks: TasksReference,
-    routers: Annotated[str, typer.Option(help="base, uniform, arrow, oracle")] = "base,uniform,arrow,oracle",
-    names: TaskNames = None,
-    rows: Annotated[int, typer.Option(help="test rows per task, at most")] = 100,
-    top_k: TopK = None,
-    temperature: RouterTemperature = None,
-    mix: MixOption = None,
-    route: Route = None,
-    template: Template = None,
-    max_length: Annotated[int, typer.Option(help="tokens of a row; longer prompts lose their start")] = 1024,
-    raw: Annotated[bool, typer.Option("--raw", help="rank options by summed log-likelihood, not per token")] = False,
-    base: OptionalBase = None,
-    force_base: ForceBase = False,
-    report: Annotated[str | None, typer.Option(metavar="FILE.html", help="write a page with the results")] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    as_json: Json = False,
-) -> None:
-    """Score routers on tasks, beside the base model; finished cells are not computed again."""
-    from pathlib import Path
-
-    from lorary.evaluate.report import check_report, write_report
-    from lorary.library.store import Library
-    from lorary.recipes.evaluate import run_evaluate
-    from lorary.recipes.report import report_of
-    from lorary.recipes.tables import print_evaluation
-
-    if report:
-        check_report(Path(report))
-    evaluation = run_evaluate(
-        library,
-        tasks,
-        routers=split_names(routers) or [],
-        names=split_names(names),
-        base=base,
-        force_base=force_base,
-        device=device,
-        dtype=dtype,
-        rows=rows,
-        route=route_fields(route, top_k=top_k, temperature=temperature, mix=mix),
-        template=template,
-        max_length=max_length,
-        raw=raw,
-    )
-    if report:
-        write_report(Path(report), report_of(evaluation, Library.open(library)))
-    if as_json:
-        print(json.dumps(evaluation.to_json()))
-    else:
-        print_evaluation(evaluation)
-        if report:
-            print(f"report: {report}")
 
 
 @app.command()

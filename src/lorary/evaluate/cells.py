@@ -1,10 +1,13 @@
-"""Cells of an evaluation, and what follows from them: paired comparisons of routers, and the base guard."""
+"""Cells of an evaluation: one router of one library on one task, or why there is none."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
-from lorary.evaluate.statistics import stratified_interval
+BASE, ORACLE = "base", "oracle"
+SPLITS = ("held_in", "held_out")
+# A task that is held in for one of two libraries and held out for the other.
+MIXED = "mixed"
 
 
 @dataclass(frozen=True)
@@ -13,12 +16,12 @@ class Cell:
 
     Args:
         library: name of the library.
-        router: name of the router.
+        router: the router as it is written (see `lorary.model.spec`).
         task: name of the task.
         family: its family.
         split: `held_in` if an expert was trained on it, else `held_out`.
         metric: what `value` is.
-        primary: whether this is the one cell of (router, task) that counts; its value is in 0..1.
+        primary: whether this is the one cell of (library, router, task) that counts; its value is in 0..1.
         value: mean over rows.
         low: lower end of the 95 % bootstrap interval over rows.
         high: its upper end.
@@ -26,6 +29,9 @@ class Cell:
         seconds: time that scoring these rows took (all metrics of the router and task together).
         template: prompt template.
         expert: the expert that the oracle used.
+        peak_bytes: most memory that the process held meanwhile, base model and library included: on CUDA what torch
+            had allocated there, else the resident set. None where it was not measured.
+        data: hash of the task's data.
         values: one per row, for paired comparisons.
     """
 
@@ -43,42 +49,79 @@ class Cell:
     seconds: float
     template: str
     expert: str | None = None
+    peak_bytes: int | None = None
+    data: str = ""
     values: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A paired difference of two routers over the tasks of a split: mean of task means, with a 95 % interval."""
+class Failure:
+    """A cell that could not be scored, and why; it is tried again by the next run.
 
+    Args:
+        library: name of the library.
+        router: the router as it is written.
+        task: name of the task.
+        rule: what must hold.
+        found: the value that did not.
+        remedy: what to do about it.
+    """
+
+    library: str
     router: str
-    against: str
-    split: str
-    difference: float
-    low: float
-    high: float
-    tasks: int
+    task: str
+    rule: str
+    found: str | None = None
+    remedy: str | None = None
 
 
-def compare(primary: Mapping[tuple[str, str], Cell], router: str, against: str, split: str) -> Comparison | None:
-    """Paired difference of two routers: row by row inside each task, tasks weighted alike."""
-    groups = [
-        [x - y for x, y in zip(cell.values, primary[against, task].values, strict=True)]
-        for (name, task), cell in primary.items()
-        if name == router and cell.split == split and (against, task) in primary
-    ]
-    if not groups:
-        return None
-    low, high = stratified_interval(groups)
-    mean = sum(sum(group) / len(group) for group in groups) / len(groups)
-    return Comparison(router, against, split, mean, low, high, len(groups))
+class Column(NamedTuple):
+    """Who is scored: a router of a library. The base belongs to none, so that it counts once however many there are."""
+
+    library: str | None
+    router: str
+
+    def label(self, *, several: bool) -> str:
+        """What to call it.
+
+        Args:
+            several: whether libraries must be told apart.
+        """
+        return f"{self.library}: {self.router}" if several and self.library is not None else self.router
 
 
-def base_guard(primary: Mapping[tuple[str, str], Cell], routers: Sequence[str]) -> list[dict[str, Any]]:
-    """Every task on which the base alone beats a router, by name."""
-    found = []
-    for (router, task), cell in primary.items():
-        base = primary.get(("base", task))
-        if router != "base" and router in routers and base is not None and base.value > cell.value:
-            entry = {"task": task, "router": router, "split": cell.split, "metric": cell.metric}
-            found.append({**entry, "base": base.value, "value": cell.value})
+def column_of(cell: Cell) -> Column:
+    """Whom a cell scores."""
+    return Column(None if cell.router == BASE else cell.library, cell.router)
+
+
+def columns_of(cells: Iterable[Cell]) -> list[Column]:
+    """Whom the cells score: the base first, the others in the order in which they come."""
+    found = dict.fromkeys(map(column_of, cells))
+    return sorted(found, key=lambda column: column.router != BASE)
+
+
+def primary_cells(cells: Iterable[Cell]) -> dict[tuple[Column, str], Cell]:
+    """The cells that count, by column and task; of the base on a task the first."""
+    found: dict[tuple[Column, str], Cell] = {}
+    for cell in cells:
+        if cell.primary:
+            found.setdefault((column_of(cell), cell.task), cell)
     return found
+
+
+def libraries_of(cells: Sequence[Cell]) -> list[str]:
+    """Names of the libraries, in the order in which they come."""
+    return list(dict.fromkeys(cell.library for cell in cells))
+
+
+def grouped_tasks(cells: Iterable[Cell]) -> dict[str, list[str]]:
+    """Tasks by split, in the order in which they come; `MIXED` for those that libraries do not agree about."""
+    splits: dict[str, set[str]] = {}
+    for cell in cells:
+        if cell.primary:
+            splits.setdefault(cell.task, set()).add(cell.split)
+    groups: dict[str, list[str]] = {split: [] for split in (*SPLITS, MIXED)}
+    for task, own in splits.items():
+        groups[next(iter(own)) if len(own) == 1 else MIXED].append(task)
+    return {split: tasks for split, tasks in groups.items() if tasks}

@@ -1,10 +1,17 @@
 """Results as tables in the terminal."""
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lorary.recipes.evaluate import Evaluation
+from lorary.evaluate.cells import BASE, Cell, Column, columns_of, grouped_tasks, primary_cells
+from lorary.evaluate.summary import Comparison
+from lorary.recipes.evaluation import Evaluation
+
+# With more columns than these, only comparisons with the base and across libraries are printed.
+MOST_COLUMNS = 4
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -14,42 +21,74 @@ def print_evaluation(evaluation: Evaluation) -> None:
         evaluation: the cells and comparisons.
     """
     console = Console(width=None if Console().is_terminal else 120)
-    primary = {(cell.router, cell.task): cell for cell in evaluation.cells if cell.primary}
-    routers = list(dict.fromkeys(router for router, _ in primary))
-    for split in ("held_in", "held_out"):
-        tasks = list(dict.fromkeys(cell.task for cell in primary.values() if cell.split == split))
-        if not tasks:
-            continue
-        table = Table(title=f"{split.replace('_', '-')} tasks", title_justify="left")
+    primary, columns = primary_cells(evaluation.cells), columns_of(evaluation.cells)
+    several = len(evaluation.libraries) > 1
+    for split, tasks in grouped_tasks(evaluation.cells).items():
+        title = f"{_words(split)} tasks"
+        table = Table(title=title, title_justify="left")
         table.add_column("task")
         table.add_column("metric")
         table.add_column("rows", justify="right")
-        for router in routers:
-            table.add_column(router, justify="right")
+        for column in columns:
+            table.add_column(escape(column.label(several=several)), justify="right")
         for task in tasks:
-            cells = [primary.get((router, task)) for router in routers]
-            known = [cell for cell in cells if cell is not None]
-            best = max(cell.value for cell in known)
-            shown = [_value(cell.value, cell.value == best) if cell else "" for cell in cells]
-            table.add_row(escape(task), known[0].metric, str(known[0].n), *shown)
-        means = [evaluation.mean(router, split) for router in routers]
+            _add_task(table, task, primary, columns)
         table.add_section()
-        table.add_row("mean", "", "", *(f"{mean:.3f}" if mean is not None else "" for mean in means))
+        table.add_row("mean", "", "", *(_mean(primary, column, tasks) for column in columns))
         console.print(table)
-    for c in evaluation.comparisons:
-        interval = f"95 % interval {c.low:+.3f} to {c.high:+.3f}, {c.tasks} tasks"
-        split = c.split.replace("_", "-")
-        console.print(f"{split}: {c.router} - {c.against} = {c.difference:+.3f} ({interval})", highlight=False)
-    if not evaluation.base_guard:
-        console.print("base guard: the base beats no router on any task")
-    for entry in evaluation.base_guard:
-        console.print(
-            f"base guard: on {entry['task']} ({entry['split'].replace('_', '-')}) the base ({entry['base']:.3f}) "
-            f"beats {entry['router']} ({entry['value']:.3f})",
-            highlight=False,
-            markup=False,
-        )
+    for line in _lines(evaluation, several=several):
+        console.print(line, highlight=False, markup=False)
+
+
+def _add_task(table: Table, task: str, primary: Mapping[tuple[Column, str], Cell], columns: list[Column]) -> None:
+    cells = [primary.get((column, task)) for column in columns]
+    known = [cell for cell in cells if cell is not None]
+    best = max(cell.value for cell in known)
+    shown = [_value(cell.value, cell.value == best) if cell else "-" for cell in cells]
+    table.add_row(escape(task), known[0].metric, str(known[0].n), *shown)
+
+
+def _mean(primary: Mapping[tuple[Column, str], Cell], column: Column, tasks: list[str]) -> str:
+    """The mean over these tasks; none where a task is missing, which would make it one over others."""
+    values = [primary[column, task].value for task in tasks if (column, task) in primary]
+    return f"{sum(values) / len(values):.3f}" if len(values) == len(tasks) else "-"
 
 
 def _value(value: float, is_best: bool) -> str:
     return f"[bold]{value:.3f}[/bold]" if is_best else f"{value:.3f}"
+
+
+def _words(split: str) -> str:
+    return split.replace("_", "-")
+
+
+def _lines(evaluation: Evaluation, *, several: bool) -> list[str]:
+    few = len(columns_of(evaluation.cells)) <= MOST_COLUMNS
+    shown = [c for c in evaluation.comparisons if few or c.against_library != c.library]
+    lines = [_compared(comparison, several=several) for comparison in shown]
+    if left_out := len(evaluation.comparisons) - len(shown):
+        lines.append(f"({left_out} more comparisons of two routers are in --json)")
+    for gap in evaluation.oracle_gaps:
+        who = f"{_words(gap.split)}: {Column(gap.library, gap.router).label(several=several)}"
+        if gap.closed is None:
+            lines.append(f"{who}: no gap to close, the oracle is {gap.gap:+.3f} from the base")
+        else:
+            lines.append(f"{who} closes {100 * gap.closed:.0f} % of the gap of {gap.gap:.3f} to the oracle")
+    if not evaluation.base_guard:
+        lines.append("base guard: the base beats no router on any task")
+    for entry in evaluation.base_guard:
+        router = Column(entry["library"], entry["router"]).label(several=several)
+        lines.append(
+            f"base guard: on {entry['task']} ({_words(entry['split'])}) the base ({entry['base']:.3f}) beats "
+            f"{router} ({entry['value']:.3f})"
+        )
+    return lines
+
+
+def _compared(c: Comparison, *, several: bool) -> str:
+    one, other = Column(c.library, c.router).label(several=several), c.against
+    if c.against != BASE:
+        other = Column(c.against_library, c.against).label(several=several)
+    interval = f"95 % interval over rows {c.low:+.3f} to {c.high:+.3f}, p {c.p_rows:.2g}"
+    wider = "" if c.tasks_low is None else f"; over tasks {c.tasks_low:+.3f} to {c.tasks_high:+.3f}, p {c.p_tasks:.2g}"
+    return f"{_words(c.split)}: {one} - {other} = {c.difference:+.3f} ({interval}{wider}; {c.tasks} tasks)"

@@ -1,69 +1,280 @@
-"""What an evaluation concludes from its cells."""
+"""Evaluating libraries: what is scored, what is scored once, and what becomes of a cell that cannot be scored."""
 
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from lorary.errors import LoraryError
-from lorary.evaluate.cells import Cell, base_guard, compare
-from lorary.recipes.evaluate import EvaluateSettings
+from lorary.data.tasks import Task, load_tasks
+from lorary.errors import LibraryError, LoraryError, UsageError
+from lorary.evaluate.answers import RowScores
+from lorary.library.store import Library
+from lorary.model.base import Base
+from lorary.model.setting import Routing
+from lorary.recipes import scorer
+from lorary.recipes.evaluate import EvaluateSettings, combine, evaluate_libraries, evaluate_library, library_names
+from lorary.recipes.evaluation import Evaluation
 
-
-def cell(router: str, task: str, values: list[float], **changes: Any) -> Cell:
-    mean = sum(values) / len(values)
-    known = {
-        "library": "lib", "router": router, "task": task, "family": "f", "split": "held_in", "metric": "em",
-        "primary": True, "value": mean, "low": mean, "high": mean, "n": len(values), "seconds": 0.0,
-        "template": "plain", "values": values,
-    }  # fmt: skip
-    return Cell(**{**known, **changes})
-
-
-def by_key(*cells: Cell) -> dict[tuple[str, str], Cell]:
-    return {(c.router, c.task): c for c in cells}
+ROWS = 3
+SETTINGS = EvaluateSettings(routers=("arrow", "oracle"), top_k=1, rows=ROWS)
 
 
-def test_routers_are_compared_row_by_row() -> None:
-    # The two routers agree on most rows: a paired interval is narrow where an unpaired one would not be.
-    ours, theirs = [1.0, 0.0] * 20, [1.0, 0.0] * 19 + [0.0, 0.0]
-    found = compare(by_key(cell("arrow", "a", ours), cell("uniform", "a", theirs)), "arrow", "uniform", "held_in")
-    assert found is not None
-    assert found.difference == pytest.approx(1 / 40)
-    assert found.low >= 0.0
-    assert found.high < 0.1
-    assert found.tasks == 1
+def test_tasks(path: Path, *names: str) -> dict[str, Task]:
+    """Tasks with a few test rows, by name."""
+    with open(path, "w") as file:
+        for name in names:
+            for split in ("val", "test"):
+                for i in range(4):
+                    row = {"task": name, "family": f"f-{name}", "split": split, "source": f"{name} {i} {split}:"}
+                    options = ["up", "down"] if name == "b" else []
+                    file.write(json.dumps({**row, "target": ["up", "down"][i % 2], "options": options}) + "\n")
+    return load_tasks(path)
 
 
-def test_tasks_weigh_alike_and_splits_stay_apart() -> None:
-    cells = by_key(
-        cell("arrow", "a", [1.0] * 2), cell("base", "a", [0.0] * 2),
-        cell("arrow", "b", [0.0] * 50), cell("base", "b", [0.0] * 50),
-        cell("arrow", "c", [0.0], split="held_out"), cell("base", "c", [1.0], split="held_out"),
-    )  # fmt: skip
-    held_in, held_out = (compare(cells, "arrow", "base", split) for split in ("held_in", "held_out"))
-    assert held_in is not None
-    assert held_out is not None
-    assert (held_in.difference, held_in.tasks) == (0.5, 2)
-    assert (held_out.difference, held_out.tasks) == (-1.0, 1)
+test_tasks.__test__ = False  # type: ignore[attr-defined]
 
 
-def test_a_split_without_tasks_has_no_comparison() -> None:
-    cells = by_key(cell("arrow", "a", [1.0]), cell("base", "a", [0.0]))
-    assert compare(cells, "arrow", "base", "held_out") is None
+@pytest.fixture
+def tested(tmp_path: Path) -> dict[str, Task]:
+    """Tasks a and b, of which experts know, and c, of which none does."""
+    return test_tasks(tmp_path / "tasks.jsonl", "a", "b", "c")
 
 
-def test_the_base_guard_names_each_task_and_router_the_base_beats() -> None:
-    cells = by_key(
-        cell("base", "a", [1.0, 0.0]), cell("arrow", "a", [0.0, 0.0]), cell("uniform", "a", [1.0, 0.0]),
-        cell("base", "b", [0.0]), cell("arrow", "b", [1.0]),
-    )  # fmt: skip
-    found = base_guard(cells, ["base", "arrow", "uniform"])
-    assert [(entry["task"], entry["router"], entry["base"], entry["value"]) for entry in found] == [
-        ("a", "arrow", 0.5, 0.0)
-    ]
+@pytest.fixture
+def make_library(
+    tmp_path: Path, base: Base, random_adapter: Callable[..., Any], generator: torch.Generator
+) -> Callable[..., Library]:
+    """A factory of libraries of random experts over the tiny base, one for each task that is named."""
+
+    def make(name: str, *tasks: str, size: float = 1.0) -> Library:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        library = Library.create(tmp_path / name, base.model, base_name="tiny")
+        for task in tasks:
+            library.add_adapter(random_adapter(base.model, task, generator, size=size), {"tasks": [task]})
+        return library
+
+    return make
 
 
-@pytest.mark.parametrize("changes", [{"routers": ("arow",)}, {"top_k": 0}, {"temperature": 0.0}, {"rows": 0}])
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tasks of all calls that score rows."""
+    calls: list[str] = []
+    real = scorer.score_rows
+
+    def count(model: Any, tokenizer: Any, template: Any, rows: Any, metric: str) -> RowScores:
+        calls.append(rows[0].task)
+        return real(model, tokenizer, template, rows, metric)
+
+    monkeypatch.setattr(scorer, "score_rows", count)
+    return calls
+
+
+def values(evaluation: Evaluation) -> dict[tuple[str, ...], float]:
+    """Every value by library, router, task and metric."""
+    return {(c.library, c.router, c.task, c.metric): c.value for c in evaluation.cells}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"routers": ("arow",)}, {"top_k": 0}, {"temperature": 0.0}, {"rows": 0}, {"routing_rows": -1},
+        {"routers": ("arrow[top_k=0]",)}, {"routers": ("arrow[temperature=.5]",)}, {"routers": ("uniform[top_k=2]",)},
+        {"routers": ("arrow[preset=nobody]",)}, {"routers": ("lag[per=request]",)},
+    ],
+)  # fmt: skip
 def test_settings_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(LoraryError, match="found:"):
         EvaluateSettings(**changes)
+
+
+def test_a_router_is_given_what_all_are_given_and_its_brackets_win() -> None:
+    s = EvaluateSettings(top_k=2, temperature=0.5, route={"input_norm": "unit", "allow": ["a"]}, mix="factors")
+    assert s.setting("arrow") == Routing("arrow", 2, 0.5, "factors", input_norm="unit", allow=["a"])
+    assert s.setting("arrow[top_k=3,allow=b]") == Routing("arrow", 3, 0.5, "factors", input_norm="unit", allow=["b"])
+    assert s.setting("uniform[allow=b+c]").allow == ["b", "c"]
+    assert s.setting("experts[a+b]") == Routing(experts=("a", "b"), mix="factors")
+    assert s.setting("contrast[preset=contrast,temperature=0.2]") == Routing("contrast", 10_000, 0.2)
+
+
+def test_routers_are_called_by_the_one_way_to_write_them() -> None:
+    asked = ("arrow[temperature=0.50,top_k=2]", "base", "arrow[top_k=2,temperature=0.5]")
+    assert EvaluateSettings(routers=asked).routers == ("arrow[top_k=2,temperature=0.5]", "base")
+
+
+def test_routers_in_brackets_are_scored_side_by_side(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library]
+) -> None:
+    library = make_library("lib", "a", "b")
+    routers = ("experts[a]", "experts[b]", "experts[a+b]", "uniform", "arrow[top_k=1]", "arrow[top_k=2]", "oracle")
+    found = values(evaluate_library(base, library, tested, replace(SETTINGS, routers=routers)))
+    loss = {router: found["lib", router, "a", "loss"] for router in ("base", *routers)}
+    assert loss["oracle"] == loss["experts[a]"]
+    assert loss["experts[a+b]"] == pytest.approx(loss["uniform"])
+    assert len({round(value, 6) for value in loss.values()}) == 6
+    assert found["lib", "oracle", "b", "loss"] == found["lib", "experts[b]", "b", "loss"]
+
+
+def test_libraries_are_scored_in_one_run_the_base_once_and_each_keeps_its_results(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library], scored: list[str]
+) -> None:
+    one, two = make_library("one", "a", "b"), make_library("two", "a", "b", "c")
+    both = evaluate_libraries(base, [one, two], tested, SETTINGS)
+    assert len(scored) == 3 + 2 * 2 * 3  # base, and two routers of two libraries, on three tasks
+    assert both.libraries == ("one", "two")
+    for library in ("one", "two"):
+        for router in ("base", "arrow", "oracle"):
+            tasks = [c.task for c in both.cells if c.primary and (c.library, c.router) == (library, router)]
+            assert tasks == ["a", "b", "c"]
+    assert {(c.library, c.task): c.split for c in both.cells}["one", "c"] == "held_out"
+    assert {(c.library, c.task): c.split for c in both.cells}["two", "c"] == "held_in"
+    scored.clear()
+    apart = [evaluate_library(base, library, tested, SETTINGS) for library in (two, one)]
+    assert scored == []
+    assert values(combine(apart)) == values(both)
+    assert json.loads(json.dumps(both.to_json(), allow_nan=False))["libraries"] == ["one", "two"]
+
+
+def test_combined_evaluations_are_those_of_one_run(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library]
+) -> None:
+    libraries = [make_library("one", "a", "b"), make_library("two", "b", "c")]
+    whole = evaluate_libraries(base, libraries, tested, SETTINGS).to_json()
+    parts = [evaluate_library(base, library, tested, SETTINGS) for library in libraries]
+    assert combine(parts).to_json() == whole
+    assert combine([*parts, parts[0]]).to_json() == whole  # a part that is given twice counts once
+    by_router = [
+        evaluate_library(base, libraries[0], tested, replace(SETTINGS, routers=(router,)))
+        for router in ("arrow", "oracle")
+    ]
+    assert values(combine(by_router)) == values(parts[0])
+    across = [c for c in combine(parts).comparisons if c.against_library not in (None, c.library)]
+    assert {(c.router, c.against, c.split) for c in across} == {
+        (router, router, split) for router in ("arrow", "oracle") for split in ("held_in", "mixed")
+    }
+
+
+def test_evaluations_that_were_asked_otherwise_are_not_combined(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library]
+) -> None:
+    library = make_library("one", "a")
+    parts = [evaluate_library(base, library, tested, replace(SETTINGS, rows=rows)) for rows in (2, 3)]
+    with pytest.raises(UsageError, match="share their rows to be combined\nfound: 2 and 3"):
+        combine(parts)
+    with pytest.raises(UsageError, match="must be an evaluation"):
+        combine([])
+
+
+def test_libraries_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    assert library_names([tmp_path / "x" / "lib", tmp_path / "y" / "lib"]) == ["x/lib", "y/lib"]
+    assert library_names([tmp_path / "x" / "lib", tmp_path / "y"]) == ["lib", "y"]
+    for paths in ([], [tmp_path, tmp_path]):
+        with pytest.raises(UsageError, match="each of them once"):
+            library_names(paths)
+
+
+def test_a_router_that_cannot_run_fails_its_own_cells_and_is_said_once(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = replace(SETTINGS, routers=("contrast", "experts[nobody]", "arrow"))
+    found = evaluate_library(base, make_library("lib", "a", "b"), tested, settings)
+    failed = {(f.router, f.task): f for f in found.failures}
+    assert set(failed) == {(router, task) for router in ("contrast", "experts[nobody]") for task in "abc"}
+    assert "prepared" in failed["contrast", "a"].rule
+    assert failed["contrast", "a"].remedy
+    assert {c.router for c in found.cells} == {"base", "arrow"}
+    with pytest.raises(LoraryError, match=r"6 of 12 cells could not be scored, the first of them lib, contrast, a"):
+        found.check()
+    assert capsys.readouterr().err.count("failed: lib, contrast") == 1
+
+
+@pytest.mark.parametrize("task", ["a", "b"])  # an answer that is generated, and options that are ranked
+def test_logits_that_are_no_numbers_never_become_a_score(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library], task: str
+) -> None:
+    library = make_library("lib", "a", "b", size=1e38)
+    found = evaluate_library(base, library, {task: tested[task]}, replace(SETTINGS, routers=("arrow",)))
+    assert {c.router for c in found.cells} == {"base"}
+    (failure,) = found.failures
+    assert (failure.router, failure.task) == ("arrow", task)
+    assert "logits that are numbers" in failure.rule
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_a_failed_cell_is_tried_again_and_the_others_are_not(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library], scored: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    library, real = make_library("lib", "a", "b"), scorer.score_rows
+
+    def no_memory(*args: Any) -> RowScores:
+        if args[3][0].task == "b":
+            raise torch.OutOfMemoryError("no memory left\nand more words")
+        return real(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scorer, "score_rows", no_memory)
+        first = evaluate_library(base, library, tested, SETTINGS)
+    assert [(f.router, f.task, f.found) for f in first.failures] == [
+        (router, "b", "no memory left") for router in ("base", "arrow", "oracle")
+    ]
+    assert {c.task for c in first.comparisons and first.cells} == {"a", "c"}
+    scored.clear()
+    assert evaluate_library(base, library, tested, SETTINGS).failures == []
+    assert scored == ["b"] * 3
+
+
+def test_a_task_without_test_rows_is_a_failure(
+    base: Base, tmp_path: Path, make_library: Callable[..., Library]
+) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps({"task": "a", "split": "train", "source": "x", "target": "y"}))
+    found = evaluate_library(base, make_library("lib", "a"), load_tasks(path), SETTINGS)
+    assert [f.rule for f in found.failures] == ["task 'a' must have test rows to be evaluated on"] * 3
+    assert found.cells == []
+    assert found.comparisons == []
+
+
+def test_another_base_than_the_librarys_ends_the_run(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library], tiny_model: Callable[..., Any]
+) -> None:
+    with pytest.raises(LoraryError, match="base"):
+        evaluate_library(replace(base, model=tiny_model(seed=9)), make_library("lib", "a"), tested, SETTINGS)
+
+
+def test_results_that_cannot_be_written_end_the_run(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library]
+) -> None:
+    library = make_library("lib", "a")
+    (library.path / "results").write_text("a file in the way")
+    with pytest.raises(LibraryError, match="results must be"):
+        evaluate_library(base, library, tested, SETTINGS)
+
+
+def test_a_cell_says_what_it_cost(base: Base, tested: dict[str, Task], make_library: Callable[..., Library]) -> None:
+    cells = evaluate_library(base, make_library("lib", "a"), tested, SETTINGS).cells
+    assert all(c.seconds > 0 for c in cells)
+    assert all(c.peak_bytes is None or c.peak_bytes > 50_000_000 for c in cells)  # Python and torch alone are more
+
+
+def test_routing_accuracy_is_the_share_of_the_tasks_own_expert(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library], scored: list[str]
+) -> None:
+    library = make_library("lib", "a", "b")
+    routers = ("arrow[allow=a]", "arrow", "uniform", "oracle", "experts[a]")
+    settings = replace(SETTINGS, routers=routers, top_k=2, routing_rows=2)
+    first = evaluate_library(base, library, tested, settings)
+    found = {(r.router, r.task): r for r in first.routing}
+    # Held-in tasks alone, and routers that choose alone; b may not be chosen by the first of them.
+    assert set(found) == {("arrow[allow=a]", "a"), ("arrow", "a"), ("arrow", "b")}
+    only = found["arrow[allow=a]", "a"]
+    assert (only.share, only.top1, only.chance, only.rows, only.expert) == (1.0, 1.0, 1.0, 2, "a")
+    assert found["arrow", "a"].chance == 0.5
+    assert 0 < found["arrow", "a"].share < 1
+    scored.clear()
+    assert evaluate_library(base, library, tested, settings).routing == first.routing
+    assert evaluate_library(base, library, tested, replace(settings, routing_rows=0)).routing == []

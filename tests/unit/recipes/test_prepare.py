@@ -238,7 +238,7 @@ def test_an_evaluation_scores_anew_what_was_prepared_anew(
     row = {"task": "alpha", "split": "test", "source": "alpha test 1:", "target": "up"}
     path.write_text(json.dumps(row))
     scored: list[str] = []
-    from lorary.recipes import evaluate as module
+    from lorary.recipes import scorer as module
 
     real = module.score_rows
     monkeypatch.setattr(module, "score_rows", lambda *args: scored.append("x") or real(*args))  # type: ignore[func-returns-value]

@@ -5,11 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lorary.errors import UsageError
+from lorary.model.spec import EXPERTS, ORACLE, parse_spec
 from lorary.recipes.build_settings import BuildSettings, RunSettings
+from lorary.recipes.evaluate import EvaluateSettings
 from lorary.recipes.methods import MethodSettings
+from lorary.route import ROUTERS
 
 SUBSET = "subset"
 SPLITS = ("held_in", "held_out")
+# A column: library, router and split.
+Run = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class EvaluateStage:
     Args:
         name: of the stage.
         libraries: of the study.
-        routers: as `lorary.recipes.evaluate.EvaluateSettings` takes them.
+        routers: as `lorary.model.spec` reads them; kept the one way to write them.
         held_in: test rows of each task that the library was trained on; none where 0.
         held_out: test rows of each held-out task; none where 0.
         settings: further fields of `EvaluateSettings`.
@@ -77,12 +82,17 @@ class EvaluateStage:
     held_out: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "routers", EvaluateSettings(routers=self.routers, **self.settings).routers)
+        if not (self.held_in or self.held_out):
+            raise UsageError(f"evaluate:{self.name} must score rows", found="held_in 0, held_out 0")
+
     @property
     def needs(self) -> tuple[str, ...]:
         """Identities of the stages whose results it reads."""
         return tuple(f"build:{name}" for name in self.libraries)
 
-    def runs(self) -> list[tuple[str, str, str]]:
+    def runs(self) -> list[Run]:
         """(library, router, split) of everything there is to score, the most telling first."""
         splits = [split for split in SPLITS if getattr(self, split)]
         return [(library, router, split) for router in self.routers for library in self.libraries for split in splits]
@@ -94,25 +104,35 @@ class AdaptStage:
 
     Args:
         name: of the stage.
-        library: of the study.
+        library: of the study, to adapt from.
         methods: as `lorary.recipes.adapt.AdaptSettings` takes them.
+        train: how adapters are trained.
+        joint: library of the study whose joint expert the method `joint` starts from.
         tasks: held-out tasks; all of them that have training rows where None.
         held_out: test rows of each task.
-        settings: further fields of `AdaptSettings`.
+        settings: further fields of `AdaptSettings`, by method.
+        evaluate: further fields of `EvaluateSettings`.
     """
 
     kind: ClassVar[str] = "adapt"
     name: str
     library: str
     methods: tuple[str, ...]
+    train: BuildSettings
+    joint: str | None = None
     tasks: tuple[str, ...] | None = None
     held_out: int = 50
     settings: Mapping[str, Any] = field(default_factory=dict)
+    evaluate: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Identities of the stages whose results it reads."""
-        return (f"build:{self.library}",)
+        return tuple(f"build:{name}" for name in (self.library, self.joint) if name is not None)
+
+    def runs(self) -> list[Run]:
+        """A column of each method; its library is the stage, its router the method."""
+        return [(self.name, method, "held_out") for method in self.methods]
 
 
 @dataclass(frozen=True)
@@ -148,6 +168,12 @@ def identity(stage: Stage) -> str:
     return f"{stage.kind}:{stage.name}"
 
 
+def _one_way(cell: str) -> str:
+    """A cell with its router the one way to write it; a method of an adaptation is no router, and stays."""
+    library, _, router = cell.partition("/")
+    return f"{library}/{parse_spec(router).label}" if router.partition("[")[0] in (*ROUTERS, ORACLE, EXPERTS) else cell
+
+
 @dataclass(frozen=True)
 class Question:
     """What the study asks of its numbers. A cell is `LIBRARY/ROUTER`.
@@ -173,6 +199,10 @@ class Question:
     def __post_init__(self) -> None:
         if unpaired := [pair for pair in self.pairs if len(pair) != 2]:
             raise UsageError(f"a pair of question '{self.ask}' must be two cells", found=list(unpaired[0]))
+        for key in ("against", "share_of"):
+            object.__setattr__(self, key, None if getattr(self, key) is None else _one_way(getattr(self, key)))
+        object.__setattr__(self, "cells", tuple(map(_one_way, self.cells)))
+        object.__setattr__(self, "pairs", tuple(tuple(map(_one_way, pair)) for pair in self.pairs))
         named = [*self.cells, *(cell for pair in self.pairs for cell in pair), self.against, self.share_of]
         if wrong := [cell for cell in named if cell is not None and "/" not in cell]:
             raise UsageError(f"a cell of question '{self.ask}' must be LIBRARY/ROUTER", found=wrong[0])

@@ -5,9 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorary.evaluate.statistics import RESAMPLES, stratified_interval
+from lorary.evaluate.statistics import (
+    flipped_means,
+    interval_of,
+    p_value,
+    resampled_means,
+    tasks_interval,
+    tasks_p_value,
+)
 
 Values = Mapping[str, Sequence[float]]
+SURE = 0.05
 
 
 @dataclass(frozen=True)
@@ -16,9 +24,12 @@ class Paired:
 
     Args:
         difference: mean over tasks of the mean difference over rows.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        p: two-sided, from flipping the signs of the rows' differences at random.
+        low: lower end of its 95 % interval over rows: had other rows of these tasks been drawn.
+        high: its upper end.
+        tasks_low: the same over tasks: had other tasks like these been drawn; None with too few of them.
+        tasks_high: its upper end.
+        p: two-sided, over rows: had chance alone decided, row by row, which of the two does better.
+        p_tasks: the same task by task.
         tasks: how many.
         rows: how many in all.
     """
@@ -26,16 +37,24 @@ class Paired:
     difference: float
     low: float
     high: float
+    tasks_low: float | None
+    tasks_high: float | None
     p: float
+    p_tasks: float
     tasks: int
     rows: int
 
     @property
     def verdict(self) -> str:
-        """`ahead`, `behind`, or `level` where the interval holds zero."""
-        if self.low > 0:
-            return "ahead"
-        return "behind" if self.high < 0 else "level"
+        """`ahead` or `behind` where the interval over rows leaves zero out and p is small; else `level`."""
+        if self.p > SURE or self.low <= 0 <= self.high:
+            return "level"
+        return "ahead" if self.low > 0 else "behind"
+
+    @property
+    def is_wider(self) -> bool:
+        """Whether the interval over tasks says the same: it would likely hold for other tasks of this kind."""
+        return self.tasks_low is not None and self.tasks_high is not None and not self.tasks_low <= 0 <= self.tasks_high
 
 
 def paired(values: Values, against: Values) -> Paired | None:
@@ -48,35 +67,23 @@ def paired(values: Values, against: Values) -> Paired | None:
     Returns:
         The difference; None where they share no task.
     """
-    groups = [differences(values[task], against[task]) for task in sorted(set(values) & set(against))]
-    if not groups:
+    tasks = sorted(set(values) & set(against))
+    if not tasks:
         return None
-    low, high = stratified_interval(groups)
-    mean = sum(sum(group) / len(group) for group in groups) / len(groups)
-    return Paired(mean, low, high, sign_flip_p(groups), len(groups), sum(map(len, groups)))
+    groups = {task: _differences(values[task], against[task]) for task in tasks}
+    means = [float(group.mean()) for group in groups.values()]
+    mean = sum(means) / len(means)
+    low, high = interval_of(sum(resampled_means(task, d) for task, d in groups.items())[:, 0] / len(tasks))
+    flipped = sum(flipped_means(task, d) for task, d in groups.items())[:, 0] / len(tasks)
+    tasks_low, tasks_high = tasks_interval(means) or (None, None)
+    rows = sum(len(group) for group in groups.values())
+    p, p_tasks = p_value(mean, flipped), tasks_p_value(means)
+    return Paired(mean, low, high, tasks_low, tasks_high, p, p_tasks, len(tasks), rows)
 
 
-def differences(values: Sequence[float], against: Sequence[float]) -> list[float]:
-    """Row by row, as far as both go."""
-    return [x - y for x, y in zip(values, against, strict=False)]
-
-
-def sign_flip_p(groups: Sequence[Sequence[float]], seed: int = 0) -> float:
-    """Two-sided p-value of a mean of group means: were the two columns alike, each difference could have either sign.
-
-    Args:
-        groups: for each task, one difference per row.
-        seed: of the random signs.
-    """
-    random = np.random.default_rng(seed)
-    means, observed = np.zeros(RESAMPLES), 0.0
-    for group in groups:
-        values = np.asarray(group, dtype=np.float64)
-        signs = random.integers(0, 2, size=(RESAMPLES, len(values))) * 2 - 1
-        means += (signs * values).mean(axis=1)
-        observed += values.mean()
-    # Sums in another order may differ in the last bits: a tie must count, or p comes out too small.
-    return (1 + int((np.abs(means) >= abs(observed) - 1e-12).sum())) / (1 + RESAMPLES)
+def _differences(values: Sequence[float], against: Sequence[float]) -> np.ndarray:
+    length = min(len(values), len(against))
+    return (np.asarray(values[:length], dtype=np.float64) - np.asarray(against[:length], dtype=np.float64))[:, None]
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class Share:
 
     Args:
         share: gain of the column over gain of the whole, means over tasks.
-        low: lower end of its 95 % interval.
+        low: lower end of its 95 % interval over rows.
         high: upper end.
         gain: of the column over the base.
         whole: of the whole over the base.
@@ -102,14 +109,13 @@ class Share:
     rows: int
 
 
-def share_of_gain(values: Values, whole: Values, base: Values, seed: int = 0) -> Share | None:
+def share_of_gain(values: Values, whole: Values, base: Values) -> Share | None:
     """How much of the gain of `whole` over the base a column keeps.
 
     Args:
         values: of the column, one per row, by task.
         whole: of the column whose gain is the whole.
         base: of the base.
-        seed: of the resampling; the same rows are drawn for all three.
 
     Returns:
         The share; None where they share no task, or the whole gains nothing that its rows could show.
@@ -117,16 +123,15 @@ def share_of_gain(values: Values, whole: Values, base: Values, seed: int = 0) ->
     tasks = sorted(set(values) & set(whole) & set(base))
     if not tasks:
         return None
-    random, sums, observed, rows = np.random.default_rng(seed), np.zeros((2, RESAMPLES)), np.zeros(2), 0
-    for task in tasks:
-        length = min(len(column[task]) for column in (values, whole, base))
-        own, all_of_it, floor = (np.asarray(column[task][:length]) for column in (values, whole, base))
-        gains = np.stack([own - floor, all_of_it - floor])  # (2, rows)
-        sums += gains[:, random.integers(0, length, size=(RESAMPLES, length))].mean(axis=-1)
-        observed += gains.mean(axis=-1)
-        rows += length
-    if np.quantile(sums[1], 0.025) <= 0:
+    gains = {task: np.hstack([_differences(own[task], base[task]) for own in (values, whole)])
+             for task in tasks if len(values[task]) == len(whole[task])}  # fmt: skip
+    if len(gains) < len(tasks):
         return None
-    low, high = np.quantile(sums[0] / sums[1], [0.025, 0.975])
-    gain, total = observed / len(tasks)
-    return Share(float(gain / total), float(low), float(high), float(gain), float(total), len(tasks), rows)
+    drawn = sum(resampled_means(task, gain) for task, gain in gains.items()) / len(tasks)  # (resamples, 2)
+    if interval_of(drawn[:, 1])[0] <= 0:
+        return None
+    drawn = drawn[drawn[:, 1] > 0]
+    low, high = interval_of(drawn[:, 0] / drawn[:, 1])
+    gain, total = np.mean([rows.mean(axis=0) for rows in gains.values()], axis=0)
+    rows = sum(map(len, gains.values()))
+    return Share(float(gain / total), low, high, float(gain), float(total), len(tasks), rows)

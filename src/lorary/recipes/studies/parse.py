@@ -116,7 +116,7 @@ def parse_study(text: str, source: str) -> Study:
             for number, entry in enumerate([held_out] if isinstance(held_out, Mapping) else held_out)
         ),
         stages=stages,
-        questions=tuple(Question(**fields_for(Question, entry, f"questions[{number}]")) for number, entry in asked),
+        questions=tuple(_question(entry, f"questions[{number}]") for number, entry in asked),
         run=RunSettings(**fields_for(RunSettings, document.get("run", {}), "run")),
         assume=check_keys(document.get("assume", {}), ("model", "dtype_bytes", "tflops"), "assume"),
     )
@@ -152,6 +152,8 @@ def _stage(entry: object, where: str, shared: object, scoring: object) -> Stage:
             return _build(name, rest, where, shared)
         if kind == "evaluate":
             rest = {**rest, "settings": {**_mapping(scoring, "evaluate"), **_mapping(rest.get("settings", {}), where)}}
+        if kind == "adapt":
+            return _adapt(name, rest, where, shared, scoring)
         cls: Any = KINDS[kind]
         return _made(cls, name, fields_for(cls, rest, where, leave_out=("name",)), where)
     except UsageError as error:
@@ -160,15 +162,25 @@ def _stage(entry: object, where: str, shared: object, scoring: object) -> Stage:
         raise UsageError(f"{where}: {error.rule}", found=error.found, remedy=error.remedy) from error
 
 
+def _adapt(name: str, entry: Mapping[str, Any], where: str, shared: object, scoring: object) -> AdaptStage:
+    own = _mapping(entry.get("train", {}), f"{where}, train,")
+    train = _settings(_over(_mapping(shared, "train"), own), where)
+    rest = {key: value for key, value in entry.items() if key != "train"}
+    rest["evaluate"] = {**_mapping(scoring, "evaluate"), **_mapping(rest.get("evaluate", {}), where)}
+    fields = fields_for(AdaptStage, rest, where, leave_out=("name", "train"))
+    made: AdaptStage = _made(AdaptStage, name, {**fields, "train": train}, where)
+    return made
+
+
 def _mapping(value: object, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise UsageError(f"{where} must be a mapping", found=repr(value)[:80])
     return value
 
 
-def _made(cls: Any, name: str, fields: Mapping[str, Any], where: str) -> Any:
+def _made(cls: Any, name: str | None, fields: Mapping[str, Any], where: str) -> Any:
     try:
-        return cls(name=name, **fields)
+        return cls(**({} if name is None else {"name": name}), **fields)
     except TypeError as error:
         missing = str(error).split("argument")[-1].lstrip("s: ")
         raise UsageError(f"{where} must say {missing}", found="nothing of the kind") from error
@@ -189,6 +201,11 @@ def _build(name: str, entry: Mapping[str, Any], where: str, shared: object) -> B
         of=asked.of,
         data=asked.data,
     )
+
+
+def _question(entry: object, where: str) -> Question:
+    found: Question = _made(Question, None, fields_for(Question, entry, where), where)
+    return found
 
 
 def _over(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

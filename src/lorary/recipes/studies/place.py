@@ -1,8 +1,7 @@
 """Where a study lies and what it works on: folders, tasks, the clock."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ from lorary.errors import TaskError, UsageError
 from lorary.formats.base import resolve_base
 from lorary.library.fingerprint_folder import fingerprint_of_folder
 from lorary.recipes.build import choose_tasks
-from lorary.recipes.display import Bar, Display
+from lorary.recipes.display import Display
 from lorary.recipes.studies.config import BuildStage, Study, TaskSet
 
 
@@ -21,7 +20,7 @@ class OutOfTime(Exception):
 
 
 class TimedDisplay(Display):
-    """A display that ends the work between two of its units once the time is over.
+    """A display that knows when the time given to a study is over.
 
     Args:
         deadline: on `time.monotonic`; None for never.
@@ -35,20 +34,6 @@ class TimedDisplay(Display):
         """Raise `OutOfTime` if it is over."""
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise OutOfTime
-
-    @contextmanager
-    def bar(self, title: str, total: int) -> Iterator[Bar]:
-        """As `Display.bar`."""
-        with super().bar(title, total) as bar:
-            advance = bar.advance_to
-
-            def advance_to(done: int, note: str = "") -> None:
-                advance(done, note)
-                if done < total:
-                    self.check_time()
-
-            bar.advance_to = advance_to  # type: ignore[method-assign]
-            yield bar
 
 
 @dataclass(frozen=True)
@@ -113,10 +98,7 @@ class Place:
         chosen = self.study.train
         reference = stage.data or self.reference(chosen)
         names = chosen.names if not isinstance(stage.tasks, tuple) else stage.tasks
-        key = f"{reference}\n{names}"
-        if key not in self._loaded:
-            self._loaded[key] = choose_tasks(reference, names)
-        tasks = self._loaded[key]
+        tasks = self._trainable(reference, names)
         order = list(names or tasks)
         if isinstance(stage.tasks, int):
             if not 0 < stage.tasks <= len(order):
@@ -124,15 +106,29 @@ class Place:
             order = order[: stage.tasks]
         return reference, {name: tasks[name] for name in order}
 
-    @cached_property
-    def held_out_tasks(self) -> Mapping[str, Task]:
-        """Tasks that nothing is trained on and that have test rows.
+    def _trainable(self, reference: str, names: tuple[str, ...] | None) -> dict[str, Task]:
+        key = f"{reference}\n{names}"
+        if key not in self._loaded:
+            self._loaded[key] = choose_tasks(reference, names)
+        return self._loaded[key]
+
+    def listed(self, tasks: TaskSet) -> dict[str, Task]:
+        """Tasks of a set, in its order: those to train on, or the held-out ones.
 
         Raises:
-            TaskError: if one is also trained on.
+            UsageError: if there is nothing at the reference, or a task is not there.
         """
+        reference = self.reference(tasks)
+        if tasks is self.study.train:
+            found = self._trainable(reference, tasks.names)
+            return {name: found[name] for name in tasks.names or found}
+        loaded = load_tasks(reference, names=tasks.names)
+        return {name: loaded[name] for name in tasks.names or loaded if tasks.names or loaded[name].role == "heldout"}
+
+    @cached_property
+    def held_out_tasks(self) -> Mapping[str, Task]:
+        """Tasks that nothing is trained on and that have test rows."""
         tasks: dict[str, Task] = {}
         for chosen in self.study.held_out:
-            found = load_tasks(self.reference(chosen), names=chosen.names)
-            tasks |= {name: task for name, task in found.items() if chosen.names or task.role == "heldout"}
+            tasks |= self.listed(chosen)
         return {name: task for name, task in tasks.items() if task.split("test")}

@@ -1,0 +1,89 @@
+"""`lorary evaluate`: routers of one or more libraries, scored on tasks beside the base model."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorary.cli.options import (
+    Device,
+    Dtype,
+    ForceBase,
+    Json,
+    LibraryPath,
+    MixOption,
+    OptionalBase,
+    Route,
+    RouterTemperature,
+    TaskNames,
+    TasksReference,
+    Template,
+    TopK,
+    split_names,
+)
+from lorary.cli.route import route_fields
+
+ROUTERS_HELP = "separated by commas, with settings of their own in brackets: arrow[top_k=2], experts[a+b], oracle"
+
+
+def evaluate(
+    library: LibraryPath,
+    tasks: TasksReference,
+    also: Annotated[
+        list[str] | None, typer.Option(metavar="LIB", help="another library over the same base; may be repeated")
+    ] = None,
+    routers: Annotated[str, typer.Option(help=ROUTERS_HELP)] = "base,uniform,arrow,oracle",
+    names: TaskNames = None,
+    rows: Annotated[int, typer.Option(help="test rows per task, at most")] = 100,
+    routing_rows: Annotated[int, typer.Option(help="rows per task whose routing is traced; 0 for none")] = 8,
+    top_k: TopK = None,
+    temperature: RouterTemperature = None,
+    mix: MixOption = None,
+    route: Route = None,
+    template: Template = None,
+    max_length: Annotated[int, typer.Option(help="tokens of a row; longer prompts lose their start")] = 1024,
+    raw: Annotated[bool, typer.Option("--raw", help="rank options by summed log-likelihood, not per token")] = False,
+    base: OptionalBase = None,
+    force_base: ForceBase = False,
+    report: Annotated[str | None, typer.Option(metavar="FILE.html", help="write a page with the results")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score routers on tasks, beside the base model; finished cells are not computed again."""
+    from lorary.evaluate.report import check_report, write_report
+    from lorary.library.store import Library
+    from lorary.model.spec import split_specs
+    from lorary.recipes.evaluate import run_evaluate
+    from lorary.recipes.report import report_of
+    from lorary.recipes.tables import print_evaluation
+
+    if report:
+        check_report(Path(report))
+    evaluation = run_evaluate(
+        library,
+        tasks,
+        also=also or (),
+        routers=split_specs(routers),
+        names=split_names(names),
+        base=base,
+        force_base=force_base,
+        device=device,
+        dtype=dtype,
+        rows=rows,
+        routing_rows=routing_rows,
+        route=route_fields(route, top_k=top_k, temperature=temperature, mix=mix),
+        template=template,
+        max_length=max_length,
+        raw=raw,
+    )
+    if report:
+        write_report(Path(report), report_of(evaluation, Library.open(library)))
+    if as_json:
+        print(json.dumps(evaluation.to_json(), allow_nan=False))
+    else:
+        print_evaluation(evaluation)
+        if report:
+            print(f"report: {report}")
+    evaluation.check()

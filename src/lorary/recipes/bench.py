@@ -1,0 +1,86 @@
+"""What an evaluation works at: a base model and a library's experts in it, put together when something is computed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from lorary.evaluate.cache import ResultCache
+from lorary.library.fingerprint import fingerprint_of_model
+from lorary.library.store import Library
+from lorary.model.attach import attach, detach
+from lorary.model.base import Base
+
+
+@dataclass(frozen=True)
+class KnownBase:
+    """What is known of a base model before it is loaded.
+
+    Args:
+        name: of the model.
+        digest: of its fingerprint as it will be in memory.
+        device: kind of device.
+        dtype: of its weights there, as torch writes it.
+        has_chat_template: whether it can be scored in a template of its own.
+        load: gives the model, the same one every time.
+    """
+
+    name: str
+    digest: str
+    device: str
+    dtype: str
+    has_chat_template: bool
+    load: Callable[[], Base]
+
+
+def known(base: Base) -> KnownBase:
+    """What is known of a model in memory."""
+    return KnownBase(
+        base.files.name,
+        fingerprint_of_model(base.model).digest,
+        base.model.device.type,
+        str(base.model.dtype),
+        bool(getattr(base.tokenizer, "chat_template", None)),
+        lambda: base,
+    )
+
+
+class Bench:
+    """A base and a library. Made by `at_bench`.
+
+    Args:
+        base: the base model.
+        library: the library.
+        force_base: accept unrelated weights of the same shapes.
+    """
+
+    def __init__(self, base: KnownBase, library: Library, *, force_base: bool) -> None:
+        self.library = library
+        self.cache = ResultCache(library, base.digest)
+        self.device, self.dtype, self.has_chat_template = base.device, base.dtype, base.has_chat_template
+        self._base, self._force_base = base, force_base
+        self._seated: Base | None = None
+
+    def seated(self) -> Base:
+        """The base with the experts seated; loads and seats them the first time."""
+        if self._seated is None:
+            base = self._base.load()
+            attach(
+                base.model, self.library, router="base", tokenizer=base.tokenizer, force_base=self._force_base,
+            )  # fmt: skip
+            self._seated = base
+        return self._seated
+
+    def clear(self) -> None:
+        """Take the experts out again."""
+        if self._seated is not None:
+            detach(self._seated.model)
+            self._seated = None
+
+
+@contextmanager
+def at_bench(bench: Bench) -> Iterator[Bench]:
+    """Work at a bench, and leave the base as it was."""
+    try:
+        yield bench
+    finally:
+        bench.clear()

@@ -1,0 +1,166 @@
+"""An evaluation: its cells and all that follows from them, of one library or several."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from lorary.errors import LoraryError, UsageError
+from lorary.evaluate.cells import Cell, Failure
+from lorary.evaluate.routing_accuracy import RoutingAccuracy
+from lorary.evaluate.summary import Comparison, Mean, OracleGap, Summary
+from lorary.model.spec import ORACLE
+from lorary.recipes.evaluate_settings import EvaluateSettings
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All cells and what follows from them. Made by `evaluation_of`.
+
+    Args:
+        cells: in the order of libraries, tasks and routers; the base stands with every library.
+        failures: cells that could not be scored.
+        routing: for held-in tasks, how much of the routing goes to the expert of the task.
+        comparisons: paired differences; the base counts once.
+        means: of every router on every split.
+        oracle_gaps: how far routers come from the base to the oracle.
+        base_guard: tasks on which the base beats a router.
+        settings: how it was done.
+        libraries: their names.
+        base: name of the base model.
+    """
+
+    cells: list[Cell]
+    failures: list[Failure]
+    routing: list[RoutingAccuracy]
+    comparisons: list[Comparison]
+    means: list[Mean]
+    oracle_gaps: list[OracleGap]
+    base_guard: list[dict[str, Any]]
+    settings: EvaluateSettings
+    libraries: tuple[str, ...]
+    base: str
+
+    @property
+    def library(self) -> str:
+        """The library's name, or those of all."""
+        return " + ".join(self.libraries)
+
+    def check(self) -> None:
+        """Refuse to pass for a whole evaluation where cells failed.
+
+        Raises:
+            LoraryError: with the number of them and the first one's reason.
+        """
+        if not self.failures:
+            return
+        first, scored = self.failures[0], sum(cell.primary for cell in self.cells)
+        raise LoraryError(
+            f"{len(self.failures)} of {scored + len(self.failures)} cells could not be scored, the first of them "
+            f"{first.library}, {first.router}, {first.task}: {first.rule}",
+            found=first.found,
+            remedy=first.remedy,
+        )
+
+    def mean(self, router: str, split: str, library: str | None = None) -> float | None:
+        """Mean primary value of a router over the tasks of a split, or None where it has none.
+
+        Args:
+            router: as it is written.
+            split: `held_in` or `held_out`.
+            library: whose; the first where None.
+        """
+        whose = library or self.libraries[0]
+        return next((m.mean for m in self.means if (m.library, m.router, m.split) == (whose, router, split)), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `--json` prints."""
+        settings = {r: self.settings.setting(r).to_json() for r in self.settings.routers if r != ORACLE}
+        return {
+            "library": self.library,
+            "libraries": list(self.libraries),
+            "base": self.base,
+            "settings": asdict(self.settings),
+            "routers": settings,
+            "cells": [{k: v for k, v in asdict(cell).items() if k != "values"} for cell in self.cells],
+            "failures": [asdict(failure) for failure in self.failures],
+            "means": [asdict(mean) for mean in self.means],
+            "comparisons": [asdict(comparison) for comparison in self.comparisons],
+            "oracle_gaps": [asdict(gap) for gap in self.oracle_gaps],
+            "routing": [asdict(routing) for routing in self.routing],
+            "base_guard": self.base_guard,
+        }
+
+
+@dataclass
+class Found:
+    """What scoring found so far."""
+
+    cells: list[Cell] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    routing: list[RoutingAccuracy] = field(default_factory=list)
+
+
+def evaluation_of(found: Found, settings: EvaluateSettings, libraries: Sequence[str], base: str) -> Evaluation:
+    """Everything that follows from what was scored."""
+    summary = Summary(found.cells)
+    return Evaluation(
+        found.cells,
+        found.failures,
+        found.routing,
+        summary.comparisons(),
+        summary.means(),
+        summary.oracle_gaps(),
+        summary.base_guard(),
+        settings,
+        tuple(libraries),
+        base,
+    )
+
+
+def combine(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Several evaluations over one base as one: their cells together, all that follows computed anew.
+
+    Routers are compared across libraries too, on tasks that coincide. Where two evaluations hold the same cell of a
+    library, the first one's stays.
+
+    Args:
+        evaluations: at least one; of other libraries, tasks or routers, else asked for alike.
+
+    Returns:
+        The whole.
+
+    Raises:
+        UsageError: if there is none, or they differ in the base or in a setting beside the routers.
+    """
+    if not evaluations:
+        raise UsageError("there must be an evaluation to combine", found="none")
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        _check_alike(first, other)
+    found = Found()
+    for part in evaluations:
+        _add(found.cells, part.cells, "library", "router", "task", "metric", "template")
+        _add(found.failures, part.failures, "library", "router", "task")
+        _add(found.routing, part.routing, "library", "router", "task")
+    scored = {(cell.library, cell.router, cell.task) for cell in found.cells if cell.primary}
+    found.failures = [f for f in found.failures if (f.library, f.router, f.task) not in scored]
+    routers = dict.fromkeys(router for part in evaluations for router in part.settings.routers)
+    libraries = dict.fromkeys(name for part in evaluations for name in part.libraries)
+    return evaluation_of(found, replace(first.settings, routers=tuple(routers)), list(libraries), first.base)
+
+
+def _add(kept: list[Any], more: Sequence[Any], *keys: str) -> None:
+    known = {tuple(getattr(one, key) for key in keys) for one in kept}
+    kept += [one for one in more if tuple(getattr(one, key) for key in keys) not in known]
+
+
+def _check_alike(first: Evaluation, other: Evaluation) -> None:
+    settings: list[Mapping[str, Any]] = [{**asdict(e.settings), "base": e.base} for e in (first, other)]
+    different = [key for key in settings[0] if key != "routers" and settings[0][key] != settings[1][key]]
+    if different:
+        key = different[0]
+        raise UsageError(
+            f"evaluations must share their {key} to be combined",
+            found=f"{settings[0][key]!r} and {settings[1][key]!r}",
+            remedy="evaluate both alike",
+        )

@@ -1,0 +1,247 @@
+"""Scoring one library, cell by cell: what was scored before is read, what cannot be scored is said and left."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from lorary.data.tasks import Task
+from lorary.data.template import Template, make_template
+from lorary.errors import LoraryError, TaskError
+from lorary.evaluate.answers import RowScores, score_rows
+from lorary.evaluate.cache import ResultCache
+from lorary.evaluate.cells import BASE, Cell, Failure
+from lorary.evaluate.cost import measured
+from lorary.evaluate.finite import finite_logits
+from lorary.evaluate.loglik import answer_losses
+from lorary.evaluate.routing_accuracy import RoutingAccuracy, decides, routing_accuracy
+from lorary.evaluate.statistics import bootstrap_interval
+from lorary.model.attach import Routing, routing
+from lorary.model.base import Base
+from lorary.model.prepared import prepared_marks
+from lorary.model.spec import ORACLE
+from lorary.recipes.bench import Bench
+from lorary.recipes.evaluate_settings import EvaluateSettings
+from lorary.recipes.evaluation import Found
+
+
+class _CellError(Exception):
+    """A cell could not be scored."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class Scorer:
+    """Scores the routers of one library.
+
+    Args:
+        bench: the base with the library's experts seated.
+        name: what the cells call the library.
+        settings: how to evaluate.
+        others: results of other libraries over the same base, where the base may have been scored already.
+    """
+
+    def __init__(self, bench: Bench, name: str, settings: EvaluateSettings, others: Sequence[ResultCache]) -> None:
+        self._bench, self._name, self._settings, self._others = bench, name, settings, others
+        self._cache = bench.cache
+        self._own = experts_by_task(bench.library.describe())
+
+    def score(self, task: Task, router: str, found: Found) -> Failure | None:
+        """Score one router on one task, and look at its routing.
+
+        Args:
+            task: with test rows.
+            router: as it is written.
+            found: gets the cells; or, where they cannot be scored, the failure.
+
+        Returns:
+            The failure, if it is one.
+        """
+        try:
+            found.cells += self._base_cells(task) if router == BASE else self._router_cells(task, router)
+            found.routing += self._accuracy(task, router)
+        except _CellError as error:
+            failure = _failure(error.cause, self._name, router, task.name)
+            found.failures.append(failure)
+            return failure
+        return None
+
+    def _base_cells(self, task: Task) -> list[Cell]:
+        """The base under both templates; the better one is primary."""
+        templates = [self._settings.template]
+        if self._bench.has_chat_template and "chat" not in templates:
+            templates.append("chat")
+        runs = [self._cells(task, BASE, Routing(BASE), template) for template in templates]
+        best = max(range(len(runs)), key=lambda i: runs[i][-1].value)
+        return [replace(cell, primary=cell.primary and i == best) for i, run in enumerate(runs) for cell in run]
+
+    def _router_cells(self, task: Task, router: str) -> list[Cell]:
+        s = self._settings
+        if router != ORACLE:
+            return self._cells(task, router, s.setting(router), s.template)
+        expert = self._own.get(task.name) or self._best_expert(task)
+        return self._cells(task, router, Routing(experts=[expert]), s.template, expert)
+
+    def _cells(self, task: Task, router: str, setting: Routing, template: str, expert: str | None = None) -> list[Cell]:
+        s = self._settings
+        metric = "acc_raw" if s.raw and task.metric == "acc" else task.metric
+        key = self._cache.key(
+            task=task.name, data=task.data_hash, rows=s.rows, metric=metric, template=template,
+            routing=setting.to_json(), with_experts=router != BASE, **self._conditions(), **self._prepared(setting),
+        )  # fmt: skip
+
+        def make(base: Base) -> list[dict[str, Any]]:
+            return [asdict(cell) for cell in self._score(base, task, router, setting, template, metric)]
+
+        known = self._remembered(key, make, self._others if router == BASE else ())
+        # What names the cell and is no part of its value may have changed since it was scored.
+        labels = {
+            "library": self._name, "router": router, "expert": expert, "family": task.family, "data": task.data_hash,
+            "split": "held_in" if task.name in self._own else "held_out",
+        }  # fmt: skip
+        return [Cell(**{**cell, **labels}) for cell in known]
+
+    def _remembered(self, key: str, make: Callable[[Base], Any], others: Sequence[ResultCache] = ()) -> Any:
+        """A value that was computed before, here or beside another library; else it is made, and kept here.
+
+        What goes wrong while it is made concerns this cell alone; what goes wrong around it (another base than the
+        library's, a full disk) concerns all.
+        """
+        found = self._cache.get(key)
+        if found is not None:
+            return found
+        found = next((value for other in others if (value := other.get(key)) is not None), None)
+        if found is None:
+            base = self._bench.seated()
+            try:
+                found = make(base)
+            except (LoraryError, torch.OutOfMemoryError) as error:
+                raise _CellError(error) from error
+        self._cache.put(key, found)
+        return found
+
+    def _score(self, base: Base, task: Task, router: str, setting: Routing, template: str, metric: str) -> list[Cell]:
+        rows = task.split("test")[: self._settings.rows]
+        if not rows:
+            raise TaskError(f"task '{task.name}' must have test rows to be evaluated on", found="none")
+        with routing(base.model, setting), finite_logits(base.model), measured(base.model.device) as cost:
+            scores = score_rows(base.model, base.tokenizer, self._template(base, template), rows, metric)
+        _check_finite(scores, task.name)
+        cells = []
+        for name, values, primary in (("loss", scores.loss, False), (scores.metric, scores.score, True)):
+            low, high = bootstrap_interval(values)
+            cells.append(
+                Cell(
+                    library=self._name,
+                    router=router,
+                    task=task.name,
+                    family=task.family,
+                    split="",
+                    metric=name,
+                    primary=primary,
+                    value=sum(values) / len(values),
+                    low=low,
+                    high=high,
+                    n=len(values),
+                    seconds=cost.seconds,
+                    template=template,
+                    peak_bytes=cost.peak_bytes,
+                    values=values,
+                )
+            )
+        return cells
+
+    def _best_expert(self, task: Task) -> str:
+        """The single expert with the lowest loss on a task that has no expert of its own.
+
+        On its validation rows, else its training rows; a task that has test rows only is judged on those, which an
+        oracle may see.
+        """
+        splits = (task.split(split)[: self._settings.oracle_rows] for split in ("val", "train", "test"))
+        rows = next((rows for rows in splits if rows), ())
+        key = self._cache.key(
+            oracle=task.name, data=task.data_hash, rows=len(rows), template=self._settings.template,
+            **self._conditions(),
+        )  # fmt: skip
+
+        def choose(base: Base) -> str:
+            template = self._template(base, self._settings.template)
+            examples = [template.encode(row.source, row.target) for row in rows]
+            losses = {}
+            for name in self._bench.library.names():
+                with routing(base.model, Routing(experts=[name])), finite_logits(base.model):
+                    losses[name] = sum(loss.mean for loss in answer_losses(base.model, examples))
+            return min(losses, key=lambda name: (losses[name], name))
+
+        return str(self._remembered(key, choose))
+
+    def _accuracy(self, task: Task, router: str) -> list[RoutingAccuracy]:
+        """How much of the routing goes to the task's own expert; nothing where it has none, or nothing is chosen."""
+        s, expert = self._settings, self._own.get(task.name)
+        rows = task.split("test")[: s.routing_rows]
+        if router in (BASE, ORACLE) or expert is None or not rows:
+            return []
+        setting = s.setting(router)
+        key = self._cache.key(
+            traced=task.name, data=task.data_hash, rows=len(rows), template=s.template, expert=expert,
+            routing=setting.to_json(), **self._conditions(), **self._prepared(setting),
+        )  # fmt: skip
+
+        def look(base: Base) -> list[float]:
+            template = self._template(base, s.template)
+            prompts = [template.encode_prompt(row.source) for row in rows]
+            with routing(base.model, setting):
+                return list(routing_accuracy(base.model, prompts, expert) or ()) if decides(base.model) else []
+
+        numbers = self._remembered(key, look)
+        if not numbers:
+            return []
+        share, top1, chance = numbers
+        where = (self._name, router, task.name, task.family, expert)
+        return [RoutingAccuracy(*where, share, top1, chance, len(rows))]
+
+    def _conditions(self) -> dict[str, Any]:
+        """What decides a score beside experts, task and router."""
+        return {"max_length": self._settings.max_length, "device": self._bench.device, "dtype": self._bench.dtype}
+
+    def _prepared(self, setting: Routing) -> dict[str, Any]:
+        """What the router read beyond weights: prepared anew from other data, it scores anew."""
+        marks = prepared_marks(setting, self._bench.library)
+        return {"prepared": marks} if marks else {}
+
+    def _template(self, base: Base, name: str) -> Template:
+        return make_template(name, base.tokenizer, max_length=base.most_tokens(self._settings.max_length))
+
+
+def experts_by_task(described: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """For each task some expert was trained on, that expert; the one of fewest tasks where there are several.
+
+    Args:
+        described: as `Library.describe` gives them.
+    """
+    by_task: dict[str, tuple[int, str]] = {}
+    for row in described:
+        for task in row["tasks"]:
+            candidate = (len(row["tasks"]), row["name"])
+            by_task[task] = min(candidate, by_task.get(task, candidate))
+    return {task: name for task, (_, name) in by_task.items()}
+
+
+def _check_finite(scores: RowScores, task: str) -> None:
+    """Refuse what no mean could be taken of."""
+    bad = [value for value in (*scores.loss, *scores.score) if not abs(value) < float("inf")]
+    if bad:
+        raise TaskError(
+            f"the scores of task '{task}' must be finite numbers",
+            found=f"{len(bad)} that are not, {bad[0]} among them",
+            remedy="another --dtype",
+        )
+
+
+def _failure(error: Exception, library: str, router: str, task: str) -> Failure:
+    if isinstance(error, LoraryError):
+        return Failure(library, router, task, error.rule, error.found, error.remedy)
+    return Failure(library, router, task, "the work must fit the device's memory", str(error).splitlines()[0])
