@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from lorary.cli.adapt import adapt
 from lorary.cli.build import build
 from lorary.cli.cluster import cluster
 from lorary.cli.evaluate import evaluate
@@ -72,6 +73,7 @@ def demo(
 
 
 app.command()(build)
+app.command()(adapt)
 app.command()(cluster)
 app.command()(explain)
 app.command()(evaluate)

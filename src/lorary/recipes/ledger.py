@@ -31,7 +31,7 @@ def build_key(units: Sequence[Unit], tasks: Mapping[str, Task], window: int, dty
         window: experts trained at a time.
         dtype: of the base.
     """
-    return _digest({"units": _parts(units, tasks), "window": window, "dtype": dtype})
+    return state_key({"units": _parts(units, tasks), "window": window, "dtype": dtype})
 
 
 def candidate_folder(library: Path, k: int, units: Sequence[Unit], tasks: Mapping[str, Task], dtype: str) -> Path:
@@ -44,7 +44,7 @@ def candidate_folder(library: Path, k: int, units: Sequence[Unit], tasks: Mappin
         tasks: all tasks, by name.
         dtype: of the base.
     """
-    return library / BUILD_FOLDER / f"{CANDIDATE}{k}-{_digest({'units': _parts(units, tasks), 'dtype': dtype})}"
+    return library / BUILD_FOLDER / f"{CANDIDATE}{k}-{state_key({'units': _parts(units, tasks), 'dtype': dtype})}"
 
 
 def _parts(units: Sequence[Unit], tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
@@ -92,7 +92,7 @@ def open_shards(library: Path, key: str, pending: Sequence[str], num_shards: int
 
 def checkpoint_path(library: Path, key: str, names: Sequence[str]) -> Path:
     """Where a shard keeps the state of its training: keyed by its build and by the experts in it."""
-    return library / BUILD_FOLDER / f"{key}-{_digest(list(names))}.safetensors"
+    return library / BUILD_FOLDER / f"{key}-{state_key(list(names))}.safetensors"
 
 
 def close_build(library: Path, key: str) -> None:
@@ -148,5 +148,6 @@ def sweep(library: Path) -> None:
             remove_candidate(path.with_name(path.name.removeprefix(OLD)))
 
 
-def _digest(document: object) -> str:
+def state_key(document: object) -> str:
+    """A short hash of values of JSON: what belongs to one build, and to no other, is named by it."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]

@@ -97,12 +97,24 @@ def queue_key(slots: Slots) -> str:
     """sha256 over what a checkpoint must share with the queue that takes it up: jobs in order, settings, slots."""
     jobs = [
         [job.name, job.num_steps, job.rank, job.alpha, job.targets and sorted(job.targets), list(job.task_weights),
-         len(job.train), len(job.val)]
+         len(job.train), len(job.val), *_start_key(job)]
         for job in slots.jobs
     ]  # fmt: skip
     settings = {key: value for key, value in asdict(slots.settings).items() if key not in _FREE_SETTINGS}
     document = json.dumps([jobs, settings, len(slots.units)], sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()
+
+
+def _start_key(job: Job) -> list[object]:
+    """sha256 over the factors that a job begins with; nothing where it has none."""
+    if job.start is None:
+        return []
+    digest = hashlib.sha256()
+    for path, factors in sorted(job.start.items()):
+        digest.update(f"\n{path} {factors.scaling!r} {tuple(factors.lora_a.shape)}\n".encode())
+        for factor in (factors.lora_a, factors.lora_b):
+            digest.update(factor.detach().cpu().double().numpy().tobytes())
+    return [digest.hexdigest()]
 
 
 def _vectors(slots: Slots) -> dict[str, Tensor]:

@@ -131,6 +131,7 @@ class PolyStack:
     def _check(self, job: Job, init: str) -> None:
         highest = max([0, *job.train_tasks, *job.val_tasks])
         rules = (
+            (job.start is None, "skills that are drawn", "a start", "tune the skills of a library with: lorary adapt"),
             (init == "own", "initial skills that differ", f"init {init}", "--init own"),
             (job.rank == self.rank, f"rank {self.rank}", job.rank, "give all tasks one --rank"),
             (job.alpha / job.rank == self.scaling, f"scaling {self.scaling}", job.alpha / job.rank, "use one --alpha"),

@@ -69,6 +69,9 @@ class ExpertStack:
     def fill(self, slot: int, job: Job, seed: int, init: str, init_scale: float) -> None:
         """Draw lora_a from U(-s, s) with s = init_scale / sqrt(d_in), as PEFT does for 1; all else is zero.
 
+        Where a job has a start, its factors take the first ranks of their layers. The ranks behind them are drawn as
+        ever and their lora_b is zero, so that the slot computes what the start does, and has room to learn more.
+
         Args:
             slot: which is overwritten.
             job: whose initial parameters.
@@ -78,7 +81,7 @@ class ExpertStack:
             init_scale: 1 for PEFT's bound, sqrt(1/3) for that of the paper's code.
 
         Raises:
-            TrainError: if the expert's rank or layers do not fit the stack.
+            TrainError: if the expert's rank or layers do not fit the stack, or its start does not fit the expert.
         """
         self._check_fits(job)
         self.parameters.view(self.num_slots, -1)[slot].zero_()
@@ -88,6 +91,15 @@ class ExpertStack:
             d_in = lora_a.shape[-1]
             draw = torch.rand((job.rank, d_in), generator=keyed_generator(*key), dtype=torch.float64)
             lora_a[slot, : job.rank] = (draw.mul_(2).sub_(1) * (init_scale / d_in**0.5)).to(lora_a)
+        self._begin(slot, job)
+
+    def _begin(self, slot: int, job: Job) -> None:
+        """Put the start of a job in place; where its scaling is another one, lora_b makes up for it."""
+        layers = self._layers(job, self.parameters)
+        for path, factors in (job.start or {}).items():
+            lora_a, lora_b = (factor[slot] for factor in layers[path])
+            lora_a[: factors.rank] = factors.lora_a.to(lora_a)
+            lora_b[:, : factors.rank] = factors.lora_b.to(lora_b) * (factors.scaling / (job.alpha / job.rank))
 
     def result(self, slot: int, job: Job, vector: Tensor) -> Trained:
         """The factors of the expert in a slot, copied to the CPU.
@@ -114,6 +126,14 @@ class ExpertStack:
                 found=f"rank {job.rank}" + (f", layer '{unknown[0]}' not among them" if unknown else ""),
                 remedy="make the stack for all jobs of the queue",
             )
+        layers = self.targets if job.targets is None else {path: self.targets[path] for path in job.targets}
+        for path, factors in (job.start or {}).items():
+            if factors.rank > job.rank or layers.get(path) != (factors.d_in, factors.d_out):
+                raise TrainError(
+                    f"the start of expert '{job.name}' must fit its rank {job.rank} and its {len(layers)} layers",
+                    found=f"layer '{path}' of rank {factors.rank}, d_in {factors.d_in} and d_out {factors.d_out}",
+                    remedy="start from an adapter of this base, or truncate it with --rank",
+                )
 
     def _layers(self, job: Job, vector: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """lora_a and lora_b, with all slots, of the layers that a job adapts."""

@@ -24,7 +24,7 @@ class Job:
         name: its name, unique in a queue; all its random choices are keyed by it.
         train: encoded rows to train on.
         val: encoded rows that choose the best checkpoint.
-        num_steps: optimiser steps, 1 or more.
+        num_steps: optimiser steps, 1 or more; 0 where it has a start, which is evaluated then and stays as it is.
         rank: rank of its factors, at most that of the stack.
         alpha: scaling is alpha / rank.
         targets: paths of the layers it adapts; None takes all layers of the stack.
@@ -32,6 +32,8 @@ class Job:
         val_tasks: number of the task of each validation row; () means that all rows are of task 0.
         task_weights: how often a row is drawn from each task, in any unit; () takes the union of all rows in permuted
             epochs, so that each task comes in proportion to its rows.
+        start: factors by path to begin with, of the job's rank or a smaller one, in layers that it adapts; what they
+            leave free is drawn as for any job, and does nothing yet. All is drawn where None.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Job:
     train_tasks: Sequence[int] = field(default=(), repr=False)
     val_tasks: Sequence[int] = field(default=(), repr=False)
     task_weights: Sequence[float] = ()
+    start: Factors | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         rows = f"{len(self.train)} and {len(self.val)}"
@@ -51,7 +54,8 @@ class Job:
         self._check(bool(self.train and self.val), need, rows, "give its tasks rows of the splits train and val")
         sizes = f"{self.num_steps} steps, rank {self.rank}"
         need = "at least one step and rank 1"
-        self._check(self.num_steps >= 1 and self.rank >= 1, need, sizes, "raise --steps or --rank")
+        least = 1 if self.start is None else 0
+        self._check(self.num_steps >= least and self.rank >= 1, need, sizes, "raise --steps or --rank")
         for examples, tasks in ((self.train, self.train_tasks), (self.val, self.val_tasks)):
             found = f"{len(tasks)} for {len(examples)} rows"
             self._check(len(tasks) in (0, len(examples)), "one task number for each row", found, "number all rows")

@@ -1,0 +1,143 @@
+"""`lorary adapt`: parse, call one recipe, say where the result lies."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorary.cli.options import (
+    Device,
+    Dtype,
+    Json,
+    LibraryPath,
+    OptionalBase,
+    TaskNames,
+    TasksReference,
+    Template,
+    split_names,
+)
+
+if TYPE_CHECKING:
+    from lorary.recipes.adapt import AdaptResult
+
+
+def adapt(
+    library: LibraryPath,
+    tasks: TasksReference,
+    method: Annotated[str, typer.Option(help="lora, joint, mu, nearest, poly, poly-z, cat or lorahub")] = "lora",
+    names: TaskNames = None,
+    into: Annotated[
+        str | None, typer.Option(metavar="LIB2", help="library of the results, new or not; LIB itself otherwise")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="of the result, for one task; TASK-METHOD otherwise")] = None,
+    experts: Annotated[str | None, typer.Option(help="adapters to use, separated by commas; all otherwise")] = None,
+    start: Annotated[str | None, typer.Option(help="joint: adapter to start from (joint)")] = None,
+    start_library: Annotated[
+        str | None, typer.Option(metavar="LIB3", help="joint: library that holds it; LIB otherwise")
+    ] = None,
+    sk: Annotated[int | None, typer.Option("--sk", help="retrieve so many adapters for each task (nearest: 1)")] = None,
+    retrieve: Annotated[str | None, typer.Option(help="--sk: by loss, delta or random")] = None,
+    retrieve_rows: Annotated[int | None, typer.Option(help="--retrieve loss: training rows looked at (16)")] = None,
+    mix: Annotated[str | None, typer.Option(help="mu, nearest, lorahub: sum factors or outputs")] = None,
+    rank: Annotated[int | None, typer.Option(help="of the result: truncates or leaves room")] = None,
+    preset: Annotated[str, typer.Option(help="default or paper-2024")] = "default",
+    alpha: Annotated[float | None, typer.Option(help="lora: scaling is alpha / rank")] = None,
+    target_modules: Annotated[
+        str | None, typer.Option(help="lora: layers to adapt, separated by commas, or all-linear")
+    ] = None,
+    upper_layers: Annotated[int | None, typer.Option(help="lora: adapt only that many of the last layers")] = None,
+    steps: Annotated[int | None, typer.Option(help="optimiser steps per task; 0 takes the start as it is")] = None,
+    epochs: Annotated[float | None, typer.Option(help="passes over the rows of a task, in place of --steps")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="rows per step and task")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="peak of the schedule")] = None,
+    weights_learning_rate: Annotated[
+        float | None, typer.Option(help="poly, poly-z, cat: peak rate of mixing weights")
+    ] = None,
+    budget: Annotated[int | None, typer.Option(help="lorahub: candidates to try (40)")] = None,
+    l1: Annotated[float | None, typer.Option("--l1", help="lorahub: cost of the mean absolute weight (0.05)")] = None,
+    dropout: Annotated[float | None, typer.Option(help="on the adapters' input, while training")] = None,
+    evals: Annotated[int | None, typer.Option(help="how often the validation loss is taken")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="end a task after so many evaluations without improvement")
+    ] = None,
+    train_rows: Annotated[int | None, typer.Option(help="use the first so many training rows of a task")] = None,
+    val_rows: Annotated[int | None, typer.Option(help="use the first so many validation rows of a task")] = None,
+    template: Template = None,
+    max_length: Annotated[int | None, typer.Option(help="tokens of a row; longer prompts lose their start")] = None,
+    seed: Annotated[int | None, typer.Option(help="of initial weights, order of rows, dropout and search")] = None,
+    window: Annotated[int, typer.Option(help="tasks trained at a time; the others wait for a place")] = 16,
+    max_tokens: Annotated[int, typer.Option(help="tokens of one micro-batch")] = 1024,
+    activation_checkpointing: Annotated[
+        bool, typer.Option("--activation-checkpointing", help="compute activations twice, to save memory")
+    ] = False,
+    log: Annotated[
+        list[str] | None, typer.Option(help="jsonl, tensorboard, wandb or trackio; may be repeated (jsonl)")
+    ] = None,
+    save_every: Annotated[float, typer.Option(help="seconds between checkpoints")] = 15.0,
+    base: OptionalBase = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Adapt to new tasks, from scratch or out of a library. Run it again to go on after an interruption."""
+    from dataclasses import asdict
+
+    from lorary.library.store import Library
+    from lorary.recipes.adapt import run_adapt
+    from lorary.recipes.adapt_settings import adapt_settings
+    from lorary.recipes.build_settings import RunSettings
+    from lorary.recipes.build_settings import preset as preset_settings
+    from lorary.recipes.open import template_of
+
+    targets, chosen = split_names(target_modules), split_names(experts)
+    train = preset_settings(
+        preset,
+        alpha=alpha,
+        target_modules=None if targets is None else tuple(targets),
+        upper_layers=upper_layers,
+        steps=steps or None,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        dropout=dropout,
+        evals=evals,
+        patience=patience,
+        train_rows=train_rows,
+        val_rows=val_rows,
+        template=template or template_of(Library.open(library), None),
+        max_length=max_length,
+        seed=seed,
+    )
+    settings = adapt_settings(
+        method,
+        train,
+        rank=rank,
+        name=name,
+        experts=None if chosen is None else tuple(chosen),
+        start=start,
+        start_library=start_library,
+        zero_shot=steps == 0 or None,
+        mix=mix,
+        sk=sk,
+        retrieve=retrieve,
+        retrieve_rows=retrieve_rows,
+        weights_learning_rate=weights_learning_rate,
+        budget=budget,
+        l1=l1,
+    )
+    logs = ("jsonl",) if log is None else tuple(dict.fromkeys(log))
+    run = RunSettings(window, max_tokens, device, dtype, activation_checkpointing, logs, save_every)
+    result = run_adapt(library, tasks, settings, names=split_names(names), into=into, base=base, run=run)
+    print(json.dumps(asdict(result))) if as_json else _print(result)
+
+
+def _print(result: "AdaptResult") -> None:
+    print(f"{'adapter':<36} {'base':>8} {'start':>8} {'adapted':>8}   validation loss, nats per target token")
+    for task, name in result.names.items():
+        losses = "".join(f" {loss:>8.3f}" for loss in result.val_losses[task])
+        parents = result.parents[task]
+        notes = [", ".join(parents) if len(parents) <= 5 else f"{len(parents)} adapters"] if parents else []
+        if result.errors[task]:
+            notes.append(f"truncated: {result.errors[task]:.1%} of the update left out")
+        print(f"{name:<36}{losses}   {'; '.join(notes)}".rstrip())
+    print(f"{len(result.adapted)} tasks adapted to, {len(result.kept)} kept: {result.library}")

@@ -1,0 +1,190 @@
+"""`lorary adapt`: new tasks get an adapter each, from scratch or out of a library. Run again, it goes on.
+
+What a method ends with is again one ordinary adapter in a library, which computes just what was validated.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lorary.data.tasks import Task, load_tasks
+from lorary.errors import TaskError, UsageError
+from lorary.library.folders import check_name
+from lorary.library.store import Library
+from lorary.model.base import Base, load_base
+from lorary.recipes.adapt_pool import pool_of
+from lorary.recipes.adapt_settings import JOINT, LORA, METHODS, MU, AdaptSettings
+from lorary.recipes.adapt_shop import Shop
+from lorary.recipes.adapt_start import start_of
+from lorary.recipes.adapt_train import train_from
+from lorary.recipes.build_settings import RunSettings
+from lorary.recipes.display import Display
+from lorary.recipes.jobs import check_trainable
+from lorary.recipes.ledger import close_build, open_shards
+from lorary.recipes.open import base_of, created_for, template_of
+
+__all__ = ["METHODS", "AdaptResult", "AdaptSettings", "adapt_library", "run_adapt"]
+
+
+@dataclass(frozen=True)
+class AdaptResult:
+    """What an adaptation did.
+
+    Args:
+        library: path of the library that holds the results.
+        method: how tasks were adapted to.
+        names: name of the adapter of each task.
+        val_losses: by task, the validation losses of the bare base, of the start and of the result, nats per target
+            token.
+        adapted: tasks that this run adapted to.
+        kept: tasks whose adapter was there already.
+        parents: by task, names of the adapters that the result was made of.
+        errors: by task, what was left out by truncation, relative to the whole update, in the Frobenius norm.
+    """
+
+    library: str
+    method: str
+    names: dict[str, str]
+    val_losses: dict[str, tuple[float, float, float]]
+    adapted: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    parents: dict[str, list[str]] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+
+
+def _adapt_mu(shop: Shop, tasks: Sequence[str]) -> None:
+    start = start_of(shop.pool, shop.pool.names, shop.settings.mix, shop.settings.rank)
+    train_from(shop, dict.fromkeys(tasks, start))
+
+
+def _adapt_joint(shop: Shop, tasks: Sequence[str]) -> None:
+    train_from(shop, dict.fromkeys(tasks, start_of(shop.pool, shop.pool.names, None, shop.settings.rank)))
+
+
+def _adapt_lora(shop: Shop, tasks: Sequence[str]) -> None:
+    train_from(shop, dict.fromkeys(tasks))
+
+
+# Each adapts to the tasks it is given, and commits what becomes of each; some may have been committed by a run that was
+# killed.
+ADAPT: Mapping[str, Callable[[Shop, Sequence[str]], None]] = {LORA: _adapt_lora, JOINT: _adapt_joint, MU: _adapt_mu}
+
+
+def adapt_library(
+    base: Base,
+    library: Library,
+    tasks: Mapping[str, Task],
+    settings: AdaptSettings,
+    *,
+    into: Library | None = None,
+    run: RunSettings | None = None,
+    display: Display | None = None,
+) -> AdaptResult:
+    """Adapt to tasks with what is in memory.
+
+    Args:
+        base: the frozen base model.
+        library: over that base; to adapt from.
+        tasks: tasks with training and validation rows, by name; each is adapted to by itself.
+        settings: how.
+        into: the library in which the results go; `library` itself where None. Results of the same adaptation that
+            are there already are kept.
+        run: how to run; its device and dtype are the base's own.
+        display: where progress is shown.
+
+    Returns:
+        The names of the results, and their validation losses.
+
+    Raises:
+        LibraryError: if a name is taken by another adapter, an adapter to start from is not there or was trained with
+            another template, or a build runs on the library of the results.
+        BaseModelError: if the model is not the base of the libraries.
+        TaskError: if a task lacks training or validation rows.
+        UsageError: if a name cannot be an adapter's.
+        TrainError: if a loss is not finite, or a checkpoint cannot be written.
+    """
+    into = library if into is None else into
+    _check_tasks(tasks, settings)
+    pool = pool_of(library, settings)
+    shop = Shop(base, into, tasks, settings, run or RunSettings(), display or Display(), pool)
+    for one in {each.path: each for each in (library, into, pool.library)}.values():
+        one.check_base(base.model)
+        template_of(one, settings.train.template)
+    with into.build_lock():
+        kept = [task for task in sorted(tasks) if shop.is_finished(task)]
+        if kept:
+            shop.display.say(f"{len(kept)} of {len(tasks)} tasks are adapted to already")
+        adapted = [task for task in sorted(tasks) if task not in kept]
+        if adapted:
+            # A run that was killed goes on with the very company it began with.
+            (company,) = open_shards(into.path, shop.key, adapted, 1)
+            ADAPT[settings.method](shop, company)
+            close_build(into.path, shop.key)
+    return _result(shop, adapted, kept)
+
+
+def run_adapt(
+    library_path: str,
+    tasks_reference: str,
+    settings: AdaptSettings,
+    *,
+    names: Sequence[str] | None = None,
+    into: str | None = None,
+    base: str | None = None,
+    run: RunSettings | None = None,
+) -> AdaptResult:
+    """Load a library, its base and tasks, and adapt.
+
+    Args:
+        library_path: folder of the library to adapt from.
+        tasks_reference: as `lorary.data.tasks.load_tasks` takes it.
+        settings: how.
+        names: tasks to take; all that have training and validation rows where None.
+        into: folder of the library in which the results go, new or not; the library itself where None.
+        base: the base model to load; the library's own where None.
+        run: how to run.
+
+    Returns:
+        What was made.
+
+    Raises:
+        LoraryError: as `adapt_library`; also if library, tasks or base cannot be loaded.
+    """
+    run = run or RunSettings()
+    library = Library.open(library_path)
+    loaded = load_tasks(tasks_reference, names=names)
+    tasks = {name: task for name, task in loaded.items() if names or (task.split("train") and task.split("val"))}
+    if not tasks:
+        raise TaskError(f"'{tasks_reference}' must have tasks with training and validation rows", found="none")
+    _check_tasks(tasks, settings)
+    reference = base_of(library, base)
+    model = load_base(reference, dtype=run.dtype, device=run.device)
+    if into is None:
+        return adapt_library(model, library, tasks, settings, run=run)
+    with created_for(into, reference) as there:
+        return adapt_library(model, library, tasks, settings, into=there, run=run)
+
+
+def _check_tasks(tasks: Mapping[str, Task], settings: AdaptSettings) -> None:
+    check_trainable(tasks)
+    if settings.name is not None and len(tasks) != 1:
+        raise UsageError("--name names the adapter of one task", found=f"{len(tasks)} tasks", remedy="leave it out")
+    for task in tasks:
+        check_name(settings.name_for(task))
+
+
+def _result(shop: Shop, adapted: list[str], kept: list[str]) -> AdaptResult:
+    names = {task: shop.settings.name_for(task) for task in sorted(shop.tasks)}
+    known = {task: shop.into.provenance(name) for task, name in names.items()}
+    metrics = {task: about["metrics"] for task, about in known.items()}
+    keys = ("val_loss_base", "val_loss_start", "val_loss")
+    losses = {task: tuple(float(own[key]) for key in keys) for task, own in metrics.items()}
+    return AdaptResult(
+        str(shop.into.path),
+        shop.settings.method,
+        names,
+        {task: (own[0], own[1], own[2]) for task, own in losses.items()},
+        adapted,
+        kept,
+        {task: list(about["parent_names"]) for task, about in known.items()},
+        {task: float(own.get("truncation_error", 0.0)) for task, own in metrics.items()},
+    )
