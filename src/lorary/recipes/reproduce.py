@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from lorary.errors import LoraryError, UsageError
+from lorary.recipes.studies.adapting import adapt_inputs, run_adapt_stage
 from lorary.recipes.studies.building import build_inputs, build_outputs, run_build_stage, set_aside
-from lorary.recipes.studies.config import BuildStage, DriftStage, EvaluateStage, Stage, Study, identity
+from lorary.recipes.studies.config import AdaptStage, BuildStage, EvaluateStage, Stage, Study, identity
 from lorary.recipes.studies.drift import run_drift_stage
+from lorary.recipes.studies.dry_run import dry_run
 from lorary.recipes.studies.parse import read_study
 from lorary.recipes.studies.place import OutOfTime, Place, TimedDisplay
 from lorary.recipes.studies.record import DONE, FAILED, RUNNING, Record, read_record, stage_key, write_record
@@ -119,6 +121,18 @@ def run_reproduce(
     return ReproduceResult(place.study.name, str(place.out), stages, str(place.out / "report.html"), document)
 
 
+def run_dry_run(
+    reference: str, out: str | None = None, *, choice: Choice | None = None, tasks: str | None = None
+) -> dict[str, Any]:
+    """Say what a study takes, offline, and write nothing; arguments as for `run_reproduce`.
+
+    Returns:
+        The document of `lorary.recipes.studies.dry_run.dry_run`.
+    """
+    place = open_place(reference, out, tasks=tasks)
+    return dry_run(place, (choice or Choice()).of(place.study))
+
+
 def open_place(
     reference: str, out: str | None, *, tasks: str | None = None, device: str | None = None, dtype: str | None = None
 ) -> Place:
@@ -183,7 +197,8 @@ def _inputs(place: Place, stage: Stage) -> dict[str, Any]:
         return build_inputs(place, stage)
     if isinstance(stage, EvaluateStage):
         return evaluate_inputs(place, stage)
-    assert isinstance(stage, DriftStage)
+    if isinstance(stage, AdaptStage):
+        return adapt_inputs(place, stage)
     return {"k": stage.k, "seed": stage.seed}
 
 
@@ -216,5 +231,6 @@ def _do(place: Place, stage: Stage, key: str) -> str:
         return run_build_stage(place, stage)
     if isinstance(stage, EvaluateStage):
         return run_evaluate_stage(place, stage, key)
-    assert isinstance(stage, DriftStage)
+    if isinstance(stage, AdaptStage):
+        return run_adapt_stage(place, stage, key)
     return run_drift_stage(place, stage, key)

@@ -88,11 +88,21 @@ def answer(question: Question, columns: Sequence[Column], drift: Mapping[str, Ma
 
 def compared_line(cell: str, against: str, split: str, compared: Paired) -> str:
     """A comparison in words."""
-    interval = f"95 % interval {points(compared.low)} to {points(compared.high)}, p {p_words(compared.p)}"
+    over_rows = f"95 % interval {points(compared.low)} to {points(compared.high)}, p {p_words(compared.p)}"
     return (
         f"{cell} is {WORDS[compared.verdict]} {against} on {split.replace('_', '-')} tasks: "
-        f"{points(compared.difference)} points ({interval}; {compared.tasks} tasks, {compared.rows} rows)"
+        f"{points(compared.difference)} points ({over_rows}; {compared.tasks} tasks, {compared.rows} rows)"
+        f"{_over_tasks(compared)}"
     )
+
+
+def _over_tasks(compared: Paired) -> str:
+    """Whether a claim about these tasks may be one about others like them."""
+    if compared.verdict == "level" or compared.tasks_low is None or compared.tasks_high is None:
+        return ""
+    interval = f"{points(compared.tasks_low)} to {points(compared.tasks_high)}, p {p_words(compared.p_tasks)}"
+    word = "and so it is over tasks" if compared.is_wider else "but not surely over tasks"
+    return f", {word} ({interval})"
 
 
 def points(value: float) -> str:

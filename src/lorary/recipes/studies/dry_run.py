@@ -14,7 +14,6 @@ import torch
 from lorary.data.tasks import BUILTIN, Task
 from lorary.errors import UsageError
 from lorary.recipes.build_settings import BuildSettings
-from lorary.recipes.evaluate import EvaluateSettings
 from lorary.recipes.studies.config import AdaptStage, BuildStage, DriftStage, EvaluateStage, Stage, TaskSet, identity
 from lorary.recipes.studies.place import Place
 from lorary.recipes.studies.skeleton import Skeleton, skeleton_for
@@ -160,8 +159,7 @@ def _row(
         return row | _trained(stage, skeleton, list(_chosen(stage, train).values()), weights, speed, place)
     if isinstance(stage, EvaluateStage):
         tokens = 0.0
-        for library, router, split in stage.runs():
-            EvaluateSettings(routers=(router,), **stage.settings)
+        for library, _, split in stage.runs():
             built = place.study.stage(f"build:{library}")
             assert isinstance(built, BuildStage)
             tasks = held_out if split == "held_out" else _chosen(built, train)

@@ -1,11 +1,12 @@
 """Paired comparison of two columns: row by row inside each task, tasks weighted alike."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lorary.evaluate.statistics import (
+    Floats,
     flipped_means,
     interval_of,
     p_value,
@@ -73,15 +74,28 @@ def paired(values: Values, against: Values) -> Paired | None:
     groups = {task: _differences(values[task], against[task]) for task in tasks}
     means = [float(group.mean()) for group in groups.values()]
     mean = sum(means) / len(means)
-    low, high = interval_of(sum(resampled_means(task, d) for task, d in groups.items())[:, 0] / len(tasks))
-    flipped = sum(flipped_means(task, d) for task, d in groups.items())[:, 0] / len(tasks)
+    low, high = interval_of(mean_of_tasks(groups, resampled_means)[:, 0])
+    flipped = mean_of_tasks(groups, flipped_means)[:, 0]
     tasks_low, tasks_high = tasks_interval(means) or (None, None)
     rows = sum(len(group) for group in groups.values())
     p, p_tasks = p_value(mean, flipped), tasks_p_value(means)
     return Paired(mean, low, high, tasks_low, tasks_high, p, p_tasks, len(tasks), rows)
 
 
-def _differences(values: Sequence[float], against: Sequence[float]) -> np.ndarray:
+def mean_of_tasks(rows: Mapping[str, Floats], draw: Callable[[str, Floats], Floats]) -> Floats:
+    """Means over tasks of means of drawn rows.
+
+    Args:
+        rows: (rows, columns) by task.
+        draw: as `lorary.evaluate.statistics.resampled_means`.
+
+    Returns:
+        (resamples, columns).
+    """
+    return np.asarray(np.mean([draw(task, own) for task, own in rows.items()], axis=0))
+
+
+def _differences(values: Sequence[float], against: Sequence[float]) -> Floats:
     length = min(len(values), len(against))
     return (np.asarray(values[:length], dtype=np.float64) - np.asarray(against[:length], dtype=np.float64))[:, None]
 
@@ -127,11 +141,11 @@ def share_of_gain(values: Values, whole: Values, base: Values) -> Share | None:
              for task in tasks if len(values[task]) == len(whole[task])}  # fmt: skip
     if len(gains) < len(tasks):
         return None
-    drawn = sum(resampled_means(task, gain) for task, gain in gains.items()) / len(tasks)  # (resamples, 2)
+    drawn = mean_of_tasks(gains, resampled_means)  # (resamples, 2)
     if interval_of(drawn[:, 1])[0] <= 0:
         return None
     drawn = drawn[drawn[:, 1] > 0]
     low, high = interval_of(drawn[:, 0] / drawn[:, 1])
     gain, total = np.mean([rows.mean(axis=0) for rows in gains.values()], axis=0)
-    rows = sum(map(len, gains.values()))
-    return Share(float(gain / total), low, high, float(gain), float(total), len(tasks), rows)
+    number = sum(map(len, gains.values()))
+    return Share(float(gain / total), low, high, float(gain), float(total), len(tasks), number)

@@ -253,7 +253,7 @@ def _check_references(study: Study) -> None:
     columns = {f"{library}/{router}" for stage in study.stages if isinstance(stage, EvaluateStage)
                for library in stage.libraries for router in ("base", *stage.routers)}  # fmt: skip
     columns |= {f"{stage.name}/{method}" for stage in study.stages if isinstance(stage, AdaptStage)
-                for method in stage.methods}  # fmt: skip
+                for method in ("base", *stage.methods)}  # fmt: skip
     for question in study.questions:
         if question.drift is not None and f"drift:{question.drift}" not in before:
             raise UsageError(f"question '{question.ask}' must name a drift stage", found=question.drift)

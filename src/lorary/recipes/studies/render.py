@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorary.evaluate.page.markup import text
+from lorary.recipes.studies.answers import p_words
 from lorary.recipes.studies.config import SPLITS
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
@@ -15,6 +16,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     parts = [f"# Study {document['study']}", document["about"], f"Command: `{document['command']}`"]
     if document["unfinished"]:
         parts += ["## Unfinished", _markdown_table(unfinished_table(document))]
+    if document["failures"]:
+        parts += ["## Cells that could not be scored", _markdown_table(failure_table(document))]
     parts.append("## Answers")
     for found in document["answers"]:
         lines = [f"- {line}" for line in [*found["lines"], *_not_yet(found)]]
@@ -39,6 +42,8 @@ def html_sections(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     found = [("answers", "Answers", f'<p class="lead">{text(document["about"])}</p>{_answers(document)}')]
     if document["unfinished"]:
         found.append(("unfinished", "Unfinished", _html_table(unfinished_table(document))))
+    if document["failures"]:
+        found.append(("failures", "Cells that could not be scored", _html_table(failure_table(document))))
     note = f'<p class="note">{text(NOTE.replace("`", ""))}</p>'
     return [
         *found,
@@ -68,14 +73,22 @@ def _not_yet(found: Mapping[str, Any]) -> list[str]:
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Paired differences."""
-    head = ("cell", "against", "split", "difference", "95 % interval", "p", "tasks", "rows", "verdict", "from")
+    head = ("cell", "against", "split", "points", "95 % over rows", "p", "95 % over tasks", "p over tasks", "tasks",
+            "rows", "verdict", "from")  # fmt: skip
     body = [
         (row["cell"], row["against"], row["split"].replace("_", "-"), f"{100 * row['difference']:+.1f}",
-         f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}", f"{row['p']:.4f}", str(row["tasks"]), str(row["rows"]),
+         f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}", p_words(row["p"]), _over_tasks(row),
+         p_words(row["p_tasks"]), str(row["tasks"]), str(row["rows"]),
          row["verdict"], ", ".join(row["stages"]))
         for row in rows if "difference" in row
     ]  # fmt: skip
     return head, body
+
+
+def _over_tasks(row: Mapping[str, Any]) -> str:
+    if row["tasks_low"] is None:
+        return "too few tasks"
+    return f"{100 * row['tasks_low']:+.1f} to {100 * row['tasks_high']:+.1f}"
 
 
 def column_table(document: Mapping[str, Any]) -> Table:
@@ -125,6 +138,13 @@ def unfinished_table(document: Mapping[str, Any]) -> Table:
     """What is owed."""
     rows = [(row["stage"], row["state"], ", ".join(row["columns"])) for row in document["unfinished"]]
     return ("stage", "state", "columns that are not scored"), rows
+
+
+def failure_table(document: Mapping[str, Any]) -> Table:
+    """Cells that could not be scored."""
+    rows = [(f"{row['library']}/{row['router']}", row["task"], f"{row['rule']} (found: {row['found']})", row["stage"])
+            for row in document["failures"]]  # fmt: skip
+    return ("cell", "task", "why", "from"), rows
 
 
 def environment_table(document: Mapping[str, Any]) -> Table:

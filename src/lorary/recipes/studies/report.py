@@ -7,14 +7,17 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 from lorary.evaluate.page.shell import page_html, write_page
-from lorary.evaluate.statistics import stratified_interval
+from lorary.evaluate.statistics import interval_of, resampled_means
 from lorary.library.document import LIBRARY_FILE
 from lorary.library.files import read_json, replace_file, reported
 from lorary.library.store import Library
 from lorary.recipes.studies.answers import Column, answer
 from lorary.recipes.studies.building import command_of
-from lorary.recipes.studies.config import BuildStage, DriftStage, EvaluateStage, Stage, identity
+from lorary.recipes.studies.config import AdaptStage, BuildStage, DriftStage, EvaluateStage, Stage, identity
+from lorary.recipes.studies.paired import mean_of_tasks
 from lorary.recipes.studies.place import Place
 from lorary.recipes.studies.record import read_record, write_document
 from lorary.recipes.studies.render import html_sections, markdown
@@ -66,6 +69,7 @@ def report_document(place: Place, states: Mapping[str, str]) -> dict[str, Any]:
         "drift": drift,
         "unfinished": _unfinished(place, states),
         "cells": _cells(place),
+        "failures": _failures(place),
         "environment": environment(),
     }  # fmt: skip
 
@@ -89,11 +93,11 @@ def gather_columns(place: Place) -> list[Column]:
     """All columns that are scored; of one that several stages have scored, that with most rows."""
     best: dict[tuple[str, str, str], tuple[int, Column]] = {}
     for stage in place.study.stages:
-        if not isinstance(stage, EvaluateStage):
+        if not isinstance(stage, (EvaluateStage, AdaptStage)):
             continue
-        for (library, router, split), cells in read_columns(place, stage).items():
+        for (library, router, split), column in read_columns(place, stage).items():
             for name in dict.fromkeys((router, "base")):
-                primary = [cell for cell in cells if cell["router"] == name and cell["primary"]]
+                primary = [cell for cell in column["cells"] if cell["router"] == name and cell["primary"]]
                 values = {cell["task"]: cell["values"] for cell in primary}
                 rows, where = sum(map(len, values.values())), (library, name, split)
                 if rows and rows > best.get(where, (0, None))[0]:
@@ -105,21 +109,39 @@ def _cells(place: Place) -> list[dict[str, Any]]:
     """One row per cell, as `lorary evaluate --json` gives them, with the stage."""
     found = {}
     for stage in place.study.stages:
-        if isinstance(stage, EvaluateStage):
-            for (library, _, split), cells in read_columns(place, stage).items():
-                for cell in cells:
+        if isinstance(stage, (EvaluateStage, AdaptStage)):
+            for (library, _, split), column in read_columns(place, stage).items():
+                for cell in column["cells"]:
                     told = {key: value for key, value in cell.items() if key != "values"}
                     key = (library, cell["router"], cell["task"], cell["metric"], cell["template"], cell["n"])
                     found[key] = {**told, "library": library, "split": split, "stage": identity(stage)}
     return list(found.values())
 
 
+def _failures(place: Place) -> list[dict[str, Any]]:
+    """Cells that could not be scored, and why."""
+    found: list[dict[str, Any]] = []
+    for stage in place.study.stages:
+        if isinstance(stage, (EvaluateStage, AdaptStage)):
+            for column in read_columns(place, stage).values():
+                found += [{**failure, "stage": identity(stage)} for failure in column["failures"]]
+    return found
+
+
 def _column_row(column: Column) -> dict[str, Any]:
-    groups = list(column.values.values())
-    low, high = stratified_interval(groups)
-    value = sum(sum(group) / len(group) for group in groups) / len(groups)
+    groups = column.values
+    drawn = mean_of_tasks({task: np.asarray(own)[:, None] for task, own in groups.items()}, resampled_means)
+    low, high = interval_of(drawn[:, 0])
+    value = sum(sum(group) / len(group) for group in groups.values()) / len(groups)
     told = {"library": column.library, "router": column.router, "split": column.split, "stage": column.stage}
-    return {**told, "value": value, "low": low, "high": high, "tasks": len(groups), "rows": sum(map(len, groups))}
+    return {
+        **told,
+        "value": value,
+        "low": low,
+        "high": high,
+        "tasks": len(groups),
+        "rows": sum(map(len, groups.values())),
+    }
 
 
 def _stage_row(place: Place, stage: Stage, states: Mapping[str, str]) -> dict[str, Any]:
@@ -167,8 +189,9 @@ def _unfinished(place: Place, states: Mapping[str, str]) -> list[dict[str, Any]]
         state = states.get(identity(stage), "left")
         if state in ("done", "skipped"):
             continue
-        there = read_columns(place, stage) if isinstance(stage, EvaluateStage) else {}
-        runs = stage.runs() if isinstance(stage, EvaluateStage) else []
+        is_scored = isinstance(stage, (EvaluateStage, AdaptStage))
+        there = read_columns(place, stage) if is_scored else {}
+        runs = stage.runs() if isinstance(stage, (EvaluateStage, AdaptStage)) else []
         owed = [
             f"{library}/{router} {split}" for library, router, split in runs if (library, router, split) not in there
         ]
