@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lorary.adapter import LoraFactors
 from lorary.errors import AdapterError
-from lorary.merge.layers import Modules, mixed_layers
+from lorary.merge.layers import MixedLayer, Modules, mixed_layers
 
 
 def sum_factors(adapters: Sequence[Modules], weights: Mapping[str, Tensor]) -> dict[str, LoraFactors]:
@@ -29,13 +29,9 @@ def sum_factors(adapters: Sequence[Modules], weights: Mapping[str, Tensor]) -> d
         AdapterError: if a layer has different shapes or ranks in two adapters.
     """
     summed = {}
-    for path, layer in mixed_layers(adapters).items():
-        if not layer.has_one_rank:
-            raise AdapterError(
-                f"factors of layer '{path}' must be of one rank to be summed",
-                found=sorted({factors.rank for factors in layer.factors}),
-                remedy="sum updates instead (--mix outputs)",
-            )
+    layers = mixed_layers(adapters)
+    check_one_rank(layers)
+    for path, layer in layers.items():
         lora_a, lora_b = layer.stacked()
         own = weights[path].to(lora_a)
         mixed_a, mixed_b = torch.tensordot(own, lora_a, dims=1), torch.tensordot(own, lora_b, dims=1)
@@ -46,3 +42,18 @@ def sum_factors(adapters: Sequence[Modules], weights: Mapping[str, Tensor]) -> d
 def have_one_rank(adapters: Sequence[Modules]) -> bool:
     """Whether in each layer all adapters that have it are of one rank, so that their factors can be summed."""
     return all(layer.has_one_rank for layer in mixed_layers(adapters).values())
+
+
+def check_one_rank(layers: Mapping[str, MixedLayer]) -> None:
+    """Check that factors can be summed.
+
+    Raises:
+        AdapterError: naming the first layer in which ranks differ.
+    """
+    for path, layer in layers.items():
+        if not layer.has_one_rank:
+            raise AdapterError(
+                f"factors of layer '{path}' must be of one rank to be summed",
+                found=f"ranks {sorted({factors.rank for factors in layer.factors})}",
+                remedy="name adapters of one rank with --experts, or use a method that sums updates (cat, mu)",
+            )

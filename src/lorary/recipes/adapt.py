@@ -11,15 +11,28 @@ from lorary.errors import TaskError, UsageError
 from lorary.library.folders import check_name
 from lorary.library.store import Library
 from lorary.model.base import Base, load_base
+from lorary.recipes.adapt_lorahub import adapt_lorahub
+from lorary.recipes.adapt_mixture import adapt_mixture
 from lorary.recipes.adapt_pool import pool_of
-from lorary.recipes.adapt_settings import JOINT, LORA, METHODS, MU, AdaptSettings
+from lorary.recipes.adapt_retrieve import short_folder
+from lorary.recipes.adapt_settings import (
+    CAT,
+    JOINT,
+    LORA,
+    LORAHUB,
+    METHODS,
+    MU,
+    NEAREST,
+    POLY,
+    POLY_Z,
+    AdaptSettings,
+)
 from lorary.recipes.adapt_shop import Shop
-from lorary.recipes.adapt_start import start_of
-from lorary.recipes.adapt_train import train_from
+from lorary.recipes.adapt_start import adapt_lora, adapt_mean, adapt_nearest
 from lorary.recipes.build_settings import RunSettings
 from lorary.recipes.display import Display
 from lorary.recipes.jobs import check_trainable
-from lorary.recipes.ledger import close_build, open_shards
+from lorary.recipes.ledger import close_build, open_shards, remove_candidate
 from lorary.recipes.open import base_of, created_for, template_of
 
 __all__ = ["METHODS", "AdaptResult", "AdaptSettings", "adapt_library", "run_adapt"]
@@ -51,22 +64,18 @@ class AdaptResult:
     errors: dict[str, float] = field(default_factory=dict)
 
 
-def _adapt_mu(shop: Shop, tasks: Sequence[str]) -> None:
-    start = start_of(shop.pool, shop.pool.names, shop.settings.mix, shop.settings.rank)
-    train_from(shop, dict.fromkeys(tasks, start))
-
-
-def _adapt_joint(shop: Shop, tasks: Sequence[str]) -> None:
-    train_from(shop, dict.fromkeys(tasks, start_of(shop.pool, shop.pool.names, None, shop.settings.rank)))
-
-
-def _adapt_lora(shop: Shop, tasks: Sequence[str]) -> None:
-    train_from(shop, dict.fromkeys(tasks))
-
-
 # Each adapts to the tasks it is given, and commits what becomes of each; some may have been committed by a run that was
 # killed.
-ADAPT: Mapping[str, Callable[[Shop, Sequence[str]], None]] = {LORA: _adapt_lora, JOINT: _adapt_joint, MU: _adapt_mu}
+ADAPT: Mapping[str, Callable[[Shop, Sequence[str]], None]] = {
+    LORA: adapt_lora,
+    JOINT: adapt_mean,
+    MU: adapt_mean,
+    NEAREST: adapt_nearest,
+    POLY: adapt_mixture,
+    POLY_Z: adapt_mixture,
+    CAT: adapt_mixture,
+    LORAHUB: adapt_lorahub,
+}
 
 
 def adapt_library(
@@ -119,6 +128,7 @@ def adapt_library(
             (company,) = open_shards(into.path, shop.key, adapted, 1)
             ADAPT[settings.method](shop, company)
             close_build(into.path, shop.key)
+            remove_candidate(short_folder(shop))
     return _result(shop, adapted, kept)
 
 

@@ -35,6 +35,10 @@ class Pool:
         """The factors of one of them, by path."""
         return dict(self.library.get(name).modules)
 
+    def is_of(self, name: str, task: str) -> bool:
+        """Whether one of them is the adapter of a task: trained on it and on nothing else."""
+        return list(self.tasks[name]) == [task]
+
     def hashes_of(self, names: Sequence[str]) -> dict[str, str]:
         """Content hashes of some of them."""
         return {name: self.hashes[name] for name in names}

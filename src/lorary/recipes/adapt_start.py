@@ -1,37 +1,30 @@
-"""What a task begins with: one adapter, or the mean of several."""
+"""`lora`, `joint`, `mu`, `nearest`: what each task begins with; then all are trained in one pass."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from lorary.merge.mean import mean_of
-from lorary.recipes.adapt_pool import Pool
-from lorary.train.units import Factors
+from lorary.recipes.adapt_retrieve import retrieve
+from lorary.recipes.adapt_shop import Shop
+from lorary.recipes.adapt_train import Start, train_from
 
 
-@dataclass(frozen=True)
-class Start:
-    """Factors to begin with.
+def adapt_lora(shop: Shop, tasks: Sequence[str]) -> None:
+    """`lora`: every task begins with nothing."""
+    train_from(shop, dict.fromkeys(tasks))
 
-    Args:
-        modules: by path.
-        parents: content hash of each adapter they were made of, by name.
-        error: what truncation left out of them, relative, in the Frobenius norm.
+
+def adapt_mean(shop: Shop, tasks: Sequence[str]) -> None:
+    """`joint` and `mu`: every task begins with the mean of the pool, which for joint is one adapter."""
+    train_from(shop, dict.fromkeys(tasks, _mean(shop, shop.pool.names)))
+
+
+def adapt_nearest(shop: Shop, tasks: Sequence[str]) -> None:
+    """`nearest`: every task begins with the mean of the adapters retrieved for it, which is one unless more are asked
+    for.
     """
-
-    modules: Factors = field(repr=False)
-    parents: Mapping[str, str]
-    error: float = 0.0
+    train_from(shop, {task: _mean(shop, names) for task, names in retrieve(shop, tasks).items()})
 
 
-def start_of(pool: Pool, names: Sequence[str], mix: str | None, rank: int | None) -> Start:
-    """The mean of some adapters of a pool; one alone as it is.
-
-    Args:
-        pool: the adapters.
-        names: those to take the mean of, at least one.
-        mix: `factors` or `outputs`; None sums factors where ranks agree, and updates where they do not.
-        rank: the largest to keep; where None, that of the largest of the adapters.
-    """
-    adapters = [pool.get(name) for name in names]
-    made = mean_of(adapters, mix, rank)
-    return Start(made.modules, pool.hashes_of(names), made.error)
+def _mean(shop: Shop, names: Sequence[str]) -> Start:
+    made = mean_of([shop.pool.get(name) for name in names], shop.settings.mix, shop.settings.rank)
+    return Start(made.modules, shop.pool.hashes_of(names), made.error)

@@ -1,20 +1,34 @@
 """`lora`, `joint`, `mu`, `nearest`: one adapter per task is trained, from nothing or from a start, all in one pass."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from lorary.adapter import LoraFactors
-from lorary.merge.truncate import truncate
 from lorary.recipes.adapt_shop import Shop
-from lorary.recipes.adapt_start import Start
 from lorary.recipes.experts import metrics_of, targets_of
 from lorary.recipes.shards import loop_settings
 from lorary.recipes.watch import TrainingBar, opened_logs
 from lorary.train.loop import train_queue
 from lorary.train.stack import expert_stack
-from lorary.train.units import Job, TrainedUnit
+from lorary.train.units import Factors, Job, TrainedUnit
 
 Shapes = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Factors to begin with.
+
+    Args:
+        modules: by path.
+        parents: content hash of each adapter they were made of, by name.
+        error: what truncation left out of them, relative, in the Frobenius norm.
+    """
+
+    modules: Factors = field(repr=False)
+    parents: Mapping[str, str]
+    error: float = 0.0
 
 
 def train_from(shop: Shop, starts: Mapping[str, Start | None]) -> None:
@@ -28,11 +42,10 @@ def train_from(shop: Shop, starts: Mapping[str, Start | None]) -> None:
     Raises:
         TrainError: if the training cannot go on.
     """
-    kept = {task: _kept(shop, start) for task, start in starts.items()}
     base_losses: dict[str, float] = {}
     jobs, shapes = [], dict[str, tuple[int, int]]()
     for task in starts:
-        job, own = _job(shop, task, kept[task])
+        job, own = _job(shop, task, starts[task])
         jobs.append(job)
         shapes |= own
         base_losses[task] = shop.base_loss(job.val)
@@ -40,7 +53,7 @@ def train_from(shop: Shop, starts: Mapping[str, Start | None]) -> None:
 
     def commit(trained: TrainedUnit) -> None:
         task = by_name[trained.name]
-        start = kept[task]
+        start = starts[task]
         is_start = start is not None and trained.best_step == 0
         modules = start.modules if start is not None and is_start else trained.adapters[trained.name]
         shop.commit(task, modules, _made(trained, start, base_losses[task]))
@@ -59,15 +72,6 @@ def train_from(shop: Shop, starts: Mapping[str, Start | None]) -> None:
             on_finish=commit,
             callbacks=[watch, *logs],
         )
-
-
-def _kept(shop: Shop, start: Start | None) -> Start | None:
-    """A start of no larger rank than is asked for."""
-    rank = shop.settings.rank
-    if start is None or rank is None:
-        return start
-    cut = truncate(start.modules, rank, _scaling(start.modules))
-    return Start(cut.modules, start.parents, max(start.error, cut.error))
 
 
 def _job(shop: Shop, task: str, start: Start | None) -> tuple[Job, Shapes]:

@@ -20,6 +20,8 @@ from lorary.recipes.open import BUILD_FOLDER
 
 # Folders of candidates begin with it, and those that are being removed with the other as well.
 CANDIDATE, OLD = "k-", "old-"
+# Folders of short adapters by which an adaptation compares tasks with a library.
+SHORT = "short-"
 
 
 def build_key(units: Sequence[Unit], tasks: Mapping[str, Task], window: int, dtype: str) -> str:
@@ -111,7 +113,7 @@ def close_build(library: Path, key: str) -> None:
 
 
 def remove_candidate(folder: Path) -> None:
-    """Remove the library of a candidate, so that one killed half-way leaves nothing that looks like a library.
+    """Remove a library inside another one, so that one killed half-way leaves nothing that looks like a library.
 
     Args:
         folder: as `candidate_folder` gives it; it need not be there.
@@ -144,7 +146,7 @@ def sweep(library: Path) -> None:
         if path.is_file():
             with reported(library):
                 path.unlink(missing_ok=True)
-        elif path.name.startswith((OLD, CANDIDATE)):
+        elif path.name.startswith((OLD, CANDIDATE, SHORT)):
             remove_candidate(path.with_name(path.name.removeprefix(OLD)))
 
 

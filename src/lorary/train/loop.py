@@ -56,7 +56,7 @@ def train_queue(
     run = _Run(Forward(model, stack, settings), slots, checkpoint, on_finish, callbacks)
     if checkpoint:
         load_checkpoint(checkpoint, slots)
-    with _seated(model, stack, settings), run.saved_on_interrupt():
+    with seated(model, stack, settings), run.saved_on_interrupt():
         for callback in callbacks:
             callback.on_start(jobs)
         while run.turn():
@@ -145,7 +145,8 @@ class _Run:
 
 
 @contextmanager
-def _seated(model: Any, stack: Stack, settings: LoopSettings) -> Iterator[None]:
+def seated(model: Any, stack: Stack, settings: LoopSettings) -> Iterator[None]:
+    """Seat a stack in a bare model while the context lasts."""
     handles = seat(model, stack.modules)
     try:
         with recomputed(model, stack.modules) if settings.activation_checkpointing else nullcontext():

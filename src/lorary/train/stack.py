@@ -51,7 +51,7 @@ class ExpertStack:
         leaves = [view.detach().requires_grad_() for view in self._factors(self.parameters)]
         for leaf, gradient in zip(leaves, self._factors(self.gradient), strict=True):
             # Not as the leaf's own .grad: autograd wants that contiguous.
-            leaf.register_post_accumulate_grad_hook(partial(_move_gradient, gradient))
+            leaf.register_post_accumulate_grad_hook(partial(move_gradient, gradient))
         self.modules = {
             path: StackedLora(leaves[2 * i], leaves[2 * i + 1], self.scaling, self.tags, path)
             for i, path in enumerate(self.targets)
@@ -167,7 +167,8 @@ def expert_stack(
     return ExpertStack(min(num_slots, len(jobs)), targets, rank, dtype, parameter.device)
 
 
-def _move_gradient(into: Tensor, leaf: Tensor) -> None:
+def move_gradient(into: Tensor, leaf: Tensor) -> None:
+    """Add a leaf's gradient to another tensor and let go of it: a hook for leaves that view into one vector."""
     assert leaf.grad is not None
     into.add_(leaf.grad)
     leaf.grad = None
