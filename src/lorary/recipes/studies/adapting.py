@@ -10,7 +10,7 @@ from lorary.evaluate.cells import ORACLE
 from lorary.library.store import Library
 from lorary.model.base import Base, load_base
 from lorary.recipes.adapt import adapt_library
-from lorary.recipes.adapt_settings import JOINT, AdaptSettings, adapt_settings, recorded_adaptation
+from lorary.recipes.adapt_settings import AdaptSettings, recorded_adaptation
 from lorary.recipes.build_settings import as_recorded
 from lorary.recipes.evaluate import EvaluateSettings
 from lorary.recipes.open import open_or_create
@@ -90,7 +90,4 @@ def _adapted(
 
 
 def _settings(place: Place, stage: AdaptStage, method: str) -> AdaptSettings:
-    own = dict(stage.settings.get(method, {}))
-    if method == JOINT and stage.joint is not None:
-        own["start_library"] = str(place.library(stage.joint))
-    return adapt_settings(method, stage.train, **own)
+    return stage.method_settings(method, None if stage.joint is None else str(place.library(stage.joint)))

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import mean
 from typing import Any
 
+from lorary.evaluate.page.markup import counted, enumerated
 from lorary.recipes.studies.config import SPLITS, Question
-from lorary.recipes.studies.paired import Paired, Values, paired, share_of_gain
+from lorary.recipes.studies.paired import Paired, Share, Values, paired, share_of_gain
 
 WORDS = {"ahead": "ahead of", "behind": "behind", "level": "level with"}
 
@@ -77,13 +79,15 @@ def answer(question: Question, columns: Sequence[Column], drift: Mapping[str, Ma
         if question.base_wins:
             _add_base_wins(cell, found, rows, lines)
             missing |= _unscored(found, cell)
+    if len(question.cells) > 1 and question.against is not None:
+        lines += _highest([*question.cells, question.against], found)
     if question.drift is not None:
         own_drift = drift.get(question.drift)
         missing |= {f"drift:{question.drift}"} if own_drift is None else set()
         if own_drift is not None:
             rows.append({**own_drift, "stages": [f"drift:{question.drift}"]})
             lines += _drift_lines(own_drift)
-    return Answer(question.ask, lines, rows, sorted(missing))
+    return Answer(question.ask, list(dict.fromkeys(lines)), rows, sorted(missing))
 
 
 def compared_line(cell: str, against: str, split: str, compared: Paired) -> str:
@@ -91,7 +95,7 @@ def compared_line(cell: str, against: str, split: str, compared: Paired) -> str:
     over_rows = f"95 % interval {points(compared.low)} to {points(compared.high)}, p {p_words(compared.p)}"
     return (
         f"{cell} is {WORDS[compared.verdict]} {against} on {split.replace('_', '-')} tasks: "
-        f"{points(compared.difference)} points ({over_rows}; {compared.tasks} tasks, {compared.rows} rows)"
+        f"{points(compared.difference)} points ({over_rows}; {_size(compared)})"
         f"{_over_tasks(compared)}"
     )
 
@@ -105,6 +109,10 @@ def _over_tasks(compared: Paired) -> str:
     return f", {word} ({interval})"
 
 
+def _size(found: Paired | Share) -> str:
+    return f"{counted(found.tasks, 'task')}, {counted(found.rows, 'row')}"
+
+
 def points(value: float) -> str:
     """A difference of values in 0..1 as points of 100, with its sign."""
     return f"{100 * value:+.1f}"
@@ -113,6 +121,17 @@ def points(value: float) -> str:
 def p_words(p: float) -> str:
     """A p-value; the smallest that so many random signs can show is a bound."""
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def _highest(cells: Sequence[str], found: Mapping[tuple[str, str], Column]) -> list[str]:
+    """Which of several cells has the highest mean; no claim that it is ahead of the next."""
+    lines = []
+    for split in SPLITS:
+        means = {cell: mean(map(mean, found[cell, split].values.values())) for cell in cells if (cell, split) in found}
+        if len(means) > 1:
+            best = [cell for cell, value in means.items() if value == max(means.values())]
+            lines.append(f"the highest mean of these on {split.replace('_', '-')} tasks is that of {enumerated(best)}")
+    return lines
 
 
 def _unscored(found: Mapping[tuple[str, str], Column], *cells: str) -> set[str]:
@@ -144,7 +163,7 @@ def _add_shares(
         lines.append(
             f"{cell} keeps {100 * share.share:.0f} % of the gain of {whole} over the base on {name} tasks "
             f"(95 % interval {100 * share.low:.0f} to {100 * share.high:.0f} %; {points(share.gain)} of "
-            f"{points(share.whole)} points; {share.tasks} tasks, {share.rows} rows)"
+            f"{points(share.whole)} points; {_size(share)})"
         )
 
 

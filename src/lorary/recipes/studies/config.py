@@ -1,14 +1,16 @@
 """What a study is: tasks, a list of stages in the order in which they are worth having, and questions to answer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from lorary.errors import UsageError
 from lorary.model.spec import EXPERTS, ORACLE, parse_spec
+from lorary.recipes.adapt_settings import JOINT, AdaptSettings, adapt_settings
 from lorary.recipes.build_settings import BuildSettings, RunSettings
 from lorary.recipes.evaluate import EvaluateSettings
 from lorary.recipes.methods import MethodSettings
+from lorary.recipes.studies.values import check_keys
 from lorary.route import ROUTERS
 
 SUBSET = "subset"
@@ -124,6 +126,29 @@ class AdaptStage:
     held_out: int = 50
     settings: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        EvaluateSettings(**self.evaluate)
+        if idle := [method for method in self.settings if method not in self.methods]:
+            raise UsageError(f"settings of adapt:{self.name} must be by its methods", found=idle[0])
+        for method in self.methods:
+            self.method_settings(method)
+
+    def method_settings(self, method: str, joint_library: str | None = None) -> AdaptSettings:
+        """The settings of one of its methods.
+
+        Args:
+            method: which.
+            joint_library: folder of the library whose joint expert the method `joint` starts from.
+
+        Raises:
+            UsageError: if a value is out of range, or belongs to another method.
+        """
+        known = [one.name for one in fields(AdaptSettings) if one.name not in ("method", "train", "name")]
+        own = dict(check_keys(self.settings.get(method, {}), known, f"settings of adapt:{self.name} for {method}"))
+        if method == JOINT and joint_library is not None:
+            own["start_library"] = joint_library
+        return adapt_settings(method, self.train, **own)
 
     @property
     def needs(self) -> tuple[str, ...]:

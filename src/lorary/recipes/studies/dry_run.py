@@ -60,6 +60,10 @@ def dry_run(place: Place, stages: Sequence[Stage]) -> dict[str, Any]:
         UsageError: if a target module is not in it, or tasks are neither here nor described.
     """
     assume, notes = place.study.assume, []
+    train = _sizes(place, place.study.train, notes)
+    held_out: dict[str, Rows] = {}
+    for chosen in place.study.held_out:
+        held_out |= _sizes(place, chosen, notes)
     skeleton = skeleton_for(place.study.base, assume.get("model"))
     if skeleton.is_assumed:
         notes.append(f"the base {place.study.base} is not looked up: its configuration is what the study says")
@@ -69,10 +73,6 @@ def dry_run(place: Place, stages: Sequence[Stage]) -> dict[str, Any]:
         notes.append(f"speed: {speed / 1e9:.0f} GFLOP/s, {EFFICIENCY:.0%} of what one product of matrices reached here")
     else:
         notes.append(f"speed: {assume['tflops']} TFLOP/s of training are assumed, not measured")
-    train = _sizes(place, place.study.train, notes)
-    held_out: dict[str, Rows] = {}
-    for chosen in place.study.held_out:
-        held_out |= _sizes(place, chosen, notes)
     rows = [_row(stage, skeleton, train, held_out, speed, place) for stage in stages]
     notes.append("tokens: rows are counted in characters, four to a token, unless assumed; clusters of equal sizes")
     return {

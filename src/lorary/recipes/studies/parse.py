@@ -1,7 +1,7 @@
 """A study's YAML file as frozen dataclasses; whatever is wrong with it is said by place, value and remedy."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import yaml  # type: ignore[import-untyped]
 from lorary.errors import UsageError
 from lorary.library.folders import check_name
 from lorary.recipes.build_settings import BuildSettings, RunSettings, preset
+from lorary.recipes.evaluate_settings import EvaluateSettings
 from lorary.recipes.methods import MethodSettings, method_settings
 from lorary.recipes.studies.config import (
     SUBSET,
@@ -151,7 +152,7 @@ def _stage(entry: object, where: str, shared: object, scoring: object) -> Stage:
         if kind == "build":
             return _build(name, rest, where, shared)
         if kind == "evaluate":
-            rest = {**rest, "settings": {**_mapping(scoring, "evaluate"), **_mapping(rest.get("settings", {}), where)}}
+            rest = {**rest, "settings": _scoring(scoring, rest.get("settings", {}), f"{where}, settings,")}
         if kind == "adapt":
             return _adapt(name, rest, where, shared, scoring)
         cls: Any = KINDS[kind]
@@ -166,10 +167,16 @@ def _adapt(name: str, entry: Mapping[str, Any], where: str, shared: object, scor
     own = _mapping(entry.get("train", {}), f"{where}, train,")
     train = _settings(_over(_mapping(shared, "train"), own), where)
     rest = {key: value for key, value in entry.items() if key != "train"}
-    rest["evaluate"] = {**_mapping(scoring, "evaluate"), **_mapping(rest.get("evaluate", {}), where)}
-    fields = fields_for(AdaptStage, rest, where, leave_out=("name", "train"))
-    made: AdaptStage = _made(AdaptStage, name, {**fields, "train": train}, where)
+    rest["evaluate"] = _scoring(scoring, rest.get("evaluate", {}), f"{where}, evaluate,")
+    told = fields_for(AdaptStage, rest, where, leave_out=("name", "train"))
+    made: AdaptStage = _made(AdaptStage, name, {**told, "train": train}, where)
     return made
+
+
+def _scoring(shared: object, own: object, where: str) -> dict[str, Any]:
+    """Fields of `EvaluateSettings` of one stage over those of all."""
+    given = {**_mapping(shared, "evaluate"), **_mapping(own, where)}
+    return fields_for(EvaluateSettings, given, where, leave_out=("routers", "rows"))
 
 
 def _mapping(value: object, where: str) -> Mapping[str, Any]:
@@ -178,12 +185,12 @@ def _mapping(value: object, where: str) -> Mapping[str, Any]:
     return value
 
 
-def _made(cls: Any, name: str | None, fields: Mapping[str, Any], where: str) -> Any:
-    try:
-        return cls(**({} if name is None else {"name": name}), **fields)
-    except TypeError as error:
-        missing = str(error).split("argument")[-1].lstrip("s: ")
-        raise UsageError(f"{where} must say {missing}", found="nothing of the kind") from error
+def _made(cls: Any, name: str | None, given: Mapping[str, Any], where: str) -> Any:
+    arguments = {**given, **({} if name is None else {"name": name})}
+    needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [key for key in needed if key not in arguments]:
+        raise UsageError(f"{where} must say {', '.join(missing)}", found="nothing of the kind")
+    return cls(**arguments)
 
 
 def _build(name: str, entry: Mapping[str, Any], where: str, shared: object) -> BuildStage:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorary.evaluate.cells import BASE
 from lorary.evaluate.page.markup import text
 from lorary.recipes.studies.answers import p_words
 from lorary.recipes.studies.config import SPLITS
@@ -47,8 +48,8 @@ def html_sections(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     note = f'<p class="note">{text(NOTE.replace("`", ""))}</p>'
     return [
         *found,
-        ("table", "Libraries by routers", note + _html_table(column_table(document))),
-        ("libraries", "What libraries were trained on", _html_table(library_table(document))),
+        ("table", "Libraries by routers", note + _html_table(column_table(document), "numbers")),
+        ("libraries", "What libraries were trained on", _html_table(library_table(document), "numbers")),
         ("stages", "Stages and their commands", _html_table(stage_table(document))),
         ("environment", "Environment", _html_table(environment_table(document))),
     ]
@@ -61,8 +62,8 @@ def _answers(document: Mapping[str, Any]) -> str:
         owed = "".join(f'<p class="note">{text(line)}</p>' for line in _not_yet(found))
         table = ""
         if "difference" in next(iter(found["rows"]), {}):
-            table = _html_table(comparison_table(found["rows"]))
-            items = ""
+            numbers = _html_table(comparison_table(found["rows"]), "numbers")
+            table = f"<details open><summary>numbers</summary>{numbers}</details>"
         parts.append(f"<h3>{text(found['ask'])}</h3>{f'<ul>{items}</ul>' if items else ''}{table}{owed}")
     return "".join(parts)
 
@@ -96,9 +97,15 @@ def column_table(document: Mapping[str, Any]) -> Table:
     found = {(row["library"], row["router"], row["split"]): row for row in document["columns"]}
     lines = list(dict.fromkeys((library, router) for library, router, _ in found))
     head = ["library", "router", *(f"{split.replace('_', '-')} (tasks, rows)" for split in SPLITS), "from"]
-    body = []
+    body, bases = [], []
     for library, router in lines:
         rows = [found.get((library, router, split)) for split in SPLITS]
+        if router == BASE:
+            # The base is the same beside every library, on the same tasks.
+            same = [row and (row["value"], row["tasks"], row["rows"]) for row in rows]
+            if same in bases:
+                continue
+            bases.append(same)
         stages = sorted({row["stage"] for row in rows if row})
         body.append((library, router, *map(_mean, rows), ", ".join(stages)))
     return head, body
@@ -160,13 +167,15 @@ def _markdown_table(table: Table) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _html_table(table: Table) -> str:
+def _html_table(table: Table, kind: str = "") -> str:
     head, body = table
     if not body:
         return '<p class="note">Nothing yet.</p>'
     heads = "".join(f'<th scope="col">{text(cell)}</th>' for cell in head)
     rows = "".join(f"<tr>{''.join(map(_html_cell, line))}</tr>" for line in body)
-    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
 
 
 def _html_cell(cell: str) -> str:

@@ -44,9 +44,8 @@ def write_study_report(place: Place, states: Mapping[str, str]) -> dict[str, Any
     text = markdown(document).encode()
     with reported(place.out):
         replace_file(place.out / "report.md", text, place.out / "report.md.tmp")
-    page = page_html(
-        f"Lorary: study {place.study.name}", _facts(document), html_sections(document), {}, scripts=(), plots=False
-    )
+    title, styles = f"Lorary: study {place.study.name}", ("style.css", "study.css")
+    page = page_html(title, _facts(document), html_sections(document), {}, scripts=(), styles=styles, plots=False)
     write_page(place.out / "report.html", page)
     return document
 

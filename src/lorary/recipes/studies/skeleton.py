@@ -69,12 +69,13 @@ def skeleton_for(base: str, assumed: Mapping[str, Any] | None) -> Skeleton:
         BaseModelError: if it is neither here nor described.
         UsageError: if the description is not one that transformers knows.
     """
-    with quiet_transformers(), torch.device("meta"):
+    with quiet_transformers():
         if assumed is None:
             config = AutoConfig.from_pretrained(resolve_base(base).path, local_files_only=True)
         else:
             config = _described(dict(assumed))
-        model = AutoModelForCausalLM.from_config(config)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
     return Skeleton(model, assumed is not None)
 
 

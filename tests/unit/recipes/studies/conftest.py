@@ -23,11 +23,11 @@ stages:
   - {{drift: seed, library: private, against: other, k: 2}}
   - {{adapt: few, library: private, methods: [lora, mu], train: {{steps: 2}}, held_out: 4}}
 questions:
-  - {{ask: Which is better?, pairs: [[mbc/arrow, private/arrow]]}}
-  - {{ask: How much is kept?, cells: [private/arrow], share_of: private/oracle}}
-  - {{ask: Where does the base win?, cells: [private/arrow], base_wins: true}}
-  - {{ask: What does a seed move?, drift: seed}}
-  - {{ask: Does a library help?, cells: [few/mu, few/base], against: few/lora}}
+  - {{ask: "Which is better?", pairs: [[mbc/arrow, private/arrow]]}}
+  - {{ask: "How much is kept?", cells: [private/arrow], share_of: private/oracle}}
+  - {{ask: "Where does the base win?", cells: [private/arrow], base_wins: true}}
+  - {{ask: "What does a seed move?", drift: seed}}
+  - {{ask: "Does a library help?", cells: [few/mu, few/base], against: few/lora}}
 """
 
 

@@ -58,7 +58,7 @@ def test_what_would_fail_later_is_refused_now(
 
 
 def test_tasks_whose_place_is_left_open_must_be_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="needs the folder of its tasks.*\n.*no --tasks\n.*LORARY_TASKS"):
+    with pytest.raises(UsageError, match=r"needs the folder of its tasks.*\n.*no --tasks\n.*LORARY_TASKS"):
         run_dry_run("suite-cpu")
-    with pytest.raises(UsageError, match="must be|on this machine"):
+    with pytest.raises(UsageError, match=r"must be|on this machine"):
         run_dry_run("suite-cpu", tasks=str(tmp_path / "nowhere"))
