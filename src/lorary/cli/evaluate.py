@@ -47,20 +47,26 @@ def evaluate(
     base: OptionalBase = None,
     force_base: ForceBase = False,
     report: Annotated[str | None, typer.Option(metavar="FILE.html", help="write a page with the results")] = None,
+    csv: Annotated[str | None, typer.Option("--csv", metavar="FILE.csv", help="write the cells as CSV")] = None,
+    markdown: Annotated[str | None, typer.Option(metavar="FILE.md", help="write tables as Markdown")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
     """Score routers on tasks, beside the base model; finished cells are not computed again."""
+    from lorary.evaluate.page.shell import check_writable, write_page
     from lorary.evaluate.report import check_report, write_report
     from lorary.library.store import Library
     from lorary.model.spec import split_specs
     from lorary.recipes.evaluate import run_evaluate
+    from lorary.recipes.export import evaluation_csv, evaluation_markdown
     from lorary.recipes.report import report_of
     from lorary.recipes.tables import print_evaluation
 
     if report:
         check_report(Path(report))
+    for file in filter(None, (csv, markdown)):
+        check_writable(Path(file))
     evaluation = run_evaluate(
         library,
         tasks,
@@ -79,11 +85,16 @@ def evaluate(
         raw=raw,
     )
     if report:
-        write_report(Path(report), report_of(evaluation, Library.open(library)))
+        write_report(Path(report), report_of(evaluation, [Library.open(path) for path in (library, *(also or ()))]))
+    if csv:
+        write_page(Path(csv), evaluation_csv(evaluation))
+    if markdown:
+        write_page(Path(markdown), evaluation_markdown(evaluation))
     if as_json:
         print(json.dumps(evaluation.to_json(), allow_nan=False))
     else:
         print_evaluation(evaluation)
-        if report:
-            print(f"report: {report}")
+        for kind, where in (("report", report), ("cells", csv), ("tables", markdown)):
+            if where:
+                print(f"{kind}: {where}")
     evaluation.check()

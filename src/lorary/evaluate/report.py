@@ -5,6 +5,7 @@ from typing import Any
 
 from lorary.evaluate.page.board import Board
 from lorary.evaluate.page.contents import Report, RoutedPrompt, Similarity
+from lorary.evaluate.page.evidence_plots import gap_plot, heat_plot, routing_shares, sweeps
 from lorary.evaluate.page.plots import OTHER, family_colours, loss_plot, score_plot, similarity_plot
 from lorary.evaluate.page.sections import sections
 from lorary.evaluate.page.shell import check_report, page_html, write_page
@@ -13,7 +14,8 @@ from lorary.evaluate.page.traces import routing_plot
 __all__ = ["Report", "RoutedPrompt", "Similarity", "check_report", "write_report"]
 
 SCRIPTS = (
-    "core.js", "scores.js", "similarity.js", "losses.js", "routing_map.js", "routing.js", "start.js", "listen.js",
+    "core.js", "scores.js", "heat.js", "gap.js", "sweep.js", "similarity.js", "losses.js", "routing_map.js",
+    "routing.js", "start.js", "listen.js",
 )  # fmt: skip
 # Colours in style.css, `--hue-0` and so on.
 NUM_HUES = 8
@@ -58,6 +60,10 @@ def _plot_data(report: Report, board: Board | None, colours: dict[str, int]) -> 
         "colours": colours,
         "families": families,
         "scores": score_plot(board) if board and board.primary else None,
+        "heat": heat_plot(board) if board and board.primary else None,
+        "gap": gap_plot(board) if board else [],
+        "accuracy": routing_shares(board) if board else None,
+        "sweeps": sweeps(board) if board else [],
         "similarity": similarity_plot(similarity) if similarity and similarity.names else None,
         "routings": [routing_plot(routed) for routed in report.routings],
         "losses": loss_plot(report.losses, families),

@@ -113,3 +113,17 @@ def _right_padded(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch
 def _chance(state: Seating, layers: Sequence[str]) -> float:
     allowed = [state.routing.may_choose(name) for name in state.experts]
     return sum(1 / sum(allowed[i] for i in state.layers[path].experts) for path in layers) / len(layers)
+
+
+def mean_accuracies(found: Sequence[RoutingAccuracy]) -> dict[tuple[str, str], tuple[float, float, float, int]]:
+    """By library and router: mean over tasks of share, top1 and chance, and the number of tasks."""
+    groups: dict[tuple[str, str], list[RoutingAccuracy]] = {}
+    for one in found:
+        groups.setdefault((one.library, one.router), []).append(one)
+    return {
+        who: (_mean(own, "share"), _mean(own, "top1"), _mean(own, "chance"), len(own)) for who, own in groups.items()
+    }
+
+
+def _mean(found: Sequence[RoutingAccuracy], key: str) -> float:
+    return sum(float(getattr(one, key)) for one in found) / len(found)

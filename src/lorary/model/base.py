@@ -63,8 +63,7 @@ def load_base(reference: str | Path | BaseFiles = "embedded", *, dtype: str = "a
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
     files = reference if isinstance(reference, BaseFiles) else resolve_base(reference)
-    with quiet_transformers():
-        tokenizer = _load_tokenizer(files)
+    tokenizer = load_tokenizer(files)
     model = load_model(files, kind, place)
     _settle_padding(model, tokenizer)
     return Base(model, tokenizer, files)
@@ -133,9 +132,18 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype | None:
     return DTYPES[dtype]
 
 
-def _load_tokenizer(files: BaseFiles) -> Any:
+def load_tokenizer(files: BaseFiles) -> Any:
+    """The tokenizer of a base model as it is stored, without the settings that `load_base` gives it.
+
+    Args:
+        files: where it lies.
+
+    Raises:
+        BaseModelError: if it cannot be loaded.
+    """
     try:
-        return AutoTokenizer.from_pretrained(files.path, local_files_only=True)
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(files.path, local_files_only=True)
     except Exception as error:  # transformers and tokenizers raise all kinds over a file they cannot read
         raise _not_loaded("tokenizer", files, error) from error
 

@@ -3,12 +3,18 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
+import torch
+
+from lorary.errors import BaseModelError
 from lorary.evaluate.cache import ResultCache
+from lorary.formats.base import resolve_base
 from lorary.library.fingerprint import fingerprint_of_model
+from lorary.library.fingerprint_folder import fingerprint_of_folder
 from lorary.library.store import Library
 from lorary.model.attach import attach, detach
-from lorary.model.base import Base
+from lorary.model.base import Base, choose_device, choose_dtype, load_base, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,43 @@ def known(base: Base) -> KnownBase:
         bool(getattr(base.tokenizer, "chat_template", None)),
         lambda: base,
     )
+
+
+def known_unloaded(reference: str, *, dtype: str, device: str) -> KnownBase:
+    """What is known of a model by its files; it is loaded when something must be computed.
+
+    In float32 and wider, a model holds the values of its files as they are, so that its fingerprint is theirs. In
+    anything else it is loaded at once.
+
+    Args:
+        reference: as `lorary.model.base.load_base` takes it, as the other two.
+        dtype: of its weights.
+        device: where it will lie.
+
+    Raises:
+        BaseModelError: if it cannot be found; when it is loaded, if it cannot be, or is not what its files say.
+        UsageError: if there is no such dtype or device.
+    """
+    place = choose_device(device)
+    kind = choose_dtype(dtype, place)
+    files = resolve_base(reference)
+    if kind not in (torch.float32, torch.float64):
+        return known(load_base(files, dtype=dtype, device=device))
+    digest = fingerprint_of_folder(files.path).digest
+    tokenizer = load_tokenizer(files)
+
+    @cache
+    def load() -> Base:
+        base = load_base(files, dtype=dtype, device=device)
+        if (found := fingerprint_of_model(base.model).digest) != digest:
+            raise BaseModelError(
+                f"base model {files.path} must be in memory what its files say",
+                found=f"{found[:12]}, not {digest[:12]}",
+            )
+        return base
+
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    return KnownBase(files.name, digest, place.type, str(kind), has_template, load)
 
 
 class Bench:

@@ -100,7 +100,7 @@ def run_demo(out: str, *, full: bool = False, quiet: bool = False) -> DemoResult
     display.say("4/4 report")
     traced = _trace(base, library, train)
     report = folder / "report.html"
-    write_report(report, report_of(evaluation, library, traced))
+    write_report(report, report_of(evaluation, [library], traced))
     watch.lap("report")
     result = DemoResult(built, evaluation, traced, str(library.path), str(report), seconds)
     results = folder / "results.json"

@@ -11,9 +11,9 @@ from lorary.evaluate.cells import BASE, Failure
 from lorary.evaluate.metrics import check_metric
 from lorary.library.store import Library
 from lorary.model.attach import Routing
-from lorary.model.base import Base, load_base
+from lorary.model.base import Base
 from lorary.model.setting import without_router
-from lorary.recipes.bench import Bench, KnownBase, at_bench, known
+from lorary.recipes.bench import Bench, KnownBase, at_bench, known, known_unloaded
 from lorary.recipes.display import Display
 from lorary.recipes.evaluate_settings import EvaluateSettings
 from lorary.recipes.evaluation import Evaluation, Found, combine, evaluation_of
@@ -136,8 +136,8 @@ def run_evaluate(
         raise TaskError(f"'{tasks_reference}' must have tasks with test rows", found="none")
     for task in tasks.values():
         check_metric(task.metric, task.name)
-    loaded = load_base(base_of(first, base), dtype=dtype, device=device)
-    return _evaluate(known(loaded), libraries, tasks, settings, force_base, None)
+    at_hand = known_unloaded(base_of(first, base), dtype=dtype, device=device)
+    return _evaluate(at_hand, libraries, tasks, settings, force_base, None)
 
 
 def library_names(paths: Sequence[Path]) -> list[str]:

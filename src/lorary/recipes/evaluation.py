@@ -130,7 +130,7 @@ def combine(evaluations: Sequence[Evaluation]) -> Evaluation:
         The whole.
 
     Raises:
-        UsageError: if there is none, or they differ in the base or in a setting beside the routers.
+        UsageError: if there is none, they differ in the base or in a setting beside the routers, or disagree on a cell.
     """
     if not evaluations:
         raise UsageError("there must be an evaluation to combine", found="none")
@@ -139,6 +139,7 @@ def combine(evaluations: Sequence[Evaluation]) -> Evaluation:
         _check_alike(first, other)
     found = Found()
     for part in evaluations:
+        _check_same_cells(found.cells, part.cells)
         _add(found.cells, part.cells, "library", "router", "task", "metric", "template")
         _add(found.failures, part.failures, "library", "router", "task")
         _add(found.routing, part.routing, "library", "router", "task")
@@ -152,6 +153,19 @@ def combine(evaluations: Sequence[Evaluation]) -> Evaluation:
 def _add(kept: list[Any], more: Sequence[Any], *keys: str) -> None:
     known = {tuple(getattr(one, key) for key in keys) for one in kept}
     kept += [one for one in more if tuple(getattr(one, key) for key in keys) not in known]
+
+
+def _check_same_cells(kept: Sequence[Cell], more: Sequence[Cell]) -> None:
+    """Refuse two libraries of one name, of which one would be lost."""
+    known = {(c.library, c.router, c.task, c.metric, c.template): (c.value, c.n, c.data) for c in kept}
+    for c in more:
+        before = known.get((c.library, c.router, c.task, c.metric, c.template))
+        if before is not None and before != (c.value, c.n, c.data):
+            raise UsageError(
+                f"evaluations must agree on a cell that both hold: {c.library}, {c.router}, {c.task}, {c.metric}",
+                found=f"{before[0]:g} and {c.value:g}",
+                remedy="evaluate libraries in folders of one name in one run, which tells them apart",
+            )
 
 
 def _check_alike(first: Evaluation, other: Evaluation) -> None:

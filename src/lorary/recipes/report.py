@@ -10,17 +10,18 @@ from lorary.library.store import Library
 from lorary.recipes.evaluate import EvaluateSettings, Evaluation
 
 
-def report_of(evaluation: Evaluation, library: Library, routings: Sequence[RoutedPrompt] = ()) -> Report:
+def report_of(evaluation: Evaluation, libraries: Sequence[Library], routings: Sequence[RoutedPrompt] = ()) -> Report:
     """Gather what a page shows.
 
     Args:
-        evaluation: results of the library's routers.
-        library: the library.
+        evaluation: results of the libraries' routers.
+        libraries: the libraries, in the evaluation's order; what is shown of experts is shown of the first.
         routings: traced prompts.
 
     Returns:
         The contents of the page, for `lorary.evaluate.report.write_report`.
     """
+    library = libraries[0]
     names = library.names()
     known = {name: library.provenance(name) for name in names}
     # Provenance of imported adapters is anybody's: what does not look like ours is left out.
@@ -37,7 +38,10 @@ def report_of(evaluation: Evaluation, library: Library, routings: Sequence[Route
     settings = evaluation.settings
     facts = {
         "base model": evaluation.base,
-        "library": f"{evaluation.library}, {len(names)} experts",
+        **{
+            ("library" if len(libraries) == 1 else f"library {number}"): f"{name}, {len(own)} experts"
+            for number, (name, own) in enumerate(zip(evaluation.libraries, libraries, strict=True), start=1)
+        },
         "router settings": _described(settings),
         "prompt template": settings.template,
     }

@@ -1,6 +1,6 @@
 """Results as tables in the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,8 +10,8 @@ from lorary.evaluate.cells import BASE, Cell, Column, columns_of, grouped_tasks,
 from lorary.evaluate.summary import Comparison
 from lorary.recipes.evaluation import Evaluation
 
-# With more columns than these, only comparisons with the base and across libraries are printed.
-MOST_COLUMNS = 4
+# With more columns than these, no single tasks are printed, nor comparisons of two routers inside a library.
+MOST_COLUMNS = 6
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -21,11 +21,21 @@ def print_evaluation(evaluation: Evaluation) -> None:
         evaluation: the cells and comparisons.
     """
     console = Console(width=None if Console().is_terminal else 120)
-    primary, columns = primary_cells(evaluation.cells), columns_of(evaluation.cells)
-    several = len(evaluation.libraries) > 1
+    columns = columns_of(evaluation.cells)
+    several, few = len(evaluation.libraries) > 1, len(columns) <= MOST_COLUMNS
+    for table in _task_tables(evaluation, columns, several=several) if few else [_means_table(evaluation)]:
+        console.print(table)
+    if not few:
+        console.print("single tasks: --report, --markdown or --csv", highlight=False)
+    for line in _lines(evaluation, several=several, few=few):
+        console.print(line, highlight=False, markup=False)
+
+
+def _task_tables(evaluation: Evaluation, columns: list[Column], *, several: bool) -> Iterator[Table]:
+    """A table for each split: a row for each task, a column for each router."""
+    primary = primary_cells(evaluation.cells)
     for split, tasks in grouped_tasks(evaluation.cells).items():
-        title = f"{_words(split)} tasks"
-        table = Table(title=title, title_justify="left")
+        table = Table(title=f"{_words(split)} tasks", title_justify="left")
         table.add_column("task")
         table.add_column("metric")
         table.add_column("rows", justify="right")
@@ -35,9 +45,20 @@ def print_evaluation(evaluation: Evaluation) -> None:
             _add_task(table, task, primary, columns)
         table.add_section()
         table.add_row("mean", "", "", *(_mean(primary, column, tasks) for column in columns))
-        console.print(table)
-    for line in _lines(evaluation, several=several):
-        console.print(line, highlight=False, markup=False)
+        yield table
+
+
+def _means_table(evaluation: Evaluation) -> Table:
+    """A row for each router, its means over the tasks of each split."""
+    table = Table(title="means over tasks, with 95 % intervals over rows", title_justify="left")
+    for name in ("library", "router", "split"):
+        table.add_column(name)
+    for name in ("mean", "interval", "tasks"):
+        table.add_column(name, justify="right")
+    for m in evaluation.means:
+        interval = f"{m.low:.3f} to {m.high:.3f}"
+        table.add_row(escape(m.library), escape(m.router), _words(m.split), f"{m.mean:.3f}", interval, str(m.tasks))
+    return table
 
 
 def _add_task(table: Table, task: str, primary: Mapping[tuple[Column, str], Cell], columns: list[Column]) -> None:
@@ -62,8 +83,7 @@ def _words(split: str) -> str:
     return split.replace("_", "-")
 
 
-def _lines(evaluation: Evaluation, *, several: bool) -> list[str]:
-    few = len(columns_of(evaluation.cells)) <= MOST_COLUMNS
+def _lines(evaluation: Evaluation, *, several: bool, few: bool) -> list[str]:
     shown = [c for c in evaluation.comparisons if few or c.against_library != c.library]
     lines = [_compared(comparison, several=several) for comparison in shown]
     if left_out := len(evaluation.comparisons) - len(shown):

@@ -171,22 +171,30 @@ def test_the_headline_gives_the_means_of_every_router_on_both_splits(page: Page,
 
 def test_the_sections_are_linked_in_reading_order(page: Page) -> None:
     order = [attrs["id"] for tag, attrs in page.elements if tag == "section"]
-    assert order == ["result", "table", "families", "similarity", "routing", "losses", "reading"]
+    assert order == ["result", "table", "heat", "families", "similarity", "routing", "losses", "reading"]
     assert [attrs["href"] for tag, attrs in page.elements if tag == "a"] == [f"#{key}" for key in order]
 
 
 def test_a_difference_is_found_whichever_way_round_the_evaluation_has_it() -> None:
     entry = {"router": "uniform", "against": "arrow", "split": "held_in", "difference": -0.2, "low": -0.3, "high": -0.1}
     board = Board({"cells": [], "comparisons": [{**entry, "tasks": 3}]})
-    assert board.difference("arrow", "uniform", "held_in") == (0.2, 0.1, 0.3, 3)
+    assert board.difference("arrow", "uniform", "held_in") == (0.2, 0.1, 0.3, 3, None, None)
     assert board.difference("arrow", "uniform", "held_out") is None
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"), [(0.1, 0.3, "better"), (-0.3, -0.1, "worse"), (-0.1, 0.1, "no clear difference")]
-)
-def test_the_verdict_follows_the_interval(report: Report, low: float, high: float, verdict: str) -> None:
+    ("low", "high", "wide", "verdict"),
+    [
+        (0.1, 0.3, (0.05, 0.4), "better"), (-0.3, -0.1, (-0.4, -0.05), "worse"),
+        (0.1, 0.3, (-0.1, 0.4), "better on these tasks"), (-0.3, -0.1, (None, None), "worse on these tasks"),
+        (-0.1, 0.1, (0.01, 0.2), "no clear difference"),
+    ],
+)  # fmt: skip
+def test_the_verdict_follows_the_intervals(
+    report: Report, low: float, high: float, wide: tuple[float | None, float | None], verdict: str
+) -> None:
     entry = {"router": "arrow", "against": "base", "split": "held_in", "difference": (low + high) / 2, "tasks": 12}
+    entry |= {"tasks_low": wide[0], "tasks_high": wide[1]}
     html = headline(Board({**(report.evaluation or {}), "comparisons": [{**entry, "low": low, "high": high}]}))
     assert re.findall(r'class="verdict \w+">([^<]+)<', html) == [verdict]
 
@@ -322,7 +330,7 @@ def test_a_section_without_contents_is_left_out(report: Report, name: str) -> No
     sections = {"evaluation": "table", "routings": "routing"}
     source = render_report(replace(report, **{name: empty}))
     assert f'<section id="{sections.get(name, name)}">' not in source
-    assert source.count("<section ") == (4 if name == "evaluation" else 6)
+    assert source.count("<section ") == (4 if name == "evaluation" else 7)
 
 
 def test_a_report_of_nothing_but_a_title_is_a_page() -> None:

@@ -169,6 +169,16 @@ def test_evaluations_that_were_asked_otherwise_are_not_combined(
         combine([])
 
 
+def test_two_libraries_of_one_name_are_not_taken_for_one(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library]
+) -> None:
+    parts = [
+        evaluate_library(base, make_library(f"{parent}/lib", "a"), {"a": tested["a"]}, SETTINGS) for parent in "xy"
+    ]
+    with pytest.raises(UsageError, match="must agree on a cell that both hold: lib, arrow, a, loss"):
+        combine(parts)
+
+
 def test_libraries_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     assert library_names([tmp_path / "x" / "lib", tmp_path / "y" / "lib"]) == ["x/lib", "y/lib"]
     assert library_names([tmp_path / "x" / "lib", tmp_path / "y"]) == ["lib", "y"]

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 BASE = "base"
 # Told the task, so no competitor of the routers that are not.
 ORACLE = "oracle"
-SPLITS = {"held_in": "held-in", "held_out": "held-out"}
+MIXED = "mixed"
+SPLITS = {"held_in": "held-in", "held_out": "held-out", MIXED: "mixed"}
 
 Cell = Mapping[str, Any]
 
@@ -23,12 +24,19 @@ class TaskLine(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean over tasks with its 95 % interval."""
+    """A mean over tasks with its 95 % interval over rows, and where it is known over tasks."""
 
     value: float
     low: float
     high: float
     tasks: int
+    tasks_low: float | None = None
+    tasks_high: float | None = None
+
+
+def is_told(router: str) -> bool:
+    """Whether a column is an oracle's, which is told what no router knows."""
+    return router == ORACLE or router.endswith(f": {ORACLE}")
 
 
 class Board:
@@ -39,7 +47,16 @@ class Board:
     """
 
     def __init__(self, evaluation: Mapping[str, Any]) -> None:
-        cells = _as_floats(evaluation["cells"], "value", "low", "high")
+        several = len({cell["library"] for cell in evaluation["cells"]}) > 1
+
+        def called(row: Mapping[str, Any], library: str = "library", router: str = "router") -> str:
+            """With several libraries a column is called by both, but for the base, which is in all of them."""
+            name = str(row[router])
+            return f"{row[library]}: {name}" if several and name != BASE else name
+
+        # The base stands with every library and counts once.
+        cells = _once({**c, "router": called(c)} for c in _as_floats(evaluation["cells"], "value", "low", "high"))
+        cells = _in_common_splits(cells, evaluation["cells"])
         self.primary = {(c["router"], c["task"]): c for c in cells if c["primary"]}
         self.losses = _lowest(c for c in cells if c["metric"] == "loss")
         self.others = {(c["router"], c["task"]): c for c in cells if not c["primary"] and c["metric"] != "loss"}
@@ -47,14 +64,24 @@ class Board:
         lines = {TaskLine(c["split"], c["family"], c["task"], c["metric"], c["n"]) for c in self.primary.values()}
         self.tasks = sorted(lines)
         self.splits = [split for split in SPLITS if any(line.split == split for line in lines)]
-        self._comparisons = _as_floats(evaluation.get("comparisons", []), "difference", "low", "high")
-        self.guard = _as_floats(evaluation.get("base_guard", []), "base", "value")
+        self._comparisons = [
+            {**c, "router": called(c), "against": called(c, "against_library", "against")}
+            for c in _as_floats(evaluation.get("comparisons", []), "difference", "low", "high")
+        ]
+        guard = _as_floats(evaluation.get("base_guard", []), "base", "value")
+        self.guard = [{**entry, "router": called(entry)} for entry in guard]
+        self.gaps = [{**gap, "router": called(gap)} for gap in evaluation.get("oracle_gaps", [])]
+        self.routing = [{**one, "router": called(one)} for one in evaluation.get("routing", [])]
+        self.failures = [{**one, "router": called(one)} for one in evaluation.get("failures", [])]
+        self.means = [{**one, "column": called(one)} for one in evaluation.get("means", [])]
+        self.settings: Mapping[str, Mapping[str, Any]] = evaluation.get("routers", {})
 
     @property
     def main(self) -> str | None:
         """The router that the page is about: arrow, or else the first that is neither a baseline nor told the task."""
-        rest = [router for router in self.routers if router not in (BASE, ORACLE)]
-        return min(rest, key=lambda router: (router != "arrow", router == "uniform"), default=None)
+        rest = [router for router in self.routers if router != BASE and not is_told(router)]
+        names = {router: router.rpartition(": ")[2] for router in rest}
+        return min(rest, key=lambda router: (names[router] != "arrow", names[router] == "uniform"), default=None)
 
     def lines(self, split: str) -> list[TaskLine]:
         """Tasks of a split, by family and name."""
@@ -76,10 +103,12 @@ class Board:
             if entry["split"] != split:
                 continue
             d, low, high, tasks = entry["difference"], entry["low"], entry["high"], entry["tasks"]
+            wide_low, wide_high = entry.get("tasks_low"), entry.get("tasks_high")
             if (entry["router"], entry["against"]) == (router, against):
-                return Mean(d, low, high, tasks)
+                return Mean(d, low, high, tasks, wide_low, wide_high)
             if (entry["router"], entry["against"]) == (against, router):
-                return Mean(-d, -high, -low, tasks)
+                flipped = [None if end is None else -end for end in (wide_high, wide_low)]
+                return Mean(-d, -high, -low, tasks, *flipped)
         return None
 
 
@@ -92,6 +121,22 @@ def mean_of(cells: Iterable[Cell]) -> Mean | None:
     below = sqrt(sum((cell["value"] - cell["low"]) ** 2 for cell in found)) / len(found)
     above = sqrt(sum((cell["high"] - cell["value"]) ** 2 for cell in found)) / len(found)
     return Mean(value, value - below, value + above, len(found))
+
+
+def _once(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells, of equal columns and questions the first."""
+    found: dict[tuple[Any, ...], Cell] = {}
+    for cell in cells:
+        found.setdefault(tuple(cell[key] for key in ("router", "task", "metric", "template")), cell)
+    return list(found.values())
+
+
+def _in_common_splits(cells: Iterable[Cell], all_cells: Iterable[Cell]) -> list[Cell]:
+    """The cells; where libraries disagree on the split of a task, it is mixed for all of them."""
+    splits: dict[str, set[str]] = {}
+    for cell in all_cells:
+        splits.setdefault(cell["task"], set()).add(cell["split"])
+    return [{**c, "split": c["split"] if len(splits[c["task"]]) == 1 else MIXED} for c in cells]
 
 
 def _as_floats(rows: Iterable[Cell], *keys: str) -> list[Cell]:

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorary.evaluate.page.board import BASE, ORACLE, SPLITS, Board, Mean
+from lorary.evaluate.page.board import BASE, SPLITS, Board, Mean, is_told
 from lorary.evaluate.page.markup import counted, enumerated, hundredths, signed, text
 
 # So many named tasks are shown at once; more are folded, router by router.
 OPEN_ENTRIES = 24
+# So many other columns are named in a sentence.
+MOST_NAMED = 5
 
 
 def headline(board: Board) -> str:
@@ -23,8 +25,19 @@ def _sentence(board: Board, split: str) -> str:
         return ""
     tasks = f"the {counted(means[first].tasks, f'{SPLITS[split]} task')}"
     start = f"On {tasks} {_called(first)} scores <strong>{hundredths(means[first].value)}</strong> of 100 on average"
-    rest = [f"{hundredths(mean.value)} for {_called(name)}" for name, mean in means.items() if name != first]
+    rest = [f"{hundredths(means[name].value)} for {_called(name)}" for name in _named(means, first)]
     return f"{start}, against {enumerated(rest)}." if rest else f"{start}."
+
+
+def _named(means: Mapping[str, Mean], first: str) -> list[str]:
+    """The columns that the sentence names beside its subject: all, or where they are many base, best and oracle."""
+    others = [name for name in means if name != first]
+    if len(others) <= MOST_NAMED:
+        return others
+    library = first.rpartition(": ")[0]
+    best = max((name for name in others if not is_told(name)), key=lambda name: means[name].value)
+    oracle = [name for name in others if is_told(name) and name.rpartition(": ")[0] == library]
+    return [name for name in others if name in (BASE, best, *oracle)]
 
 
 def _called(router: str) -> str:
@@ -36,16 +49,19 @@ def _differences(board: Board) -> str:
     rows = []
     for other in board.routers:
         found = [board.difference(board.main or "", other, split) for split in board.splits]
-        if other not in (board.main, ORACLE) and any(found):
+        if other != board.main and not is_told(other) and any(found):
             label = f"{text(board.main)} − {text(other)}"
             rows.append(f'<tr><th scope="row">{label}</th>{"".join(map(_difference_cell, found))}</tr>')
     if not rows:
         return ""
     heads = "".join(f'<th scope="col">{SPLITS[split]}</th>' for split in board.splits)
+    caption = (
+        "Paired difference of the means, in points, with its 95 % interval over rows; in braces over tasks, where "
+        "there are five of them"
+    )
     return (
-        '<div class="scroll"><table class="differences"><caption>Paired difference of the means, in points, with its '
-        f'95 % interval</caption><thead><tr><th scope="col">difference</th>{heads}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f'<div class="scroll"><table class="differences"><caption>{caption}</caption><thead><tr>'
+        f'<th scope="col">difference</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 
 
@@ -54,10 +70,13 @@ def _difference_cell(mean: Mean | None) -> str:
         return "<td>–</td>"
     kind, word = "even", "no clear difference"
     if mean.low > 0:
-        kind, word = "up", "better"
+        kind, word = "up", "better" if mean.tasks_low is not None and mean.tasks_low > 0 else "better on these tasks"
     elif mean.high < 0:
-        kind, word = "down", "worse"
-    interval = f'<span class="interval">[{signed(mean.low)}, {signed(mean.high)}]</span>'
+        kind, word = "down", "worse" if mean.tasks_high is not None and mean.tasks_high < 0 else "worse on these tasks"
+    wide = ""
+    if mean.tasks_low is not None and mean.tasks_high is not None:
+        wide = f" {{{signed(mean.tasks_low)}, {signed(mean.tasks_high)}}}"
+    interval = f'<span class="interval">[{signed(mean.low)}, {signed(mean.high)}]{wide}</span>'
     return f'<td><b>{signed(mean.value)}</b> {interval} <span class="verdict {kind}">{word}</span></td>'
 
 
@@ -80,6 +99,24 @@ def guard_box(board: Board) -> str:
         f"{len(board.tasks)}</h3><p>Each task on which it beats a router is named, with the base's value first. "
         f"<b>Bold</b>: the two 95 % intervals do not even overlap.</p>{''.join(boxes)}{none}</aside>"
     )
+
+
+def failure_box(board: Board) -> str:
+    """The cells that could not be scored, as HTML; nothing where there are none."""
+    if not board.failures:
+        return ""
+    items = "".join(f"<li>{_failure(failure)}</li>" for failure in board.failures)
+    opened = " open" if len(board.failures) <= OPEN_ENTRIES else ""
+    title = f"{counted(len(board.failures), 'cell')} could not be scored"
+    return (
+        f'<aside class="guard"><details{opened}><summary><b>{title}</b>, and are left out of all means and '
+        f"comparisons</summary><ul>{items}</ul></details></aside>"
+    )
+
+
+def _failure(failure: Mapping[str, Any]) -> str:
+    found = f" <small>found: {text(failure['found'])}</small>" if failure.get("found") else ""
+    return f"<b>{text(failure['router'])}</b> on {text(failure['task'])}: {text(failure['rule'])}{found}"
 
 
 def _guard_group(board: Board, router: str, entries: Sequence[Mapping[str, Any]], unfolded: bool) -> str:

@@ -33,7 +33,11 @@ function scorePlot(scores, width) {
   const row = Math.max(38, 11 * scores.routers.length);
   const isWide = width > 720;
   const sizes = scores.splits.map((split) => split.groups.length * row);
-  const [left, gap, top] = [isWide ? 130 : 104, isWide ? 130 : 66, 66 + 22 * (isWide ? 0 : Math.floor(scores.routers.length / 4))];
+  const [left, gap] = [isWide ? 130 : 104, isWide ? 130 : 66];
+  // The legend's lines, since plotly lets a long one run into what lies below: entries are as wide as the widest.
+  const entry = 46 + 7.2 * Math.max(...scores.routers.map((name) => name.length));
+  const legendLines = Math.ceil(scores.routers.length / Math.max(1, Math.floor((isWide ? width - left - 14 : width) / entry)));
+  const top = 47 + 19 * legendLines;
   const inner = isWide ? Math.max(...sizes) : sizes.reduce((sum, size) => sum + size, 0) + gap * (sizes.length - 1);
   const layout = layoutOf({
     width, height: inner + top + 46, margin: { l: left, r: 14, t: top, b: 46 },
@@ -57,6 +61,10 @@ function scorePlot(scores, width) {
     layout.annotations.push({
       text: `<b>${split.name}</b>`, x: x[0], y: y[1], xref: "paper", yref: "paper", showarrow: false,
       xanchor: "left", yanchor: "bottom", yshift: 4,
+    });
+    for (const chance of scores.chance ?? []) layout.shapes.push({
+      type: "line", xref: `x${suffix}`, yref: `y${suffix} domain`, x0: chance, x1: chance, y0: 0, y1: 1,
+      line: { color: colour("--soft"), width: 1.5, dash: "dot" },
     });
     split.groups.slice(1).forEach((_, g) => layout.shapes.push({
       type: "line", xref: `x${suffix} domain`, yref: `y${suffix}`, x0: 0, x1: 1, y0: g + 0.5, y1: g + 0.5,

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from statistics import median
 
 from lorary.evaluate.page.assets import asset
-from lorary.evaluate.page.board import ORACLE, Board
+from lorary.evaluate.page.board import Board, is_told
 from lorary.evaluate.page.contents import Report, Similarity
-from lorary.evaluate.page.headline import guard_box, headline
+from lorary.evaluate.page.evidence import evaluation_sections
+from lorary.evaluate.page.headline import failure_box, guard_box, headline
 from lorary.evaluate.page.markup import counted, enumerated, text
 from lorary.evaluate.page.plots import closest_pairs, within_and_between
 from lorary.evaluate.page.table import metric_notes, score_table
@@ -27,10 +28,14 @@ def sections(report: Report, board: Board | None, colours: Mapping[str, int]) ->
         Identifier, title and HTML of each.
     """
     found = []
+    if board is not None and not board.primary and board.failures:
+        found.append(("result", "Result", failure_box(board)))
     if board is not None and board.primary:
-        found.append(("result", "Result", headline(board) + guard_box(board)))
+        found.append(("result", "Result", headline(board) + failure_box(board) + guard_box(board)))
         found.append(("table", "Every task", _table(board, colours)))
+        found.append(("heat", "Heat map", _heat()))
         found.append(("families", "By family", _dots()))
+        found += evaluation_sections(board)
     if report.similarity is not None and report.similarity.names:
         found.append(("similarity", "How alike the experts are", _similarity(report.similarity)))
     if report.routings:
@@ -50,8 +55,8 @@ def _table(board: Board, colours: Mapping[str, int]) -> str:
             '<input type="radio" name="shown" id="show-losses"><label for="show-losses">losses</label>'
         )
     scroll = "scroll tall" if len(board.tasks) > NUM_PLAIN_ROWS else "scroll"
-    oracle = f" <i>{ORACLE}</i> is told which expert a task needs, so it competes with nobody." * (
-        ORACLE in board.routers
+    oracle = " <i>oracle</i> is told which expert a task needs, so it competes with nobody." * any(
+        is_told(router) for router in board.routers
     )
     return (
         f'<p class="note">Scores in points of 100, with their 95 % intervals. <span class="key up">Blue</span> is '
@@ -60,6 +65,15 @@ def _table(board: Board, colours: Mapping[str, int]) -> str:
         "The base is scored in the experts' template and in its own chat template; the better one stands here, "
         f'by name.</p><div class="switch">{choice}<div class="{scroll}" tabindex="0" role="region" '
         f'aria-label="Every task">{tables}</div></div><ul class="note">{metric_notes(board)}</ul>'
+    )
+
+
+def _heat() -> str:
+    return (
+        '<p class="note">The same values, coloured by the points that they lie above or below the base; a line parts '
+        "the splits.</p>"
+        '<div class="plot scroll" id="plot-heat" role="img" aria-label="Tasks and routers, coloured by the gain over '
+        'the base; the table has the same numbers"></div>'
     )
 
 

@@ -64,11 +64,11 @@ def page_html(
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write a page, replacing an older one at once or not at all.
+    """Write a page, or a table of CSV or Markdown, replacing an older one at once or not at all.
 
     Args:
         path: the file to write, in a folder that exists.
-        page: the HTML.
+        page: its text.
 
     Raises:
         UsageError: if the file cannot be written.

@@ -48,6 +48,10 @@ function redraw() {
 }
 
 if (data.scores) plot("plot-scores", (width) => scorePlot(data.scores, width));
+if (data.heat) plot("plot-heat", (width) => heatPlot(data.heat, width));
+if (data.gap.length) plot("plot-gap", (width) => gapPlot(data.gap, width));
+if (data.accuracy) plot("plot-accuracy", (width) => scorePlot(data.accuracy, width));
+data.sweeps.forEach((sweep, i) => plot(`plot-sweep-${i}`, (width) => sweepPlot(sweep, width)));
 if (data.similarity) {
   const z = cosines(data.similarity);
   plot("plot-similarity", (width) => similarityPlot(data.similarity, z, width));

@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 from itertools import groupby
 
-from lorary.evaluate.page.board import BASE, ORACLE, SPLITS, Board, Cell, Mean, TaskLine
+from lorary.evaluate.page.board import BASE, SPLITS, Board, Cell, Mean, TaskLine, is_told
 from lorary.evaluate.page.markup import METRIC_MEANINGS, METRIC_NAMES, MISSING, counted, hundredths, text
 
-SPLIT_NOTES = {"held_in": "an expert was trained on each of them", "held_out": "no expert has seen them"}
+SPLIT_NOTES = {
+    "held_in": "an expert was trained on each of them",
+    "held_out": "no expert has seen them",
+    "mixed": "trained on for one library and not for another",
+}
 # A difference to the base that is shaded in full: half of the scale, or half of the base's own loss.
 FULL_SHADE = 0.5
 
@@ -39,7 +43,7 @@ def metric_notes(board: Board) -> str:
 
 
 def _edge(router: str) -> str:
-    return ' class="apart"' if router == ORACLE else ""
+    return ' class="apart"' if is_told(router) else ""
 
 
 def _split_body(board: Board, split: str, colours: Mapping[str, int], losses: bool) -> str:
@@ -70,7 +74,7 @@ def _task_head(line: TaskLine, hue: str) -> str:
 def _cells(board: Board, line: TaskLine, losses: bool) -> str:
     source = board.losses if losses else board.primary
     row = {router: source[router, line.name] for router in board.routers if (router, line.name) in source}
-    rivals = [cell["value"] for router, cell in row.items() if router != ORACLE]
+    rivals = [cell["value"] for router, cell in row.items() if not is_told(router)]
     best = (min(rivals) if losses else max(rivals)) if rivals else None
     return "".join(_cell(board, row, router, best, losses) for router in board.routers)
 
@@ -79,8 +83,8 @@ def _cell(board: Board, row: Mapping[str, Cell], router: str, best: float | None
     cell = row.get(router)
     if cell is None:
         return f"<td{_edge(router)}>{MISSING}</td>"
-    classes = ["apart"] if router == ORACLE else []
-    if router != ORACLE and cell["value"] == best:
+    classes = ["apart"] if is_told(router) else []
+    if not is_told(router) and cell["value"] == best:
         classes.append("best")
     gain = _gain(row.get(BASE), cell, losses) if router != BASE else 0.0
     if abs(gain) >= 0.005:

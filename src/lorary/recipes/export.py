@@ -1,0 +1,153 @@
+"""An evaluation as CSV, one line a cell, and as a page of Markdown."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+
+from lorary.evaluate.cells import BASE, Cell, Column, columns_of, grouped_tasks, primary_cells
+from lorary.evaluate.routing_accuracy import mean_accuracies
+from lorary.evaluate.summary import Comparison
+from lorary.recipes.evaluation import Evaluation
+
+READING = (
+    "Values are means over tasks, in points of 100. Round brackets hold the 95 % interval had other rows of these "
+    "tasks been drawn, square brackets had other tasks been drawn (from five tasks on); p-values are those of paired "
+    "sign-flip tests, over rows and over tasks."
+)
+
+
+def evaluation_csv(evaluation: Evaluation) -> str:
+    """The cells as CSV with a head; a failed cell has no line."""
+    keys = [field.name for field in fields(Cell) if field.name != "values"]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(keys)
+    for cell in evaluation.cells:
+        writer.writerow([getattr(cell, key) for key in keys])
+    return file.getvalue()
+
+
+def evaluation_markdown(evaluation: Evaluation) -> str:
+    """Means, differences to the base, the gap to the oracle, routing, base guard, failures, and every task."""
+    several = len(evaluation.libraries) > 1
+    parts = [f"# {_text(evaluation.library)}", f"Base model {_text(evaluation.base)}. {READING}"]
+    for title, body in (
+        ("Means", _means(evaluation)),
+        ("Paired differences", _differences(evaluation, several=several)),
+        ("Gap to the oracle", _gaps(evaluation, several=several)),
+        ("Routing to the task's own expert", _routing(evaluation, several=several)),
+        ("Base guard", _guard(evaluation, several=several)),
+        ("Failed cells", _failures(evaluation, several=several)),
+        ("Every task", _tasks(evaluation, several=several)),
+    ):
+        if body:
+            parts.append(f"## {title}\n\n" + "\n".join(body))
+    return "\n\n".join(parts) + "\n"
+
+
+def _means(evaluation: Evaluation) -> list[str]:
+    rows = [
+        [m.library, m.router, _words(m.split), f"**{_points(m.mean)}**", *_intervals(m), str(m.tasks)]
+        for m in evaluation.means
+    ]
+    return _table(["library", "router", "split", "mean", "rows", "tasks", "number of tasks"], rows)
+
+
+def _differences(evaluation: Evaluation, *, several: bool) -> list[str]:
+    shown = [c for c in evaluation.comparisons if c.against == BASE or c.against_library != c.library]
+    rows = [
+        [_who(c, several=several), _words(c.split), f"**{_signed(c.difference)}**", *_intervals(c, sign=True),
+         f"{c.p_rows:.2g}", f"{c.p_tasks:.2g}", str(c.tasks)]
+        for c in shown
+    ]  # fmt: skip
+    return _table(["difference", "split", "points", "rows", "tasks", "p rows", "p tasks", "number of tasks"], rows)
+
+
+def _who(c: Comparison, *, several: bool) -> str:
+    one, other = (
+        Column(library, router).label(several=several)
+        for library, router in ((c.library, c.router), (c.against_library, c.against))
+    )
+    return f"{one} − {other}"
+
+
+def _gaps(evaluation: Evaluation, *, several: bool) -> list[str]:
+    rows = []
+    for gap in evaluation.oracle_gaps:
+        who = [Column(gap.library, gap.router).label(several=several), _words(gap.split), _signed(gap.gap)]
+        closed = "no gap" if gap.closed is None else f"**{_points(gap.closed, 0)} %**"
+        rows.append([*who, closed, *_intervals(gap), str(gap.tasks)])
+    return _table(["router", "split", "oracle − base", "closed", "rows", "tasks", "number of tasks"], rows)
+
+
+def _routing(evaluation: Evaluation, *, several: bool) -> list[str]:
+    rows = [
+        [Column(library, router).label(several=several), *(_points(value) for value in numbers), str(tasks)]
+        for (library, router), (*numbers, tasks) in mean_accuracies(evaluation.routing).items()
+    ]
+    return _table(["router", "share of weight", "is the strongest", "chance", "number of tasks"], rows)
+
+
+def _guard(evaluation: Evaluation, *, several: bool) -> list[str]:
+    if not evaluation.base_guard:
+        return ["The base beats no router on any task."]
+    return [
+        f"- {_text(e['task'])}, {_words(e['split'])}: base {_points(e['base'])}, "
+        f"{_text(Column(e['library'], e['router']).label(several=several))} {_points(e['value'])}"
+        for e in evaluation.base_guard
+    ]
+
+
+def _failures(evaluation: Evaluation, *, several: bool) -> list[str]:
+    return [
+        f"- {_text(Column(f.library, f.router).label(several=several))} on {_text(f.task)}: {_text(f.rule)}"
+        + (f" (found: {_text(f.found)})" if f.found else "")
+        for f in evaluation.failures
+    ]
+
+
+def _tasks(evaluation: Evaluation, *, several: bool) -> list[str]:
+    primary, columns = primary_cells(evaluation.cells), columns_of(evaluation.cells)
+    rows = []
+    for split, tasks in grouped_tasks(evaluation.cells).items():
+        for task in tasks:
+            cells = [primary.get((column, task)) for column in columns]
+            first = next(cell for cell in cells if cell is not None)
+            shown = [_points(cell.value) if cell else "–" for cell in cells]
+            rows.append([task, first.family, _words(split), f"{first.metric}, {first.n}", *shown])
+    return _table(["task", "family", "split", "metric, rows", *(c.label(several=several) for c in columns)], rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table of Markdown; nothing where it would have no row."""
+    if not rows:
+        return []
+    lines: Iterator[Sequence[str]] = iter([head, ["---"] * len(head), *rows])
+    return ["| " + " | ".join(cell if cell == "---" else _text(cell) for cell in line) + " |" for line in lines]
+
+
+def _text(value: object) -> str:
+    """A string inside a table: nothing of it can end the cell or the line, or become a tag."""
+    return str(value).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ").replace("\r", " ")
+
+
+def _intervals(found: object, *, sign: bool = False) -> tuple[str, str]:
+    shown = _signed if sign else _points
+    rows, tasks = ([getattr(found, f"{kind}{end}") for end in ("low", "high")] for kind in ("", "tasks_"))
+    return (
+        "–" if None in rows else f"({shown(rows[0])}, {shown(rows[1])})",
+        "–" if None in tasks else f"[{shown(tasks[0])}, {shown(tasks[1])}]",
+    )
+
+
+def _points(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f}"
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def _words(split: str) -> str:
+    return split.replace("_", "-")

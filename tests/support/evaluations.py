@@ -1,0 +1,41 @@
+"""Evaluations that were never run: cells with made-up rows, and all that follows from them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lorary.evaluate.cells import Cell, Failure
+from lorary.evaluate.routing_accuracy import RoutingAccuracy
+from lorary.evaluate.statistics import bootstrap_interval
+from lorary.recipes.evaluate_settings import EvaluateSettings
+from lorary.recipes.evaluation import Evaluation, Found, evaluation_of
+
+LEVELS = {
+    "base": 0.3, "uniform": 0.25, "arrow[top_k=1]": 0.5, "arrow": 0.6, "arrow[top_k=8]": 0.55, "oracle": 0.9,
+}  # fmt: skip
+TASKS = {f"in{i}": ("held_in", f"family{i % 2}") for i in range(5)} | {"out|0": ("held_out", "other")}
+
+
+def made_up(libraries: Sequence[str] = ("lib",), *, failed: bool = False, rows: int = 30) -> Evaluation:
+    """Routers of the levels above on six tasks; the second library holds the last task in."""
+    found = Found()
+    for number, library in enumerate(libraries):
+        for task, (split, family) in TASKS.items():
+            own = "held_in" if number == 1 else split
+            draw = np.random.default_rng(len(task) + int(task[-1]))
+            noise = draw.random(rows)
+            for router, level in LEVELS.items():
+                values = (noise < level + (0.05 * number if router != "base" else 0)).astype(float).tolist()
+                low, high = bootstrap_interval(values)
+                for metric in ("loss", "em"):
+                    cell = Cell(
+                        library, router, task, family, own, metric, metric == "em", sum(values) / rows, low, high, rows,
+                        1.0, "plain", values=values,
+                    )  # fmt: skip
+                    found.cells.append(cell)
+            if own == "held_in":
+                found.routing.append(RoutingAccuracy(library, "arrow", task, family, task, 0.4, 0.5, 0.2, 8))
+    if failed:
+        found.failures.append(Failure(libraries[0], "norm", "in0", "a <rule> | that must hold", "another"))
+    settings = EvaluateSettings(routers=tuple(LEVELS))
+    return evaluation_of(found, settings, libraries, "tiny")

@@ -1,0 +1,68 @@
+"""An evaluation as CSV, as Markdown and in the terminal."""
+
+import csv
+import io
+
+import pytest
+from evaluations import LEVELS, TASKS, made_up
+
+from lorary.recipes.export import evaluation_csv, evaluation_markdown
+from lorary.recipes.tables import print_evaluation
+
+
+def test_every_cell_is_a_line_of_csv_and_its_values_read_back() -> None:
+    evaluation = made_up()
+    lines = list(csv.DictReader(io.StringIO(evaluation_csv(evaluation))))
+    assert len(lines) == len(evaluation.cells) == 2 * len(LEVELS) * len(TASKS)
+    for line, cell in zip(lines, evaluation.cells, strict=True):
+        assert (line["router"], line["task"], line["metric"]) == (cell.router, cell.task, cell.metric)
+        assert float(line["value"]) == cell.value
+        assert line["expert"] == ""
+    assert "values" not in lines[0]
+
+
+def tables_of(markdown: str) -> dict[str, list[list[str]]]:
+    """The rows of the table under each heading, cells as text."""
+    found: dict[str, list[list[str]]] = {}
+    for section in markdown.split("\n## ")[1:]:
+        title, _, body = section.partition("\n")
+        rows = [line for line in body.splitlines() if line.startswith("| ")]
+        found[title] = [line.replace("\\|", "/").strip("| ").split(" | ") for line in rows]
+    return found
+
+
+def test_markdown_has_the_means_the_gap_and_every_task() -> None:
+    evaluation = made_up(failed=True)
+    text = evaluation_markdown(evaluation)
+    tables = tables_of(text)
+    assert all(len({len(row) for row in rows}) == 1 for rows in tables.values() if rows)
+    mean = next(m for m in evaluation.means if (m.router, m.split) == ("arrow", "held_in"))
+    row = next(row for row in tables["Means"] if row[1:3] == ["arrow", "held-in"])
+    assert row[3] == f"**{100 * mean.mean:.1f}**"
+    assert row[5].startswith("[")  # five tasks: an interval over tasks
+    assert len(tables["Every task"]) == 2 + len(TASKS)
+    gap = next(row for row in tables["Gap to the oracle"] if row[:2] == ["arrow", "held-in"])
+    assert gap[3].endswith("%**")
+    assert "norm on in0: a &lt;rule> \\| that must hold (found: another)" in text
+    assert tables["Routing to the task's own expert"][2] == ["arrow", "40.0", "50.0", "20.0", "5"]
+
+
+def test_markdown_of_two_libraries_names_them_and_counts_the_base_once() -> None:
+    tables = tables_of(evaluation_markdown(made_up(["one", "two"])))
+    head = tables["Every task"][0]
+    assert head.count("base") == 1
+    assert {"one: arrow", "two: arrow"} <= set(head)
+    assert "two: arrow − one: arrow" in [row[0] for row in tables["Paired differences"]]
+    assert {row[2] for row in tables["Every task"][2:]} == {"held-in", "mixed"}
+
+
+@pytest.mark.parametrize("libraries", [["lib"], ["one", "two"]])
+def test_the_terminal_shows_tasks_where_they_fit_and_means_else(
+    libraries: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_evaluation(made_up(libraries))
+    out = capsys.readouterr().out
+    assert ("in3" in out) is (len(libraries) == 1)
+    assert ("single tasks: --report" in out) is (len(libraries) == 2)
+    assert "closes" in out
+    assert "base guard: on" in out
