@@ -59,7 +59,8 @@ def dry_run(place: Place, stages: Sequence[Stage]) -> dict[str, Any]:
         BaseModelError: if the base is neither here nor described.
         UsageError: if a target module is not in it, or tasks are neither here nor described.
     """
-    assume, notes = place.study.assume, []
+    assume = place.study.assume
+    notes: list[str] = []
     train = _sizes(place, place.study.train, notes)
     held_out: dict[str, Rows] = {}
     for chosen in place.study.held_out:

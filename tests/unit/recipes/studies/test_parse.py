@@ -54,7 +54,7 @@ def test_routers_and_cells_are_kept_the_one_way_to_write_them(make_study: Callab
     ("change", "match"),
     [
         (("base:", "bases:"), "known keys only\nfound: bases\nremedy: did you mean base"),
-        (("routing_rows: 1", "routing_row: 1"), r"stages\[2\] \(evaluate: main\), settings, must have known keys only\nfound: routing_row"),
+        (("routing_rows: 1", "routing_row: 1"), r"\(evaluate: main\), settings, .*known keys only\nfound: routing_row"),
         (("rank: 2", "rank: two"), r"stages\[0\] \(build: private\), train,, key 'rank', must be a whole number"),
         (("rank: 2", "rank: -2"), "--rank must be above 0"),
         (("k: 2, private", "k: yes, private"), "must be a whole number or null\nfound: True"),
