@@ -14,7 +14,7 @@ import pytest
 
 from lorary.library.store import Library
 from lorary.recipes.reproduce import Choice, ReproduceResult, run_reproduce
-from lorary.recipes.studies import scoring
+from lorary.recipes.studies.place import OutOfTime
 from lorary.recipes.studies.record import DONE, FAILED
 
 ALL = ("build:private", "build:mbc", "evaluate:main", "build:part", "build:other", "drift:seed", "adapt:few")
@@ -100,7 +100,7 @@ def test_a_study_that_is_out_of_time_keeps_what_it_has(
     def check_time(self: Any) -> None:
         calls.append(1)
         if len(calls) > 24:
-            raise scoring.OutOfTime
+            raise OutOfTime
 
     monkeypatch.setattr("lorary.recipes.studies.place.TimedDisplay.check_time", check_time)
     cut = run_reproduce(path, str(out), choice=Choice(("evaluate:main",)))
