@@ -30,6 +30,7 @@ from lorary.cli.options import (
     TopK,
     split_names,
 )
+from lorary.cli.reproduce import reproduce
 from lorary.cli.route import route_fields
 from lorary.version import __version__
 
@@ -78,6 +79,7 @@ app.command()(merge)
 app.command()(cluster)
 app.command()(explain)
 app.command()(evaluate)
+app.command()(reproduce)
 
 
 @app.command()

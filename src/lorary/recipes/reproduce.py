@@ -1,0 +1,236 @@
+"""`lorary reproduce`: a study from its configuration file, stage by stage, into one report. Run again, it goes on.
+
+A stage has a key: the hash of its settings, of its tasks' data, of the base, and of what the stages that it reads have
+made. A stage that is done and whose key and results are the same is not done again; one that was killed goes on through
+the ledgers of builds and evaluations; one that fails leaves the others to run that do not need it.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lorary.errors import LoraryError, UsageError
+from lorary.recipes.studies.adapting import adapt_inputs, run_adapt_stage
+from lorary.recipes.studies.building import build_inputs, build_outputs, run_build_stage, set_aside
+from lorary.recipes.studies.config import AdaptStage, BuildStage, EvaluateStage, Stage, Study, identity
+from lorary.recipes.studies.drift import run_drift_stage
+from lorary.recipes.studies.dry_run import dry_run
+from lorary.recipes.studies.parse import read_study
+from lorary.recipes.studies.place import OutOfTime, Place, TimedDisplay
+from lorary.recipes.studies.record import DONE, FAILED, RUNNING, Record, read_record, stage_key, write_record
+from lorary.recipes.studies.report import write_study_report
+from lorary.recipes.studies.scoring import evaluate_inputs, file_outputs, run_evaluate_stage
+
+REPORT = "report"
+SKIPPED, WAITING, LEFT = "skipped", "waiting", "left"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which stages to run.
+
+    Args:
+        only: identities (`build:private`), kinds (`build`) or `report`; all where None.
+        until: the last stage to run, by its identity.
+    """
+
+    only: tuple[str, ...] | None = None
+    until: str | None = None
+
+    def of(self, study: Study) -> list[Stage]:
+        """The stages chosen, in the study's order.
+
+        Raises:
+            UsageError: if one is named that is not there.
+        """
+        names = [identity(stage) for stage in study.stages]
+        known = {*names, *(stage.kind for stage in study.stages), REPORT}
+        asked = [*(self.only or ()), *([self.until] if self.until else ())]
+        if unknown := [name for name in asked if name not in known]:
+            raise UsageError(f"--only and --until must name stages of study '{study.name}'", found=unknown[0],
+                             remedy=f"it has {', '.join(names)}, {REPORT}")  # fmt: skip
+        if self.until is not None and self.until not in names:
+            raise UsageError("--until must name one stage", found=self.until, remedy=f"one of {', '.join(names)}")
+        last = len(names) if self.until is None else names.index(self.until) + 1
+        return [
+            stage
+            for stage in study.stages[:last]
+            if self.only is None or identity(stage) in self.only or stage.kind in self.only
+        ]
+
+
+@dataclass(frozen=True)
+class ReproduceResult:
+    """What a run of a study did.
+
+    Args:
+        study: its name.
+        out: its folder.
+        stages: how each stage stands: `done` by this run, `skipped` since it was done before, `failed`, `waiting` for
+            one that is not done, or `left` for want of time or because it was not asked for.
+        report: the page; the same lies beside it as .md and .json.
+        document: the content of report.json.
+    """
+
+    study: str
+    out: str
+    stages: dict[str, str]
+    report: str
+    document: Mapping[str, Any]
+
+    @property
+    def failed(self) -> list[str]:
+        """Stages that failed."""
+        return [name for name, state in self.stages.items() if state == FAILED]
+
+
+def run_reproduce(
+    reference: str,
+    out: str | None = None,
+    *,
+    choice: Choice | None = None,
+    tasks: str | None = None,
+    time_budget_s: float | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> ReproduceResult:
+    """Run a study, or go on with it, and write its report.
+
+    Args:
+        reference: a study that comes with Lorary, or a YAML file.
+        out: its folder; one of its name where None.
+        choice: which stages.
+        tasks: folder of the tasks that the study does not name.
+        time_budget_s: no stage and no cell is begun after that long; the report is written all the same.
+        device: where to run; the study's own where None.
+        dtype: of the base; the study's own where None.
+
+    Returns:
+        How each stage stands.
+
+    Raises:
+        UsageError: if the study, a stage or the tasks are not there.
+    """
+    place = open_place(reference, out, tasks=tasks, device=device, dtype=dtype)
+    chosen = (choice or Choice()).of(place.study)
+    place.display.deadline = None if time_budget_s is None else time.monotonic() + time_budget_s
+    stages = _run_stages(place, chosen)
+    document = write_study_report(place, stages)
+    return ReproduceResult(place.study.name, str(place.out), stages, str(place.out / "report.html"), document)
+
+
+def run_dry_run(
+    reference: str, out: str | None = None, *, choice: Choice | None = None, tasks: str | None = None
+) -> dict[str, Any]:
+    """Say what a study takes, offline, and write nothing; arguments as for `run_reproduce`.
+
+    Returns:
+        The document of `lorary.recipes.studies.dry_run.dry_run`.
+    """
+    place = open_place(reference, out, tasks=tasks)
+    return dry_run(place, (choice or Choice()).of(place.study))
+
+
+def open_place(
+    reference: str, out: str | None, *, tasks: str | None = None, device: str | None = None, dtype: str | None = None
+) -> Place:
+    """A study, read, at its folder; arguments as for `run_reproduce`."""
+    study = read_study(reference)
+    run = replace(study.run, device=device or study.run.device, dtype=dtype or study.run.dtype)
+    folder = Path(study.name if out is None else out)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("--out must be a folder", found=f"'{folder}' is a file")
+    return Place(replace(study, run=run), folder, tasks, TimedDisplay())
+
+
+def _run_stages(place: Place, chosen: Sequence[Stage]) -> dict[str, str]:
+    states: dict[str, str] = {}
+    is_over = False
+    for number, stage in enumerate(place.study.stages):
+        name, title = identity(stage), f"stage {number + 1}/{len(place.study.stages)} {identity(stage)}"
+        keys = current_key(place, stage) if stage in chosen or read_record(place.out, name) else None
+        if keys is not None and is_done(place, stage, keys):
+            states[name] = SKIPPED
+            if stage in chosen:
+                place.display.say(f"{title}: done before")
+        elif stage not in chosen or is_over:
+            states[name] = LEFT
+        elif keys is None:
+            states[name] = WAITING
+            place.display.say(f"{title}: waits for {', '.join(stage.needs)}")
+        else:
+            place.display.say(title)
+            states[name] = _run_stage(place, stage, keys)
+            is_over = states[name] == LEFT
+    return states
+
+
+def current_key(place: Place, stage: Stage) -> str | None:
+    """The key of a stage as things are; None while a stage that it reads is not done."""
+    upstream = {}
+    for name in stage.needs:
+        before = place.study.stage(name)
+        key = current_key(place, before)
+        if key is None or not is_done(place, before, key):
+            return None
+        upstream[name] = outputs_of(place, before)
+    return stage_key(stage=identity(stage), inputs=_inputs(place, stage), upstream=upstream)
+
+
+def is_done(place: Place, stage: Stage, key: str) -> bool:
+    """Whether a stage was done with this key, and what it made is still there, unchanged."""
+    record = read_record(place.out, identity(stage))
+    if record is None or record.status != DONE or record.key != key:
+        return False
+    return dict(record.outputs) == outputs_of(place, stage)
+
+
+def outputs_of(place: Place, stage: Stage) -> dict[str, str]:
+    """Hashes of what a stage has made, as it lies there now."""
+    return build_outputs(place, stage) if isinstance(stage, BuildStage) else file_outputs(place, stage)
+
+
+def _inputs(place: Place, stage: Stage) -> dict[str, Any]:
+    if isinstance(stage, BuildStage):
+        return build_inputs(place, stage)
+    if isinstance(stage, EvaluateStage):
+        return evaluate_inputs(place, stage)
+    if isinstance(stage, AdaptStage):
+        return adapt_inputs(place, stage)
+    return {"k": stage.k, "seed": stage.seed}
+
+
+def _run_stage(place: Place, stage: Stage, key: str) -> str:
+    """Do a stage; returns its state. A kill leaves the record `running`, so that the next run does it again."""
+    name, started = identity(stage), time.monotonic()
+    record = read_record(place.out, name)
+    if isinstance(stage, BuildStage) and record is not None and record.key != key:
+        set_aside(place, stage)
+    record = Record(name, key, RUNNING, {})
+    write_record(place.out, record)
+    try:
+        place.display.check_time()
+        note = _do(place, stage, key)
+    except OutOfTime:
+        place.display.say("  out of time: what is finished is kept")
+        return LEFT
+    except LoraryError as error:
+        write_record(place.out, replace(record, status=FAILED, error=str(error)))
+        place.display.say(f"  failed: {error}")
+        return FAILED
+    seconds = time.monotonic() - started
+    write_record(place.out, replace(record, status=DONE, outputs=outputs_of(place, stage), seconds=seconds, note=note))
+    place.display.say(f"  {note}, {seconds:.0f} s")
+    return DONE
+
+
+def _do(place: Place, stage: Stage, key: str) -> str:
+    if isinstance(stage, BuildStage):
+        return run_build_stage(place, stage)
+    if isinstance(stage, EvaluateStage):
+        return run_evaluate_stage(place, stage, key)
+    if isinstance(stage, AdaptStage):
+        return run_adapt_stage(place, stage, key)
+    return run_drift_stage(place, stage, key)

@@ -1,0 +1,202 @@
+"""The questions of a study, answered from its columns: numbers with intervals, and the words that follow from them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean
+from typing import Any
+
+from lorary.evaluate.page.markup import counted, enumerated
+from lorary.recipes.studies.config import SPLITS, Question
+from lorary.recipes.studies.paired import Paired, Share, Values, paired, share_of_gain
+
+WORDS = {"ahead": "ahead of", "behind": "behind", "level": "level with"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One library under one router on one split.
+
+    Args:
+        library: of the study.
+        router: as the study writes it.
+        split: `held_in` or `held_out`.
+        values: of the primary metric, one per test row, by task.
+        stage: that scored it.
+    """
+
+    library: str
+    router: str
+    split: str
+    values: Values
+    stage: str
+
+    @property
+    def cell(self) -> str:
+        """Its name in a question."""
+        return f"{self.library}/{self.router}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer.
+
+    Args:
+        ask: the question.
+        lines: in words, each true by its numbers.
+        rows: the numbers.
+        unfinished: cells that are not scored yet.
+    """
+
+    ask: str
+    lines: Sequence[str]
+    rows: Sequence[Mapping[str, Any]]
+    unfinished: Sequence[str]
+
+
+def answer(question: Question, columns: Sequence[Column], drift: Mapping[str, Mapping[str, Any]]) -> Answer:
+    """Answer a question as far as its cells are scored.
+
+    Args:
+        question: of the study.
+        columns: all there are.
+        drift: what each drift stage found, by its name.
+    """
+    found = {(column.cell, column.split): column for column in columns}
+    rows, lines, missing = [], [], set()
+    for cell, against in question.comparisons():
+        for split in SPLITS:
+            own, other = found.get((cell, split)), found.get((against, split))
+            missing |= _unscored(found, cell, against)
+            compared = paired(own.values, other.values) if own and other else None
+            if own and other and compared:
+                rows.append({"cell": cell, "against": against, "split": split, "verdict": compared.verdict,
+                             **asdict(compared), "stages": _stages(own, other)})  # fmt: skip
+                lines.append(compared_line(cell, against, split, compared))
+    for cell in question.cells:
+        if question.share_of is not None:
+            _add_shares(cell, question.share_of, found, rows, lines)
+            missing |= _unscored(found, cell, question.share_of)
+        if question.base_wins:
+            _add_base_wins(cell, found, rows, lines)
+            missing |= _unscored(found, cell)
+    if len(question.cells) > 1 and question.against is not None:
+        lines += _highest([*question.cells, question.against], found)
+    if question.drift is not None:
+        own_drift = drift.get(question.drift)
+        missing |= {f"drift:{question.drift}"} if own_drift is None else set()
+        if own_drift is not None:
+            rows.append({**own_drift, "stages": [f"drift:{question.drift}"]})
+            lines += _drift_lines(own_drift)
+    return Answer(question.ask, list(dict.fromkeys(lines)), rows, sorted(missing))
+
+
+def compared_line(cell: str, against: str, split: str, compared: Paired) -> str:
+    """A comparison in words."""
+    over_rows = f"95 % interval {points(compared.low)} to {points(compared.high)}, p {p_words(compared.p)}"
+    return (
+        f"{cell} is {WORDS[compared.verdict]} {against} on {split.replace('_', '-')} tasks: "
+        f"{points(compared.difference)} points ({over_rows}; {_size(compared)})"
+        f"{_over_tasks(compared)}"
+    )
+
+
+def _over_tasks(compared: Paired) -> str:
+    """Whether a claim about these tasks may be one about others like them."""
+    if compared.verdict == "level" or compared.tasks_low is None or compared.tasks_high is None:
+        return ""
+    interval = f"{points(compared.tasks_low)} to {points(compared.tasks_high)}, p {p_words(compared.p_tasks)}"
+    word = "and so it is over tasks" if compared.is_wider else "but not surely over tasks"
+    return f", {word} ({interval})"
+
+
+def _size(found: Paired | Share) -> str:
+    return f"{counted(found.tasks, 'task')}, {counted(found.rows, 'row')}"
+
+
+def points(value: float) -> str:
+    """A difference of values in 0..1 as points of 100, with its sign."""
+    return f"{100 * value:+.1f}"
+
+
+def p_words(p: float) -> str:
+    """A p-value; the smallest that so many random signs can show is a bound."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def _highest(cells: Sequence[str], found: Mapping[tuple[str, str], Column]) -> list[str]:
+    """Which of several cells has the highest mean; no claim that it is ahead of the next."""
+    lines = []
+    for split in SPLITS:
+        means = {cell: mean(map(mean, found[cell, split].values.values())) for cell in cells if (cell, split) in found}
+        if len(means) > 1:
+            best = [cell for cell, value in means.items() if value == max(means.values())]
+            lines.append(f"the highest mean of these on {split.replace('_', '-')} tasks is that of {enumerated(best)}")
+    return lines
+
+
+def _unscored(found: Mapping[tuple[str, str], Column], *cells: str) -> set[str]:
+    return {cell for cell in cells if not any((cell, split) in found for split in SPLITS)}
+
+
+def _stages(*columns: Column) -> list[str]:
+    return sorted({column.stage for column in columns})
+
+
+def _base_of(cell: str, found: Mapping[tuple[str, str], Column], split: str) -> Column | None:
+    """The base as it was scored for the cell's library: with its better template, task by task."""
+    return found.get((f"{cell.split('/')[0]}/base", split))
+
+
+def _add_shares(
+    cell: str, whole: str, found: Mapping[tuple[str, str], Column], rows: list[dict[str, Any]], lines: list[str]
+) -> None:
+    for split in SPLITS:
+        own, other, base = found.get((cell, split)), found.get((whole, split)), _base_of(cell, found, split)
+        if not (own and other and base):
+            continue
+        share = share_of_gain(own.values, other.values, base.values)
+        name = split.replace("_", "-")
+        if share is None:
+            lines.append(f"{whole} gains nothing over the base on {name} tasks that its rows could show")
+            continue
+        rows.append({"cell": cell, "share_of": whole, "split": split, **asdict(share), "stages": _stages(own, other)})
+        lines.append(
+            f"{cell} keeps {100 * share.share:.0f} % of the gain of {whole} over the base on {name} tasks "
+            f"(95 % interval {100 * share.low:.0f} to {100 * share.high:.0f} %; {points(share.gain)} of "
+            f"{points(share.whole)} points; {_size(share)})"
+        )
+
+
+def _add_base_wins(
+    cell: str, found: Mapping[tuple[str, str], Column], rows: list[dict[str, Any]], lines: list[str]
+) -> None:
+    for split in SPLITS:
+        own, base = found.get((cell, split)), _base_of(cell, found, split)
+        if not (own and base):
+            continue
+        by_task = {task: paired({task: own.values[task]}, {task: base.values[task]}) for task in own.values
+                   if task in base.values}  # fmt: skip
+        lower = sorted(task for task, found in by_task.items() if found and found.difference < 0)
+        surely = sorted(task for task, found in by_task.items() if found and found.verdict == "behind")
+        rows.append({"cell": cell, "split": split, "tasks": len(by_task), "base_higher": lower, "base_ahead": surely,
+                     "stages": _stages(own, base)})  # fmt: skip
+        named = f": {', '.join(surely)}" if surely else ""
+        lines.append(
+            f"the base scores higher than {cell} on {len(lower)} of {len(by_task)} {split.replace('_', '-')} tasks, "
+            f"and is ahead of it on {len(surely)}{named}"
+        )
+
+
+def _drift_lines(found: Mapping[str, Any]) -> list[str]:
+    kinds = ", ".join(f"{kind} {value:.2f}" for kind, value in found["by_module"].items())
+    pair = f"{found['library']} and {found['against']}"
+    lines = [
+        f"Arrow's prototypes of {pair} have a mean |cosine| of {found['cosine']:.2f} over {len(found['experts'])} "
+        f"experts ({kinds})"
+    ]
+    if found["clusters"] is not None:
+        clusters = found["clusters"]
+        lines.append(
+            f"their {clusters['k']} clusters agree with an adjusted Rand index of {clusters['adjusted_rand']:.2f}"
+        )
+    return lines

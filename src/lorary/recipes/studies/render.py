@@ -1,0 +1,184 @@
+"""A study's report for readers: the same tables as Markdown and as sections of a page."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lorary.evaluate.cells import BASE
+from lorary.evaluate.page.markup import text
+from lorary.recipes.studies.answers import p_words
+from lorary.recipes.studies.config import SPLITS
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+VERDICTS = {"ahead": "up", "behind": "down", "level": "even"}
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    parts = [f"# Study {document['study']}", document["about"], f"Command: `{document['command']}`"]
+    if document["unfinished"]:
+        parts += ["## Unfinished", _markdown_table(unfinished_table(document))]
+    if document["failures"]:
+        parts += ["## Cells that could not be scored", _markdown_table(failure_table(document))]
+    parts.append("## Answers")
+    for found in document["answers"]:
+        lines = [f"- {line}" for line in [*found["lines"], *_not_yet(found)]]
+        parts += [f"### {found['ask']}", "\n".join(lines)]
+        if "difference" in next(iter(found["rows"]), {}):
+            parts.append(_markdown_table(comparison_table(found["rows"])))
+    parts += ["## Libraries by routers", NOTE, _markdown_table(column_table(document))]
+    parts += ["## What libraries were trained on", _markdown_table(library_table(document))]
+    parts += ["## Stages and their commands", _markdown_table(stage_table(document))]
+    parts += ["## Environment", _markdown_table(environment_table(document))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+NOTE = (
+    "Mean of the tasks' primary metrics, in points of 100, with 95 % bootstrap intervals over test rows. `base` is the "
+    "better of the base's two templates, task by task."
+)
+
+
+def html_sections(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The report as sections of a page: identifier, title and HTML of each."""
+    found = [("answers", "Answers", f'<p class="lead">{text(document["about"])}</p>{_answers(document)}')]
+    if document["unfinished"]:
+        found.append(("unfinished", "Unfinished", _html_table(unfinished_table(document))))
+    if document["failures"]:
+        found.append(("failures", "Cells that could not be scored", _html_table(failure_table(document))))
+    note = f'<p class="note">{text(NOTE.replace("`", ""))}</p>'
+    return [
+        *found,
+        ("table", "Libraries by routers", note + _html_table(column_table(document), "numbers")),
+        ("libraries", "What libraries were trained on", _html_table(library_table(document), "numbers")),
+        ("stages", "Stages and their commands", _html_table(stage_table(document))),
+        ("environment", "Environment", _html_table(environment_table(document))),
+    ]
+
+
+def _answers(document: Mapping[str, Any]) -> str:
+    parts = []
+    for found in document["answers"]:
+        items = "".join(f"<li>{text(line)}.</li>" for line in found["lines"])
+        owed = "".join(f'<p class="note">{text(line)}</p>' for line in _not_yet(found))
+        table = ""
+        if "difference" in next(iter(found["rows"]), {}):
+            numbers = _html_table(comparison_table(found["rows"]), "numbers")
+            table = f"<details open><summary>numbers</summary>{numbers}</details>"
+        parts.append(f"<h3>{text(found['ask'])}</h3>{f'<ul>{items}</ul>' if items else ''}{table}{owed}")
+    return "".join(parts)
+
+
+def _not_yet(found: Mapping[str, Any]) -> list[str]:
+    return [f"unfinished: {', '.join(found['unfinished'])}"] if found["unfinished"] else []
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Paired differences."""
+    head = ("cell", "against", "split", "points", "95 % over rows", "p", "95 % over tasks", "p over tasks", "tasks",
+            "rows", "verdict", "from")  # fmt: skip
+    body = [
+        (row["cell"], row["against"], row["split"].replace("_", "-"), f"{100 * row['difference']:+.1f}",
+         f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}", p_words(row["p"]), _over_tasks(row),
+         p_words(row["p_tasks"]), str(row["tasks"]), str(row["rows"]),
+         row["verdict"], ", ".join(row["stages"]))
+        for row in rows if "difference" in row
+    ]  # fmt: skip
+    return head, body
+
+
+def _over_tasks(row: Mapping[str, Any]) -> str:
+    if row["tasks_low"] is None:
+        return "too few tasks"
+    return f"{100 * row['tasks_low']:+.1f} to {100 * row['tasks_high']:+.1f}"
+
+
+def column_table(document: Mapping[str, Any]) -> Table:
+    """One line per library and router, one column per split."""
+    found = {(row["library"], row["router"], row["split"]): row for row in document["columns"]}
+    lines = list(dict.fromkeys((library, router) for library, router, _ in found))
+    head = ["library", "router", *(f"{split.replace('_', '-')} (tasks, rows)" for split in SPLITS), "from"]
+    body, bases = [], []
+    for library, router in lines:
+        rows = [found.get((library, router, split)) for split in SPLITS]
+        if router == BASE:
+            # The base is the same beside every library, on the same tasks.
+            same = [row and (row["value"], row["tasks"], row["rows"]) for row in rows]
+            if same in bases:
+                continue
+            bases.append(same)
+        stages = sorted({row["stage"] for row in rows if row})
+        body.append((library, router, *map(_mean, rows), ", ".join(stages)))
+    return head, body
+
+
+def _mean(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    interval = f"{100 * row['low']:.1f}–{100 * row['high']:.1f}"
+    return f"{100 * row['value']:.1f} [{interval}] ({row['tasks']}, {row['rows']})"
+
+
+def library_table(document: Mapping[str, Any]) -> Table:
+    """What was spent on each library."""
+    head = ("library", "method", "tasks", "experts", "ranks", "steps", "training examples", "parameters", "from")
+    body = [
+        (row["library"], row["method"], str(row["tasks"]), str(row["experts"]), ", ".join(map(str, row["ranks"])),
+         f"{row['steps']:,}", f"{row['examples']:,}", f"{row['parameters']:,}", row["stage"])
+        for row in document["libraries"]
+    ]  # fmt: skip
+    return head, body
+
+
+def stage_table(document: Mapping[str, Any]) -> Table:
+    """How each stage stands, and what makes it."""
+    head = ("stage", "state", "seconds", "result", "command")
+    body = []
+    for row in document["stages"]:
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
+        result = row["error"].replace("\n", "; ") or row["note"]
+        made_by = row["command"] + (f" (the same as: {row['plain']})" if row["plain"] else "")
+        body.append((row["stage"], row["state"], seconds, result, made_by))
+    return head, body
+
+
+def unfinished_table(document: Mapping[str, Any]) -> Table:
+    """What is owed."""
+    rows = [(row["stage"], row["state"], ", ".join(row["columns"])) for row in document["unfinished"]]
+    return ("stage", "state", "columns that are not scored"), rows
+
+
+def failure_table(document: Mapping[str, Any]) -> Table:
+    """Cells that could not be scored."""
+    rows = [(f"{row['library']}/{row['router']}", row["task"], f"{row['rule']} (found: {row['found']})", row["stage"])
+            for row in document["failures"]]  # fmt: skip
+    return ("cell", "task", "why", "from"), rows
+
+
+def environment_table(document: Mapping[str, Any]) -> Table:
+    """Machine and versions."""
+    return ("what", "which"), list(document["environment"].items())
+
+
+def _markdown_table(table: Table) -> str:
+    head, body = table
+    if not body:
+        return "Nothing yet."
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _html_table(table: Table, kind: str = "") -> str:
+    head, body = table
+    if not body:
+        return '<p class="note">Nothing yet.</p>'
+    heads = "".join(f'<th scope="col">{text(cell)}</th>' for cell in head)
+    rows = "".join(f"<tr>{''.join(map(_html_cell, line))}</tr>" for line in body)
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _html_cell(cell: str) -> str:
+    if cell in VERDICTS:
+        return f'<td><span class="verdict {VERDICTS[cell]}">{cell}</span></td>'
+    return f"<td>{text(cell)}</td>"

@@ -1,0 +1,208 @@
+"""The report of a study, from what is there: report.json, and the same for readers as report.md and report.html."""
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from lorary.evaluate.page.shell import page_html, write_page
+from lorary.evaluate.statistics import interval_of, resampled_means
+from lorary.library.document import LIBRARY_FILE
+from lorary.library.files import read_json, replace_file, reported
+from lorary.library.store import Library
+from lorary.recipes.studies.answers import Column, answer
+from lorary.recipes.studies.building import command_of
+from lorary.recipes.studies.config import AdaptStage, BuildStage, DriftStage, EvaluateStage, Stage, identity
+from lorary.recipes.studies.paired import mean_of_tasks
+from lorary.recipes.studies.place import Place
+from lorary.recipes.studies.record import read_record, write_document
+from lorary.recipes.studies.render import html_sections, markdown
+from lorary.recipes.studies.scoring import read_columns
+
+PACKAGES = ("lorary", "torch", "transformers", "peft", "scikit-learn", "numpy")
+
+
+def write_study_report(place: Place, states: Mapping[str, str]) -> dict[str, Any]:
+    """Write the three files into the study's folder.
+
+    Args:
+        place: of the study.
+        states: how each stage stands, by its identity.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        LibraryError: if the folder cannot be written.
+    """
+    document = report_document(place, states)
+    write_document(place.out / "report.json", document)
+    text = markdown(document).encode()
+    with reported(place.out):
+        replace_file(place.out / "report.md", text, place.out / "report.md.tmp")
+    title, styles = f"Lorary: study {place.study.name}", ("style.css", "study.css")
+    page = page_html(title, _facts(document), html_sections(document), {}, scripts=(), styles=styles, plots=False)
+    write_page(place.out / "report.html", page)
+    return document
+
+
+def report_document(place: Place, states: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that the study knows now."""
+    columns = gather_columns(place)
+    drift = {stage.name: read_json(place.results(identity(stage))) for stage in place.study.stages
+             if isinstance(stage, DriftStage) and place.results(identity(stage)).exists()}  # fmt: skip
+    return {
+        "study": place.study.name,
+        "about": place.study.about,
+        "base": place.study.base,
+        "command": command(place),
+        "stages": [_stage_row(place, stage, states) for stage in place.study.stages],
+        "libraries": [row for stage in place.study.stages
+                      if isinstance(stage, BuildStage) and (row := _library_row(place, stage))],
+        "columns": [_column_row(column) for column in columns],
+        "answers": [asdict(answer(question, columns, drift)) for question in place.study.questions],
+        "drift": drift,
+        "unfinished": _unfinished(place, states),
+        "cells": _cells(place),
+        "failures": _failures(place),
+        "environment": environment(),
+    }  # fmt: skip
+
+
+def command(place: Place, stage: str | None = None) -> str:
+    """The command that makes the study, or one of its stages."""
+    tasks = f" --tasks {place.tasks_folder}" if place.tasks_folder else ""
+    return f"lorary reproduce {place.study.source} --out {place.out}{tasks}{f' --only {stage}' if stage else ''}"
+
+
+def environment() -> dict[str, str]:
+    """Machine and versions."""
+    return {
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def gather_columns(place: Place) -> list[Column]:
+    """All columns that are scored; of one that several stages have scored, that with most rows."""
+    best: dict[tuple[str, str, str], tuple[int, Column]] = {}
+    for stage in place.study.stages:
+        if not isinstance(stage, (EvaluateStage, AdaptStage)):
+            continue
+        for (library, router, split), column in read_columns(place, stage).items():
+            for name in dict.fromkeys((router, "base")):
+                primary = [cell for cell in column["cells"] if cell["router"] == name and cell["primary"]]
+                values = {cell["task"]: cell["values"] for cell in primary}
+                rows, where = sum(map(len, values.values())), (library, name, split)
+                if rows and rows > best.get(where, (0, None))[0]:
+                    best[where] = (rows, Column(library, name, split, values, identity(stage)))
+    return [column for _, column in best.values()]
+
+
+def _cells(place: Place) -> list[dict[str, Any]]:
+    """One row per cell, as `lorary evaluate --json` gives them, with the stage."""
+    found = {}
+    for stage in place.study.stages:
+        if isinstance(stage, (EvaluateStage, AdaptStage)):
+            for (library, _, split), column in read_columns(place, stage).items():
+                for cell in column["cells"]:
+                    told = {key: value for key, value in cell.items() if key != "values"}
+                    key = (library, cell["router"], cell["task"], cell["metric"], cell["template"], cell["n"])
+                    found[key] = {**told, "library": library, "split": split, "stage": identity(stage)}
+    return list(found.values())
+
+
+def _failures(place: Place) -> list[dict[str, Any]]:
+    """Cells that could not be scored, and why."""
+    found: list[dict[str, Any]] = []
+    for stage in place.study.stages:
+        if isinstance(stage, (EvaluateStage, AdaptStage)):
+            for column in read_columns(place, stage).values():
+                found += [{**failure, "stage": identity(stage)} for failure in column["failures"]]
+    return found
+
+
+def _column_row(column: Column) -> dict[str, Any]:
+    groups = column.values
+    drawn = mean_of_tasks({task: np.asarray(own)[:, None] for task, own in groups.items()}, resampled_means)
+    low, high = interval_of(drawn[:, 0])
+    value = sum(sum(group) / len(group) for group in groups.values()) / len(groups)
+    told = {"library": column.library, "router": column.router, "split": column.split, "stage": column.stage}
+    return {
+        **told,
+        "value": value,
+        "low": low,
+        "high": high,
+        "tasks": len(groups),
+        "rows": sum(map(len, groups.values())),
+    }
+
+
+def _stage_row(place: Place, stage: Stage, states: Mapping[str, str]) -> dict[str, Any]:
+    record = read_record(place.out, identity(stage))
+    return {
+        "stage": identity(stage),
+        "state": states.get(identity(stage), "left"),
+        "seconds": record.seconds if record else None,
+        "note": record.note if record else "",
+        "error": record.error if record else "",
+        "command": command(place, identity(stage)),
+        "plain": command_of(place, stage) if isinstance(stage, BuildStage) else None,
+    }
+
+
+def _library_row(place: Place, stage: BuildStage) -> dict[str, Any] | None:
+    """What a library was trained on: libraries are compared fairly where these agree."""
+    path = place.library(stage.name)
+    if not (path / LIBRARY_FILE).exists():
+        return None
+    library = Library.open(path)
+    known = [library.provenance(name) for name in library.names()]
+    trained = [own for own in known if own.get("metrics")]
+    if stage.method.is_poly:
+        trained = trained[:1]  # its skills were trained together, and each tells of all
+    steps = [int(own["metrics"]["val_losses"][-1][0]) for own in trained]
+    examples = sum(n * own["settings"]["batch_size"] for n, own in zip(steps, trained, strict=True))
+    return {
+        "library": stage.name,
+        "method": "subset" if stage.of else stage.method.method,
+        "tasks": len({task for own in known for task in own["tasks"]}),
+        "experts": len(known),
+        "ranks": sorted({int(own["rank"]) for own in known}),
+        "steps": sum(steps),
+        "examples": examples,
+        "parameters": sum(int(own["num_parameters"]) for own in known),
+        "stage": identity(stage),
+    }
+
+
+def _unfinished(place: Place, states: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Stages that are not done, with the columns that they still owe."""
+    rows = []
+    for stage in place.study.stages:
+        state = states.get(identity(stage), "left")
+        if state in ("done", "skipped"):
+            continue
+        is_scored = isinstance(stage, (EvaluateStage, AdaptStage))
+        there = read_columns(place, stage) if is_scored else {}
+        runs = stage.runs() if isinstance(stage, (EvaluateStage, AdaptStage)) else []
+        owed = [
+            f"{library}/{router} {split}" for library, router, split in runs if (library, router, split) not in there
+        ]
+        rows.append({"stage": identity(stage), "state": state, "columns": owed})
+    return rows
+
+
+def _facts(document: Mapping[str, Any]) -> dict[str, str]:
+    done = sum(row["state"] in ("done", "skipped") for row in document["stages"])
+    return {
+        "base model": document["base"],
+        "stages": f"{done} of {len(document['stages'])} done",
+        "command": document["command"],
+        "machine": document["environment"]["machine"],
+    }

@@ -1,0 +1,89 @@
+"""A base model without weights: enough to know its layers, from its folder or from numbers that a study writes down."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lorary.errors import LoraryError, UsageError
+from lorary.formats.base import resolve_base
+from lorary.formats.quiet import quiet_transformers
+from lorary.lora.targets import find_targets, num_layers
+from lorary.recipes.build_settings import BuildSettings
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A base model on the meta device.
+
+    Args:
+        model: of its own architecture and full size, without values.
+        is_assumed: whether its configuration is what the study says, since the base is not on this machine.
+    """
+
+    model: Any
+    is_assumed: bool
+
+    @property
+    def parameters(self) -> int:
+        """How many the base has."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def hidden(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def layers(self) -> int:
+        """Transformer layers."""
+        return num_layers(self.model)
+
+    def targets(self, settings: BuildSettings) -> dict[str, tuple[int, int]]:
+        """(d_in, d_out) of each layer that a build adapts, by path.
+
+        Raises:
+            UsageError: if a target module or so many upper layers are not in the base.
+        """
+        upper = settings.upper_layers
+        if upper is not None and upper > self.layers:
+            raise UsageError(f"upper_layers must be at most {self.layers}, the base's layers", found=upper)
+        numbers = None if upper is None else list(range(self.layers - upper, self.layers))
+        return find_targets(self.model, settings.target_modules, numbers)
+
+    def adapter_parameters(self, settings: BuildSettings) -> int:
+        """How many one expert has."""
+        return sum(settings.rank * (d_in + d_out) for d_in, d_out in self.targets(settings).values())
+
+
+def skeleton_for(base: str, assumed: Mapping[str, Any] | None) -> Skeleton:
+    """The skeleton of a base model, without the network.
+
+    Args:
+        base: the base model; looked up where the study assumes nothing about it.
+        assumed: fields of its configuration, `model_type` among them.
+
+    Raises:
+        BaseModelError: if it is neither here nor described.
+        UsageError: if the description is not one that transformers knows.
+    """
+    with quiet_transformers():
+        if assumed is None:
+            config = AutoConfig.from_pretrained(resolve_base(base).path, local_files_only=True)
+        else:
+            config = _described(dict(assumed))
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    return Skeleton(model, assumed is not None)
+
+
+def _described(fields: dict[str, Any]) -> Any:
+    try:
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    except (KeyError, ValueError, TypeError) as error:
+        if isinstance(error, LoraryError):
+            raise
+        raise UsageError("assume.model must be a configuration that transformers knows", found=str(error)[:200],
+                         remedy="give model_type and the fields of its config.json") from error  # fmt: skip

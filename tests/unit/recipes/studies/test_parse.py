@@ -1,0 +1,106 @@
+"""A study's file is read into stages, or refused by place, value and remedy."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lorary.errors import LibraryError, LoraryError, UsageError
+from lorary.recipes.studies.config import BuildStage, EvaluateStage, identity
+from lorary.recipes.studies.parse import SHIPPED, parse_study, read_study
+
+MINIMAL = "tasks: {train: {reference: builtin}}\nstages: [{build: private}]"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_study_that_comes_with_lorary_is_read(name: str) -> None:
+    study = read_study(name)
+    assert study.name == name
+    assert study.about
+    assert study.questions
+
+
+def test_stages_stand_in_the_order_of_the_file(make_study: Callable[..., Path]) -> None:
+    study = read_study(str(make_study()))
+    assert [identity(stage) for stage in study.stages] == [
+        "build:private", "build:mbc", "evaluate:main", "build:part", "build:other", "drift:seed", "adapt:few",
+    ]  # fmt: skip
+    assert study.name == "study"
+
+
+def test_a_library_takes_the_settings_of_all_and_its_own_over_them(make_study: Callable[..., Path]) -> None:
+    study = read_study(str(make_study(("train: {seed: 1}", "train: {epochs: 2, rank: 3}"))))
+    stage = study.stage("build:other")
+    assert isinstance(stage, BuildStage)
+    settings = stage.settings
+    # YAML itself takes 2e-2 for a text.
+    assert (settings.steps, settings.epochs, settings.rank, settings.learning_rate) == (None, 2.0, 3, 0.02)
+
+
+def test_routers_and_cells_are_kept_the_one_way_to_write_them(make_study: Callable[..., Path]) -> None:
+    study = read_study(str(make_study(
+        ("[arrow, oracle]", '["arrow[ temperature=0.50, top_k=2 ]", oracle]'),
+        ("[[mbc/arrow, private/arrow]]", '[["mbc/arrow[top_k=2,temperature=0.500]", private/oracle]]'),
+        ("cells: [private/arrow]", "cells: [private/base]"),
+    )))  # fmt: skip
+    stage = study.stage("evaluate:main")
+    assert isinstance(stage, EvaluateStage)
+    assert stage.routers[0] == "arrow[top_k=2,temperature=0.5]"
+    assert study.questions[0].comparisons() == [("mbc/arrow[top_k=2,temperature=0.5]", "private/oracle")]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (("base:", "bases:"), "known keys only\nfound: bases\nremedy: did you mean base"),
+        (("routing_rows: 1", "routing_row: 1"), r"\(evaluate: main\), settings, .*known keys only\nfound: routing_row"),
+        (("rank: 2", "rank: two"), r"stages\[0\] \(build: private\), train,, key 'rank', must be a whole number"),
+        (("rank: 2", "rank: -2"), "--rank must be above 0"),
+        (("k: 2, private", "k: yes, private"), "must be a whole number or null\nfound: True"),
+        (("method: mbc, k: 2, private: private", "method: joint, k: 2"), "--k needs --method mbc"),
+        (("private: private", "private: nobody"), "build:mbc must name libraries that an earlier stage builds"),
+        (("[private, mbc], routers", "[private, other], routers"), "evaluate:main must name libraries that an earlier"),
+        (("routers: [arrow, oracle]", "routers: [arrows, oracle]"), "a router must exist\nfound: arrows"),
+        (("routers: [arrow, oracle], ", ""), "must say routers"),
+        (("held_in: 4, held_out: 4", "held_in: 0"), "must score rows"),
+        (("build: other", "build: private"), "a name of its own\nfound: build:private, twice"),
+        (("build: other", "construct: other"), "must have one of the keys build, evaluate, adapt, drift"),
+        (("of: private, ", ""), "'of' belongs to method subset"),
+        (("mbc/arrow", "mbc/norm"), "must name cells that some stage scores\nfound: mbc/norm"),
+        (("mbc/arrow", "mbc"), "a cell .* must be LIBRARY/ROUTER\nfound: mbc"),
+        (("share_of: private/oracle", "base_wins: false"), "must say what it asks"),
+        (("drift: seed}\n  - {ask: \"Does", "drift: sed}\n  - {ask: \"Does"), "must name a drift stage\nfound: sed"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_by_place_and_value(
+    change: tuple[str, str], match: str, make_study: Callable[..., Path]
+) -> None:
+    path = make_study(change)
+    with pytest.raises(LoraryError, match=match):
+        read_study(str(path))
+
+
+def test_the_example_of_the_documentation_is_a_study() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(parse_study(example, "example.yaml").questions) == 5
+
+
+def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"one of builtin-quick, suite-cpu, paper-phi2, paper-mistral, or a file"):
+        read_study(str(tmp_path / "nothing.yaml"))
+    with pytest.raises(UsageError, match="must be YAML"):
+        parse_study("a: [", "file.yaml")
+    with pytest.raises(UsageError, match="study 'file' must be a mapping"):
+        parse_study("- a", "file.yaml")
+    with pytest.raises(UsageError, match=r"must have tasks.train and stages"):
+        parse_study("tasks: {train: {}}", "file.yaml")
+    with pytest.raises(UsageError, match="stages must be a list"):
+        parse_study("tasks: {train: {}}\nstages: {build: a}", "file.yaml")
+
+
+def test_a_name_that_would_leave_the_folder_is_refused() -> None:
+    assert len(parse_study(MINIMAL, "file.yaml").stages) == 1
+    with pytest.raises((UsageError, LibraryError), match="name"):
+        parse_study(MINIMAL.replace("build: private", "build: ../private"), "file.yaml")

@@ -1,0 +1,163 @@
+"""A study runs stage by stage, goes on where it was killed, and does again only what hangs on what has changed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorary.library.store import Library
+from lorary.recipes.reproduce import Choice, ReproduceResult, run_reproduce
+from lorary.recipes.studies.place import OutOfTime
+from lorary.recipes.studies.record import DONE, FAILED
+
+ALL = ("build:private", "build:mbc", "evaluate:main", "build:part", "build:other", "drift:seed", "adapt:few")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def done(result: ReproduceResult) -> list[str]:
+    return [name for name, state in result.stages.items() if state == DONE]
+
+
+def test_a_study_runs_every_stage_once_and_answers_its_questions(make_study: Callable[..., Path], out: Path) -> None:
+    path = str(make_study())
+    first = run_reproduce(path, str(out))
+    assert done(first) == list(ALL)
+    assert Library.open(out / "libraries" / "part").names() == ["alpha", "beta"]
+    document = json.loads((out / "report.json").read_text())
+    assert document["unfinished"] == document["failures"] == []
+    answers = {answer["ask"]: answer for answer in document["answers"]}
+    (held_in, held_out) = answers["Which is better?"]["rows"]
+    assert (held_in["tasks"], held_in["rows"], held_out["tasks"]) == (4, 16, 1)
+    assert held_in["stages"] == ["evaluate:main"]
+    assert len(answers["Does a library help?"]["rows"]) == 2
+    assert "adjusted Rand index" in answers["What does a seed move?"]["lines"][1]
+    # Equal training examples: 4 x 3 steps of 2 rows, and of clusters 2 x 3.
+    spent = {row["library"]: (row["experts"], row["steps"], row["examples"]) for row in document["libraries"]}
+    assert spent["private"] == (4, 12, 24)
+    assert spent["mbc"] == (2, 6, 12)
+    for name in ("report.md", "report.html"):
+        text = (out / name).read_text()
+        assert "Which is better?" in text
+        assert "lorary build" in text
+    second = run_reproduce(path, str(out))
+    assert done(second) == []
+    assert set(second.stages.values()) == {"skipped"}
+    _changes_do_again_only_what_hangs_on_them(make_study, out)
+
+
+def _changes_do_again_only_what_hangs_on_them(make_study: Callable[..., Path], out: Path) -> None:
+    """Changes one after the other, from a study that is done."""
+    rows = ("held_in: 4", "held_in: 3")
+    assert done(run_reproduce(str(make_study(rows)), str(out))) == ["evaluate:main"]
+    seed = ("{seed: 1}", "{seed: 2}")
+    again = run_reproduce(str(make_study(rows, seed)), str(out))
+    assert done(again) == ["build:other", "drift:seed"]
+    assert (out / "superseded" / "other-1" / "library.json").exists()
+    # An expert that is gone is trained anew, by itself: its numbers may be rounded otherwise than in company.
+    Library.open(out / "libraries" / "other").remove("beta")
+    assert done(run_reproduce(str(make_study(rows, seed)), str(out))) in (
+        ["build:other"],
+        ["build:other", "drift:seed"],
+    )
+    # Other data of one task: all but the same question about held-out tasks hangs on it.
+    assert done(run_reproduce(str(make_study(rows, seed, word="down")), str(out))) == list(ALL)
+
+
+def test_stages_can_be_chosen_and_the_report_says_what_is_owed(make_study: Callable[..., Path], out: Path) -> None:
+    path = str(make_study())
+    nothing = run_reproduce(path, str(out), choice=Choice(("report",)))
+    assert set(nothing.stages.values()) == {"left"}
+    assert len(nothing.document["unfinished"]) == len(ALL)
+    until = run_reproduce(path, str(out), choice=Choice(until="build:private"))
+    assert done(until) == ["build:private"]
+    early = run_reproduce(path, str(out), choice=Choice(("evaluate",)))
+    assert early.stages["evaluate:main"] == "waiting"
+    owed = {row["stage"]: row["columns"] for row in early.document["unfinished"]}
+    assert "private/arrow held_in" in owed["evaluate:main"]
+    assert early.document["answers"][0]["unfinished"] == ["mbc/arrow", "private/arrow"]
+    assert "unfinished: mbc/arrow, private/arrow" in (out / "report.md").read_text()
+
+
+def test_a_study_that_is_out_of_time_keeps_what_it_has(
+    make_study: Callable[..., Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(make_study())
+    assert done(run_reproduce(path, str(out), time_budget_s=0.0)) == []
+    run_reproduce(path, str(out), choice=Choice(until="build:mbc"))
+    calls = []
+
+    def check_time(self: Any) -> None:
+        calls.append(1)
+        if len(calls) > 24:
+            raise OutOfTime
+
+    monkeypatch.setattr("lorary.recipes.studies.place.TimedDisplay.check_time", check_time)
+    cut = run_reproduce(path, str(out), choice=Choice(("evaluate:main",)))
+    assert cut.stages["evaluate:main"] == "left"
+    monkeypatch.undo()
+    (owed,) = [row["columns"] for row in cut.document["unfinished"] if row["stage"] == "evaluate:main"]
+    assert 0 < len(owed) < 8
+    assert cut.document["columns"]
+    assert done(run_reproduce(path, str(out), choice=Choice(("evaluate:main",)))) == ["evaluate:main"]
+
+
+def test_a_stage_that_fails_leaves_the_others_to_run(make_study: Callable[..., Path], out: Path) -> None:
+    path = str(make_study(("of: private, tasks: 2", "of: private, tasks: [alpha, omega]")))
+    result = run_reproduce(path, str(out), choice=Choice(until="drift:seed"))
+    assert result.failed == ["build:part"]
+    assert result.stages["evaluate:main"] == DONE
+    row = next(row for row in result.document["stages"] if row["stage"] == "build:part")
+    assert row["state"] == FAILED
+    assert "omega" in row["error"]
+
+
+def test_a_study_that_is_interrupted_in_a_build_goes_on_with_it(
+    make_study: Callable[..., Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, commits, add = str(make_study()), [], Library.add_adapter
+
+    def interrupted(self: Library, *args: Any) -> str:
+        commits.append(self.name)
+        if len(commits) == 3:
+            raise KeyboardInterrupt
+        return add(self, *args)
+
+    monkeypatch.setattr(Library, "add_adapter", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_reproduce(path, str(out), choice=Choice(until="build:private"))
+    monkeypatch.undo()
+    again = run_reproduce(path, str(out), choice=Choice(until="build:private"))
+    (row,) = [row for row in again.document["stages"] if row["stage"] == "build:private"]
+    assert row["note"] == "2 experts trained, 2 kept"
+    assert not (out / "superseded").exists()
+
+
+def test_a_study_that_is_killed_goes_on_to_the_same_numbers(
+    make_study: Callable[..., Path], out: Path, tmp_path: Path
+) -> None:
+    path = str(make_study())
+    command = [sys.executable, "-m", "lorary", "reproduce", path, "--until", "evaluate:main", "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
+    record = out / "stages" / "evaluate-main.json"
+    while not record.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert json.loads(record.read_text())["status"] == "running"
+    choice = Choice(until="evaluate:main")
+    resumed = run_reproduce(path, str(out), choice=choice)
+    assert resumed.stages["evaluate:main"] == DONE
+    whole = run_reproduce(path, str(tmp_path / "whole"), choice=choice)
+    assert resumed.document["columns"] == whole.document["columns"]
