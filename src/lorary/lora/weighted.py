@@ -1,9 +1,10 @@
-"""Seated adapters mixed by weights that are learnt or tried out: each sequence meets the mixture of its own unit.
+"""Seated adapters mixed by weights that are learnt or tried out: each token meets the mixture of its own unit.
 
 Mixed by outputs, `Σ w_e ΔW_e x` (LoRA Soups' CAT, 2410.13025); mixed by factors, `(Σ w_e B_e)(Σ w_e A_e) x` (the
 paper's mixtures of a library, 2405.11157; LoraHub, 2307.13269). Weights are free numbers and are not normalised.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -39,7 +40,7 @@ class WeightedOutputs(nn.Module):
         self.tags, self.path = tags, path
 
     def forward(self, x: Float[Tensor, "sequences seq d_in"], output: Float[Tensor, "sequences seq d_out"]) -> Tensor:
-        """Add to a layer's output what the mixture of each sequence's unit computes.
+        """Add to a layer's output what the mixture of each token's unit computes.
 
         Args:
             x: what the layer was given.
@@ -53,7 +54,9 @@ class WeightedOutputs(nn.Module):
         """
         x = self.tags.admit(x, self.down.dtype, self.path)
         by_rank = self.weights.repeat_interleave(self.sizes, dim=1).index_select(0, self.tags.slots)
-        z = (x.to(self.down.dtype) @ self.down.mT) * by_rank[:, None]  # (sequences, seq, ranks)
+        lengths = torch.tensor(self.tags.lengths, device=by_rank.device)
+        by_token = by_rank.repeat_interleave(lengths, dim=0, output_size=x.shape[0] * x.shape[1])
+        z = (x.to(self.down.dtype) @ self.down.mT) * by_token.view(*x.shape[:2], -1)  # (sequences, seq, ranks)
         return output + (z @ self.up).to(output.dtype)
 
 
@@ -85,8 +88,8 @@ class WeightedFactors(nn.Module):
     def forward(self, x: Float[Tensor, "sequences seq d_in"], output: Float[Tensor, "sequences seq d_out"]) -> Tensor:
         """As `WeightedOutputs.forward`."""
         x = self.tags.admit(x, self.lora_a.dtype, self.path)
-        # One mixture per unit, of which there are fewer than sequences.
+        # One mixture per unit, of which there are fewer than spans.
         lora_a, lora_b = mix_factors(self.lora_a, self.lora_b, self.weights[:, None])
         slots = self.tags.slots
         up = lora_b.mT.index_select(0, slots) * self.scaling
-        return add_low_rank(output, x, lora_a.index_select(0, slots), up)
+        return add_low_rank(output, x, lora_a.index_select(0, slots), up, self.tags.lengths)

@@ -15,17 +15,18 @@ import datasets
 
 from lorary.errors import LibraryError, UsageError
 from lorary.evaluate.cache import ResultCache
-from lorary.evaluate.cells import base_guard
+from lorary.evaluate.cells import ORACLE
 from lorary.evaluate.harness import HarnessModel, evaluate_tasks, load_tasks
 from lorary.evaluate.harness_cells import HarnessCell, cells_of
+from lorary.evaluate.summary import Summary
 from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.store import Library
 from lorary.model.attach import Routing, attach, detach, routing
 from lorary.model.base import Base, load_base
+from lorary.model.changes import without_router
 from lorary.model.prepared import prepared_marks
-from lorary.model.setting import without_router
 from lorary.recipes.display import Bar, Display
-from lorary.recipes.evaluate import ORACLE, EvaluateSettings
+from lorary.recipes.evaluate_settings import EvaluateSettings
 from lorary.recipes.open import base_of, template_of
 
 
@@ -41,8 +42,7 @@ class HarnessResult:
     @property
     def guard(self) -> list[dict[str, Any]]:
         """Every task on which the base alone beats a router, by name."""
-        primary = {(cell.router, cell.task): cell for cell in self.cells if cell.primary}
-        return base_guard(primary, list({cell.router: None for cell in self.cells}))
+        return Summary(self.cells).base_guard()
 
     def to_json(self) -> dict[str, Any]:
         """The document that `--json` prints."""
