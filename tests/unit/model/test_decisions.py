@@ -92,7 +92,7 @@ def decided_by_hand(model: Any, ids: Tensor, mask: Tensor, router: str) -> Tenso
         for path, layer in state.layers.items():
             x = inputs[path].flatten(0, 1)
             gate: Any = layer.lora.gate
-            z, projections = layer.lora._shrink(x, True)
+            z, projections = x @ layer.lora.down[: layer.lora.num_ranks].mT, x @ layer.lora.prototypes.mT
             scores = gate.scores(Seen(x, z, projections, inputs[path].shape[:2])).view(*ids.shape, -1)
             mean = torch.stack([row[real.bool()].mean(dim=0) for row, real in zip(scores, mask, strict=True)])
             sums[:, list(layer.experts)] += mean
