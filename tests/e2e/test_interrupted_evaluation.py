@@ -25,14 +25,14 @@ DIE = lambda: os.kill(os.getpid(), signal.SIGKILL)
 def run(moment):
     calls = 0
 
-    def counted(*args):
+    def counted(*args, **more):
         nonlocal calls
         calls += 1
         with open(log, "a") as file:
             file.write(args[3][0].task + "\\n")
         if calls == 2 and moment == "before":
             DIE()
-        return score(*args)
+        return score(*args, **more)
 
     def torn(self, key, value):
         if calls == 2 and moment == "behind":

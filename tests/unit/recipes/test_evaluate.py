@@ -66,9 +66,9 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
     real = scorer.score_rows
 
-    def count(model: Any, tokenizer: Any, template: Any, rows: Any, metric: str) -> RowScores:
+    def count(model: Any, tokenizer: Any, template: Any, rows: Any, metric: str, **more: Any) -> RowScores:
         calls.append(rows[0].task)
-        return real(model, tokenizer, template, rows, metric)
+        return real(model, tokenizer, template, rows, metric, **more)
 
     monkeypatch.setattr(scorer, "score_rows", count)
     return calls
@@ -221,10 +221,10 @@ def test_a_failed_cell_is_tried_again_and_the_others_are_not(
 ) -> None:  # fmt: skip
     library, real = make_library("lib", "a", "b"), scorer.score_rows
 
-    def no_memory(*args: Any) -> RowScores:
+    def no_memory(*args: Any, **more: Any) -> RowScores:
         if args[3][0].task == "b":
             raise torch.OutOfMemoryError("no memory left\nand more words")
-        return real(*args)
+        return real(*args, **more)
 
     with monkeypatch.context() as patched:
         patched.setattr(scorer, "score_rows", no_memory)

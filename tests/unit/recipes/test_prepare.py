@@ -241,7 +241,7 @@ def test_an_evaluation_scores_anew_what_was_prepared_anew(
     from lorary.recipes import scorer as module
 
     real = module.score_rows
-    monkeypatch.setattr(module, "score_rows", lambda *args: scored.append("x") or real(*args))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(module, "score_rows", lambda *args, **more: scored.append("x") or real(*args, **more))  # type: ignore[func-returns-value]
 
     def evaluate() -> int:
         scored.clear()
