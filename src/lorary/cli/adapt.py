@@ -16,6 +16,19 @@ from lorary.cli.options import (
     Template,
     split_names,
 )
+from lorary.cli.training import (
+    ActivationCheckpointing,
+    Dropout,
+    Evals,
+    LearningRate,
+    Log,
+    MaxTokens,
+    Preset,
+    SaveEvery,
+    TrainLength,
+    TrainRows,
+    ValRows,
+)
 
 if TYPE_CHECKING:
     from lorary.recipes.adapt import AdaptResult
@@ -40,7 +53,7 @@ def adapt(
     retrieve_rows: Annotated[int | None, typer.Option(help="--retrieve loss: training rows looked at (16)")] = None,
     mix: Annotated[str | None, typer.Option(help="mu, nearest, lorahub: sum factors or outputs")] = None,
     rank: Annotated[int | None, typer.Option(help="of the result: truncates or leaves room")] = None,
-    preset: Annotated[str, typer.Option(help="default or paper-2024")] = "default",
+    preset: Preset = "default",
     alpha: Annotated[float | None, typer.Option(help="lora: scaling is alpha / rank")] = None,
     target_modules: Annotated[
         str | None, typer.Option(help="lora: layers to adapt, separated by commas, or all-linear")
@@ -49,31 +62,27 @@ def adapt(
     steps: Annotated[int | None, typer.Option(help="optimiser steps per task; 0 takes the start as it is")] = None,
     epochs: Annotated[float | None, typer.Option(help="passes over the rows of a task, in place of --steps")] = None,
     batch_size: Annotated[int | None, typer.Option(help="rows per step and task")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="peak of the schedule")] = None,
+    learning_rate: LearningRate = None,
     weights_learning_rate: Annotated[
         float | None, typer.Option(help="poly, poly-z, cat: peak rate of mixing weights")
     ] = None,
     budget: Annotated[int | None, typer.Option(help="lorahub: candidates to try (40)")] = None,
     l1: Annotated[float | None, typer.Option("--l1", help="lorahub: cost of the mean absolute weight (0.05)")] = None,
-    dropout: Annotated[float | None, typer.Option(help="on the adapters' input, while training")] = None,
-    evals: Annotated[int | None, typer.Option(help="how often the validation loss is taken")] = None,
+    dropout: Dropout = None,
+    evals: Evals = None,
     patience: Annotated[
         int | None, typer.Option(help="end a task after so many evaluations without improvement")
     ] = None,
-    train_rows: Annotated[int | None, typer.Option(help="use the first so many training rows of a task")] = None,
-    val_rows: Annotated[int | None, typer.Option(help="use the first so many validation rows of a task")] = None,
+    train_rows: TrainRows = None,
+    val_rows: ValRows = None,
     template: Template = None,
-    max_length: Annotated[int | None, typer.Option(help="tokens of a row; longer prompts lose their start")] = None,
+    max_length: TrainLength = None,
     seed: Annotated[int | None, typer.Option(help="of initial weights, order of rows, dropout and search")] = None,
     window: Annotated[int, typer.Option(help="tasks trained at a time; the others wait for a place")] = 16,
-    max_tokens: Annotated[int, typer.Option(help="tokens of one micro-batch")] = 1024,
-    activation_checkpointing: Annotated[
-        bool, typer.Option("--activation-checkpointing", help="compute activations twice, to save memory")
-    ] = False,
-    log: Annotated[
-        list[str] | None, typer.Option(help="jsonl, tensorboard, wandb or trackio; may be repeated (jsonl)")
-    ] = None,
-    save_every: Annotated[float, typer.Option(help="seconds between checkpoints")] = 15.0,
+    max_tokens: MaxTokens = 1024,
+    activation_checkpointing: ActivationCheckpointing = False,
+    log: Log = None,
+    save_every: SaveEvery = 15.0,
     base: OptionalBase = None,
     device: Device = "auto",
     dtype: Dtype = "auto",

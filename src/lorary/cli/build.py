@@ -7,6 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorary.cli.options import BASE_HELP, Device, Dtype, Json, TaskNames, TasksReference, Template, split_names
+from lorary.cli.training import (
+    ActivationCheckpointing,
+    Dropout,
+    Evals,
+    LearningRate,
+    Log,
+    MaxTokens,
+    Preset,
+    SaveEvery,
+    TrainLength,
+    TrainRows,
+    ValRows,
+)
 
 if TYPE_CHECKING:
     from lorary.recipes.build import BuildResult
@@ -22,7 +35,7 @@ def build(
         str | None, typer.Option(metavar="TASKS", help="tasks to keep apart from those that are trained on")
     ] = None,
     overlap: Annotated[str, typer.Option(help="report what overlaps them, or drop the tasks that do")] = "report",
-    preset: Annotated[str, typer.Option(help="default or paper-2024")] = "default",
+    preset: Preset = "default",
     rank: Annotated[int | None, typer.Option(help="rank of every expert")] = None,
     alpha: Annotated[float | None, typer.Option(help="scaling is alpha / rank")] = None,
     target_modules: Annotated[
@@ -32,19 +45,19 @@ def build(
     steps: Annotated[int | None, typer.Option(help="optimiser steps per expert")] = None,
     epochs: Annotated[float | None, typer.Option(help="passes over the rows of an expert, in place of --steps")] = None,
     batch_size: Annotated[int | None, typer.Option(help="rows per step and expert")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="peak of the schedule")] = None,
-    dropout: Annotated[float | None, typer.Option(help="on the adapters' input, while training")] = None,
-    evals: Annotated[int | None, typer.Option(help="how often the validation loss is taken")] = None,
+    learning_rate: LearningRate = None,
+    dropout: Dropout = None,
+    evals: Evals = None,
     patience: Annotated[
         int | None, typer.Option(help="end an expert after so many evaluations without improvement")
     ] = None,
-    train_rows: Annotated[int | None, typer.Option(help="use the first so many training rows of a task")] = None,
-    val_rows: Annotated[int | None, typer.Option(help="use the first so many validation rows of a task")] = None,
+    train_rows: TrainRows = None,
+    val_rows: ValRows = None,
     sampling: Annotated[
         str | None, typer.Option(help="tasks of an expert: proportional, uniform or a temperature")
     ] = None,
     template: Template = None,
-    max_length: Annotated[int | None, typer.Option(help="tokens of a row; longer prompts lose their start")] = None,
+    max_length: TrainLength = None,
     init: Annotated[str | None, typer.Option(help="shared or own initial weights")] = None,
     seed: Annotated[int | None, typer.Option(help="of initial weights, order of rows and dropout")] = None,
     overrides: Annotated[
@@ -67,16 +80,12 @@ def build(
     mu: Annotated[bool, typer.Option("--mu", help="poly, mhr: also commit the mean of the skills")] = False,
     per_task: Annotated[bool, typer.Option("--per-task", help="poly, mhr: also commit each task's mixture")] = False,
     window: Annotated[int, typer.Option(help="experts trained at a time; the others wait for a place")] = 16,
-    max_tokens: Annotated[int, typer.Option(help="tokens of one micro-batch")] = 1024,
-    activation_checkpointing: Annotated[
-        bool, typer.Option("--activation-checkpointing", help="compute activations twice, to save memory")
-    ] = False,
-    log: Annotated[
-        list[str] | None, typer.Option(help="jsonl, tensorboard, wandb or trackio; may be repeated (jsonl)")
-    ] = None,
+    max_tokens: MaxTokens = 1024,
+    activation_checkpointing: ActivationCheckpointing = False,
+    log: Log = None,
     executor: Annotated[str, typer.Option(help="local, ray, ray://auto or ray://HOST[:PORT]")] = "local",
     workers: Annotated[int | None, typer.Option(help="ray: processes that train")] = None,
-    save_every: Annotated[float, typer.Option(help="seconds between checkpoints")] = 15.0,
+    save_every: SaveEvery = 15.0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what it takes, and write nothing")] = False,
