@@ -128,7 +128,9 @@ def main() -> None:
             wanted = words & figures or figures
             rows += run_base(name, wanted, sizes, seconds=options.seconds, all_rules=options.all)
     if options.report:
-        command = " ".join(["python benchmarks/route.py", *sys.argv[1:]])
+        # Where the report lies on this machine is nobody's business.
+        words = [word.replace(str(options.report), options.report.name) for word in sys.argv[1:]]
+        command = " ".join(["python benchmarks/route.py", *words])
         save_report(rows, options.report, command=command, load=load)
     harness.report(rows, options.json)
 

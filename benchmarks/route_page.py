@@ -12,7 +12,10 @@ import harness
 PLOTTED = ("prefill-512", "decode-1")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 400, 60, 190, 36, 46
 LEAST_GAP = 16  # pixels, so that the lowest labels stay apart
-COLOURS = ("#c2410c", "#444444", "#3b6ea8", "#0f766e", "#7c3aed", "#a16207", "#be185d", "#4d7c0f", "#0e7490")
+COLOURS = (
+    "#c2410c", "#444444", "#3b6ea8", "#0f766e", "#7c3aed", "#a16207", "#be185d", "#4d7c0f", "#0e7490",
+    "#1e3a8a", "#e0a100",
+)  # fmt: skip
 TICKS = (1, 1.1, 1.25, 1.5, 2, 3, 5, 10, 20, 50, 100)
 HEAD = ("case", "contender", "ours", "base", "PEFT", "unit", "x base", "floor x base", "PEFT x base", "x PEFT", "notes")
 Row = dict[str, Any]

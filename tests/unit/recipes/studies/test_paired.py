@@ -1,8 +1,18 @@
 """Columns are compared row by row; a verdict needs an interval and a p-value."""
 
 import pytest
+import torch
 
+from lorary.evaluate.cells import Cell
+from lorary.evaluate.summary import Summary
 from lorary.recipes.studies.paired import paired, share_of_gain
+
+
+def made(router: str, task: str, values: list[float]) -> Cell:
+    mean = sum(values) / len(values)
+    return Cell(
+        "lib", router, task, "f", "held_in", "em", True, mean, mean, mean, len(values), 0.0, "plain", values=values
+    )
 
 
 def test_a_column_that_is_always_better_is_ahead_and_the_other_behind() -> None:
@@ -47,3 +57,21 @@ def test_the_share_of_a_gain_lies_between_base_and_whole() -> None:
     assert 0.3 < half.low < 0.5 < half.high < 0.7
     assert share_of_gain(base, base, base) is None
     assert share_of_gain(base, {"b": [1.0]}, base) is None
+
+
+def test_a_study_and_an_evaluation_say_the_same_of_the_same_cells(generator: torch.Generator) -> None:
+    def column(router: str, right: float) -> dict[str, list[float]]:
+        return {f"task {n}": (torch.rand(9 + n, generator=generator) < right).double().tolist() for n in range(7)}
+
+    columns = {router: column(router, right) for router, right in (("base", 0.2), ("arrow", 0.6), ("oracle", 0.9))}
+    summary = Summary([made(router, task, own) for router, rows in columns.items() for task, own in rows.items()])
+    (one,) = [c for c in summary.comparisons() if (c.router, c.against) == ("arrow", "base")]
+    other = paired(columns["arrow"], columns["base"])
+    assert other is not None
+    ours = (other.difference, other.low, other.high, other.tasks_low, other.tasks_high, other.p, other.p_tasks)
+    theirs = (one.difference, one.low, one.high, one.tasks_low, one.tasks_high, one.p_rows, one.p_tasks)
+    assert ours == pytest.approx(theirs)
+    (gap,) = summary.oracle_gaps()
+    share = share_of_gain(columns["arrow"], columns["oracle"], columns["base"])
+    assert share is not None
+    assert (share.share, share.low, share.high) == pytest.approx((gap.closed, gap.low, gap.high))
