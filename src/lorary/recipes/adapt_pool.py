@@ -65,9 +65,9 @@ def pool_of(library: Library, settings: AdaptSettings) -> Pool:
         known = {name: about for name, about in known.items() if ADAPTATION not in about}
     if not known:
         raise LibraryError(
-            f"library '{library.path}' must hold adapters to adapt from",
+            f"library '{library.path}' must hold adapters",
             found="none",
-            remedy="lorary build, or --method lora",
+            remedy="lorary build, or lorary library add; lorary adapt --method lora needs none",
         )
     hashes = {name: str(about["content_hash"]) for name, about in known.items()}
     return Pool(library, hashes, {name: list(about["tasks"]) for name, about in known.items()})
@@ -80,7 +80,7 @@ def _checked(library: Library, named: Sequence[str] | None, method: str) -> Sequ
     if missing := [name for name in named if name not in there]:
         option = "--start" if method == JOINT else "--experts"
         raise LibraryError(
-            f"library '{library.path}' must hold the adapters to adapt from",
+            f"library '{library.path}' must hold the adapters that are named",
             found=f"no adapter '{missing[0]}'",
             remedy=f"name others with {option}: it has {', '.join(there[:10]) or 'none'}",
         )
