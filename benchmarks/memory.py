@@ -15,19 +15,17 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import harness
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import lorary
 from lorary.formats.base import resolve_base
-from lorary.lora.targets import find_targets
+from lorary.lora.targets import ALL_LINEAR, find_targets
 from lorary.model.base import load_base
-from lorary.ops.spectrum import low_rank_spectrum
 
 MIB = 2**20
 
@@ -56,26 +54,37 @@ def temporary_of_forward(model: Any, tokens: int) -> int:
     return status("VmHWM") - before
 
 
-def warm_up() -> None:
-    """Load code and workspaces that are there once, however many experts there are: they are no growth."""
-    assert callable(lorary.attach)
-    import_module("peft.tuners.lora.arrow")
-    low_rank_spectrum(torch.randn(4, 4, 64), torch.randn(4, 64, 4))
+def warm_up(contender: str) -> None:
+    """Attach one small adapter to a small model: code that is loaded once, whatever is attached, is no growth."""
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    with tempfile.TemporaryDirectory() as name:
+        library = lorary.Library.create(Path(name) / "library", base=model, base_name="small")
+        library.add_adapter(harness.made_adapter("small", find_targets(model, [ALL_LINEAR])), {"tasks": []})
+        attach(contender, model, library)
+
+
+def attach(contender: str, model: Any, library: lorary.Library) -> Any:
+    """The model of a contender, over all adapters of a library."""
+    if contender == "ours":
+        return lorary.attach(model, library, router="arrow")
+    if contender == "peer":
+        from peft import ArrowConfig
+        from peft.tuners.lora.arrow import create_arrow_model
+
+        paths = [str(library.path / "adapters" / name) for name in library]
+        config = ArrowConfig(top_k=min(4, len(paths)), router_temperature=1.0, rng_seed=0)
+        return create_arrow_model(model, task_specific_adapter_paths=paths, arrow_config=config)
+    return model
 
 
 def run_contender(contender: str, model: Any, folder: Path, tokens: int) -> dict[str, float]:
     """Measure one contender in this process, over a base whose weights are resident."""
-    warm_up()
+    warm_up(contender)
     before = settle()
-    if contender == "ours":
-        lorary.attach(model, str(folder / "library"), router="arrow")
-    elif contender == "peer":
-        from peft import ArrowConfig
-        from peft.tuners.lora.arrow import create_arrow_model
-
-        paths = sorted(str(path) for path in (folder / "library" / "adapters").iterdir())
-        config = ArrowConfig(top_k=4, router_temperature=1.0, rng_seed=0)
-        model = create_arrow_model(model, task_specific_adapter_paths=paths, arrow_config=config)
+    model = attach(contender, model, lorary.Library.open(folder / "library"))
     return {"growth": settle() - before, "temporary": temporary_of_forward(model, tokens)}
 
 
@@ -120,7 +129,7 @@ def main() -> None:
             from transformers import AutoConfig
 
             skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve_base("embedded").path))
-        targets = find_targets(skeleton, ["all-linear"])
+        targets = find_targets(skeleton, [ALL_LINEAR])
         library = lorary.Library.create(folder / "library", base="embedded")
         for index in range(options.experts):
             library.add_adapter(harness.made_adapter(f"expert-{index:03d}", targets), {"tasks": []})

@@ -1,6 +1,6 @@
 """Routing over a library: the bare base, our rules, PEFT's Arrow and single adapters of PEFT's, in one interleaved run.
 
-    python benchmarks/route.py [--only embedded,decode-1] [--experts 10,64,256] [--seconds 30] [--all]
+    python benchmarks/route.py [--only embedded,decode-1] [--experts 10,64,256] [--seconds 20] [--all]
                                [--threads N] [--report FILE.md] [--json]
 
 Made adapters of rank 4 on all linear layers, top 4, float32, on the CPU, over two bases: the embedded one, and two
@@ -13,16 +13,19 @@ round; figures are medians over rounds, and whoever takes more than five times a
 * `floor`: the base's time and that of the bare matrix products that the rule cannot leave out (`route_floor.py`);
   `floor_ratio` is counted in multiply-adds instead. `spread`: least and largest ratio to the base in one round.
 * `attach`: from adapters on disk to a model that is ready; PEFT computes its prototypes later, which is not counted.
-  Beyond 64 experts PEFT has a minute (five with `--all`), and its time is extrapolated in proportion, if it needs more.
-* `memory`: see `memory.py`; 512 tokens, each contender in a process of its own.
+  Beyond 64 experts PEFT has half a minute (five with `--all`), and its time is extrapolated in proportion, if it needs
+  more.
+* `memory`: see `memory.py`; 512 tokens, each contender in a process of its own. PEFT's at the smallest E, since it
+  attaches its adapters anew.
 
-`--all` runs every rule at every E and length. The adapters (1.3 GB) lie in the temporary folder while it runs.
+`--all` runs every rule at every E and length, and measures PEFT's memory wherever it can run. The adapters (1.3 GB) lie in the temporary folder while it runs.
 """
 
 import argparse
 import os
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +40,8 @@ from route_turns import CASES, run_case
 
 EXPERTS = (10, 64, 256)
 ONCE = ("attach", "memory")
-PATIENCE_S, PATIENCE_ALL_S = 60.0, 300.0
+PATIENCE_S, PATIENCE_ALL_S = 30.0, 300.0
+START = time.monotonic()
 Rows = list[dict[str, Any]]
 
 
@@ -62,7 +66,7 @@ def run_base(name: str, wanted: set[str], sizes: Sequence[int], *, seconds: floa
             contenders += seated
             rows += own if "attach" in wanted else []
             if "memory" in wanted:
-                found, bare = measure(shelf, bare)
+                found, bare = measure(shelf, bare, peer=all_rules or experts == sizes[0])
                 rows += found
         for case in (case for case in CASES if case.name in wanted):
             say(f"{name}: {case.name}")
@@ -100,8 +104,8 @@ def seat(shelf: Shelf, *, all_rules: bool, is_first: bool, peer: bool) -> tuple[
 
 
 def say(text: str) -> None:
-    """Tell who waits."""
-    print(f"{text} ...", file=sys.stderr)
+    """Tell who waits, and for how long already."""
+    print(f"{time.monotonic() - START:5.0f} s  {text} ...", file=sys.stderr)
 
 
 def main() -> None:
@@ -109,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help=f"some of {', '.join((*BASES, *ONCE, *(c.name for c in CASES)))}")
     parser.add_argument("--experts", default=",".join(map(str, EXPERTS)))
-    parser.add_argument("--seconds", type=float, default=30.0, help="that the rounds of a case may take, at least two")
+    parser.add_argument("--seconds", type=float, default=20.0, help="that the rounds of a case may take, at least two")
     parser.add_argument("--all", action="store_true", help="every rule at every E and length")
     parser.add_argument("--threads", type=int, help="threads of torch; its own choice by default")
     parser.add_argument("--report", type=Path, help="a Markdown file; its pictures go beside it")

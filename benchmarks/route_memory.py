@@ -15,12 +15,15 @@ from memory import in_process, memory_rows, run_contender
 from route_models import MOST_PEER_EXPERTS, MOST_PEER_TOKENS, Shelf, load_model
 
 
-def measure(shelf: Shelf, bare: dict[str, float] | None = None) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def measure(
+    shelf: Shelf, bare: dict[str, float] | None = None, *, peer: bool = True
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The rows of a shelf as full as it is now.
 
     Args:
         shelf: base and library.
         bare: what the bare base took, where that is known.
+        peer: whether PEFT is measured, if it can run over so many.
 
     Returns:
         Rows, and what the bare base took.
@@ -35,7 +38,7 @@ def measure(shelf: Shelf, bare: dict[str, float] | None = None) -> tuple[list[di
         )
 
     found = {"base": bare or of("base"), "ours": of("ours")}
-    if experts <= MOST_PEER_EXPERTS:
+    if peer and experts <= MOST_PEER_EXPERTS:
         found["peer"] = of("peer")
     return memory_rows(f"{shelf.name} memory E={experts}", found, shelf.num_bytes()), found["base"]
 

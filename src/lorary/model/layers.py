@@ -19,6 +19,10 @@ from lorary.route.facts import expert_facts
 # What models call the projection of queries, fused ones included.
 _QUERIES = frozenset({"q_proj", "query", "q", "q_lin", "qkv_proj", "query_key_value", "c_attn", "Wqkv"})
 
+# Factors that are decomposed at once, in numbers: they are copied in float64 several times over, and what a thread has
+# freed its allocator may keep.
+_MOST_NUMBERS = 2**18
+
 
 @dataclass
 class SeatedLayer:
@@ -203,13 +207,15 @@ class _Stack:
         row_space = self.down.new_zeros(len(self.up), width)
         outputs = torch.zeros_like(row_space)
         starts = self.ranks.cumsum(0) - self.ranks
-        for rank in self.ranks.unique().tolist():  # one batched factorisation for all experts of a rank
+        for rank in self.ranks.unique().tolist():  # batched factorisations of the experts of a rank
             same = (self.ranks == rank).nonzero().squeeze(1)
-            rows = starts[same][:, None] + torch.arange(rank)  # (experts of this rank, rank)
-            facts = expert_facts(self.down[rows], self.up[rows].mT)
-            prototypes[same], gap[same] = facts.prototypes.to(prototypes), facts.gap
-            row_space[rows] = widen(facts.row_space.flatten(0, 1), width).view(*rows.shape, width).to(row_space)
-            outputs[rows] = widen(facts.outputs.flatten(0, 1), width).view(*rows.shape, width).to(outputs)
+            most = max(1, _MOST_NUMBERS // (rank * (self.down.shape[1] + self.up.shape[1])))
+            for part in same.split(most):
+                rows = starts[part][:, None] + torch.arange(rank)  # (experts of this part, rank)
+                facts = expert_facts(self.down[rows], self.up[rows].mT)
+                prototypes[part], gap[part] = facts.prototypes.to(prototypes), facts.gap
+                row_space[rows] = widen(facts.row_space.flatten(0, 1), width).view(*rows.shape, width).to(row_space)
+                outputs[rows] = widen(facts.outputs.flatten(0, 1), width).view(*rows.shape, width).to(outputs)
         expert_of_rank = torch.arange(experts).repeat_interleave(self.ranks)
         lora = GatedLora(self.down.to(self.device), self.up.to(self.device), expert_of_rank.to(self.device))
         # These stay where they were computed: a router takes what it reads to the layer's device.
