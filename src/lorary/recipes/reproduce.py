@@ -11,17 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lorary.errors import LoraryError, UsageError
-from lorary.recipes.studies.adapting import adapt_inputs, run_adapt_stage
-from lorary.recipes.studies.building import build_inputs, build_outputs, run_build_stage, set_aside
+from lorary.recipes.studies.adapting import run_adapt_stage
+from lorary.recipes.studies.building import run_build_stage, set_aside
 from lorary.recipes.studies.config import AdaptStage, BuildStage, EvaluateStage, Stage, Study, identity
 from lorary.recipes.studies.drift import run_drift_stage
 from lorary.recipes.studies.dry_run import dry_run
 from lorary.recipes.studies.parse import read_study
 from lorary.recipes.studies.place import OutOfTime, Place, TimedDisplay
-from lorary.recipes.studies.record import DONE, FAILED, RUNNING, Record, read_record, stage_key, write_record
+from lorary.recipes.studies.record import DONE, FAILED, RUNNING, Record, read_record, write_record
 from lorary.recipes.studies.report import write_study_report
-from lorary.recipes.studies.scoring import evaluate_inputs, file_outputs, run_evaluate_stage
+from lorary.recipes.studies.scoring import run_evaluate_stage
+from lorary.recipes.studies.standing import current_key, is_done, outputs_of
 
 REPORT = "report"
 SKIPPED, WAITING, LEFT = "skipped", "waiting", "left"
@@ -142,7 +145,8 @@ def open_place(
     folder = Path(study.name if out is None else out)
     if folder.exists() and not folder.is_dir():
         raise UsageError("--out must be a folder", found=f"'{folder}' is a file")
-    return Place(replace(study, run=run), folder, tasks, TimedDisplay())
+    options = "".join(f" --{key} {value}" for key, value in (("device", device), ("dtype", dtype)) if value)
+    return Place(replace(study, run=run), folder, tasks, options, TimedDisplay())
 
 
 def _run_stages(place: Place, chosen: Sequence[Stage]) -> dict[str, str]:
@@ -150,80 +154,52 @@ def _run_stages(place: Place, chosen: Sequence[Stage]) -> dict[str, str]:
     is_over = False
     for number, stage in enumerate(place.study.stages):
         name, title = identity(stage), f"stage {number + 1}/{len(place.study.stages)} {identity(stage)}"
-        keys = current_key(place, stage) if stage in chosen or read_record(place.out, name) else None
-        if keys is not None and is_done(place, stage, keys):
+        try:
+            key = current_key(place, stage) if stage in chosen or read_record(place.out, name) else None
+        except LoraryError as error:
+            states[name] = _failed(place, Record(name, "", RUNNING, {}), error) if stage in chosen else LEFT
+            continue
+        if key is not None and is_done(place, stage, key):
             states[name] = SKIPPED
             if stage in chosen:
                 place.display.say(f"{title}: done before")
         elif stage not in chosen or is_over:
             states[name] = LEFT
-        elif keys is None:
+        elif key is None:
             states[name] = WAITING
             place.display.say(f"{title}: waits for {', '.join(stage.needs)}")
         else:
             place.display.say(title)
-            states[name] = _run_stage(place, stage, keys)
+            states[name] = _run_stage(place, stage, key)
             is_over = states[name] == LEFT
     return states
-
-
-def current_key(place: Place, stage: Stage) -> str | None:
-    """The key of a stage as things are; None while a stage that it reads is not done."""
-    upstream = {}
-    for name in stage.needs:
-        before = place.study.stage(name)
-        key = current_key(place, before)
-        if key is None or not is_done(place, before, key):
-            return None
-        upstream[name] = outputs_of(place, before)
-    return stage_key(stage=identity(stage), inputs=_inputs(place, stage), upstream=upstream)
-
-
-def is_done(place: Place, stage: Stage, key: str) -> bool:
-    """Whether a stage was done with this key, and what it made is still there, unchanged."""
-    record = read_record(place.out, identity(stage))
-    if record is None or record.status != DONE or record.key != key:
-        return False
-    return dict(record.outputs) == outputs_of(place, stage)
-
-
-def outputs_of(place: Place, stage: Stage) -> dict[str, str]:
-    """Hashes of what a stage has made, as it lies there now."""
-    return build_outputs(place, stage) if isinstance(stage, BuildStage) else file_outputs(place, stage)
-
-
-def _inputs(place: Place, stage: Stage) -> dict[str, Any]:
-    if isinstance(stage, BuildStage):
-        return build_inputs(place, stage)
-    if isinstance(stage, EvaluateStage):
-        return evaluate_inputs(place, stage)
-    if isinstance(stage, AdaptStage):
-        return adapt_inputs(place, stage)
-    return {"k": stage.k, "seed": stage.seed}
 
 
 def _run_stage(place: Place, stage: Stage, key: str) -> str:
     """Do a stage; returns its state. A kill leaves the record `running`, so that the next run does it again."""
     name, started = identity(stage), time.monotonic()
-    record = read_record(place.out, name)
-    if isinstance(stage, BuildStage) and record is not None and record.key != key:
-        set_aside(place, stage)
-    record = Record(name, key, RUNNING, {})
-    write_record(place.out, record)
+    before, record = read_record(place.out, name), Record(name, key, RUNNING, {})
     try:
         place.display.check_time()
+        if isinstance(stage, BuildStage) and before is not None and before.key != key:
+            set_aside(place, stage)
+        write_record(place.out, record)
         note = _do(place, stage, key)
     except OutOfTime:
         place.display.say("  out of time: what is finished is kept")
         return LEFT
-    except LoraryError as error:
-        write_record(place.out, replace(record, status=FAILED, error=str(error)))
-        place.display.say(f"  failed: {error}")
-        return FAILED
+    except (LoraryError, MemoryError, torch.OutOfMemoryError) as error:
+        return _failed(place, record, error)
     seconds = time.monotonic() - started
     write_record(place.out, replace(record, status=DONE, outputs=outputs_of(place, stage), seconds=seconds, note=note))
     place.display.say(f"  {note}, {seconds:.0f} s")
     return DONE
+
+
+def _failed(place: Place, record: Record, error: Exception) -> str:
+    write_record(place.out, replace(record, status=FAILED, error=str(error)))
+    place.display.say(f"  {record.stage} failed: {error}")
+    return FAILED
 
 
 def _do(place: Place, stage: Stage, key: str) -> str:

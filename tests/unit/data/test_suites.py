@@ -252,10 +252,11 @@ def put_sni(copies: Path, name: str, instances: list[dict[str, Any]]) -> None:
 
 def test_sni_takes_a_hundred_instances_and_all_their_references(tmp_path: Path) -> None:
     name = "task242_tweetqa_classification"
-    instances = [{"id": f"x-{i}", "input": f"Why {i}", "output": ["so", f"so {i}", "so"]} for i in range(103)]
+    instances = [{"id": f"x-{i}", "input": f"Why {i}", "output": ["so", f"so {i}", "so"]} for i in range(203)]
     put_sni(tmp_path, name, instances)
     task = load_tasks(f"sni-12@{tmp_path}", names=[name])[name]
-    assert (len(task.split("test")), len(task.split("val")), task.metric) == (100, 3, "rougeL_single")
+    assert [len(task.split(part)) for part in ("test", "val", "train")] == [100, 100, 3]
+    assert task.metric == "rougeL_single"
     row = task.split("test")[7]
     assert row.source == (
         "Task definition: Answer the question.\nNow complete the following example -\nInput: Why 7.\nOutput:"

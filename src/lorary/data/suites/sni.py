@@ -34,7 +34,9 @@ Instance = tuple[str, list[str]]
 
 
 def load_sni(names: Collection[str], copies: Path | None) -> dict[str, Task]:
-    """Load some of the twelve tasks: the first 100 instances are test rows, as in the data set, the others `val`.
+    """Load some of the twelve tasks: the first 100 instances are `test`, as in the data set.
+
+    The next 100 are `val` and the others `train`, for adapting to them: the paper does not say which it took.
 
     Args:
         names: some of `SNI_TASKS`.
@@ -55,7 +57,7 @@ def _records(definition: str, instances: list[Instance]) -> Iterator[dict[str, A
     for number, (text, outputs) in enumerate(instances):
         targets = list(dict.fromkeys(output for output in outputs if output.strip()))
         yield {
-            "split": "test" if number < NUM_TEST else "val",
+            "split": ("test", "val")[number // NUM_TEST] if number < 2 * NUM_TEST else "train",
             "source": prompt(definition, text),
             "target": targets[0] if targets else "",
             "targets": targets,

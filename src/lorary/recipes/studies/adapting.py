@@ -10,20 +10,21 @@ from lorary.evaluate.cells import ORACLE
 from lorary.library.store import Library
 from lorary.model.base import Base, load_base
 from lorary.recipes.adapt import adapt_library
-from lorary.recipes.adapt_settings import AdaptSettings, recorded_adaptation
-from lorary.recipes.build_settings import as_recorded
+from lorary.recipes.adapt_settings import JOINT, AdaptSettings, recorded_adaptation
 from lorary.recipes.evaluate import EvaluateSettings
 from lorary.recipes.open import open_or_create
-from lorary.recipes.studies.config import AdaptStage
+from lorary.recipes.studies.building import build_outputs, changed_settings
+from lorary.recipes.studies.config import AdaptStage, BuildStage
 from lorary.recipes.studies.place import Place
-from lorary.recipes.studies.scoring import read_columns, score_column, write_columns
+from lorary.recipes.studies.record import stage_key
+from lorary.recipes.studies.scoring import check_scored, read_columns, score_column, write_columns
 
 
 def adapt_inputs(place: Place, stage: AdaptStage) -> dict[str, Any]:
     """What decides the adapters and their cells, beside the libraries."""
     return {
-        "methods": {method: recorded_adaptation(_settings(place, stage, method)) for method in stage.methods},
-        "train": as_recorded(stage.train),
+        "methods": {method: _recorded(place, stage, method) for method in stage.methods},
+        "train": changed_settings(stage.train),
         "rows": stage.held_out,
         "evaluate": dict(stage.evaluate),
         "tasks": {name: task.data_hash for name, task in adapted_tasks(place, stage).items()},
@@ -61,22 +62,23 @@ def run_adapt_stage(place: Place, stage: AdaptStage, key: str) -> str:
 
     Raises:
         OutOfTime: between two methods or cells; what is finished is kept.
+        TaskError: if cells could not be scored; they are tried again by the next run.
     """
     columns, tasks = read_columns(place, stage, key), adapted_tasks(place, stage)
-    missing = [run for run in stage.runs() if run not in columns]
+    missing = [run for run in stage.runs() if run not in columns or columns[run]["failures"]]
     base = load_base(place.study.base, dtype=place.study.run.dtype, device=place.study.run.device) if missing else None
     for run in missing:
         assert base is not None
         place.display.check_time()
-        columns[run] = _adapted(place, stage, run[1], base, tasks, key)
+        columns[run] = _adapted(place, stage, run[1], base, tasks)
         write_columns(place, stage, key, columns)
+    check_scored(stage, columns)
     return f"{len(stage.methods)} methods on {len(tasks)} tasks"
 
 
-def _adapted(
-    place: Place, stage: AdaptStage, method: str, base: Base, tasks: Mapping[str, Task], key: str
-) -> dict[str, Any]:
-    """A column of one method: its adapters lie in a library of their own."""
+def _adapted(place: Place, stage: AdaptStage, method: str, base: Base, tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """A column of one method: its adapters lie in a library of their own, called by what decides them."""
+    key = _adapters_key(place, stage, method, tasks)
     into = open_or_create(str(place.library(f"{stage.name}-{method}-{key[:8]}")), place.study.base)
     source = Library.open(place.library(stage.library))
     result = adapt_library(
@@ -87,6 +89,21 @@ def _adapted(
     for cell in column["cells"]:
         cell["router"] = method if cell["router"] == ORACLE else cell["router"]
     return {**column, "adapted": {key: value for key, value in asdict(result).items() if key != "library"}}
+
+
+def _adapters_key(place: Place, stage: AdaptStage, method: str, tasks: Mapping[str, Task]) -> str:
+    sources = [place.study.stage(name) for name in stage.needs]
+    return stage_key(
+        method=_recorded(place, stage, method), train=changed_settings(stage.train), dtype=place.study.run.dtype,
+        tasks={name: task.data_hash for name, task in tasks.items()},
+        sources=[build_outputs(place, source) for source in sources if isinstance(source, BuildStage)],
+    )  # fmt: skip
+
+
+def _recorded(place: Place, stage: AdaptStage, method: str) -> dict[str, Any]:
+    """Settings of a method; where the study lies is none of them."""
+    settings = stage.method_settings(method)
+    return {**recorded_adaptation(settings), "start_library": stage.joint if method == JOINT else None}
 
 
 def _settings(place: Place, stage: AdaptStage, method: str) -> AdaptSettings:

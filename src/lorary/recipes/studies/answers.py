@@ -1,6 +1,6 @@
 """The questions of a study, answered from its columns: numbers with intervals, and the words that follow from them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
@@ -22,6 +22,7 @@ class Column:
         split: `held_in` or `held_out`.
         values: of the primary metric, one per test row, by task.
         stage: that scored it.
+        asked: metric and hash of the data, by task: columns are compared on tasks where these are the same.
     """
 
     library: str
@@ -29,6 +30,7 @@ class Column:
     split: str
     values: Values
     stage: str
+    asked: Mapping[str, tuple[str, str]]
 
     @property
     def cell(self) -> str:
@@ -53,21 +55,27 @@ class Answer:
     unfinished: Sequence[str]
 
 
-def answer(question: Question, columns: Sequence[Column], drift: Mapping[str, Mapping[str, Any]]) -> Answer:
+def answer(
+    question: Question,
+    columns: Sequence[Column],
+    drift: Mapping[str, Mapping[str, Any]],
+    owed: Collection[tuple[str, str]],
+) -> Answer:
     """Answer a question as far as its cells are scored.
 
     Args:
         question: of the study.
         columns: all there are.
         drift: what each drift stage found, by its name.
+        owed: (cell, split) of all that the study scores once it is done.
     """
     found = {(column.cell, column.split): column for column in columns}
     rows, lines, missing = [], [], set()
     for cell, against in question.comparisons():
         for split in SPLITS:
             own, other = found.get((cell, split)), found.get((against, split))
-            missing |= _unscored(found, cell, against)
-            compared = paired(own.values, other.values) if own and other else None
+            missing |= _unscored(found, owed, cell, against)
+            compared = paired(*_alike(own, other)) if own and other else None
             if own and other and compared:
                 rows.append({"cell": cell, "against": against, "split": split, "verdict": compared.verdict,
                              **asdict(compared), "stages": _stages(own, other)})  # fmt: skip
@@ -75,10 +83,10 @@ def answer(question: Question, columns: Sequence[Column], drift: Mapping[str, Ma
     for cell in question.cells:
         if question.share_of is not None:
             _add_shares(cell, question.share_of, found, rows, lines)
-            missing |= _unscored(found, cell, question.share_of)
+            missing |= _unscored(found, owed, cell, question.share_of)
         if question.base_wins:
             _add_base_wins(cell, found, rows, lines)
-            missing |= _unscored(found, cell)
+            missing |= _unscored(found, owed, cell)
     if len(question.cells) > 1 and question.against is not None:
         lines += _highest([*question.cells, question.against], found)
     if question.drift is not None:
@@ -124,18 +132,33 @@ def p_words(p: float) -> str:
 
 
 def _highest(cells: Sequence[str], found: Mapping[tuple[str, str], Column]) -> list[str]:
-    """Which of several cells has the highest mean; no claim that it is ahead of the next."""
+    """Which of several cells has the highest mean over the tasks of all; no claim that it is ahead of the next."""
     lines = []
     for split in SPLITS:
-        means = {cell: mean(map(mean, found[cell, split].values.values())) for cell in cells if (cell, split) in found}
+        there = [cell for cell in cells if (cell, split) in found]
+        shared = _alike(*(found[cell, split] for cell in there))
+        means = {cell: mean(map(mean, values.values())) for cell, values in zip(there, shared, strict=True) if values}
         if len(means) > 1:
             best = [cell for cell, value in means.items() if value == max(means.values())]
             lines.append(f"the highest mean of these on {split.replace('_', '-')} tasks is that of {enumerated(best)}")
     return lines
 
 
-def _unscored(found: Mapping[tuple[str, str], Column], *cells: str) -> set[str]:
-    return {cell for cell in cells if not any((cell, split) in found for split in SPLITS)}
+def _alike(*columns: Column) -> list[Values]:
+    """The values of several columns on the tasks that were the same question to all of them."""
+    asked = columns[0].asked.items() if columns else ()
+    tasks = [task for task, question in asked if all(other.asked.get(task) == question for other in columns)]
+    return [{task: column.values[task] for task in tasks} for column in columns]
+
+
+def _unscored(found: Mapping[tuple[str, str], Column], owed: Collection[tuple[str, str]], *cells: str) -> set[str]:
+    """Cells that are not scored yet: the cell, or the splits that it lacks."""
+    missing = set()
+    for cell in cells:
+        lacks = [split for split in SPLITS if (cell, split) in owed and (cell, split) not in found]
+        is_new = not any((cell, split) in found for split in SPLITS)
+        missing |= {cell} if is_new else {f"{cell} {split.replace('_', '-')}" for split in lacks}
+    return missing
 
 
 def _stages(*columns: Column) -> list[str]:
@@ -154,12 +177,14 @@ def _add_shares(
         own, other, base = found.get((cell, split)), found.get((whole, split)), _base_of(cell, found, split)
         if not (own and other and base):
             continue
-        share = share_of_gain(own.values, other.values, base.values)
+        share = share_of_gain(*_alike(own, other, base))
         name = split.replace("_", "-")
         if share is None:
-            lines.append(f"{whole} gains nothing over the base on {name} tasks that its rows could show")
             continue
         rows.append({"cell": cell, "share_of": whole, "split": split, **asdict(share), "stages": _stages(own, other)})
+        if share.share is None or share.low is None or share.high is None:
+            lines.append(f"{whole} gains nothing over the base on {name} tasks that its rows could show")
+            continue
         lines.append(
             f"{cell} keeps {100 * share.share:.0f} % of the gain of {whole} over the base on {name} tasks "
             f"(95 % interval {100 * share.low:.0f} to {100 * share.high:.0f} %; {points(share.gain)} of "
@@ -174,8 +199,8 @@ def _add_base_wins(
         own, base = found.get((cell, split)), _base_of(cell, found, split)
         if not (own and base):
             continue
-        by_task = {task: paired({task: own.values[task]}, {task: base.values[task]}) for task in own.values
-                   if task in base.values}  # fmt: skip
+        ours, theirs = _alike(own, base)
+        by_task = {task: paired({task: ours[task]}, {task: theirs[task]}) for task in ours}
         lower = sorted(task for task, found in by_task.items() if found and found.difference < 0)
         surely = sorted(task for task, found in by_task.items() if found and found.verdict == "behind")
         rows.append({"cell": cell, "split": split, "tasks": len(by_task), "base_higher": lower, "base_ahead": surely,

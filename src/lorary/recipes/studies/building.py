@@ -1,18 +1,23 @@
 """A build stage: a library by one of Lorary's methods, or a part of another library."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from lorary.errors import LibraryError
 from lorary.library.document import LIBRARY_FILE
 from lorary.library.folders import ADAPTERS
 from lorary.library.store import Library
 from lorary.recipes.build import run_build
-from lorary.recipes.build_settings import BuildSettings, as_recorded
+from lorary.recipes.build_settings import PRESETS, BuildSettings, as_recorded, preset
 from lorary.recipes.methods import MethodSettings
 from lorary.recipes.open import open_or_create
 from lorary.recipes.studies.config import BuildStage
 from lorary.recipes.studies.place import Place
+
+# Settings that `lorary build` has no option for: presets alone change them.
+NO_OPTION = frozenset({"warmup", "clip", "weight_decay", "init_scale"})
 
 
 def build_inputs(place: Place, stage: BuildStage) -> dict[str, Any]:
@@ -20,8 +25,7 @@ def build_inputs(place: Place, stage: BuildStage) -> dict[str, Any]:
     _, tasks = place.training_tasks(stage)
     by_family = stage.method.method == "mbc" and stage.method.clusters.by == "family"
     return {
-        # Defaults are left out: a setting that a later version adds must not make what is trained another's.
-        "settings": _not_default(as_recorded(stage.settings), as_recorded(BuildSettings())),
+        "settings": changed_settings(stage.settings),
         "method": _not_default(asdict(stage.method), asdict(MethodSettings())),
         "of": stage.of,
         "tasks": {name: task.data_hash for name, task in tasks.items()},
@@ -29,6 +33,11 @@ def build_inputs(place: Place, stage: BuildStage) -> dict[str, Any]:
         "base": place.base_digest,
         "dtype": place.study.run.dtype,
     }
+
+
+def changed_settings(settings: BuildSettings) -> dict[str, Any]:
+    """Settings without those that are the default: one that a later version adds must make nothing another's."""
+    return _not_default(as_recorded(settings), as_recorded(BuildSettings()))
 
 
 def _not_default(own: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
@@ -68,10 +77,14 @@ def run_build_stage(place: Place, stage: BuildStage) -> str:
 
     Returns:
         A line on what it holds.
+
+    Raises:
+        LibraryError: if the library whose adapters are clustered lacks tasks.
     """
     reference, tasks = place.training_tasks(stage)
     if stage.of is not None:
         return _take_part(place, stage, list(tasks))
+    _check_private(place, stage, list(tasks))
     result = run_build(
         reference,
         str(place.library(stage.name)),
@@ -82,6 +95,19 @@ def run_build_stage(place: Place, stage: BuildStage) -> str:
         run=place.study.run,
     )
     return f"{len(result.trained)} experts trained, {len(result.kept)} kept"
+
+
+def _check_private(place: Place, stage: BuildStage, names: Sequence[str]) -> None:
+    """Refuse to cluster a library of the study that lacks tasks: training them there would make it another one."""
+    if stage.private is None:
+        return
+    there = Library.open(place.library(stage.private)).names()
+    if missing := [name for name in names if name not in there]:
+        raise LibraryError(
+            f"library {stage.private} must hold an adapter of each task that build:{stage.name} clusters",
+            found=f"none of {missing[0]}",
+            remedy="give both the same tasks",
+        )
 
 
 def placed_method(place: Place, stage: BuildStage) -> MethodSettings:
@@ -101,8 +127,8 @@ def _take_part(place: Place, stage: BuildStage, names: list[str]) -> str:
     return f"{len(names)} of the {len(source)} experts of {stage.of}"
 
 
-def command_of(place: Place, stage: BuildStage) -> str:
-    """The plain command that makes the same library."""
+def command_of(place: Place, stage: BuildStage) -> str | None:
+    """The plain command that makes the same library; None where its options cannot say all settings."""
     reference = stage.data or place.study.train.reference or place.tasks_folder or "TASKS"
     path = place.library(stage.name)
     if stage.of is not None:
@@ -110,22 +136,44 @@ def command_of(place: Place, stage: BuildStage) -> str:
         source = place.library(stage.of) / ADAPTERS
         return f"lorary library add {path} {source}/NAME --base {place.study.base} (NAME: {', '.join(tasks)})"
     _, tasks = place.training_tasks(stage)
+    settings = _options(stage.settings)
+    if settings is None:
+        return None
     options = [f"--library {path}", f"--method {stage.method.method}", f"--tasks {','.join(tasks)}"]
     options += [] if place.study.base == "embedded" else [f"--base {place.study.base}"]
-    options += _options(stage.settings)
-    clusters, poly = stage.method.clusters, stage.method.poly
-    if stage.method.method == "mbc":
-        options += [f"--k {','.join(map(str, clusters.k)) or 'auto'}", f"--cluster-by {clusters.by}"]
-        options += [f"--private {place.library(stage.private)}"] if stage.private else []
-    if stage.method.is_poly:
-        options += [f"--skills {poly.skills}"] + ([f"--splits {poly.splits}"] if stage.method.method == "mhr" else [])
-        options += ["--mu"] * stage.method.mu + ["--per-task"] * stage.method.per_task
+    options += [*settings, *_method_options(place, stage)]
+    run = {"device": place.study.run.device, "dtype": place.study.run.dtype}
+    options += [f"--{key} {value}" for key, value in run.items() if value != "auto"]
     return " ".join(["lorary build", reference, *options])
 
 
-def _options(settings: BuildSettings) -> list[str]:
-    """The settings that are not the defaults of `lorary build`, as its options."""
-    changed = _not_default(as_recorded(settings), as_recorded(BuildSettings()))
-    changed = {key: value for key, value in changed.items() if value is not None}
-    words = {key: ",".join(value) if isinstance(value, list) else value for key, value in changed.items()}
-    return [f"--{key.replace('_', '-')} {value}" for key, value in words.items()]
+def _method_options(place: Place, stage: BuildStage) -> list[str]:
+    clusters, poly, method = stage.method.clusters, stage.method.poly, stage.method
+    if method.method == "mbc":
+        passes = {"private-steps": clusters.private_steps, "private-epochs": clusters.private_epochs}
+        return [
+            f"--k {','.join(map(str, clusters.k)) or 'auto'}",
+            f"--cluster-by {clusters.by}",
+            f"--cluster-method {clusters.method}",
+            f"--cluster-seed {clusters.seed}",
+            *([f"--private {place.library(stage.private)}"] if stage.private else []),
+            *(f"--{key} {value}" for key, value in passes.items() if value is not None),
+        ]
+    if not method.is_poly:
+        return []
+    splits = [f"--splits {poly.splits}"] if method.method == "mhr" else []
+    skills = [f"--skills {poly.skills}", *splits, f"--logits-learning-rate {poly.logits_learning_rate}"]
+    return [*skills, *["--mu"] * method.mu, *["--per-task"] * method.per_task]
+
+
+def _options(settings: BuildSettings) -> list[str] | None:
+    """Settings as options of `lorary build`, beside a preset that leaves none which has no option; None without one."""
+    for name in PRESETS:
+        changed = _not_default(as_recorded(settings), as_recorded(preset(name)))
+        if not NO_OPTION & set(changed):
+            # Steps are None where epochs are given, and the other way round.
+            given = {key: value for key, value in changed.items() if value is not None}
+            words = {key: ",".join(value) if isinstance(value, list) else value for key, value in given.items()}
+            start = [] if name == "default" else [f"--preset {name}"]
+            return [*start, *(f"--{key.replace('_', '-')} {value}" for key, value in words.items())]
+    return None

@@ -26,7 +26,8 @@ class TaskSet:
     Args:
         reference: as `lorary.data.tasks.load_tasks` takes it; None where `--tasks` must name it.
         names: the tasks to take, in the order in which `tasks: N` of a library counts them.
-        assume: for a dry run without the data: `tasks`, `rows` and `tokens` (of a row).
+        assume: for a dry run without the data: `tasks`, `rows` (of each split; `train_rows` and so on for one of them)
+            and `tokens` (of a row).
     """
 
     reference: str | None = None

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from lorary.data.schema import SPLITS
 from lorary.data.tasks import BUILTIN, Task
-from lorary.errors import UsageError
+from lorary.errors import TaskError, UsageError
 from lorary.recipes.build_settings import BuildSettings
 from lorary.recipes.studies.config import AdaptStage, BuildStage, DriftStage, EvaluateStage, Stage, TaskSet, identity
 from lorary.recipes.studies.place import Place
@@ -34,12 +35,14 @@ class Rows:
 
     Args:
         train: training rows.
+        val: validation rows.
         test: test rows.
         tokens: of a row with its answer, on average.
         options: answers to rank in a row; 1 where one is generated.
     """
 
     train: int
+    val: int
     test: int
     tokens: float
     options: float
@@ -133,7 +136,8 @@ def _sizes(place: Place, chosen: TaskSet, notes: list[str]) -> dict[str, Rows]:
     told = chosen.assume
     number = len(chosen.names) if chosen.names else int(told["tasks"])
     names = chosen.names or [f"{reference}-{n}" for n in range(number)]
-    rows = Rows(int(told["rows"]), int(told.get("test_rows", told["rows"])), float(told["tokens"]), 2.0)
+    number_of = {split: int(told.get(f"{split}_rows", told["rows"])) for split in SPLITS}
+    rows = Rows(**number_of, tokens=float(told["tokens"]), options=2.0)
     notes.append(f"tasks '{reference}': {number} of {rows.train} training rows of {rows.tokens:.0f} tokens")
     return dict.fromkeys(names, rows)
 
@@ -142,7 +146,7 @@ def _counted(task: Task) -> Rows:
     some = [row for split in ("train", "test") for row in task.split(split)[:50]]
     tokens = sum(len(row.source) + len(row.target) for row in some) / len(some) / CHARACTERS + 1
     options = sum(max(1, len(row.options or ())) for row in some) / len(some)
-    return Rows(len(task.split("train")), len(task.split("test")), tokens, options)
+    return Rows(**{split: len(task.split(split)) for split in SPLITS}, tokens=tokens, options=options)
 
 
 def _row(
@@ -156,8 +160,9 @@ def _row(
     row: dict[str, Any] = {"stage": identity(stage), "experts": 0, "parameters": 0, "steps": 0, "tokens": 0,
                            "disk_bytes": 0, "memory_bytes": 0, "seconds": 0.0}  # fmt: skip
     weights = skeleton.parameters * int(place.study.assume.get("dtype_bytes", 4))
-    if isinstance(stage, BuildStage) and stage.of is None:
-        return row | _trained(stage, skeleton, list(_chosen(stage, train).values()), weights, speed, place)
+    if isinstance(stage, BuildStage):
+        sizes = list(_chosen(stage, train).values())
+        return row | ({} if stage.of else _trained(stage, skeleton, sizes, weights, speed, place))
     if isinstance(stage, EvaluateStage):
         tokens = 0.0
         for library, _, split in stage.runs():
@@ -170,7 +175,11 @@ def _row(
                       "seconds": 2 * skeleton.parameters * tokens / speed}  # fmt: skip
     if isinstance(stage, AdaptStage):
         settings = stage.train
-        tasks = {name: rows for name, rows in held_out.items() if stage.tasks is None or name in stage.tasks}
+        tasks = {name: rows for name, rows in held_out.items() if rows.train and rows.val}
+        if missing := [name for name in stage.tasks or () if name not in tasks] or ([] if tasks else ["none"]):
+            raise TaskError(f"adapt:{stage.name} must have held-out tasks with training and validation rows",
+                            found=f"no such task: {missing[0]}" if stage.tasks else "none")  # fmt: skip
+        tasks = {name: rows for name, rows in tasks.items() if stage.tasks is None or name in stage.tasks}
         methods = len(stage.methods)
         fed = [settings.num_steps(min(rows.train, settings.train_rows or rows.train)) for rows in tasks.values()]
         tokens = methods * sum(
@@ -186,6 +195,8 @@ def _row(
 def _chosen(stage: BuildStage, train: Mapping[str, Rows]) -> dict[str, Rows]:
     names = list(train)
     if isinstance(stage.tasks, int):
+        if not 0 < stage.tasks <= len(names):
+            raise TaskError(f"build:{stage.name} must have between 1 and {len(names)} tasks", found=stage.tasks)
         names = names[: stage.tasks]
     elif stage.tasks is not None:
         names = [name for name in names if name in stage.tasks]

@@ -54,8 +54,10 @@ class Paired:
 
     @property
     def is_wider(self) -> bool:
-        """Whether the interval over tasks says the same: it would likely hold for other tasks of this kind."""
-        return self.tasks_low is not None and self.tasks_high is not None and not self.tasks_low <= 0 <= self.tasks_high
+        """Whether interval and p-value over tasks say the same: it would likely hold for other tasks of this kind."""
+        if self.tasks_low is None or self.tasks_high is None:
+            return False
+        return self.p_tasks <= SURE and not self.tasks_low <= 0 <= self.tasks_high
 
 
 def paired(values: Values, against: Values) -> Paired | None:
@@ -105,7 +107,8 @@ class Share:
     """The part of a gain that is kept, 1 for all of it.
 
     Args:
-        share: gain of the column over gain of the whole, means over tasks.
+        share: gain of the column over gain of the whole, means over tasks; None where the whole gains nothing that its
+            rows could show.
         low: lower end of its 95 % interval over rows.
         high: upper end.
         gain: of the column over the base.
@@ -114,9 +117,9 @@ class Share:
         rows: how many in all.
     """
 
-    share: float
-    low: float
-    high: float
+    share: float | None
+    low: float | None
+    high: float | None
     gain: float
     whole: float
     tasks: int
@@ -132,20 +135,23 @@ def share_of_gain(values: Values, whole: Values, base: Values) -> Share | None:
         base: of the base.
 
     Returns:
-        The share; None where they share no task, or the whole gains nothing that its rows could show.
+        The share; None where they share no task.
     """
     tasks = sorted(set(values) & set(whole) & set(base))
     if not tasks:
         return None
-    gains = {task: np.hstack([_differences(own[task], base[task]) for own in (values, whole)])
-             for task in tasks if len(values[task]) == len(whole[task])}  # fmt: skip
-    if len(gains) < len(tasks):
-        return None
+    gains = {task: _gains(values[task], whole[task], base[task]) for task in tasks}
+    gain, total = map(float, np.mean([rows.mean(axis=0) for rows in gains.values()], axis=0))
+    number = sum(map(len, gains.values()))
     drawn = mean_of_tasks(gains, resampled_means)  # (resamples, 2)
     if interval_of(drawn[:, 1])[0] <= 0:
-        return None
+        return Share(None, None, None, gain, total, len(tasks), number)
     drawn = drawn[drawn[:, 1] > 0]
     low, high = interval_of(drawn[:, 0] / drawn[:, 1])
-    gain, total = np.mean([rows.mean(axis=0) for rows in gains.values()], axis=0)
-    number = sum(map(len, gains.values()))
-    return Share(float(gain / total), low, high, float(gain), float(total), len(tasks), number)
+    return Share(gain / total, low, high, gain, total, len(tasks), number)
+
+
+def _gains(values: Sequence[float], whole: Sequence[float], base: Sequence[float]) -> Floats:
+    """Rows by (gain of the column, gain of the whole); rows are the first ones, so that the shortest list decides."""
+    length = min(len(values), len(whole), len(base))
+    return np.hstack([_differences(own[:length], base) for own in (values, whole)])

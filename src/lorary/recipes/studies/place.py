@@ -44,12 +44,14 @@ class Place:
         study: what is to be done.
         out: its folder.
         tasks_folder: for the sets of tasks that name no reference.
+        options: further ones that the command was given, as they are written.
         display: where progress is shown.
     """
 
     study: Study
     out: Path
     tasks_folder: str | None = None
+    options: str = ""
     display: TimedDisplay = field(default_factory=TimedDisplay)
 
     def library(self, name: str) -> Path:

@@ -19,9 +19,10 @@ from lorary.recipes.studies.building import command_of
 from lorary.recipes.studies.config import AdaptStage, BuildStage, DriftStage, EvaluateStage, Stage, identity
 from lorary.recipes.studies.paired import mean_of_tasks
 from lorary.recipes.studies.place import Place
-from lorary.recipes.studies.record import read_record, write_document
+from lorary.recipes.studies.record import FAILED, read_record, write_document
 from lorary.recipes.studies.render import html_sections, markdown
-from lorary.recipes.studies.scoring import read_columns
+from lorary.recipes.studies.scoring import Columns, read_columns
+from lorary.recipes.studies.standing import known_keys
 
 PACKAGES = ("lorary", "torch", "transformers", "peft", "scikit-learn", "numpy")
 
@@ -52,9 +53,8 @@ def write_study_report(place: Place, states: Mapping[str, str]) -> dict[str, Any
 
 def report_document(place: Place, states: Mapping[str, str]) -> dict[str, Any]:
     """Everything that the study knows now."""
-    columns = gather_columns(place)
-    drift = {stage.name: read_json(place.results(identity(stage))) for stage in place.study.stages
-             if isinstance(stage, DriftStage) and place.results(identity(stage)).exists()}  # fmt: skip
+    scored, drift = _scored(place)
+    columns, owed = gather_columns(place, scored), _owed(place)
     return {
         "study": place.study.name,
         "about": place.study.about,
@@ -64,11 +64,11 @@ def report_document(place: Place, states: Mapping[str, str]) -> dict[str, Any]:
         "libraries": [row for stage in place.study.stages
                       if isinstance(stage, BuildStage) and (row := _library_row(place, stage))],
         "columns": [_column_row(column) for column in columns],
-        "answers": [asdict(answer(question, columns, drift)) for question in place.study.questions],
+        "answers": [asdict(answer(question, columns, drift, owed)) for question in place.study.questions],
         "drift": drift,
-        "unfinished": _unfinished(place, states),
-        "cells": _cells(place),
-        "failures": _failures(place),
+        "unfinished": _unfinished(place, states, scored),
+        "cells": _cells(place, scored),
+        "failures": _failures(place, scored),
         "environment": environment(),
     }  # fmt: skip
 
@@ -76,7 +76,8 @@ def report_document(place: Place, states: Mapping[str, str]) -> dict[str, Any]:
 def command(place: Place, stage: str | None = None) -> str:
     """The command that makes the study, or one of its stages."""
     tasks = f" --tasks {place.tasks_folder}" if place.tasks_folder else ""
-    return f"lorary reproduce {place.study.source} --out {place.out}{tasks}{f' --only {stage}' if stage else ''}"
+    only = f" --only {stage}" if stage else ""
+    return f"lorary reproduce {place.study.source} --out {place.out}{tasks}{place.options}{only}"
 
 
 def environment() -> dict[str, str]:
@@ -88,28 +89,53 @@ def environment() -> dict[str, str]:
     }
 
 
-def gather_columns(place: Place) -> list[Column]:
+def _scored(place: Place) -> tuple[dict[str, Columns], dict[str, Any]]:
+    """Columns by identity of their stage, and drift by name: those that the settings, data and libraries of now made.
+
+    What other ones have left is no result of this study any more.
+    """
+    keys, columns = known_keys(place), dict[str, Columns]()
+    drift: dict[str, Any] = {}
+    for stage in place.study.stages:
+        name, key = identity(stage), keys[identity(stage)]
+        if isinstance(stage, (EvaluateStage, AdaptStage)):
+            columns[name] = {} if key is None else read_columns(place, stage, key)
+        elif isinstance(stage, DriftStage) and place.results(name).exists():
+            found = read_json(place.results(name))
+            drift |= {stage.name: found} if found["key"] == key else {}
+    return columns, drift
+
+
+def _owed(place: Place) -> set[tuple[str, str]]:
+    """(cell, split) of all columns of the study, the base beside each library."""
+    scoring = [stage for stage in place.study.stages if isinstance(stage, (EvaluateStage, AdaptStage))]
+    runs = [run for stage in scoring for run in stage.runs()]
+    return {(f"{library}/{name}", split) for library, router, split in runs for name in (router, "base")}
+
+
+def gather_columns(place: Place, scored: Mapping[str, Columns]) -> list[Column]:
     """All columns that are scored; of one that several stages have scored, that with most rows."""
     best: dict[tuple[str, str, str], tuple[int, Column]] = {}
     for stage in place.study.stages:
         if not isinstance(stage, (EvaluateStage, AdaptStage)):
             continue
-        for (library, router, split), column in read_columns(place, stage).items():
+        for (library, router, split), column in scored[identity(stage)].items():
             for name in dict.fromkeys((router, "base")):
                 primary = [cell for cell in column["cells"] if cell["router"] == name and cell["primary"]]
                 values = {cell["task"]: cell["values"] for cell in primary}
                 rows, where = sum(map(len, values.values())), (library, name, split)
                 if rows and rows > best.get(where, (0, None))[0]:
-                    best[where] = (rows, Column(library, name, split, values, identity(stage)))
+                    asked = {cell["task"]: (cell["metric"], cell["data"]) for cell in primary}
+                    best[where] = (rows, Column(library, name, split, values, identity(stage), asked))
     return [column for _, column in best.values()]
 
 
-def _cells(place: Place) -> list[dict[str, Any]]:
+def _cells(place: Place, scored: Mapping[str, Columns]) -> list[dict[str, Any]]:
     """One row per cell, as `lorary evaluate --json` gives them, with the stage."""
     found = {}
     for stage in place.study.stages:
         if isinstance(stage, (EvaluateStage, AdaptStage)):
-            for (library, _, split), column in read_columns(place, stage).items():
+            for (library, _, split), column in scored[identity(stage)].items():
                 for cell in column["cells"]:
                     told = {key: value for key, value in cell.items() if key != "values"}
                     key = (library, cell["router"], cell["task"], cell["metric"], cell["template"], cell["n"])
@@ -117,12 +143,12 @@ def _cells(place: Place) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _failures(place: Place) -> list[dict[str, Any]]:
+def _failures(place: Place, scored: Mapping[str, Columns]) -> list[dict[str, Any]]:
     """Cells that could not be scored, and why."""
     found: list[dict[str, Any]] = []
     for stage in place.study.stages:
         if isinstance(stage, (EvaluateStage, AdaptStage)):
-            for column in read_columns(place, stage).values():
+            for column in scored[identity(stage)].values():
                 found += [{**failure, "stage": identity(stage)} for failure in column["failures"]]
     return found
 
@@ -144,15 +170,15 @@ def _column_row(column: Column) -> dict[str, Any]:
 
 
 def _stage_row(place: Place, stage: Stage, states: Mapping[str, str]) -> dict[str, Any]:
-    record = read_record(place.out, identity(stage))
+    record, state = read_record(place.out, identity(stage)), states.get(identity(stage), "left")
     return {
         "stage": identity(stage),
-        "state": states.get(identity(stage), "left"),
+        "state": state,
         "seconds": record.seconds if record else None,
         "note": record.note if record else "",
         "error": record.error if record else "",
         "command": command(place, identity(stage)),
-        "plain": command_of(place, stage) if isinstance(stage, BuildStage) else None,
+        "plain": command_of(place, stage) if isinstance(stage, BuildStage) and state != FAILED else None,
     }
 
 
@@ -181,15 +207,14 @@ def _library_row(place: Place, stage: BuildStage) -> dict[str, Any] | None:
     }
 
 
-def _unfinished(place: Place, states: Mapping[str, str]) -> list[dict[str, Any]]:
+def _unfinished(place: Place, states: Mapping[str, str], scored: Mapping[str, Columns]) -> list[dict[str, Any]]:
     """Stages that are not done, with the columns that they still owe."""
     rows = []
     for stage in place.study.stages:
         state = states.get(identity(stage), "left")
         if state in ("done", "skipped"):
             continue
-        is_scored = isinstance(stage, (EvaluateStage, AdaptStage))
-        there = read_columns(place, stage) if is_scored else {}
+        there = scored.get(identity(stage), {})
         runs = stage.runs() if isinstance(stage, (EvaluateStage, AdaptStage)) else []
         owed = [
             f"{library}/{router} {split}" for library, router, split in runs if (library, router, split) not in there

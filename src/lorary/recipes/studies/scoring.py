@@ -5,8 +5,10 @@ from dataclasses import asdict
 from typing import Any
 
 from lorary.data.tasks import Task
+from lorary.errors import TaskError
 from lorary.evaluate.cache import ResultCache
 from lorary.evaluate.cells import BASE
+from lorary.evaluate.sandbox import make_sandbox
 from lorary.library.document import LIBRARY_FILE
 from lorary.library.files import read_json, sha256
 from lorary.library.store import Library
@@ -46,9 +48,17 @@ def tasks_of(place: Place, run: Run) -> Mapping[str, Task]:
     library, _, split = run
     if split == "held_out":
         return place.held_out_tasks
-    built = place.study.stage(f"build:{library}")
-    assert isinstance(built, BuildStage)
-    return {name: task for name, task in place.training_tasks(built)[1].items() if task.split("test")}
+    trained = place.training_tasks(_built(place, library))[1]
+    # What a library learnt from other data is asked on the study's own rows, as every other library.
+    own = {} if place.study.train.reference is None and place.tasks_folder is None else place.listed(place.study.train)
+    tasks = {name: own.get(name, task) for name, task in trained.items()}
+    return {name: task for name, task in tasks.items() if task.split("test")}
+
+
+def _built(place: Place, library: str) -> BuildStage:
+    stage = place.study.stage(f"build:{library}")
+    assert isinstance(stage, BuildStage)
+    return stage
 
 
 def run_evaluate_stage(place: Place, stage: EvaluateStage, key: str) -> str:
@@ -64,21 +74,43 @@ def run_evaluate_stage(place: Place, stage: EvaluateStage, key: str) -> str:
 
     Raises:
         OutOfTime: between two cells; cells and columns that were finished are kept.
+        TaskError: if cells could not be scored; they are tried again by the next run.
     """
     columns = read_columns(place, stage, key)
-    missing = [run for run in stage.runs() if run not in columns]
+    missing = [run for run in stage.runs() if run not in columns or columns[run]["failures"]]
     if missing:
         base = load_base(place.study.base, dtype=place.study.run.dtype, device=place.study.run.device)
     for number, run in enumerate(missing):
         library, router, split = run
         title = f"column {number + 1}/{len(missing)} {library}/{router} {split.replace('_', '-')}"
         settings = EvaluateSettings(routers=(router,), rows=getattr(stage, split), **stage.settings)
-        columns[run] = score_column(
-            place, base, Library.open(place.library(library)), library, tasks_of(place, run), settings, title
-        )
+        opened = Library.open(place.library(library))
+        _prepare(place, base, opened, router, _built(place, library).data)
+        columns[run] = score_column(place, base, opened, library, tasks_of(place, run), settings, title)
         write_columns(place, stage, key, columns)
-    failures = sum(len(column["failures"]) for column in columns.values())
-    return f"{len(columns)} columns" + (f", {failures} cells could not be scored" if failures else "")
+    check_scored(stage, columns)
+    return f"{len(columns)} columns"
+
+
+def check_scored(stage: Stage, columns: Columns) -> None:
+    """Refuse to call a stage done that owes cells.
+
+    Args:
+        stage: an evaluate or adapt stage.
+        columns: all of it, as they are kept.
+
+    Raises:
+        TaskError: if cells could not be scored.
+    """
+    failures = [failure for column in columns.values() for failure in column["failures"]]
+    if failures:
+        first = failures[0]
+        raise TaskError(
+            f"all cells of {identity(stage)} must be scored",
+            found=f"{len(failures)} that could not be; {first['library']}, {first['router']}, {first['task']}: "
+            f"{first['rule']}" + (f" (found: {first['found']})" if first["found"] else ""),
+            remedy=first["remedy"] or "the report names all of them; run again to try them again",
+        )
 
 
 def score_column(
@@ -111,9 +143,9 @@ def score_column(
     template_of(library, settings.template)
     about, found = known(base), Found()
     place.display.check_time()
-    _prepare(place, base, library, router)
     bench = Bench(about, library, force_base=False)
-    scorer = Scorer(bench, name, settings, _other_results(place, about, library))
+    sandbox = make_sandbox(unsafe=settings.unsafe_code) if settings.allow_code else None
+    scorer = Scorer(bench, name, settings, _other_results(place, about, library), sandbox)
     with at_bench(bench), place.display.bar(title, len(tasks)) as bar:
         for task in tasks.values():
             for one in dict.fromkeys((BASE, router)):
@@ -127,15 +159,15 @@ def score_column(
     }
 
 
-def _prepare(place: Place, base: Base, library: Library, router: str) -> None:
+def _prepare(place: Place, base: Base, library: Library, router: str, data: str | None) -> None:
     """What a router knows experts by, beside their weights: rows of the tasks that they were trained on."""
     name = parse_spec(router).name
     if name not in ROUTERS or ROUTERS[name].needs != "prepared":
         return
     settings = PrepareSettings(name)
-    reference = place.reference(place.study.train)
-    data = own_data(library, library.names(), reference, {}, settings.num_rows, settings.seed)
-    prepare_library(base, library, data, settings, display=place.display)
+    reference = data or place.reference(place.study.train)
+    rows = own_data(library, library.names(), reference, {}, settings.num_rows, settings.seed)
+    prepare_library(base, library, rows, settings, display=place.display)
 
 
 def _other_results(place: Place, base: KnownBase, own: Library) -> Sequence[ResultCache]:
@@ -145,19 +177,19 @@ def _other_results(place: Place, base: KnownBase, own: Library) -> Sequence[Resu
     return [ResultCache(Library.open(path), base.digest) for path in there]
 
 
-def read_columns(place: Place, stage: Stage, key: str | None = None) -> Columns:
+def read_columns(place: Place, stage: Stage, key: str) -> Columns:
     """The columns that a stage has finished; none of them where they belong to another key.
 
     Args:
         place: of the study.
         stage: an evaluate or adapt stage.
-        key: of the stage as it is now; None takes what is there.
+        key: of the stage as it is now.
     """
     path = place.results(identity(stage))
     if not path.exists():
         return {}
     document = read_json(path)
-    if key is not None and document["key"] != key:
+    if document["key"] != key:
         return {}
     return {(c["library"], c["router"], c["split"]): c for c in document["columns"]}
 

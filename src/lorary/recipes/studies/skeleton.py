@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorary.errors import LoraryError, UsageError
-from lorary.formats.base import resolve_base
+from lorary.formats.base import EMBEDDED, resolve_base
 from lorary.formats.quiet import quiet_transformers
 from lorary.lora.targets import find_targets, num_layers
 from lorary.recipes.build_settings import BuildSettings
@@ -62,21 +65,36 @@ def skeleton_for(base: str, assumed: Mapping[str, Any] | None) -> Skeleton:
     """The skeleton of a base model, without the network.
 
     Args:
-        base: the base model; looked up where the study assumes nothing about it.
-        assumed: fields of its configuration, `model_type` among them.
+        base: the base model; its own configuration counts where it is on this machine.
+        assumed: fields of its configuration, `model_type` among them, for where it is not.
 
     Raises:
         BaseModelError: if it is neither here nor described.
         UsageError: if the description is not one that transformers knows.
     """
     with quiet_transformers():
-        if assumed is None:
-            config = AutoConfig.from_pretrained(resolve_base(base).path, local_files_only=True)
-        else:
-            config = _described(dict(assumed))
+        config = None if assumed is not None and not _is_here(base) else _own(base)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    return Skeleton(model, assumed is not None)
+            model = AutoModelForCausalLM.from_config(config or _described(dict(assumed or {})))
+    return Skeleton(model, config is None)
+
+
+def _is_here(base: str) -> bool:
+    """Whether the configuration of a base can be read without the network."""
+    if base == EMBEDDED or Path(base).expanduser().exists():
+        return True
+    repository, _, revision = base.partition("@")
+    try:
+        return isinstance(try_to_load_from_cache(repository, "config.json", revision=revision or None), str)
+    except HFValidationError:
+        return False
+
+
+def _own(base: str) -> Any:
+    if base == EMBEDDED or Path(base).expanduser().exists():
+        return AutoConfig.from_pretrained(resolve_base(base).path, local_files_only=True)
+    repository, _, revision = base.partition("@")
+    return AutoConfig.from_pretrained(repository, revision=revision or None, local_files_only=True)
 
 
 def _described(fields: dict[str, Any]) -> Any:

@@ -47,6 +47,8 @@ def test_a_dry_run_counts_what_is_there_and_writes_nothing(make_study: Callable[
         (("rank: 2", "rank: 2, target_modules: [query]"), "every target module must name linear layers"),
         (("rank: 2", "rank: 2, upper_layers: 9"), "upper_layers must be at most 2"),
         (("k: 2, private", "k: 9, private"), "at most as many clusters as tasks"),
+        (("of: private, tasks: 2", "of: private, tasks: 9"), "must have between 1 and 4 tasks"),
+        (("library: private, methods", "library: private, tasks: [alpha], methods"), "must have held-out tasks with"),
     ],
 )
 def test_what_would_fail_later_is_refused_now(
@@ -54,7 +56,13 @@ def test_what_would_fail_later_is_refused_now(
 ) -> None:
     path = make_study(change)
     with pytest.raises(LoraryError, match=match):
-        run_dry_run(str(path), choice=Choice(("build",)))
+        run_dry_run(str(path), choice=Choice(("build", "adapt")))
+
+
+def test_a_base_that_is_here_is_looked_at_whatever_the_study_assumes(make_study: Callable[..., Path]) -> None:
+    path = make_study(("about: All", "assume: {model: {model_type: gpt2}}\nabout: All"))
+    found = run_dry_run(str(path), choice=Choice(("build:private",)))
+    assert (found["base"]["architecture"], found["base"]["assumed"]) == ("LlamaForCausalLM", False)
 
 
 def test_tasks_whose_place_is_left_open_must_be_named(tmp_path: Path) -> None:

@@ -33,6 +33,16 @@ def test_a_column_is_level_with_itself() -> None:
     assert (found.difference, found.verdict, found.p, found.tasks_low) == (0.0, "level", 1.0, None)
 
 
+def test_what_holds_over_tasks_needs_an_interval_and_a_p_value_too() -> None:
+    # Of five tasks no sign test can say more than 2 / 2^5.
+    found = paired({f"task {n}": [1.0] * 20 for n in range(5)}, {f"task {n}": [0.0] * 20 for n in range(5)})
+    assert found is not None
+    assert found.verdict == "ahead"
+    assert found.tasks_low == 1.0
+    assert found.p_tasks == pytest.approx(0.0625)
+    assert not found.is_wider
+
+
 def test_an_interval_without_zero_does_not_suffice_where_chance_could_do_as_much() -> None:
     # Three rows, all better: a bootstrap of them cannot show a doubt, the signs can: 2 of 8 throws do as much.
     found = paired({"a": [1.0] * 3}, {"a": [0.0] * 3})
@@ -55,8 +65,14 @@ def test_the_share_of_a_gain_lies_between_base_and_whole() -> None:
     assert half is not None
     assert half.share == pytest.approx(0.5)
     assert 0.3 < half.low < 0.5 < half.high < 0.7
-    assert share_of_gain(base, base, base) is None
+    nothing = share_of_gain(base, base, base)
+    assert nothing is not None
+    assert (nothing.share, nothing.whole) == (None, 0.0)
     assert share_of_gain(base, {"b": [1.0]}, base) is None
+    # Columns of other numbers of rows share the first ones.
+    fewer = share_of_gain({"a": [1.0] * 10}, whole, base)
+    assert fewer is not None
+    assert (fewer.share, fewer.rows) == (1.0, 10)
 
 
 def test_a_study_and_an_evaluation_say_the_same_of_the_same_cells(generator: torch.Generator) -> None:

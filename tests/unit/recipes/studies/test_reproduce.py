@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lorary.errors import TaskError
 from lorary.library.store import Library
 from lorary.recipes.reproduce import Choice, ReproduceResult, run_reproduce
 from lorary.recipes.studies.place import OutOfTime
@@ -120,6 +121,95 @@ def test_a_stage_that_fails_leaves_the_others_to_run(make_study: Callable[..., P
     row = next(row for row in result.document["stages"] if row["stage"] == "build:part")
     assert row["state"] == FAILED
     assert "omega" in row["error"]
+
+
+def test_tasks_that_cannot_be_adapted_to_fail_that_stage_alone(make_study: Callable[..., Path], out: Path) -> None:
+    change = ("library: private, methods: [lora, mu]", "library: private, tasks: [alpha], methods: [lora, mu]")
+    result = run_reproduce(str(make_study(change)), str(out), choice=Choice(("build:private", "adapt:few")))
+    assert (result.stages["build:private"], result.failed) == (DONE, ["adapt:few"])
+    (row,) = [row for row in result.document["stages"] if row["stage"] == "adapt:few"]
+    assert "must name held-out tasks" in row["error"]
+    path = str(make_study(("of: private, tasks: 2", "of: private, tasks: 9")))
+    assert run_reproduce(path, str(out), choice=Choice(("build:part",))).failed == ["build:part"]
+
+
+def test_what_earlier_settings_left_is_no_result(make_study: Callable[..., Path], out: Path) -> None:
+    until = Choice(until="drift:seed")
+    assert run_reproduce(str(make_study()), str(out), choice=until).document["drift"]
+    changed = str(make_study(("{build: other, train: {seed: 1}}", "{build: other, train: {seed: 3}}"),
+                             ("k: 2, private: private}", "k: 2, private: private, train: {seed: 5}}")))  # fmt: skip
+    again = run_reproduce(changed, str(out), choice=Choice(("build",)))
+    owed = {row["stage"]: row["columns"] for row in again.document["unfinished"]}
+    assert "mbc/arrow held_in" in owed["evaluate:main"]
+    assert not again.document["drift"]
+    assert not again.document["columns"]
+    assert again.document["answers"][0]["unfinished"] == ["mbc/arrow", "private/arrow"]
+
+
+def test_a_run_without_time_moves_nothing(make_study: Callable[..., Path], out: Path) -> None:
+    run_reproduce(str(make_study()), str(out), choice=Choice(("build:private",)))
+    changed = str(make_study(("learning_rate: 2e-2", "learning_rate: 1e-2")))
+    run_reproduce(changed, str(out), time_budget_s=0.0)
+    assert not (out / "superseded").exists()
+    back = run_reproduce(str(make_study()), str(out), choice=Choice(("build:private",)))
+    assert back.stages["build:private"] == "skipped"
+
+
+def test_adapters_to_new_tasks_stay_while_nothing_that_decides_them_changes(
+    make_study: Callable[..., Path], out: Path
+) -> None:
+    def adapted() -> set[str]:
+        return {path.name for path in (out / "libraries").glob("few-*")}
+
+    choice = Choice(("build:private", "adapt:few"))
+    assert done(run_reproduce(str(make_study()), str(out), choice=choice)) == ["build:private", "adapt:few"]
+    before, fewer = adapted(), ("train: {steps: 2}, held_out: 4", "train: {steps: 2}, held_out: 3")
+    assert done(run_reproduce(str(make_study(fewer)), str(out), choice=choice)) == ["adapt:few"]
+    assert adapted() == before
+
+
+def test_clusters_need_adapters_of_all_their_tasks(make_study: Callable[..., Path], out: Path) -> None:
+    path = str(make_study(("- build: private", "- {build: private, tasks: 2}")))
+    result = run_reproduce(path, str(out), choice=Choice(until="build:mbc"))
+    assert result.failed == ["build:mbc"]
+    assert Library.open(out / "libraries" / "private").names() == ["alpha", "beta"]
+
+
+def test_a_cell_that_cannot_be_scored_is_owed_and_tried_again(
+    make_study: Callable[..., Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(make_study())
+    run_reproduce(path, str(out), choice=Choice(until="build:mbc"))
+
+    def broken(*args: Any, **named: Any) -> None:
+        raise TaskError("this must work", found="no")
+
+    monkeypatch.setattr("lorary.recipes.scorer.score_rows", broken)
+    first = run_reproduce(path, str(out), choice=Choice(("evaluate",)))
+    assert first.failed == ["evaluate:main"]
+    assert first.document["failures"]
+    monkeypatch.undo()
+    again = run_reproduce(path, str(out), choice=Choice(("evaluate",)))
+    assert done(again) == ["evaluate:main"]
+    assert not again.document["failures"]
+
+
+def test_the_commands_of_a_report_make_the_same(make_study: Callable[..., Path], out: Path) -> None:
+    path = str(
+        make_study(
+            ("evals: 1", "evals: 1, clip: 0.5"), ("k: 2, private: private", "k: 2, private: private, cluster_seed: 7")
+        )
+    )
+    result = run_reproduce(path, str(out), choice=Choice(("report",)), dtype="float64", device="cpu")
+    assert "--device cpu --dtype float64" in result.document["command"]
+    rows = {row["stage"]: row["plain"] for row in result.document["stages"]}
+    assert rows["build:mbc"] is None  # no option of `lorary build` sets the clipping
+    path = str(make_study(("k: 2, private: private", "k: 2, private: private, cluster_seed: 7")))
+    rows = {
+        row["stage"]: row["plain"]
+        for row in run_reproduce(path, str(out), choice=Choice(("report",))).document["stages"]
+    }
+    assert "--cluster-method delta --cluster-seed 7" in rows["build:mbc"]
 
 
 def test_a_study_that_is_interrupted_in_a_build_goes_on_with_it(

@@ -1,0 +1,55 @@
+"""Words of a study follow from what is comparable, and what is owed is named."""
+
+from lorary.recipes.studies.answers import Answer, Column, answer
+from lorary.recipes.studies.config import Question
+
+SPLIT = "held_in"
+OWED = {(f"{library}/{router}", split) for library in "ab" for router in ("arrow", "lag", "base")
+        for split in ("held_in", "held_out")}  # fmt: skip
+
+
+def column(cell: str, values: dict[str, list[float]], data: str = "1", split: str = SPLIT) -> Column:
+    library, router = cell.split("/")
+    return Column(library, router, split, values, "evaluate:main", dict.fromkeys(values, ("em", data)))
+
+
+def asked(question: Question, *columns: Column) -> Answer:
+    return answer(question, columns, {}, OWED)
+
+
+def test_tasks_of_other_data_are_not_compared() -> None:
+    ours, theirs = {"x": [1.0] * 20, "y": [1.0] * 20}, {"x": [0.0] * 20, "y": [0.0] * 20}
+    question = Question("Which?", pairs=(("a/arrow", "b/arrow"),))
+    same = asked(question, column("a/arrow", ours), column("b/arrow", theirs))
+    assert same.rows[0]["tasks"] == 2
+    other = asked(question, column("a/arrow", ours), column("b/arrow", theirs, data="2"))
+    assert not other.rows
+
+
+def test_a_split_that_is_owed_is_named() -> None:
+    question = Question("Which?", pairs=(("a/arrow", "b/arrow"),))
+    half = asked(question, column("a/arrow", {"x": [1.0]}), column("b/arrow", {"x": [1.0]}),
+                 column("a/arrow", {"z": [1.0]}, split="held_out"))  # fmt: skip
+    assert half.unfinished == ["b/arrow held-out"]
+    assert asked(question).unfinished == ["a/arrow", "b/arrow"]
+
+
+def test_the_highest_mean_is_one_over_the_same_tasks() -> None:
+    question = Question("Which rule?", cells=("a/lag", "a/arrow"), against="a/base")
+    hard = {"hard": [0.0] * 4}
+    found = asked(
+        question,
+        column("a/lag", {"easy": [0.7, 0.7, 0.7, 0.7]}),  # it has no score of the hard task
+        column("a/arrow", {"easy": [1.0] * 4, **hard}),
+        column("a/base", {"easy": [0.5] * 4, **hard}),
+    )
+    assert found.lines[-1] == "the highest mean of these on held-in tasks is that of a/arrow"
+
+
+def test_a_whole_that_gains_nothing_is_told_from_one_that_cannot_be_compared() -> None:
+    question = Question("How much?", cells=("a/arrow",), share_of="a/lag")
+    base, better = {"x": [0.0] * 20}, {"x": [1.0] * 20}
+    none = asked(question, column("a/arrow", better), column("a/lag", base), column("a/base", base))
+    assert "gains nothing" in none.lines[0]
+    apart = asked(question, column("a/arrow", better), column("a/lag", better, data="2"), column("a/base", base))
+    assert not apart.lines
