@@ -27,6 +27,7 @@ def markdown(document: Mapping[str, Any]) -> str:
             parts.append(_markdown_table(comparison_table(found["rows"])))
     parts += ["## Libraries by routers", NOTE, _markdown_table(column_table(document))]
     parts += ["## What libraries were trained on", _markdown_table(library_table(document))]
+    parts += ["\n".join(f"- {line.strip()}" for line in document["overlap"])]
     parts += ["## Stages and their commands", _markdown_table(stage_table(document))]
     parts += ["## Environment", _markdown_table(environment_table(document))]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -46,10 +47,11 @@ def html_sections(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if document["failures"]:
         found.append(("failures", "Cells that could not be scored", _html_table(failure_table(document))))
     note = f'<p class="note">{text(NOTE.replace("`", ""))}</p>'
+    shared = "".join(f'<p class="note">{text(line)}</p>' for line in document["overlap"])
     return [
         *found,
         ("table", "Libraries by routers", note + _html_table(column_table(document), "numbers")),
-        ("libraries", "What libraries were trained on", _html_table(library_table(document), "numbers")),
+        ("libraries", "What libraries were trained on", _html_table(library_table(document), "numbers") + shared),
         ("stages", "Stages and their commands", _html_table(stage_table(document))),
         ("environment", "Environment", _html_table(environment_table(document))),
     ]

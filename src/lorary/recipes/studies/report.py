@@ -22,6 +22,7 @@ from lorary.recipes.studies.place import Place
 from lorary.recipes.studies.record import FAILED, read_record, write_document
 from lorary.recipes.studies.render import html_sections, markdown
 from lorary.recipes.studies.scoring import Columns, read_columns
+from lorary.recipes.studies.shared_rows import shared_lines
 from lorary.recipes.studies.standing import known_keys
 
 PACKAGES = ("lorary", "torch", "transformers", "peft", "scikit-learn", "numpy")
@@ -66,6 +67,7 @@ def report_document(place: Place, states: Mapping[str, str]) -> dict[str, Any]:
         "columns": [_column_row(column) for column in columns],
         "answers": [asdict(answer(question, columns, drift, owed)) for question in place.study.questions],
         "drift": drift,
+        "overlap": shared_lines(place),
         "unfinished": _unfinished(place, states, scored),
         "cells": _cells(place, scored),
         "failures": _failures(place, scored),

@@ -37,6 +37,7 @@ def test_a_study_runs_every_stage_once_and_answers_its_questions(make_study: Cal
     assert Library.open(out / "libraries" / "part").names() == ["alpha", "beta"]
     document = json.loads((out / "report.json").read_text())
     assert document["unfinished"] == document["failures"] == []
+    assert document["overlap"] == ["overlap with held-out tasks: none"]
     answers = {answer["ask"]: answer for answer in document["answers"]}
     (held_in, held_out) = answers["Which is better?"]["rows"]
     assert (held_in["tasks"], held_in["rows"], held_out["tasks"]) == (4, 16, 1)
