@@ -18,7 +18,8 @@ round; figures are medians over rounds, and whoever takes more than five times a
 * `memory`: see `memory.py`; 512 tokens, each contender in a process of its own. PEFT's at the smallest E, since it
   attaches its adapters anew.
 
-`--all` runs every rule at every E and length, and measures PEFT's memory wherever it can run. The adapters (1.3 GB) lie in the temporary folder while it runs.
+`--all` runs every rule at every E and length, and measures PEFT's memory wherever it can run. The adapters (1.3 GB) lie
+in the temporary folder while it runs.
 """
 
 import argparse
