@@ -16,6 +16,7 @@ import torch
 from lorary.data.schema import shorten
 from lorary.data.template import Example
 from lorary.errors import MissingExtraError, TaskError
+from lorary.evaluate.generation import plain_generation
 from lorary.evaluate.loglik import answer_losses
 
 try:
@@ -60,7 +61,8 @@ class HarnessModel(HFLM):
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
         """An answer to each context, up to its stop words."""
-        return self._by_task("generate_until", requests, super().generate_until)
+        with plain_generation(self.model, self.tokenizer):
+            return self._by_task("generate_until", requests, super().generate_until)
 
     def get_model_info(self) -> dict[str, Any]:
         """Nothing: the harness would ask the Hub for what it takes for the model's name."""

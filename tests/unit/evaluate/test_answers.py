@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from lorary.data.tasks import Row, Task
 from lorary.data.template import Template, make_template
@@ -90,6 +91,21 @@ def test_greedy_answers_in_a_batch_equal_a_step_by_step_loop(model: Any, tokeniz
             if ids[-1] in stop_ids(model, tokenizer):
                 break
         assert answer == tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("default", [{"repetition_penalty": 5.0}, {"num_beams": 3}, {"no_repeat_ngram_size": 1}])
+def test_generation_defaults_of_the_base_play_no_part_in_an_answer(
+    default: dict[str, Any], model: Any, tokenizer: Any, template: Template
+) -> None:
+    prompts = [template.encode_prompt(source) for source in SOURCES]
+    plain = generate_answers(model, tokenizer, prompts, max_new_tokens=12)
+    own = GenerationConfig(**default, eos_token_id=[0, 7])
+    model.generation_config = own
+    assert generate_answers(model, tokenizer, prompts, max_new_tokens=12) == plain
+    assert model.generation_config is own
+    with pytest.raises(IndexError):
+        generate_answers(model, tokenizer, [[10_000]], max_new_tokens=2)
+    assert model.generation_config is own
 
 
 def test_padding_is_masked_by_position_and_not_by_id() -> None:

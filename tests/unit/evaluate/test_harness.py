@@ -102,6 +102,16 @@ def test_results_are_those_of_the_harness_for_every_kind_of_task(pair: tuple[Any
     assert found["n-shot"]["tiny_boolq"] == 1
 
 
+def test_generation_defaults_of_the_base_play_no_part_in_an_answer(pair: tuple[Any, Any], routed: Any) -> None:
+    request = Asked(("Name the colour of the sky:", {"until": ["zzz"], "max_gen_toks": 12}))
+    plain = pair[0].generate_until([request])
+    own = routed.generation_config
+    own.repetition_penalty = 5.0
+    assert pair[0].generate_until([request]) == plain
+    assert pair[1].generate_until([request]) != plain
+    assert routed.generation_config is own
+
+
 ODD = [
     ("", "blue sky"),
     ("Name the colour  ", "blue"),
