@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from harness_tasks import FORMS, write_forms
 
 from lorary.data.template import make_template
-from lorary.errors import TaskError
+from lorary.errors import BaseModelError, TaskError
 from lorary.evaluate.loglik import answer_losses
 from lorary.model.attach import routing
 
@@ -110,6 +111,36 @@ def test_generation_defaults_of_the_base_play_no_part_in_an_answer(pair: tuple[A
     assert pair[0].generate_until([request]) == plain
     assert pair[1].generate_until([request]) != plain
     assert routed.generation_config is own
+
+
+@pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling", "generate_until"])
+def test_logits_that_are_no_numbers_give_no_answer(kind: str, routed: Any, tokenizer: Any) -> None:
+    from lorary.evaluate.harness import HarnessModel
+
+    kept: list[Any] = []
+
+    def recall(kind: str, task: str, requests: Sequence[Any], compute: Callable[[], list[Any]]) -> list[Any]:
+        kept.append(compute())
+        return kept[-1]
+
+    args = {
+        "loglikelihood": ("one", " blue"), "loglikelihood_rolling": ("one blue",),
+        "generate_until": ("one", {"until": ["zzz"], "max_gen_toks": 2}),
+    }  # fmt: skip
+    model = HarnessModel(routed, tokenizer, recall)
+    routed.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(BaseModelError, match="logits that are numbers"):
+        getattr(model, kind)([Asked(args[kind])])
+    assert kept == []
+
+
+def test_a_continuation_that_is_ruled_out_has_no_log_likelihood(pair: tuple[Any, Any], routed: Any) -> None:
+    def rule_out(_head: Any, _args: Any, logits: Any) -> Any:
+        return logits.new_full(logits.shape, float("-inf")).index_fill(-1, torch.tensor([7]), 0.0)
+
+    routed.get_output_embeddings().register_forward_hook(rule_out)
+    with pytest.raises(BaseModelError, match=r"task 'made' must be finite numbers\nfound: 1 that are not, -inf"):
+        pair[0].loglikelihood([Asked(("one", " blue"))])
 
 
 ODD = [
