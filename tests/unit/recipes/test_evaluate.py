@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lorary.data.tasks import Task, load_tasks
-from lorary.errors import LibraryError, LoraryError, UsageError
+from lorary.errors import LibraryError, LoraryError, TaskError, UsageError
 from lorary.evaluate.answers import RowScores
 from lorary.library.store import Library
 from lorary.model.base import Base
@@ -23,15 +23,15 @@ ROWS = 3
 SETTINGS = EvaluateSettings(routers=("arrow", "oracle"), top_k=1, rows=ROWS)
 
 
-def test_tasks(path: Path, *names: str) -> dict[str, Task]:
+def test_tasks(path: Path, *names: str, targets: tuple[str, str] = ("up", "down")) -> dict[str, Task]:
     """Tasks with a few test rows, by name."""
     with open(path, "w") as file:
         for name in names:
             for split in ("val", "test"):
                 for i in range(4):
                     row = {"task": name, "family": f"f-{name}", "split": split, "source": f"{name} {i} {split}:"}
-                    options = ["up", "down"] if name == "b" else []
-                    file.write(json.dumps({**row, "target": ["up", "down"][i % 2], "options": options}) + "\n")
+                    options = targets if name == "b" else []
+                    file.write(json.dumps({**row, "target": targets[i % 2], "options": options}) + "\n")
     return load_tasks(path)
 
 
@@ -167,6 +167,17 @@ def test_evaluations_that_were_asked_otherwise_are_not_combined(
         combine(parts)
     with pytest.raises(UsageError, match="must be an evaluation"):
         combine([])
+
+
+def test_tasks_of_one_name_and_other_data_are_not_combined(
+    base: Base, tested: dict[str, Task], tmp_path: Path, make_library: Callable[..., Library]
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = test_tasks(tmp_path / "other" / "tasks.jsonl", "a", targets=("left", "right"))
+    one = evaluate_library(base, make_library("one", "a"), {"a": tested["a"]}, SETTINGS)
+    two = evaluate_library(base, make_library("two", "a"), other, SETTINGS)
+    with pytest.raises(TaskError, match=r"task 'a' to be combined\nfound: other data with library 'one' .* 'two'"):
+        combine([one, two])
 
 
 def test_two_libraries_of_one_name_are_not_taken_for_one(
