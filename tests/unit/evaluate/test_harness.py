@@ -215,7 +215,7 @@ def test_unknown_tasks_and_data_that_is_not_there_are_named(tmp_path: Path, monk
 
 
 def test_cells_hold_every_metric_and_one_that_counts() -> None:
-    from lorary.evaluate.harness_cells import cells_of
+    from lorary.evaluate.harness_cells import cells_of, choose_primary
 
     found = {
         "results": {
@@ -228,7 +228,8 @@ def test_cells_hold_every_metric_and_one_that_counts() -> None:
         "n-samples": {"a": {"original": 9, "effective": 4}, "texts": {"original": 3, "effective": 3}},
         "n-shot": {"a": 2},
     }  # fmt: skip
-    cells = cells_of(found, {"a": 1.0, "texts": 2.0}, {"a"}, library="lib", router="arrow", template="plain")
+    labels = {"library": "lib", "router": "arrow", "template": "plain"}
+    cells = choose_primary(cells_of(found, {"a": 1.0, "texts": 2.0}, {"a"}, **labels))
     assert [(c.task, c.metric, c.primary, c.n, c.seconds) for c in cells] == [
         ("a", "acc", True, 4, 1.0), ("a", "acc_norm", False, 4, 1.0), ("texts", "word_perplexity", False, 3, 2.0),
         ("g", "acc", True, 7, 3.0),
@@ -239,3 +240,19 @@ def test_cells_hold_every_metric_and_one_that_counts() -> None:
     assert [(c.split, c.shots) for c in cells] == [("held_in", 2), ("held_in", 2), ("held_out", 0), ("held_out", 0)]
     assert all(math.isfinite(cell.low) for cell in cells)
     assert json.dumps([cell.stderr for cell in cells])
+
+
+def test_one_metric_of_a_task_counts_for_all_routers() -> None:
+    from lorary.evaluate.harness_cells import cells_of, choose_primary
+
+    def cells(router: str, mcc: float) -> list[Any]:
+        found = {
+            "results": {"cola": {"mcc,none": mcc, "acc,none": 0.6, "f1,none": 0.5}},
+            "higher_is_better": {"cola": {"mcc": True, "acc": True, "f1": True}},
+            "n-samples": {"cola": {"effective": 4}}, "n-shot": {},
+        }  # fmt: skip
+        return cells_of(found, {}, (), library="lib", router=router, template="plain")
+
+    for base, metric in ((-0.02, "acc"), (0.02, "mcc")):
+        primary = [c for c in choose_primary([*cells("base", base), *cells("arrow", 0.3)]) if c.primary]
+        assert [(c.router, c.metric) for c in primary] == [("base", metric), ("arrow", metric)]
