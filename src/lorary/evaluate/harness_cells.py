@@ -47,8 +47,8 @@ def cells_of(
 def choose_primary(cells: Sequence[HarnessCell]) -> list[HarnessCell]:
     """Let one metric of each task count, the same for all routers, which could not be compared otherwise.
 
-    That is the first one that is better where it is higher and in 0..1 for every router: some scores (a correlation) are
-    so for one router and below 0 for another. A task that has perplexities alone has none.
+    That is the first one that is better where it is higher and in 0..1 for every router: some scores (a correlation)
+    are so for one router and below 0 for another. A task that has perplexities alone has none.
 
     Args:
         cells: of all routers on all tasks.

@@ -129,7 +129,9 @@ class Scorer:
             base = self._bench.seated()
             try:
                 found = make(base)
-            except (LoraryError, torch.OutOfMemoryError) as error:
+            except (LoraryError, MemoryError, RuntimeError) as error:
+                if not isinstance(error, LoraryError) and not _is_out_of_memory(error):
+                    raise
                 raise _CellError(error) from error
         self._cache.put(key, found)
         return found
@@ -256,7 +258,13 @@ def _check_finite(scores: RowScores, task: str) -> None:
         )
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on the CPU too, where torch has no class of errors for it."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
 def _failure(error: Exception, library: str, router: str, task: str) -> Failure:
     if isinstance(error, LoraryError):
         return Failure(library, router, task, error.rule, error.found, error.remedy)
-    return Failure(library, router, task, "the work must fit the device's memory", str(error).splitlines()[0])
+    found = (str(error).splitlines() or [type(error).__name__])[0]
+    return Failure(library, router, task, "the work must fit the device's memory", found)

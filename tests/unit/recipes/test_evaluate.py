@@ -23,15 +23,15 @@ ROWS = 3
 SETTINGS = EvaluateSettings(routers=("arrow", "oracle"), top_k=1, rows=ROWS)
 
 
-def test_tasks(path: Path, *names: str, targets: tuple[str, str] = ("up", "down")) -> dict[str, Task]:
+def test_tasks(path: Path, *names: str) -> dict[str, Task]:
     """Tasks with a few test rows, by name."""
     with open(path, "w") as file:
         for name in names:
             for split in ("val", "test"):
                 for i in range(4):
                     row = {"task": name, "family": f"f-{name}", "split": split, "source": f"{name} {i} {split}:"}
-                    options = targets if name == "b" else []
-                    file.write(json.dumps({**row, "target": targets[i % 2], "options": options}) + "\n")
+                    options = ["up", "down"] if name == "b" else []
+                    file.write(json.dumps({**row, "target": ["up", "down"][i % 2], "options": options}) + "\n")
     return load_tasks(path)
 
 
@@ -172,10 +172,10 @@ def test_evaluations_that_were_asked_otherwise_are_not_combined(
 def test_tasks_of_one_name_and_other_data_are_not_combined(
     base: Base, tested: dict[str, Task], tmp_path: Path, make_library: Callable[..., Library]
 ) -> None:
-    (tmp_path / "other").mkdir()
-    other = test_tasks(tmp_path / "other" / "tasks.jsonl", "a", targets=("left", "right"))
+    path = tmp_path / "other.jsonl"
+    path.write_text((tmp_path / "tasks.jsonl").read_text().replace("down", "left"))
     one = evaluate_library(base, make_library("one", "a"), {"a": tested["a"]}, SETTINGS)
-    two = evaluate_library(base, make_library("two", "a"), other, SETTINGS)
+    two = evaluate_library(base, make_library("two", "a"), load_tasks(path, names=["a"]), SETTINGS)
     with pytest.raises(TaskError, match=r"task 'a' to be combined\nfound: other data with library 'one' .* 'two'"):
         combine([one, two])
 
@@ -247,6 +247,31 @@ def test_a_failed_cell_is_tried_again_and_the_others_are_not(
     scored.clear()
     assert evaluate_library(base, library, tested, SETTINGS).failures == []
     assert scored == ["b"] * 3
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "DefaultCPUAll"),
+    ],
+)
+def test_memory_that_runs_out_on_the_cpu_fails_a_cell_and_other_errors_end_the_run(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library], monkeypatch: pytest.MonkeyPatch,
+    error: Exception, found: str,
+) -> None:  # fmt: skip
+    library, raised = make_library("lib", "a"), error
+
+    def fail(*args: Any, **more: Any) -> RowScores:
+        raise raised
+
+    monkeypatch.setattr(scorer, "score_rows", fail)
+    first, *_ = evaluate_library(base, library, {"a": tested["a"]}, SETTINGS).failures
+    assert first.found is not None
+    assert first.found.startswith(found)
+    raised = RuntimeError("another one")
+    with pytest.raises(RuntimeError, match="another one"):
+        evaluate_library(base, library, {"a": tested["a"]}, SETTINGS)
 
 
 def test_a_task_without_test_rows_is_a_failure(
