@@ -1,5 +1,6 @@
 """Scoring one library, cell by cell: what was scored before is read, what cannot be scored is said and left."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -81,11 +82,23 @@ class Scorer:
         return None
 
     def _base_cells(self, task: Task) -> list[Cell]:
-        """The base under both templates; the better one is primary."""
+        """The base under both templates; the better one is primary, or the only one that can be scored."""
         templates = [self._settings.template]
         if self._bench.has_chat_template and "chat" not in templates:
             templates.append("chat")
-        runs = [self._cells(task, BASE, Routing(BASE), template) for template in templates]
+        runs, failed = [], dict[str, _CellError]()
+        for template in templates:
+            try:
+                runs.append(self._cells(task, BASE, Routing(BASE), template))
+            except _CellError as error:
+                failed[template] = error
+        if not runs:
+            raise failed[templates[0]]
+        for template, error in failed.items():
+            reason = _failure(error.cause, self._name, BASE, task.name)
+            found = f" (found: {reason.found})" if reason.found else ""
+            message = f"task '{task.name}': the base is left out in the template {template}: {reason.rule}{found}"
+            warnings.warn(message, stacklevel=2)
         best = max(range(len(runs)), key=lambda i: runs[i][-1].value)
         return [replace(cell, primary=cell.primary and i == best) for i, run in enumerate(runs) for cell in run]
 

@@ -1,5 +1,6 @@
 """Evaluating libraries: what is scored, what is scored once, and what becomes of a cell that cannot be scored."""
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -272,6 +273,21 @@ def test_memory_that_runs_out_on_the_cpu_fails_a_cell_and_other_errors_end_the_r
     raised = RuntimeError("another one")
     with pytest.raises(RuntimeError, match="another one"):
         evaluate_library(base, library, {"a": tested["a"]}, SETTINGS)
+
+
+def test_a_base_whose_own_template_cannot_be_scored_counts_in_the_other(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library]
+) -> None:
+    tokenizer = copy.deepcopy(base.tokenizer)
+    head = "a system prompt of many words, which alone is longer than a row may be; "
+    tokenizer.chat_template = f"{head}{{% for m in messages %}}{{{{ m['content'] }}}}{{% endfor %}}"
+    settings = replace(SETTINGS, routers=("arrow",), max_length=40)
+    with pytest.warns(UserWarning, match="task 'a': the base is left out in the template chat: max_length must be"):
+        found = evaluate_library(
+            replace(base, tokenizer=tokenizer), make_library("lib", "a"), {"a": tested["a"]}, settings
+        )
+    assert found.failures == []
+    assert [(c.router, c.template) for c in found.cells if c.primary] == [("base", "plain"), ("arrow", "plain")]
 
 
 def test_a_task_without_test_rows_is_a_failure(
