@@ -74,11 +74,16 @@ class Scorer:
         """
         try:
             found.cells += self._base_cells(task) if router == BASE else self._router_cells(task, router)
-            found.routing += self._accuracy(task, router)
         except _CellError as error:
             failure = _failure(error.cause, self._name, router, task.name)
             found.failures.append(failure)
             return failure
+        try:
+            found.routing += self._accuracy(task, router)
+        except _CellError as error:  # no failure: the cell has its score
+            reason = _reason(_failure(error.cause, self._name, router, task.name))
+            message = f"{self._name}, {router}, {task.name}: scored, but its routing could not be looked at: {reason}"
+            warnings.warn(message, stacklevel=2)
         return None
 
     def _base_cells(self, task: Task) -> list[Cell]:
@@ -95,9 +100,8 @@ class Scorer:
         if not runs:
             raise failed[templates[0]]
         for template, error in failed.items():
-            reason = _failure(error.cause, self._name, BASE, task.name)
-            found = f" (found: {reason.found})" if reason.found else ""
-            message = f"task '{task.name}': the base is left out in the template {template}: {reason.rule}{found}"
+            reason = _reason(_failure(error.cause, self._name, BASE, task.name))
+            message = f"task '{task.name}': the base is left out in the template {template}: {reason}"
             warnings.warn(message, stacklevel=2)
         best = max(range(len(runs)), key=lambda i: runs[i][-1].value)
         return [replace(cell, primary=cell.primary and i == best) for i, run in enumerate(runs) for cell in run]
@@ -281,3 +285,7 @@ def _failure(error: Exception, library: str, router: str, task: str) -> Failure:
         return Failure(library, router, task, error.rule, error.found, error.remedy)
     found = (str(error).splitlines() or [type(error).__name__])[0]
     return Failure(library, router, task, "the work must fit the device's memory", found)
+
+
+def _reason(failure: Failure) -> str:
+    return failure.rule + (f" (found: {failure.found})" if failure.found else "")

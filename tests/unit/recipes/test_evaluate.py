@@ -290,6 +290,25 @@ def test_a_base_whose_own_template_cannot_be_scored_counts_in_the_other(
     assert [(c.router, c.template) for c in found.cells if c.primary] == [("base", "plain"), ("arrow", "plain")]
 
 
+def test_a_scored_cell_whose_routing_cannot_be_looked_at_is_no_failure(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, only = make_library("lib", "a", "b"), {"a": tested["a"]}
+
+    def no_memory(*args: Any) -> None:
+        raise torch.OutOfMemoryError("no memory left")
+
+    with monkeypatch.context() as patched, pytest.warns(UserWarning, match=r"lib, arrow, a: scored, .* no memory left"):
+        patched.setattr(scorer, "routing_accuracy", no_memory)
+        first = evaluate_library(base, library, only, SETTINGS)
+    first.check()
+    assert first.routing == []
+    assert {c.router for c in first.cells if c.primary} == {"base", "arrow", "oracle"}
+    # It is tried again, and two runs together have all that either has.
+    again = evaluate_library(base, library, only, SETTINGS)
+    assert combine([first, again]).routing == again.routing != []
+
+
 def test_a_task_without_test_rows_is_a_failure(
     base: Base, tmp_path: Path, make_library: Callable[..., Library]
 ) -> None:
