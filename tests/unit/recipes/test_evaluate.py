@@ -298,9 +298,10 @@ def test_a_scored_cell_whose_routing_cannot_be_looked_at_is_no_failure(
     def no_memory(*args: Any) -> None:
         raise torch.OutOfMemoryError("no memory left")
 
-    with monkeypatch.context() as patched, pytest.warns(UserWarning, match=r"lib, arrow, a: scored, .* no memory left"):
+    with monkeypatch.context() as patched:
         patched.setattr(scorer, "routing_accuracy", no_memory)
-        first = evaluate_library(base, library, only, SETTINGS)
+        with pytest.warns(UserWarning, match=r"lib, arrow, a: scored, .* no memory left"):
+            first = evaluate_library(base, library, only, SETTINGS)
     first.check()
     assert first.routing == []
     assert {c.router for c in first.cells if c.primary} == {"base", "arrow", "oracle"}
