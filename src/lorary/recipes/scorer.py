@@ -99,8 +99,8 @@ class Scorer:
                 failed[template] = error
         if not runs:
             raise failed[templates[0]]
-        for template, error in failed.items():
-            reason = _reason(_failure(error.cause, self._name, BASE, task.name))
+        for template, failure in failed.items():
+            reason = _reason(_failure(failure.cause, self._name, BASE, task.name))
             message = f"task '{task.name}': the base is left out in the template {template}: {reason}"
             warnings.warn(message, stacklevel=2)
         best = max(range(len(runs)), key=lambda i: runs[i][-1].value)
