@@ -145,6 +145,7 @@ def combine(evaluations: Sequence[Evaluation]) -> Evaluation:
         _add(found.cells, part.cells, "library", "router", "task", "metric", "template")
         _add(found.failures, part.failures, "library", "router", "task")
         _add(found.routing, part.routing, "library", "router", "task")
+    found.cells = _one_primary(found.cells)
     scored = {(cell.library, cell.router, cell.task) for cell in found.cells if cell.primary}
     found.failures = [f for f in found.failures if (f.library, f.router, f.task) not in scored]
     routers = dict.fromkeys(router for part in evaluations for router in part.settings.routers)
@@ -155,6 +156,17 @@ def combine(evaluations: Sequence[Evaluation]) -> Evaluation:
 def _add(kept: list[Any], more: Sequence[Any], *keys: str) -> None:
     known = {tuple(getattr(one, key) for key in keys) for one in kept}
     kept += [one for one in more if tuple(getattr(one, key) for key in keys) not in known]
+
+
+def _one_primary(cells: Sequence[Cell]) -> list[Cell]:
+    """Let the better template of the base count, also where an evaluation could score one of the two alone."""
+    best: dict[tuple[str, str, str], Cell] = {}
+    for cell in cells:
+        key = (cell.library, cell.router, cell.task)
+        if cell.primary and (key not in best or cell.value > best[key].value):
+            best[key] = cell
+    kept = {id(cell) for cell in best.values()}
+    return [replace(cell, primary=id(cell) in kept) if cell.primary else cell for cell in cells]
 
 
 def _check_same_data(cells: Sequence[Cell]) -> None:

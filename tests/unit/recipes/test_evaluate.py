@@ -288,6 +288,11 @@ def test_a_base_whose_own_template_cannot_be_scored_counts_in_the_other(
         )
     assert found.failures == []
     assert [(c.router, c.template) for c in found.cells if c.primary] == [("base", "plain"), ("arrow", "plain")]
+    # Beside an evaluation that could score both, one of them counts all the same.
+    for value, counts in ((2.0, "chat"), (-1.0, "plain")):
+        chat = [replace(c, template="chat", value=value) for c in found.cells if c.router == "base"]
+        whole = combine([found, replace(found, cells=[*found.cells, *chat])])
+        assert [c.template for c in whole.cells if c.primary and c.router == "base"] == [counts]
 
 
 def test_a_scored_cell_whose_routing_cannot_be_looked_at_is_no_failure(
