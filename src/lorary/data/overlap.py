@@ -50,7 +50,12 @@ DATA_SETS: Mapping[str, tuple[str, ...]] = {
     "xlsum": ("xlsum",),
 }
 _BY_SPELLING = {spelling: name for name, spellings in DATA_SETS.items() for spelling in spellings}
-_WORD = re.compile(r"\w+")
+# Letters of scripts whose words are not told apart by spaces, or hold few letters: Thai, hangul, kana, ideographs.
+_SINGLE = (
+    r"\u0e00-\u0e7f\u1100-\u11ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    r"\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
+)
+_WORD = re.compile(rf"(?=\w)[{_SINGLE}]|[^\W{_SINGLE}]+")
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,9 @@ def _data_sets(name: str) -> set[str]:
 
 
 def _words(row: Row) -> list[str]:
-    return _WORD.findall(f"{row.source} {row.target}".lower())
+    """The words of a row, or all its text as one where it has none: such rows are not alike for that."""
+    text = f"{row.source} {row.target}".lower()
+    return _WORD.findall(text) or [text.strip()]
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,15 @@ class Template:
     leading: Ids
     head: Ids
 
-    def encode_prompt(self, source: str) -> Ids:
-        """The ids that generation feeds, without an EOS, cut from the left to `max_length`."""
-        return self._keep_right(self._tokenise(self.render(source)), self.max_length)
+    def encode_prompt(self, source: str, most: int | None = None) -> Ids:
+        """The ids that generation feeds, without an EOS, cut from the left to `max_length`, or to fewer.
+
+        Args:
+            source: the row's source.
+            most: how many there may be where that is fewer than `max_length`.
+        """
+        length = self.max_length if most is None else min(most, self.max_length)
+        return self._keep_right(self._tokenise(self.render(source)), length)
 
     def encode(self, source: str, target: str) -> Example:
         """Prompt and target of one row.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorary.data.tasks import Row
-from lorary.data.template import Template, warn_of_cuts
+from lorary.data.template import Example, Ids, Template, warn_of_cuts
 from lorary.errors import TaskError
 from lorary.evaluate.decoding import Decoding, decoding_of, sample_seeds
 from lorary.evaluate.generation import generate_answers
@@ -16,6 +16,7 @@ from lorary.evaluate.metrics.rouge import single_reference
 from lorary.evaluate.options import scored_pairs
 from lorary.evaluate.programs import check_runner, default_decoding, pass_score
 from lorary.evaluate.sandbox import Sandbox
+from lorary.model.base import context_of
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,13 @@ def _answers(model: Any, tokenizer: Any, template: Template, rows: Sequence[Row]
     answers: list[list[str]] = [[] for _ in rows]
     for how, members in groups.items():
         samples = how.samples if how.temperature > 0 else 1  # the likeliest answer is the same each time
+        fed, most = _fitted(template, [rows[i] for i in members], how.max_new_tokens, context_of(model))
         owners = [i for i in members for _ in range(samples)]
         texts = generate_answers(
             model,
             tokenizer,
-            [template.encode_prompt(rows[i].source) for i in owners],
-            how.max_new_tokens,
+            [prompt for prompt in fed for _ in range(samples)],
+            most,
             stop=how.stop,
             temperature=how.temperature,
             top_p=how.top_p,
@@ -118,3 +120,28 @@ def _answers(model: Any, tokenizer: Any, template: Template, rows: Sequence[Row]
         for i, text in zip(owners, texts, strict=True):
             answers[i].append(text)
     return answers
+
+
+def _fitted(template: Template, rows: Sequence[Row], max_new_tokens: int, context: int | None) -> tuple[list[Ids], int]:
+    """Prompts of rows with room for the answer behind them in the model's context, and the most tokens it may have.
+
+    An answer that would leave no room for a prompt gets half the context at most.
+    """
+    prompts = [template.encode_prompt(row.source) for row in rows]
+    if context is None:
+        return prompts, max_new_tokens
+    least = len(template.head) + 1
+    if max_new_tokens > context - least:
+        max_new_tokens = min(context // 2, context - least)
+    room = context - max_new_tokens
+    cut = [
+        prompt if len(prompt) <= room else template.encode_prompt(row.source, room)
+        for row, prompt in zip(rows, prompts, strict=True)
+    ]
+    # Rows that are too long with their target as well have been told of.
+    lost = [
+        0 if len(new) == len(old) or template.encode(row.source, row.target).truncated else len(old) - len(new)
+        for row, old, new in zip(rows, prompts, cut, strict=True)
+    ]
+    warn_of_cuts(rows[0].task, [Example(new, (), number) for new, number in zip(cut, lost, strict=True)])
+    return cut, max_new_tokens

@@ -1,6 +1,7 @@
 """Answers through transformers' own `generate`, padded on the left and batched by length."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,9 +56,10 @@ def generate_answers(
             more["stopping_criteria"] = StoppingCriteriaList([_Stops(tokenizer, stop, input_ids.shape[1])])
         if temperature > 0 and seeds is not None:
             more["logits_processor"] = [Sampler(temperature, top_p, [seeds[i] for i in bucket])]
-        output = model.generate(
-            input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config, **more
-        )
+        with plain_generation(model, tokenizer):
+            output = model.generate(
+                input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config, **more
+            )
         texts = tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
         for i, text in zip(bucket, texts, strict=True):
             answers[i] = cut_at(text, stop)
@@ -84,6 +86,26 @@ def stop_ids(model: Any, tokenizer: Any) -> list[int]:
     own = getattr(model.generation_config, "eos_token_id", None)
     listed = own if isinstance(own, list) else [own]
     return sorted({int(i) for i in [tokenizer.eos_token_id, *listed] if i is not None})
+
+
+@contextmanager
+def plain_generation(model: Any, tokenizer: Any) -> Iterator[None]:
+    """Keep a base's own generation defaults (penalties, beams, words it rules out) out of what is scored.
+
+    transformers fills with them whatever a `GenerationConfig` leaves unset, and the answer would no longer be the
+    likeliest one. What ends an answer stays.
+
+    Args:
+        model: a transformers model for causal language modelling.
+        tokenizer: its tokenizer.
+    """
+    own = model.generation_config
+    stops = stop_ids(model, tokenizer)
+    model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class _Stops(StoppingCriteria):

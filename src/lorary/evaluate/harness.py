@@ -5,6 +5,7 @@ from which the one here inherits; log-likelihoods come from `lorary.evaluate.log
 router that decides for a whole request see the context alone.
 """
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -15,7 +16,9 @@ import torch
 
 from lorary.data.schema import shorten
 from lorary.data.template import Example
-from lorary.errors import MissingExtraError, TaskError
+from lorary.errors import BaseModelError, MissingExtraError, TaskError
+from lorary.evaluate.finite import finite_logits
+from lorary.evaluate.generation import plain_generation
 from lorary.evaluate.loglik import answer_losses
 
 try:
@@ -60,7 +63,8 @@ class HarnessModel(HFLM):
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
         """An answer to each context, up to its stop words."""
-        return self._by_task("generate_until", requests, super().generate_until)
+        with plain_generation(self.model, self.tokenizer):
+            return self._by_task("generate_until", requests, super().generate_until)
 
     def get_model_info(self) -> dict[str, Any]:
         """Nothing: the harness would ask the Hub for what it takes for the model's name."""
@@ -78,7 +82,10 @@ class HarnessModel(HFLM):
 
     def _answer(self, kind: str, task: str, requests: list[Any], compute: Callable[..., list[Any]]) -> list[Any]:
         def run() -> list[Any]:
-            return compute(requests, disable_tqdm=True)
+            with finite_logits(self.model):
+                answers = compute(requests, disable_tqdm=True)
+            _check_sums(task, answers)
+            return answers
 
         return run() if self._recall is None else self._recall(kind, task, [each.args for each in requests], run)
 
@@ -105,6 +112,18 @@ class HarnessModel(HFLM):
             )
         kept = tuple(context)[-(self.max_length + 1 - len(continuation)) :]
         return Example(kept, tuple(continuation), len(context) - len(kept))
+
+
+def _check_sums(task: str, answers: Sequence[Any]) -> None:
+    """Refuse log-likelihoods that are no finite numbers; generated answers are texts, and pass."""
+    values = [answer[0] if isinstance(answer, tuple) else answer for answer in answers]
+    bad = [value for value in values if isinstance(value, float) and not math.isfinite(value)]
+    if bad:
+        raise BaseModelError(
+            f"log-likelihoods of task '{task}' must be finite numbers",
+            found=f"{len(bad)} that are not, {bad[0]} among them",
+            remedy="another --dtype",
+        )
 
 
 def load_tasks(names: Sequence[str], include_path: str | None = None) -> Mapping[str, Any]:

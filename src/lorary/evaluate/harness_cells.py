@@ -1,8 +1,8 @@
 """Cells out of the results of lm-evaluation-harness."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lorary.evaluate.cells import Cell
@@ -30,10 +30,7 @@ class HarnessCell(Cell):
 def cells_of(
     found: Mapping[str, Any], seconds: Mapping[str, float], held_in: Collection[str], **labels: Any
 ) -> list[HarnessCell]:
-    """All metrics of all tasks and groups, in the order of the harness.
-
-    Of the metrics of a task the first one counts that is a score in 0..1 and better where it is higher; a task that
-    has perplexities alone has none.
+    """All metrics of all tasks and groups of one router, in the order of the harness.
 
     Args:
         found: what the harness's `evaluate` gave.
@@ -42,9 +39,30 @@ def cells_of(
         labels: `library`, `router` and `template`.
 
     Returns:
-        The cells.
+        The cells; `primary` are all that might count, of which `choose_primary` takes one.
     """
     return [cell for task in found["results"] for cell in _of_task(task, found, seconds, held_in, labels)]
+
+
+def choose_primary(cells: Sequence[HarnessCell]) -> list[HarnessCell]:
+    """Let one metric of each task count, the same for all routers, which could not be compared otherwise.
+
+    That is the first one that is better where it is higher and in 0..1 for every router: some scores (a correlation)
+    are so for one router and below 0 for another. A task that has perplexities alone has none.
+
+    Args:
+        cells: of all routers on all tasks.
+
+    Returns:
+        The cells with `primary` as it counts, in the order given.
+    """
+    routers = {cell.router for cell in cells}
+    fits: dict[str, dict[tuple[str, str], set[str]]] = {}
+    for cell in cells:
+        own = fits.setdefault(cell.task, {}).setdefault((cell.metric, cell.filter), set())
+        own.update([cell.router] if cell.primary else [])
+    first = {task: next((name for name, own in by.items() if own == routers), None) for task, by in fits.items()}
+    return [replace(cell, primary=first[cell.task] == (cell.metric, cell.filter)) for cell in cells]
 
 
 def _of_task(
@@ -54,7 +72,7 @@ def _of_task(
     held_in: Collection[str],
     labels: Mapping[str, Any],
 ) -> Iterator[HarnessCell]:
-    results, is_first = found["results"][task], True
+    results = found["results"][task]
     members = _members(task, found)
     for name, value in results.items():
         metric, _, kind = name.partition(",")
@@ -69,7 +87,7 @@ def _of_task(
             family=FAMILY,
             split="held_in" if task in held_in else "held_out",
             metric=metric,
-            primary=is_score and is_first,
+            primary=is_score,
             value=float(value),
             low=max(low, 0.0) if is_score else low,
             high=min(high, 1.0) if is_score else high,
@@ -79,7 +97,6 @@ def _of_task(
             stderr=stderr,
             shots=int(found["n-shot"].get(task) or 0),
         )
-        is_first = is_first and not is_score
 
 
 def _members(task: str, found: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,8 @@
 Which isolation there is, is found out once, by running a program in it:
 
 - root: Linux namespaces through util-linux `unshare`, and for the program a user of its own without rights;
-- other users: bubblewrap (`bwrap`) where it is installed, else `unshare` with a user namespace;
+- other users, and root of a user namespace that knows no users beside it: bubblewrap (`bwrap`) where it is
+  installed, else `unshare` with a user namespace;
 - neither works: refused, unless unsafe running is consented to. Then the limits below still hold, but the program can
   read and write what this user can, and can use the network.
 
@@ -29,6 +30,8 @@ ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS
 SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc/ld.so.cache", "/nix/store")
 # The launcher ends a program in time; it is itself ended so many seconds later.
 GRACE_S = 5.0
+# A range of users that has as many has some that own nothing.
+MANY_USERS = 4096
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 
@@ -93,7 +96,8 @@ class Sandbox:
         nowhere. A program that sets out to forge the verdict can: it shares a process with its tests.
         """
         with tempfile.TemporaryDirectory(prefix="lorary-code-", ignore_cleanup_errors=True) as folder:
-            command, job = self._command(folder), self._job(program, folder)
+            uid = _own_user()
+            command, job = self._command(folder, uid), self._job(program, folder, uid)
             # A session of its own: a program that kills its whole group does not reach us.
             with subprocess.Popen(
                 command,
@@ -115,11 +119,11 @@ class Sandbox:
         except (ValueError, TypeError):
             return Outcome("broken", errors.decode(errors="replace").strip()[-500:])
 
-    def _command(self, folder: str) -> list[str]:
+    def _command(self, folder: str, uid: int | None) -> list[str]:
         python = str(_python())
         launch = [python, "-I", "-S", "-B", "-c", _launcher()]
         if self.isolation == "namespaces":
-            user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+            user = ["--user", "--map-root-user"] if uid is None else []
             kinds = ["--mount", "--pid", "--net", "--ipc", "--uts", "--propagation", "private"]
             return [_program("unshare"), *user, *kinds, "--fork", "--kill-child=KILL", "--", *launch]
         if self.isolation == "bubblewrap":
@@ -129,9 +133,8 @@ class Sandbox:
             return [_program("bwrap"), *own, *binds, "--dev", "/dev", "--size", size, "--tmpfs", "/work", *launch]
         return launch
 
-    def _job(self, program: str, folder: str) -> dict[str, object]:
-        limits, is_root = self.limits, hasattr(os, "geteuid") and os.geteuid() == 0
-        inside = self.isolation == "namespaces"
+    def _job(self, program: str, folder: str, uid: int | None) -> dict[str, object]:
+        limits, inside = self.limits, self.isolation == "namespaces"
         return {
             "program": program,
             "nonce": secrets.token_hex(16),
@@ -139,8 +142,8 @@ class Sandbox:
             "paths": [*_paths(), *DEVICES] if inside else [],
             "folder": folder if self.isolation == "none" else "/work",
             "isolated": self.isolation != "none",
-            "uid": _spare_uid() if is_root else None,
-            "drop_rights": inside and not is_root,
+            "uid": uid,
+            "drop_rights": uid is None and (inside or _is_root()),
             "wall_s": limits.wall_s,
             "disk_bytes": limits.disk_bytes,
             "limits": {
@@ -151,7 +154,7 @@ class Sandbox:
                 "RLIMIT_CORE": 0,
                 # A user namespace counts what stands around the program too: the launcher, and bubblewrap's own.
                 "RLIMIT_NPROC": limits.processes
-                + {"bubblewrap": 2, "namespaces": int(not is_root), "none": 0}[self.isolation],
+                + {"bubblewrap": 2, "namespaces": int(uid is None), "none": 0}[self.isolation],
             },
         }
 
@@ -188,7 +191,7 @@ def isolation() -> str:
     """`bubblewrap` or `namespaces`, whichever works here, else `none`; found out by running a program."""
     if sys.platform != "linux":
         return "none"
-    candidates = ("namespaces",) if os.geteuid() == 0 else ("bubblewrap", "namespaces")
+    candidates = ("bubblewrap", "namespaces") if _own_user() is None else ("namespaces",)
     for name in candidates:
         if _program("bwrap" if name == "bubblewrap" else "unshare") and _works(Sandbox(name)):
             return name
@@ -204,25 +207,47 @@ def _program(name: str) -> str:
 
 
 def _paths() -> list[str]:
-    """The system's and Python's own files, those that exist."""
-    python = sys.base_prefix
-    own = [] if any(Path(python).is_relative_to(path) for path in SYSTEM) else [python]
+    """The system's and Python's own files, those that exist; where a link leads to Python, both it and its end."""
+    both = dict.fromkeys((os.path.realpath(sys.base_prefix), sys.base_prefix))
+    own = [python for python in both if not any(Path(python).is_relative_to(path) for path in SYSTEM)]
     return [path for path in (*SYSTEM, *own) if os.path.lexists(path)]
 
 
-def _spare_uid() -> int:
-    """A user that owns nothing, another one each time, so that the processes of each program are counted apart."""
+def _is_root() -> bool:
+    return hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def _own_user() -> int | None:
+    """A user for one program alone, which only root can give it; None where there is none to give."""
+    return _spare_uid() if _is_root() else None
+
+
+def _spare_uid() -> int | None:
+    """A user that owns nothing, another one each time, so that the processes of each program are counted apart.
+
+    None where the user namespace that we are in knows too few, as that of `unshare -r`, which knows root alone.
+    """
+    users, groups = _known_ids("uid_map"), _known_ids("gid_map")  # the program gets a group of the same number
+    shared = [range(max(u.start, g.start), min(u.stop, g.stop)) for u in users for g in groups]
+    widest = max(shared, key=len, default=range(0))
+    if len(widest) < MANY_USERS:
+        return None
+    return widest.stop - 1024 - secrets.randbelow(len(widest) // 4)
+
+
+def _known_ids(kind: str) -> list[range]:
+    """The ids that our user namespace knows, as all lines of its map say."""
     try:
-        _, _, count = Path("/proc/self/uid_map").read_text(encoding="ascii").split()[:3]
-    except (OSError, ValueError):
-        count = "65536"
-    limit = min(int(count), 1 << 31)  # a container may know few users
-    return limit - 1024 - secrets.randbelow(limit // 4)
+        lines = Path(f"/proc/self/{kind}").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return [range(65536)]
+    firsts = [(int(first), int(count)) for first, _, count in map(str.split, lines)]
+    return [range(first, min(first + count, 1 << 31)) for first, count in firsts]
 
 
 def _bind(path: str) -> list[str]:
     if os.path.islink(path):
-        return ["--symlink", os.readlink(path), path]
+        return ["--symlink", os.path.realpath(path), path]
     return ["--ro-bind", path, path]
 
 

@@ -102,7 +102,7 @@ def make_root(root: str, paths: list[str], disk_bytes: int) -> None:
         inside = root + path
         os.makedirs(os.path.dirname(inside), exist_ok=True)
         if os.path.islink(path):
-            os.symlink(os.readlink(path), inside)
+            os.symlink(os.path.realpath(path), inside)  # the end of the link: one in between may not be inside
             continue
         if os.path.isdir(path):
             os.makedirs(inside, exist_ok=True)

@@ -38,8 +38,18 @@ class Base:
 
     def most_tokens(self, asked: int) -> int:
         """Tokens that a row may have: those asked for, or the base's context where that is shorter."""
-        context = getattr(self.model.config, "max_position_embeddings", None)
-        return asked if context is None else min(asked, int(context))
+        context = context_of(self.model)
+        return asked if context is None else min(asked, context)
+
+
+def context_of(model: Any) -> int | None:
+    """The positions that a model has, or None where its config names none.
+
+    Args:
+        model: a transformers model for causal language modelling.
+    """
+    context = getattr(model.config, "max_position_embeddings", None)
+    return None if context is None else int(context)
 
 
 def load_base(reference: str | Path | BaseFiles = "embedded", *, dtype: str = "auto", device: str = "auto") -> Base:

@@ -71,7 +71,7 @@ def _adapt_task(shop: Shop, task: str, names: Sequence[str]) -> None:
     job, adapters = shop.job(task), [shop.pool.get(name) for name in names]
     mix = shop.settings.mix or OUTPUTS
     base_loss = shop.base_loss(job.val)
-    generations = _search(shop, job, _Mixtures(shop, adapters, mix), shop.state(f"-{task}.json"))
+    generations = _search(shop, job, _Mixtures(shop, adapters, mix), shop.state(f"-search-{task}.json"))
     best, metrics = _judge(generations, [0.0] * len(names), base_loss)
     weights = {
         path: torch.tensor([best[member] for member in layer.members], dtype=torch.float64)

@@ -59,7 +59,7 @@ def _by_loss(shop: Shop, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
     No training is needed, any adapter can be judged whatever its rank, layers and history, and it is the very thing
     that the task is about. What is known of a task is kept until the adaptation ends.
     """
-    path = shop.state("-losses.json")
+    path = shop.state("-retrieved.json")
     known: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
     missing = [task for task in tasks if task not in known]
     with shop.display.bar("looking for adapters", len(missing)) as bar:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from lorary.errors import LoraryError, UsageError
+from lorary.errors import LoraryError, TaskError, UsageError
 from lorary.evaluate.cells import Cell, Failure
 from lorary.evaluate.routing_accuracy import RoutingAccuracy
 from lorary.evaluate.summary import Comparison, Mean, OracleGap, Summary
@@ -131,18 +131,21 @@ def combine(evaluations: Sequence[Evaluation]) -> Evaluation:
 
     Raises:
         UsageError: if there is none, they differ in the base or in a setting beside the routers, or disagree on a cell.
+        TaskError: if a task of one name has other data in another evaluation.
     """
     if not evaluations:
         raise UsageError("there must be an evaluation to combine", found="none")
     first = evaluations[0]
     for other in evaluations[1:]:
         _check_alike(first, other)
+    _check_same_data([cell for part in evaluations for cell in part.cells])
     found = Found()
     for part in evaluations:
         _check_same_cells(found.cells, part.cells)
         _add(found.cells, part.cells, "library", "router", "task", "metric", "template")
         _add(found.failures, part.failures, "library", "router", "task")
         _add(found.routing, part.routing, "library", "router", "task")
+    found.cells = _one_primary(found.cells)
     scored = {(cell.library, cell.router, cell.task) for cell in found.cells if cell.primary}
     found.failures = [f for f in found.failures if (f.library, f.router, f.task) not in scored]
     routers = dict.fromkeys(router for part in evaluations for router in part.settings.routers)
@@ -153,6 +156,30 @@ def combine(evaluations: Sequence[Evaluation]) -> Evaluation:
 def _add(kept: list[Any], more: Sequence[Any], *keys: str) -> None:
     known = {tuple(getattr(one, key) for key in keys) for one in kept}
     kept += [one for one in more if tuple(getattr(one, key) for key in keys) not in known]
+
+
+def _one_primary(cells: Sequence[Cell]) -> list[Cell]:
+    """Let the better template of the base count, also where an evaluation could score one of the two alone."""
+    best: dict[tuple[str, str, str], Cell] = {}
+    for cell in cells:
+        key = (cell.library, cell.router, cell.task)
+        if cell.primary and (key not in best or cell.value > best[key].value):
+            best[key] = cell
+    kept = {id(cell) for cell in best.values()}
+    return [replace(cell, primary=id(cell) in kept) if cell.primary else cell for cell in cells]
+
+
+def _check_same_data(cells: Sequence[Cell]) -> None:
+    """Refuse tasks that share a name alone: the base, which counts once, would be that of the first of them."""
+    known: dict[str, Cell] = {}
+    for cell in cells:
+        first = known.setdefault(cell.task, cell)
+        if cell.data != first.data:
+            raise TaskError(
+                f"evaluations must have the same data of task '{cell.task}' to be combined",
+                found=f"other data with library '{first.library}' than with library '{cell.library}'",
+                remedy="evaluate both on the same data, or give one of the two tasks another name",
+            )
 
 
 def _check_same_cells(kept: Sequence[Cell], more: Sequence[Cell]) -> None:

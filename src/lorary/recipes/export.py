@@ -91,7 +91,8 @@ def _routing(evaluation: Evaluation, *, several: bool) -> list[str]:
 
 def _guard(evaluation: Evaluation, *, several: bool) -> list[str]:
     if not evaluation.base_guard:
-        return ["The base beats no router on any task."]
+        is_scored = any(cell.router == BASE for cell in evaluation.cells)
+        return ["The base beats no router on any task." if is_scored else "The base has no score."]
     return [
         f"- {_text(e['task'])}, {_words(e['split'])}: base {_points(e['base'])}, "
         f"{_text(Column(e['library'], e['router']).label(several=several))} {_points(e['value'])}"

@@ -17,7 +17,7 @@ from lorary.errors import LibraryError, UsageError
 from lorary.evaluate.cache import ResultCache
 from lorary.evaluate.cells import ORACLE
 from lorary.evaluate.harness import HarnessModel, evaluate_tasks, load_tasks
-from lorary.evaluate.harness_cells import HarnessCell, cells_of
+from lorary.evaluate.harness_cells import HarnessCell, cells_of, choose_primary
 from lorary.evaluate.summary import Summary
 from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.store import Library
@@ -109,7 +109,7 @@ def run_harness(
         run = _Run(loaded, library, settings, tasks, display, rows, shots, chat)
         attach(loaded.model, library, router="base", tokenizer=loaded.tokenizer, force_base=force_base)
         try:
-            cells = [cell for router in settings.routers for cell in run.cells(router)]
+            cells = choose_primary([cell for router in settings.routers for cell in run.cells(router)])
         finally:
             detach(loaded.model)
     asked = {"tasks": list(names), "rows": rows, "shots": shots, "template": "chat" if chat else "plain"}
@@ -135,7 +135,7 @@ class _Run:
         self._held_in = {task for row in self.library.describe() for task in row["tasks"]}
 
     def cells(self, router: str) -> list[HarnessCell]:
-        """One router on all tasks."""
+        """One router on all tasks; which metric counts is not chosen yet."""
         setting = self.settings.setting(router)
         seconds: dict[str, float] = {}
         with (

@@ -20,7 +20,6 @@ from lorary.merge.ties import ties
 from lorary.merge.truncate import truncate
 from lorary.recipes.adapt_pool import Pool, pool_of
 from lorary.recipes.adapt_settings import MU, AdaptSettings
-from lorary.recipes.open import template_of
 
 MEAN, CONCAT, FACTORS, TIES = "mean", "concat", "mu", "ties"
 MERGES = (MEAN, CONCAT, FACTORS, TIES)
@@ -84,12 +83,29 @@ def run_merge(
     library = Library.open(library_path)
     named = tuple(weights) if weights is not None else None if experts is None else tuple(experts)
     pool = pool_of(library, AdaptSettings(MU, experts=named))
+    template = _template_of(pool)
     adapters = [pool.get(name) for name in pool.names]
     whole = _merge(method, adapters, None if weights is None else [weights[name] for name in pool.names])
     largest = max(factors.rank for factors in whole.values())
     made = truncate(whole, rank or largest, next(iter(whole.values())).scaling)
-    _write(folder, made.modules, method, pool, template_of(library, None), made.error)
+    _write(folder, made.modules, method, pool, template, made.error)
     return MergeResult(str(folder), method, list(pool.names), min(rank or largest, largest), made.error)
+
+
+def _template_of(pool: Pool) -> str:
+    """The template that the adapters were trained with, or plain where none says."""
+    trained: dict[str, str] = {}
+    for name in pool.names:
+        template = pool.library.provenance(name).get("template")
+        if template is not None:
+            trained.setdefault(str(template), name)
+    if len(trained) > 1:
+        raise LibraryError(
+            "adapters must have been trained with one template to be merged",
+            found=", ".join(f"'{name}' with {template}" for template, name in sorted(trained.items())),
+            remedy="name adapters of one template with --experts or --weights",
+        )
+    return next(iter(trained), "plain")
 
 
 def _merge(method: str, adapters: Sequence[Modules], weights: Sequence[float] | None) -> Modules:

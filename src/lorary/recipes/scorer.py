@@ -1,5 +1,6 @@
 """Scoring one library, cell by cell: what was scored before is read, what cannot be scored is said and left."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -73,19 +74,35 @@ class Scorer:
         """
         try:
             found.cells += self._base_cells(task) if router == BASE else self._router_cells(task, router)
-            found.routing += self._accuracy(task, router)
         except _CellError as error:
             failure = _failure(error.cause, self._name, router, task.name)
             found.failures.append(failure)
             return failure
+        try:
+            found.routing += self._accuracy(task, router)
+        except _CellError as error:  # no failure: the cell has its score
+            reason = _reason(_failure(error.cause, self._name, router, task.name))
+            message = f"{self._name}, {router}, {task.name}: scored, but its routing could not be looked at: {reason}"
+            warnings.warn(message, stacklevel=2)
         return None
 
     def _base_cells(self, task: Task) -> list[Cell]:
-        """The base under both templates; the better one is primary."""
+        """The base under both templates; the better one is primary, or the only one that can be scored."""
         templates = [self._settings.template]
         if self._bench.has_chat_template and "chat" not in templates:
             templates.append("chat")
-        runs = [self._cells(task, BASE, Routing(BASE), template) for template in templates]
+        runs, failed = [], dict[str, _CellError]()
+        for template in templates:
+            try:
+                runs.append(self._cells(task, BASE, Routing(BASE), template))
+            except _CellError as error:
+                failed[template] = error
+        if not runs:
+            raise failed[templates[0]]
+        for template, failure in failed.items():
+            reason = _reason(_failure(failure.cause, self._name, BASE, task.name))
+            message = f"task '{task.name}': the base is left out in the template {template}: {reason}"
+            warnings.warn(message, stacklevel=2)
         best = max(range(len(runs)), key=lambda i: runs[i][-1].value)
         return [replace(cell, primary=cell.primary and i == best) for i, run in enumerate(runs) for cell in run]
 
@@ -129,7 +146,9 @@ class Scorer:
             base = self._bench.seated()
             try:
                 found = make(base)
-            except (LoraryError, torch.OutOfMemoryError) as error:
+            except (LoraryError, MemoryError, RuntimeError) as error:
+                if not isinstance(error, LoraryError) and not _is_out_of_memory(error):
+                    raise
                 raise _CellError(error) from error
         self._cache.put(key, found)
         return found
@@ -256,7 +275,17 @@ def _check_finite(scores: RowScores, task: str) -> None:
         )
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on the CPU too, where torch has no class of errors for it."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
 def _failure(error: Exception, library: str, router: str, task: str) -> Failure:
     if isinstance(error, LoraryError):
         return Failure(library, router, task, error.rule, error.found, error.remedy)
-    return Failure(library, router, task, "the work must fit the device's memory", str(error).splitlines()[0])
+    found = (str(error).splitlines() or [type(error).__name__])[0]
+    return Failure(library, router, task, "the work must fit the device's memory", found)
+
+
+def _reason(failure: Failure) -> str:
+    return failure.rule + (f" (found: {failure.found})" if failure.found else "")

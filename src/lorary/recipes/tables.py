@@ -95,7 +95,8 @@ def _lines(evaluation: Evaluation, *, several: bool, few: bool) -> list[str]:
         else:
             lines.append(f"{who} closes {100 * gap.closed:.0f} % of the gap of {gap.gap:.3f} to the oracle")
     if not evaluation.base_guard:
-        lines.append("base guard: the base beats no router on any task")
+        is_scored = any(cell.router == BASE for cell in evaluation.cells)
+        lines.append(f"base guard: {'the base beats no router on any task' if is_scored else 'the base has no score'}")
     for entry in evaluation.base_guard:
         router = Column(entry["library"], entry["router"]).label(several=several)
         lines.append(

@@ -96,6 +96,26 @@ def test_rows_shorter_than_a_run_count_where_the_whole_row_is_equal() -> None:
     assert found.pairs[0].example == "fire is yes"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "昨天下午有一只乌龟慢慢地走过了九座冰冻的小山", "きのうカメがこおったおかをゆっくりこえていった",
+        "어제오후에거북이한마리가언덕을천천히넘어갔다", "เต่าตัวหนึ่งเดินข้ามเนินเขาที่เป็นน้ำแข็ง",
+    ],
+)  # fmt: skip
+def test_text_without_spaces_is_found_inside_another_one(text: str) -> None:
+    held = named(task("b", f"x{text}y", split="test"))
+    found = find_overlaps(named(task("a", f"0、{text}。"), task("c", text[:7])), held)
+    assert [(pair.train, pair.train_rows) for pair in found.pairs] == [("a", 1)]
+
+
+def test_rows_without_words_overlap_where_their_text_is_equal() -> None:
+    rows = [Row("b", "test", "( [ {", "} ] )")]
+    held = named(make_task("b", rows, "here"))
+    other = [Row("a", "train", "( (", ") )"), Row("a", "train", " ( [ {", "} ] ) ")]
+    assert find_overlaps(named(make_task("a", other, "here")), held).rows == {"a": {"train": [1]}}
+
+
 def test_each_held_out_task_and_row_is_told_apart() -> None:
     other = "quite another sentence that has more than eight words in it"
     held = named(task("b", FACT, other, split="test"), task("c", other, split="test"))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from lorary.data.tasks import Row, Task
 from lorary.data.template import Template, make_template
@@ -90,6 +91,59 @@ def test_greedy_answers_in_a_batch_equal_a_step_by_step_loop(model: Any, tokeniz
             if ids[-1] in stop_ids(model, tokenizer):
                 break
         assert answer == tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("default", [{"repetition_penalty": 5.0}, {"num_beams": 3}, {"no_repeat_ngram_size": 1}])
+def test_generation_defaults_of_the_base_play_no_part_in_an_answer(
+    default: dict[str, Any], model: Any, tokenizer: Any, template: Template
+) -> None:
+    prompts = [template.encode_prompt(source) for source in SOURCES]
+    plain = generate_answers(model, tokenizer, prompts, max_new_tokens=12)
+    own = GenerationConfig(**default, eos_token_id=[0, 7])
+    model.generation_config = own
+    assert generate_answers(model, tokenizer, prompts, max_new_tokens=12) == plain
+    assert model.generation_config is own
+    with pytest.raises(IndexError):
+        generate_answers(model, tokenizer, [[10_000]], max_new_tokens=2)
+    assert model.generation_config is own
+
+
+@pytest.fixture
+def short_model() -> Any:
+    """A model that has a vector for each of its 48 positions, and none beyond."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shape = {"vocab_size": 300, "n_positions": 48, "n_embd": 32, "n_layer": 1, "n_head": 4}
+        return GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=0, eos_token_id=0, pad_token_id=0)).eval()
+
+
+@pytest.mark.parametrize("asked", [None, 20, 47, 48, 300])
+def test_a_prompt_leaves_room_for_its_answer_in_the_context(
+    short_model: Any, tokenizer: Any, asked: int | None
+) -> None:
+    template = make_template("plain", tokenizer, max_length=48)
+    generation = {} if asked is None else {"generation": {"max_new_tokens": asked}}
+    # With their own target the rows fit.
+    source = "x" * 44
+    assert template.encode(source, "up").truncated == 0
+    rows = [
+        Row("t", "test", source, "up", extra=generation),
+        Row("t", "test", "one", "three and more", extra=generation),
+    ]
+    with pytest.warns(UserWarning, match="task 't': the prompts of [12] of 2 rows were too long and lost their start"):
+        scores = score_rows(short_model, tokenizer, template, rows, "em")
+    assert len(scores.score) == 2
+
+
+def test_a_prompt_that_has_room_for_its_answer_is_fed_whole(short_model: Any, tokenizer: Any) -> None:
+    template = make_template("plain", tokenizer, max_length=48)
+    row = Row("t", "test", "x" * 20, "up", extra={"generation": {"max_new_tokens": 28}})
+    prompt = template.encode_prompt(row.source)
+    assert len(prompt) == 20
+    assert template.encode_prompt(row.source, 5) == prompt[-5:]
+    answer = generate_answers(short_model, tokenizer, [prompt], 28)[0]
+    right = Row("t", "test", row.source, "no", targets=("no", answer), extra=row.extra)
+    assert score_rows(short_model, tokenizer, template, [right], "em").score == [1.0]
 
 
 def test_padding_is_masked_by_position_and_not_by_id() -> None:

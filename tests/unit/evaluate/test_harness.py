@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from harness_tasks import FORMS, write_forms
 
 from lorary.data.template import make_template
-from lorary.errors import TaskError
+from lorary.errors import BaseModelError, TaskError
 from lorary.evaluate.loglik import answer_losses
 from lorary.model.attach import routing
 
@@ -102,6 +103,46 @@ def test_results_are_those_of_the_harness_for_every_kind_of_task(pair: tuple[Any
     assert found["n-shot"]["tiny_boolq"] == 1
 
 
+def test_generation_defaults_of_the_base_play_no_part_in_an_answer(pair: tuple[Any, Any], routed: Any) -> None:
+    request = Asked(("Name the colour of the sky:", {"until": ["zzz"], "max_gen_toks": 12}))
+    plain = pair[0].generate_until([request])
+    own = routed.generation_config
+    own.repetition_penalty = 5.0
+    assert pair[0].generate_until([request]) == plain
+    assert pair[1].generate_until([request]) != plain
+    assert routed.generation_config is own
+
+
+@pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling", "generate_until"])
+def test_logits_that_are_no_numbers_give_no_answer(kind: str, routed: Any, tokenizer: Any) -> None:
+    from lorary.evaluate.harness import HarnessModel
+
+    kept: list[Any] = []
+
+    def recall(kind: str, task: str, requests: Sequence[Any], compute: Callable[[], list[Any]]) -> list[Any]:
+        kept.append(compute())
+        return kept[-1]
+
+    args = {
+        "loglikelihood": ("one", " blue"), "loglikelihood_rolling": ("one blue",),
+        "generate_until": ("one", {"until": ["zzz"], "max_gen_toks": 2}),
+    }  # fmt: skip
+    model = HarnessModel(routed, tokenizer, recall)
+    routed.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(BaseModelError, match="logits that are numbers"):
+        getattr(model, kind)([Asked(args[kind])])
+    assert kept == []
+
+
+def test_a_continuation_that_is_ruled_out_has_no_log_likelihood(pair: tuple[Any, Any], routed: Any) -> None:
+    def rule_out(_head: Any, _args: Any, logits: Any) -> Any:
+        return logits.new_full(logits.shape, float("-inf")).index_fill(-1, torch.tensor([7]), 0.0)
+
+    routed.get_output_embeddings().register_forward_hook(rule_out)
+    with pytest.raises(BaseModelError, match=r"task 'made' must be finite numbers\nfound: 1 that are not, -inf"):
+        pair[0].loglikelihood([Asked(("one", " blue"))])
+
+
 ODD = [
     ("", "blue sky"),
     ("Name the colour  ", "blue"),
@@ -174,7 +215,7 @@ def test_unknown_tasks_and_data_that_is_not_there_are_named(tmp_path: Path, monk
 
 
 def test_cells_hold_every_metric_and_one_that_counts() -> None:
-    from lorary.evaluate.harness_cells import cells_of
+    from lorary.evaluate.harness_cells import cells_of, choose_primary
 
     found = {
         "results": {
@@ -187,7 +228,8 @@ def test_cells_hold_every_metric_and_one_that_counts() -> None:
         "n-samples": {"a": {"original": 9, "effective": 4}, "texts": {"original": 3, "effective": 3}},
         "n-shot": {"a": 2},
     }  # fmt: skip
-    cells = cells_of(found, {"a": 1.0, "texts": 2.0}, {"a"}, library="lib", router="arrow", template="plain")
+    labels = {"library": "lib", "router": "arrow", "template": "plain"}
+    cells = choose_primary(cells_of(found, {"a": 1.0, "texts": 2.0}, {"a"}, **labels))
     assert [(c.task, c.metric, c.primary, c.n, c.seconds) for c in cells] == [
         ("a", "acc", True, 4, 1.0), ("a", "acc_norm", False, 4, 1.0), ("texts", "word_perplexity", False, 3, 2.0),
         ("g", "acc", True, 7, 3.0),
@@ -198,3 +240,19 @@ def test_cells_hold_every_metric_and_one_that_counts() -> None:
     assert [(c.split, c.shots) for c in cells] == [("held_in", 2), ("held_in", 2), ("held_out", 0), ("held_out", 0)]
     assert all(math.isfinite(cell.low) for cell in cells)
     assert json.dumps([cell.stderr for cell in cells])
+
+
+def test_one_metric_of_a_task_counts_for_all_routers() -> None:
+    from lorary.evaluate.harness_cells import cells_of, choose_primary
+
+    def cells(router: str, mcc: float) -> list[Any]:
+        found = {
+            "results": {"cola": {"mcc,none": mcc, "acc,none": 0.6, "f1,none": 0.5}},
+            "higher_is_better": {"cola": {"mcc": True, "acc": True, "f1": True}},
+            "n-samples": {"cola": {"effective": 4}}, "n-shot": {},
+        }  # fmt: skip
+        return cells_of(found, {}, (), library="lib", router=router, template="plain")
+
+    for base, metric in ((-0.02, "acc"), (0.02, "mcc")):
+        primary = [c for c in choose_primary([*cells("base", base), *cells("arrow", 0.3)]) if c.primary]
+        assert [(c.router, c.metric) for c in primary] == [("base", metric), ("arrow", metric)]

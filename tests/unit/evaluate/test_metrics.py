@@ -63,6 +63,12 @@ def test_the_single_reference_is_drawn_by_the_content_of_its_row() -> None:
         ("no  way", "No way!", 1.0),
         ("valid", "invalid", 0.0),
         ("", "a", 0.0),
+        ("-50", "5.0", 1.0),
+        # Nothing of these references is left.
+        (" ]  )", "] )", 1.0),
+        ("] ]", "] )", 0.0),
+        ("", "]", 0.0),
+        ("", "", 1.0),
     ],
 )
 def test_normalised_match_forgives_case_and_punctuation(answer: str, reference: str, score: float) -> None:

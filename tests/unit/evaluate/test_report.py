@@ -209,6 +209,14 @@ def test_the_base_guard_names_every_task_on_which_the_base_wins(report: Report) 
         assert set(re.findall(r"<li>(?:<b>)?(\w+)", group[0] if group else "")) == expected
 
 
+def test_a_base_without_a_score_is_not_said_to_beat_no_router(report: Report) -> None:
+    evaluation = report.evaluation or {}
+    cells = [cell for cell in evaluation["cells"] if cell["router"] != "base"]
+    box = guard_box(Board({**evaluation, "cells": cells, "base_guard": []}))
+    assert "the base has no score" in box
+    assert "clear" not in box
+
+
 def test_an_empty_base_guard_says_so(report: Report) -> None:
     box = guard_box(Board({**(report.evaluation or {}), "base_guard": []}))
     assert "On no task does the base alone do better" in box

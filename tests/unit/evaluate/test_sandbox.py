@@ -197,6 +197,73 @@ def test_an_ordinary_user_has_a_wall_too(tmp_path: Path) -> None:
     pytest.skip("an ordinary user may not read this Python or this package")
 
 
+WORKS = (
+    "from lorary.evaluate.sandbox import isolation, make_sandbox\n"
+    "box = make_sandbox()\n"
+    "print(box.isolation, box.run('x = 1').status, box.run('open(\"/usr/x\", \"w\")').status, "
+    "box.run('import os; os.chroot(\"/work\")').detail)"
+)
+
+
+@isolated
+def test_root_of_a_namespace_that_knows_no_other_user_has_a_wall_too() -> None:
+    inside = ["unshare", "--user", "--map-root-user"]
+    if subprocess.run([*inside, "unshare", "--user", "--mount", "true"], check=False).returncode != 0:
+        pytest.skip("there are no user namespaces inside user namespaces here")
+    source = Path(sandbox.__file__).parents[2]
+    code = f"import sys; sys.path.insert(0, {str(source)!r})\n{WORKS}"
+    done = subprocess.run([*inside, sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[1:3] == ["passed", "failed"]
+    assert "PermissionError" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("users", "groups", "low", "high"),
+    [
+        (["0 0 4294967295"], ["0 0 4294967295"], 1 << 30, 1 << 31),
+        (["0 0 65536"], ["0 0 65536"], 40_000, 65_536),
+        (["0 1000 1", "1 100000 65536"], ["0 1000 1", "1 100000 65536"], 40_000, 65_537),
+        (["0 1000 1", "200000 100000 9000"], ["0 1000 1", "200000 100000 65536"], 200_000, 209_000),
+    ],
+)
+def test_a_spare_user_is_one_that_the_namespace_knows(
+    users: list[str], groups: list[str], low: int, high: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = {"uid_map": users, "gid_map": groups}
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: "\n".join(maps[path.name]))
+    drawn = [sandbox._spare_uid() for _ in range(200)]
+    assert all(uid is not None and low <= uid < high for uid in drawn)
+    assert len(set(drawn)) > 100
+    for kind in maps:
+        monkeypatch.setitem(maps, kind, ["0 1000 1"])
+        assert sandbox._spare_uid() is None
+
+
+@isolated
+def test_python_behind_a_link_is_found_inside(
+    walled: Sandbox, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("links")
+    (folder / "between").symlink_to(sys.base_prefix)
+    (folder / "python").symlink_to("between")
+    monkeypatch.setattr(sys, "base_prefix", str(folder / "python"))
+    assert walled.run(f"import os, decimal\nassert os.path.isdir({str(folder / 'python' / 'lib')!r})") == Outcome(
+        "passed"
+    )
+
+
+def test_bubblewrap_is_told_of_a_link_and_of_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path / "link"))
+    command = Sandbox("bubblewrap")._command("/work", None)
+    told = list(zip(command, command[1:], command[2:], strict=False))
+    assert ("--ro-bind", str(real), str(real)) in told
+    assert ("--symlink", str(real), str(tmp_path / "link")) in told
+
+
 def test_without_isolation_nothing_runs_unless_it_is_consented_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "isolation", lambda: "none")
     with pytest.raises(UsageError, match=r"may only run isolated(.|\n)*remedy: install bubblewrap; or --unsafe-code"):

@@ -107,6 +107,16 @@ def test_what_was_validated_is_what_peft_computes(
     assert not list((library.path / ".build").iterdir())
 
 
+@SEARCHES
+def test_a_task_may_be_named_as_a_file_of_ours(
+    base: Base, source: Library, library: Library, tasks: Mapping[str, Task]
+) -> None:
+    # With fewer adapters than there are, losses are kept beside the search of the task.
+    named = {name: replace(tasks["beta"], name=name) for name in ("losses", "retrieved")}
+    result = adapt_library(base, source, named, settings_of("lorahub", sk=1), into=library)
+    assert result.adapted == list(named)
+
+
 @pytest.mark.parametrize("method", MIXTURE)
 def test_mixtures_get_better_with_more_work(
     method: str, base: Base, source: Library, library: Library, new: dict[str, Task]

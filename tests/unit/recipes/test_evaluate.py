@@ -1,5 +1,6 @@
 """Evaluating libraries: what is scored, what is scored once, and what becomes of a cell that cannot be scored."""
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from lorary.data.tasks import Task, load_tasks
-from lorary.errors import LibraryError, LoraryError, UsageError
+from lorary.errors import LibraryError, LoraryError, TaskError, UsageError
 from lorary.evaluate.answers import RowScores
 from lorary.library.store import Library
 from lorary.model.base import Base
@@ -169,6 +170,17 @@ def test_evaluations_that_were_asked_otherwise_are_not_combined(
         combine([])
 
 
+def test_tasks_of_one_name_and_other_data_are_not_combined(
+    base: Base, tested: dict[str, Task], tmp_path: Path, make_library: Callable[..., Library]
+) -> None:
+    path = tmp_path / "other.jsonl"
+    path.write_text((tmp_path / "tasks.jsonl").read_text().replace("down", "left"))
+    one = evaluate_library(base, make_library("one", "a"), {"a": tested["a"]}, SETTINGS)
+    two = evaluate_library(base, make_library("two", "a"), load_tasks(path, names=["a"]), SETTINGS)
+    with pytest.raises(TaskError, match=r"task 'a' to be combined\nfound: other data with library 'one' .* 'two'"):
+        combine([one, two])
+
+
 def test_two_libraries_of_one_name_are_not_taken_for_one(
     base: Base, tested: dict[str, Task], make_library: Callable[..., Library]
 ) -> None:
@@ -236,6 +248,71 @@ def test_a_failed_cell_is_tried_again_and_the_others_are_not(
     scored.clear()
     assert evaluate_library(base, library, tested, SETTINGS).failures == []
     assert scored == ["b"] * 3
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "DefaultCPUAll"),
+    ],
+)
+def test_memory_that_runs_out_on_the_cpu_fails_a_cell_and_other_errors_end_the_run(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library], monkeypatch: pytest.MonkeyPatch,
+    error: Exception, found: str,
+) -> None:  # fmt: skip
+    library, raised = make_library("lib", "a"), error
+
+    def fail(*args: Any, **more: Any) -> RowScores:
+        raise raised
+
+    monkeypatch.setattr(scorer, "score_rows", fail)
+    first, *_ = evaluate_library(base, library, {"a": tested["a"]}, SETTINGS).failures
+    assert first.found is not None
+    assert first.found.startswith(found)
+    raised = RuntimeError("another one")
+    with pytest.raises(RuntimeError, match="another one"):
+        evaluate_library(base, library, {"a": tested["a"]}, SETTINGS)
+
+
+def test_a_base_whose_own_template_cannot_be_scored_counts_in_the_other(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library]
+) -> None:
+    tokenizer = copy.deepcopy(base.tokenizer)
+    head = "a system prompt of many words, which alone is longer than a row may be; "
+    tokenizer.chat_template = f"{head}{{% for m in messages %}}{{{{ m['content'] }}}}{{% endfor %}}"
+    settings = replace(SETTINGS, routers=("arrow",), max_length=40)
+    with pytest.warns(UserWarning, match="task 'a': the base is left out in the template chat: max_length must be"):
+        found = evaluate_library(
+            replace(base, tokenizer=tokenizer), make_library("lib", "a"), {"a": tested["a"]}, settings
+        )
+    assert found.failures == []
+    assert [(c.router, c.template) for c in found.cells if c.primary] == [("base", "plain"), ("arrow", "plain")]
+    # Beside an evaluation that could score both, one of them counts all the same.
+    for value, counts in ((2.0, "chat"), (-1.0, "plain")):
+        chat = [replace(c, template="chat", value=value) for c in found.cells if c.router == "base"]
+        whole = combine([found, replace(found, cells=[*found.cells, *chat])])
+        assert [c.template for c in whole.cells if c.primary and c.router == "base"] == [counts]
+
+
+def test_a_scored_cell_whose_routing_cannot_be_looked_at_is_no_failure(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, only = make_library("lib", "a", "b"), {"a": tested["a"]}
+
+    def no_memory(*args: Any) -> None:
+        raise torch.OutOfMemoryError("no memory left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scorer, "routing_accuracy", no_memory)
+        with pytest.warns(UserWarning, match=r"lib, arrow, a: scored, .* no memory left"):
+            first = evaluate_library(base, library, only, SETTINGS)
+    first.check()
+    assert first.routing == []
+    assert {c.router for c in first.cells if c.primary} == {"base", "arrow", "oracle"}
+    # It is tried again, and two runs together have all that either has.
+    again = evaluate_library(base, library, only, SETTINGS)
+    assert combine([first, again]).routing == again.routing != []
 
 
 def test_a_task_without_test_rows_is_a_failure(

@@ -6,6 +6,7 @@ import io
 import pytest
 from evaluations import LEVELS, TASKS, made_up
 
+from lorary.recipes.evaluation import Found, evaluation_of
 from lorary.recipes.export import evaluation_csv, evaluation_markdown
 from lorary.recipes.tables import print_evaluation
 
@@ -66,3 +67,14 @@ def test_the_terminal_shows_tasks_where_they_fit_and_means_else(
     assert ("single tasks: --report" in out) is (len(libraries) == 2)
     assert "closes" in out
     assert "base guard: on" in out
+
+
+def test_a_base_without_a_score_is_not_said_to_beat_no_router(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = made_up()
+    found = Found([cell for cell in whole.cells if cell.router != "base"])
+    evaluation = evaluation_of(found, whole.settings, whole.libraries, "tiny")
+    print_evaluation(evaluation)
+    out = capsys.readouterr().out + evaluation_markdown(evaluation)
+    assert "base guard: the base has no score" in out
+    assert "The base has no score." in out
+    assert "beats no router" not in out

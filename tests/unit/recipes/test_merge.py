@@ -108,3 +108,21 @@ def test_ties_needs_adapters_of_the_same_layers(
     library.add_adapter(random_adapter(base.model, "q", generator, targets=("q_proj",)), {"tasks": []})
     with pytest.raises(AdapterError, match="TIES needs adapters of the same layers"):
         run_merge(str(library.path), str(tmp_path / "merged"), "ties")
+
+
+def test_the_templates_of_the_merged_adapters_alone_must_agree(
+    adapters: list[Adapter],
+    base: Base,
+    library: Library,
+    random_adapter: Any,
+    generator: torch.Generator,
+    tmp_path: Path,
+) -> None:
+    for name, template in (("a", "chat"), ("b", "chat"), ("c", "plain")):
+        library.add_adapter(random_adapter(base.model, name, generator), {"tasks": [name], "template": template})
+    run_merge(str(library.path), str(tmp_path / "merged"), experts=["a", "b"])
+    library.add(tmp_path / "merged")
+    assert library.provenance("merged")["template"] == "chat"
+    with pytest.raises(LibraryError, match=r"found: 'a' with chat, 'c' with plain\nremedy: .* --experts or --weights"):
+        run_merge(str(library.path), str(tmp_path / "other"), experts=["a", "c"])
+    assert not (tmp_path / "other").exists()

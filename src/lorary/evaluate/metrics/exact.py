@@ -18,10 +18,16 @@ def exact_match(answer: str, references: Sequence[str]) -> float:
 def normalised_match(answer: str, references: Sequence[str]) -> float:
     """1 if the answer equals a reference once both are normalised; what the paper's code does for BIG-Bench Hard.
 
+    A reference of nothing but punctuation is compared as it is: normalised, every other such text would equal it.
+
     >>> normalised_match("(a).", ["(A)"])
     1.0
+    >>> normalised_match("] ]", ["] )"])
+    0.0
     """
-    return float(normalise(answer) in {normalise(reference) for reference in references})
+    bare = normalise(answer)
+    kept = [reference for reference in references if not normalise(reference)]
+    return float(exact_match(answer, kept) or bare in {normalise(reference) for reference in references} - {""})
 
 
 def normalise(text: str) -> str:

@@ -82,6 +82,8 @@ def _difference_cell(mean: Mean | None) -> str:
 
 def guard_box(board: Board) -> str:
     """The base guard as HTML: each task on which the base beats a router, by name; or that there is none."""
+    if BASE not in board.routers:
+        return '<aside class="guard"><h3>Base guard: the base has no score</h3></aside>'
     if not board.guard:
         return (
             '<aside class="guard clear"><h3>Base guard: clear</h3><p>On no task does the base alone do better than a '
