@@ -5,7 +5,7 @@
 
 Made adapters of rank 4 on all linear layers, top 4, float32, on the CPU, over two bases: the embedded one, and two
 layers of Mistral-7B's shapes with random weights. Contenders over the same weights take turns in one process, round by
-round; figures are medians over rounds, and whoever takes more than five times as long as the base has one turn.
+round; figures are medians over rounds.
 
 * `prefill-N`: one pass over N tokens, logits of all of them, without a cache. `decode-B`: one step of B rows behind a
   cache of 128 tokens, the median of 15. Single adapters and the rules beside Arrow have no turn at 2,048 tokens.

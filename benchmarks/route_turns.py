@@ -13,7 +13,6 @@ from route_models import MOST_PEER_EXPERTS, MOST_PEER_TOKENS, Contender, Shelf
 
 DECODE_STEPS = 16
 LEAST_ROUNDS = 2
-SLOW = 5.0  # times the base: who takes longer has one turn only
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -91,19 +90,16 @@ def take_turns(turns: Mapping[Key, Callable[[], float]], seconds: float) -> dict
     """Give each a turn, round by round, so that what the machine does besides meets all of them.
 
     Args:
-        turns: the base first; each returns its figure, in seconds.
+        turns: each returns its figure, in seconds.
         seconds: rounds are begun until then, and at least `LEAST_ROUNDS` of them.
 
     Returns:
-        Figures of each, one for each round; of those that are more than `SLOW` times slower than the base, the first.
+        Figures of each, one for each round.
     """
-    base = next(iter(turns))
     found: dict[Key, list[float]] = {key: [] for key in turns}
     start, rounds = time.perf_counter(), 0
     while rounds < LEAST_ROUNDS or time.perf_counter() - start < seconds:
         for key, turn in turns.items():
-            if rounds and found[key][0] > SLOW * found[base][0]:
-                continue
             found[key].append(turn())
         rounds += 1
     return found

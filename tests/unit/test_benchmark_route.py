@@ -137,16 +137,16 @@ def test_the_base_is_counted_with_its_attention(scripts: Scripts, tiny_model: An
     assert scripts.floor.base_count(model, context=10.0) == weights + 2 * 10 * 32 * 2
 
 
-def test_slow_sides_have_one_turn_and_the_others_two(scripts: Scripts) -> None:
-    times = {"base": 1.0, "ours": 2.0, "slow": 6.0}
+def test_all_sides_take_turns_and_have_two_at_least(scripts: Scripts) -> None:
+    times = {"base": 1.0, "ours": 2.0, "slow": 60.0}
     order: list[str] = []
 
     def turn(name: str) -> Any:
         return lambda: order.append(name) or times[name]
 
     found = scripts.turns.take_turns({name: turn(name) for name in times}, 0.0)
-    assert order == ["base", "ours", "slow", "base", "ours"]
-    assert found == {"base": [1.0, 1.0], "ours": [2.0, 2.0], "slow": [6.0]}
+    assert order == ["base", "ours", "slow", "base", "ours", "slow"]
+    assert found == {"base": [1.0, 1.0], "ours": [2.0, 2.0], "slow": [60.0, 60.0]}
 
 
 def test_decoding_leaves_the_cache_as_it_was(scripts: Scripts, tiny_model: Any) -> None:
