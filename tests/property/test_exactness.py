@@ -34,6 +34,20 @@ def adapters(tiny_model: Make, random_adapter: Make, generator: torch.Generator)
     return [random_adapter(tiny_model(), f"e{i}", generator, **shape) for i, shape in enumerate(shapes)]
 
 
+@pytest.mark.parametrize("most", [1, 600])
+def test_factors_decomposed_a_few_at_a_time_give_the_same_bits(
+    tiny_model: Make, route: Make, adapters: list[Adapter], monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    # As a library of many experts is seated: here all of a rank fit into one part unless the bound is lowered.
+    whole = seating(route(tiny_model(), adapters)).layers
+    monkeypatch.setattr("lorary.model.layers._MOST_NUMBERS", most)
+    parts = seating(route(tiny_model(), adapters)).layers
+    for path, layer in whole.items():
+        for name in ("alive", "gap", "row_space", "outputs"):
+            assert torch.equal(getattr(parts[path], name), getattr(layer, name)), (path, name)
+        assert torch.equal(parts[path].lora.down, layer.lora.down), path
+
+
 @pytest.mark.parametrize("gap", [0.5, 0.8, 0.9, 0.95, 0.99])
 def test_seated_prototypes_equal_those_of_a_full_svd_in_float64(
     tiny_model: Make, random_adapter: Make, route: Make, generator: torch.Generator, gap: float

@@ -10,7 +10,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lorary.errors import LoraryError, UsageError
+from lorary.errors import BaseModelError, LoraryError, UsageError
 from lorary.formats.base import EMBEDDED, resolve_base
 from lorary.formats.quiet import quiet_transformers
 from lorary.lora.targets import find_targets, num_layers
@@ -73,28 +73,29 @@ def skeleton_for(base: str, assumed: Mapping[str, Any] | None) -> Skeleton:
         UsageError: if the description is not one that transformers knows.
     """
     with quiet_transformers():
-        config = None if assumed is not None and not _is_here(base) else _own(base)
+        folder = _folder_here(base)
+        if folder is None and assumed is None:
+            raise BaseModelError(
+                "the base of a dry run must be on this machine, or described by the study",
+                found=f"neither, for '{base}'",
+                remedy="download it, or give its configuration under assume: {model: ...}",
+            )
+        config = _described(dict(assumed or {})) if folder is None else AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config or _described(dict(assumed or {})))
-    return Skeleton(model, config is None)
+            model = AutoModelForCausalLM.from_config(config)
+    return Skeleton(model, folder is None)
 
 
-def _is_here(base: str) -> bool:
-    """Whether the configuration of a base can be read without the network."""
+def _folder_here(base: str) -> Path | None:
+    """Folder of a base's configuration, as far as it is there without the network; None where it is not."""
     if base == EMBEDDED or Path(base).expanduser().exists():
-        return True
+        return Path(resolve_base(base).path)
     repository, _, revision = base.partition("@")
     try:
-        return isinstance(try_to_load_from_cache(repository, "config.json", revision=revision or None), str)
-    except HFValidationError:
-        return False
-
-
-def _own(base: str) -> Any:
-    if base == EMBEDDED or Path(base).expanduser().exists():
-        return AutoConfig.from_pretrained(resolve_base(base).path, local_files_only=True)
-    repository, _, revision = base.partition("@")
-    return AutoConfig.from_pretrained(repository, revision=revision or None, local_files_only=True)
+        cached = try_to_load_from_cache(repository, "config.json", revision=revision or None)
+    except HFValidationError:  # no Hub id: a path that leads nowhere
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def _described(fields: dict[str, Any]) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lorary.errors import LoraryError, UsageError
+from lorary.errors import BaseModelError, LoraryError, UsageError
 from lorary.recipes.reproduce import Choice, run_dry_run
 from lorary.recipes.studies.dry_run import dry_run_text
 
@@ -63,6 +63,15 @@ def test_a_base_that_is_here_is_looked_at_whatever_the_study_assumes(make_study:
     path = make_study(("about: All", "assume: {model: {model_type: gpt2}}\nabout: All"))
     found = run_dry_run(str(path), choice=Choice(("build:private",)))
     assert (found["base"]["architecture"], found["base"]["assumed"]) == ("LlamaForCausalLM", False)
+
+
+@pytest.mark.parametrize("base", ["./nowhere", "nobody/nothing", "nobody/nothing@main"])
+def test_a_base_that_is_neither_here_nor_described_is_refused_without_the_network(
+    base: str, make_study: Callable[..., Path], tiny_base_folder: Path
+) -> None:
+    path = make_study((f"base: {tiny_base_folder}", f"base: {base}"))
+    with pytest.raises(BaseModelError, match=f"neither, for '{base}'"):
+        run_dry_run(str(path), choice=Choice(("build:private",)))
 
 
 def test_tasks_whose_place_is_left_open_must_be_named(tmp_path: Path) -> None:
