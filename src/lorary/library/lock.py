@@ -1,11 +1,11 @@
-"""Two locks of a library: one for a single change, one for a whole build.
+"""Two locks of a library, one for a single change and one for a whole build, and that of a study's folder.
 
 Both are locks of the operating system, so a process that is killed gives them back. Readers take none.
 """
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from lorary.errors import LibraryError
 from lorary.library.files import reported
 
-WRITE_LOCK, BUILD_LOCK, BUILD_PID = ".write.lock", ".build.lock", ".build.pid"
+WRITE_LOCK, BUILD_PID = ".write.lock", ".build.pid"
 WAIT_S = 30.0
 
 
@@ -40,8 +40,7 @@ def write_lock(library: Path, *, wait_s: float = WAIT_S) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def build_lock(library: Path) -> Iterator[None]:
+def build_lock(library: Path) -> AbstractContextManager[None]:
     """Hold the lock of a whole build, so that two builds never train the same experts side by side.
 
     Args:
@@ -50,19 +49,38 @@ def build_lock(library: Path) -> Iterator[None]:
     Raises:
         LibraryError: at once, if another build holds it; the error names the process.
     """
-    pid_file = library / BUILD_PID
-    with reported(library):
+    return _alone(library, "build", f"library {library}")
+
+
+def study_lock(folder: Path) -> AbstractContextManager[None]:
+    """Hold the lock of a study, so that two runs never move libraries and replace results under each other.
+
+    Args:
+        folder: of the study; made if need be.
+
+    Raises:
+        LibraryError: at once, if another run holds it; the error names the process.
+    """
+    with reported(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return _alone(folder, "run", f"study {folder}")
+
+
+@contextmanager
+def _alone(folder: Path, what: str, where: str) -> Iterator[None]:
+    pid_file = folder / f".{what}.pid"
+    with reported(folder):
         try:
-            lock = FileLock(library / BUILD_LOCK).acquire(timeout=0)
+            lock = FileLock(folder / f".{what}.lock").acquire(timeout=0)
         except Timeout as error:  # an OSError too, so it is caught before `reported` sees it
             raise LibraryError(
-                f"one build at a time may run on library {library}",
-                found=f"a build holds it, process {_read_pid(pid_file)}",
-                remedy="wait for that build, or stop it: what it finished is kept",
+                f"one {what} at a time may run on {where}",
+                found=f"a {what} holds it, process {_read_pid(pid_file)}",
+                remedy=f"wait for that {what}, or stop it: what it finished is kept",
             ) from error
     with lock:
         try:
-            with reported(library):
+            with reported(folder):
                 pid_file.write_text(f"{os.getpid()}\n")
             yield
         finally:

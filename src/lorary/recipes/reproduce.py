@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lorary.errors import LoraryError, UsageError
+from lorary.library.lock import study_lock
 from lorary.recipes.studies.adapting import run_adapt_stage
 from lorary.recipes.studies.building import run_build_stage, set_aside
 from lorary.recipes.studies.config import AdaptStage, BuildStage, EvaluateStage, Stage, Study, identity
@@ -115,12 +116,15 @@ def run_reproduce(
 
     Raises:
         UsageError: if the study, a stage or the tasks are not there.
+        LibraryError: if another run holds the folder.
     """
     place = open_place(reference, out, tasks=tasks, device=device, dtype=dtype)
     chosen = (choice or Choice()).of(place.study)
     place.display.deadline = None if time_budget_s is None else time.monotonic() + time_budget_s
-    stages = _run_stages(place, chosen)
-    document = write_study_report(place, stages)
+    _check_tasks(place, chosen)
+    with study_lock(place.out):
+        stages = _run_stages(place, chosen)
+        document = write_study_report(place, stages)
     return ReproduceResult(place.study.name, str(place.out), stages, str(place.out / "report.html"), document)
 
 
@@ -147,6 +151,14 @@ def open_place(
         raise UsageError("--out must be a folder", found=f"'{folder}' is a file")
     options = "".join(f" --{key} {value}" for key, value in (("device", device), ("dtype", dtype)) if value)
     return Place(replace(study, run=run), folder, tasks, options, TimedDisplay())
+
+
+def _check_tasks(place: Place, chosen: Sequence[Stage]) -> None:
+    """Load the tasks that stages share: where they cannot be read, all would fail of one cause."""
+    if any(isinstance(stage, BuildStage) for stage in chosen):
+        place.listed(place.study.train)
+    if any(isinstance(stage, (EvaluateStage, AdaptStage)) for stage in chosen):
+        _ = place.held_out_tasks
 
 
 def _run_stages(place: Place, chosen: Sequence[Stage]) -> dict[str, str]:

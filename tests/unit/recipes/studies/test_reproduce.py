@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from lorary.errors import TaskError
+from lorary.errors import LibraryError, LoraryError, TaskError, UsageError
+from lorary.library.lock import study_lock
 from lorary.library.store import Library
 from lorary.recipes.reproduce import Choice, ReproduceResult, run_reproduce
 from lorary.recipes.studies.place import OutOfTime
@@ -132,6 +133,24 @@ def test_tasks_that_cannot_be_adapted_to_fail_that_stage_alone(make_study: Calla
     assert "must name held-out tasks" in row["error"]
     path = str(make_study(("of: private, tasks: 2", "of: private, tasks: 9")))
     assert run_reproduce(path, str(out), choice=Choice(("build:part",))).failed == ["build:part"]
+
+
+def test_tasks_that_are_not_there_are_said_once_and_nothing_is_written(out: Path) -> None:
+    with pytest.raises(UsageError, match="needs the folder of its tasks"):
+        run_reproduce("suite-cpu", str(out))
+    with pytest.raises(LoraryError, match="nowhere"):
+        run_reproduce("suite-cpu", str(out), tasks="nowhere")
+    assert not out.exists()
+
+
+def test_a_second_run_on_a_study_is_refused_and_changes_nothing(make_study: Callable[..., Path], out: Path) -> None:
+    path, choice = str(make_study()), Choice(("build:private",))
+    run_reproduce(path, str(out), choice=choice)
+    changed = str(make_study(("learning_rate: 2e-2", "learning_rate: 1e-2")))
+    with study_lock(out), pytest.raises(LibraryError, match=f"one run at a time.*\n.*process {os.getpid()}"):
+        run_reproduce(changed, str(out), choice=choice)
+    assert not (out / "superseded").exists()
+    assert run_reproduce(str(make_study()), str(out), choice=choice).stages["build:private"] == "skipped"
 
 
 def test_what_earlier_settings_left_is_no_result(make_study: Callable[..., Path], out: Path) -> None:
