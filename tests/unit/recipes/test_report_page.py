@@ -61,7 +61,7 @@ def test_the_heat_map_has_every_task_and_router_and_gains_over_the_base() -> Non
 
 def test_routers_that_differ_in_one_number_are_a_sweep_in_the_order_of_the_number() -> None:
     (sweep,) = sweeps(Board(document("one", "two")))
-    assert (sweep["router"], sweep["field"]) == ("arrow", "top_k")  # 4 is what arrow is given without brackets
+    assert (sweep["title"], sweep["field"]) == ("top_k of arrow", "top_k")  # 4 is what arrow is given without brackets
     assert [(line["library"], line["split"]) for line in sweep["lines"]] == [
         ("one", "held-in"), ("one", "held-out"), ("two", "held-in"),
     ]  # fmt: skip

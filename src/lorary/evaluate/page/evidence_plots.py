@@ -68,7 +68,7 @@ def sweeps(board: Board) -> list[dict[str, Any]]:
             if len(routers) >= FEWEST:
                 lines = _lines(board, dict(sorted(routers.items())))
                 found.setdefault((json.loads(alike)["router"], field), []).extend(lines)
-    return [{"router": router, "field": field, "lines": lines, "levels": _levels(board)}
+    return [{"field": field, "title": f"{field} of {router}", "lines": lines, "levels": _levels(board)}
             for (router, field), lines in found.items() if lines]  # fmt: skip
 
 

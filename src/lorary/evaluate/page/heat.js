@@ -11,7 +11,8 @@ function heatPlot(heat, width) {
   // Slanted names lean out to the right, where plotly hides what finds no room; upright ones need none.
   const isSlanted = (width - left) / columns > 44;
   const right = isSlanted ? 16 + 3.4 * longest : 16;
-  const inner = Math.min(width - left - right, HEAT_COLUMN * columns);
+  // Where columns would be narrower than their names, the plot is wider than the page and scrolls in its box.
+  const inner = Math.max(Math.min(width - left - right, HEAT_COLUMN * columns), 14 * columns);
   const cell = inner / columns;
   const row = heat.rows.length > 80 ? 12 : HEAT_ROW;
   const top = 24 + (isSlanted ? 5.8 : 6.7) * longest;
@@ -27,7 +28,8 @@ function heatPlot(heat, width) {
     hovertemplate: "%{customdata}<br>%{z:+.1f} over the base<extra></extra>", hoverongaps: false,
     colorbar: {
       orientation: "h", yref: "container", y: 0, yanchor: "bottom", ypad: 4, thickness: 10, x: 0, xanchor: "left",
-      lenmode: "pixels", len: Math.max(120, Math.min(280, inner)), outlinewidth: 0, ticksuffix: " points",
+      lenmode: "pixels", len: Math.max(120, Math.min(280, inner)), outlinewidth: 0, tickangle: 0,
+      tickvals: [-reach, 0, reach], ticktext: [`−${reach.toFixed(0)}`, "0", `+${reach.toFixed(0)} points`],
     },
   };
   const edges = heat.rows.flatMap(({ split }, i) => (i > 0 && split !== heat.rows[i - 1].split ? [i - 0.5] : []));

@@ -32,7 +32,7 @@ function sweepPlot(sweep, width) {
     showlegend: true, legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom" },
     xaxis: axisOf({
       range: [-0.3, ticks.length - 0.7], showgrid: false, tickvals: ticks.map((_, i) => i), ticktext: ticks,
-      title: { text: `${sweep.field} of ${sweep.router}`, font: { size: 13 } },
+      title: { text: plain(sweep.title), font: { size: 13 } },
     }),
     yaxis: axisOf({}),
   });

@@ -6,7 +6,7 @@ from statistics import mean
 from typing import Any
 
 from lorary.evaluate.page.markup import counted, enumerated
-from lorary.recipes.studies.config import SPLITS, Question
+from lorary.recipes.studies.config import SPLITS, Question, split_name
 from lorary.recipes.studies.paired import Paired, Share, Values, paired, share_of_gain
 
 WORDS = {"ahead": "ahead of", "behind": "behind", "level": "level with"}
@@ -19,7 +19,7 @@ class Column:
     Args:
         library: of the study.
         router: as the study writes it.
-        split: `held_in` or `held_out`.
+        split: `held_in` or `held_out`, or one named set of these: `held_out: SET`.
         values: of the primary metric, one per test row, by task.
         stage: that scored it.
         asked: metric and hash of the data, by task: columns are compared on tasks where these are the same.
@@ -70,16 +70,17 @@ def answer(
         owed: (cell, split) of all that the study scores once it is done.
     """
     found = {(column.cell, column.split): column for column in columns}
+    sets = dict.fromkeys(column.split for column in columns if column.split not in SPLITS)
     rows, lines, missing = [], [], set()
     for cell, against in question.comparisons():
-        for split in SPLITS:
+        missing |= _unscored(found, owed, cell, against)
+        for split in (*SPLITS, *sets):
             own, other = found.get((cell, split)), found.get((against, split))
-            missing |= _unscored(found, owed, cell, against)
             compared = paired(*_alike(own, other)) if own and other else None
             if own and other and compared:
                 rows.append({"cell": cell, "against": against, "split": split, "verdict": compared.verdict,
                              **asdict(compared), "stages": _stages(own, other)})  # fmt: skip
-                lines.append(compared_line(cell, against, split, compared))
+                lines += [compared_line(cell, against, split, compared)] if split in SPLITS else []
     for cell in question.cells:
         if question.share_of is not None:
             _add_shares(cell, question.share_of, found, rows, lines)
@@ -102,7 +103,7 @@ def compared_line(cell: str, against: str, split: str, compared: Paired) -> str:
     """A comparison in words."""
     over_rows = f"95 % interval {points(compared.low)} to {points(compared.high)}, p {p_words(compared.p)}"
     return (
-        f"{cell} is {WORDS[compared.verdict]} {against} on {split.replace('_', '-')} tasks: "
+        f"{cell} is {WORDS[compared.verdict]} {against} on {split_name(split)} tasks: "
         f"{points(compared.difference)} points ({over_rows}; {_size(compared)})"
         f"{_over_tasks(compared)}"
     )
@@ -140,7 +141,7 @@ def _highest(cells: Sequence[str], found: Mapping[tuple[str, str], Column]) -> l
         means = {cell: mean(map(mean, values.values())) for cell, values in zip(there, shared, strict=True) if values}
         if len(means) > 1:
             best = [cell for cell, value in means.items() if value == max(means.values())]
-            lines.append(f"the highest mean of these on {split.replace('_', '-')} tasks is that of {enumerated(best)}")
+            lines.append(f"the highest mean of these on {split_name(split)} tasks is that of {enumerated(best)}")
     return lines
 
 
@@ -157,7 +158,7 @@ def _unscored(found: Mapping[tuple[str, str], Column], owed: Collection[tuple[st
     for cell in cells:
         lacks = [split for split in SPLITS if (cell, split) in owed and (cell, split) not in found]
         is_new = not any((cell, split) in found for split in SPLITS)
-        missing |= {cell} if is_new else {f"{cell} {split.replace('_', '-')}" for split in lacks}
+        missing |= {cell} if is_new else {f"{cell} {split_name(split)}" for split in lacks}
     return missing
 
 
@@ -178,7 +179,7 @@ def _add_shares(
         if not (own and other and base):
             continue
         share = share_of_gain(*_alike(own, other, base))
-        name = split.replace("_", "-")
+        name = split_name(split)
         if share is None:
             continue
         rows.append({"cell": cell, "share_of": whole, "split": split, **asdict(share), "stages": _stages(own, other)})
@@ -207,7 +208,7 @@ def _add_base_wins(
                      "stages": _stages(own, base)})  # fmt: skip
         named = f": {', '.join(surely)}" if surely else ""
         lines.append(
-            f"the base scores higher than {cell} on {len(lower)} of {len(by_task)} {split.replace('_', '-')} tasks, "
+            f"the base scores higher than {cell} on {len(lower)} of {len(by_task)} {split_name(split)} tasks, "
             f"and is ahead of it on {len(surely)}{named}"
         )
 

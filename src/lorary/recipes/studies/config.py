@@ -24,12 +24,14 @@ class TaskSet:
     """Tasks by reference.
 
     Args:
+        name: what the report calls them; held-out sets with a name are reported apart, beside all of them together.
         reference: as `lorary.data.tasks.load_tasks` takes it; None where `--tasks` must name it.
         names: the tasks to take, in the order in which `tasks: N` of a library counts them.
         assume: for a dry run without the data: `tasks`, `rows` (of each split; `train_rows` and so on for one of them)
             and `tokens` (of a row).
     """
 
+    name: str | None = None
     reference: str | None = None
     names: tuple[str, ...] | None = None
     assume: Mapping[str, Any] = field(default_factory=dict)
@@ -187,6 +189,11 @@ class DriftStage:
 
 
 Stage = BuildStage | EvaluateStage | AdaptStage | DriftStage
+
+
+def split_name(split: str) -> str:
+    """A split as readers see it: `held-in`, `held-out`, `held-out: SET`."""
+    return split.replace("_", "-", 1)
 
 
 def identity(stage: Stage) -> str:

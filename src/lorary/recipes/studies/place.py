@@ -1,7 +1,7 @@
 """Where a study lies and what it works on: folders, tasks, the clock."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -130,7 +130,15 @@ class Place:
     @cached_property
     def held_out_tasks(self) -> Mapping[str, Task]:
         """Tasks that nothing is trained on and that have test rows."""
-        tasks: dict[str, Task] = {}
-        for chosen in self.study.held_out:
-            tasks |= self.listed(chosen)
-        return {name: task for name, task in tasks.items() if task.split("test")}
+        return {name: task for tasks in self._held_out for name, task in tasks.items()}
+
+    @cached_property
+    def _held_out(self) -> list[dict[str, Task]]:
+        listed = [self.listed(chosen) for chosen in self.study.held_out]
+        return [{name: task for name, task in tasks.items() if task.split("test")} for tasks in listed]
+
+    @cached_property
+    def held_out_sets(self) -> Mapping[str, Sequence[str]]:
+        """Names of the held-out tasks of every set that has a name."""
+        named = zip(self.study.held_out, self._held_out, strict=True)
+        return {chosen.name: list(tasks) for chosen, tasks in named if chosen.name is not None}

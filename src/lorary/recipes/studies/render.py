@@ -6,7 +6,7 @@ from typing import Any
 from lorary.evaluate.cells import BASE
 from lorary.evaluate.page.markup import text
 from lorary.recipes.studies.answers import p_words
-from lorary.recipes.studies.config import SPLITS
+from lorary.recipes.studies.config import SPLITS, split_name
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 VERDICTS = {"ahead": "up", "behind": "down", "level": "even"}
@@ -38,35 +38,66 @@ NOTE = (
     "better of the base's two templates, task by task."
 )
 
+HEAT_NOTE = '<p class="note">Points of 100 that each cell gains over the base in the better of its two templates.</p>'
+# What is said above a picture, by its kind.
+PICTURES = {
+    "sweep": "Means over tasks with 95 % intervals over rows. Dotted: the base; dashed: the oracle.",
+    "differences": "Thick: 95 % interval over rows; thin: over tasks. Filled: ahead or behind; open: level.",
+    "shares": "Share of the gain over the base that is kept, with 95 % intervals over rows.",
+    "drift": "Mean |cosine| of Arrow's prototypes by the depth of the layer.",
+}
 
-def html_sections(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The report as sections of a page: identifier, title and HTML of each."""
-    found = [("answers", "Answers", f'<p class="lead">{text(document["about"])}</p>{_answers(document)}')]
+
+def html_sections(document: Mapping[str, Any], plots: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+    """The report as sections of a page: identifier, title and HTML of each.
+
+    Args:
+        document: the content of report.json.
+        plots: as `lorary.recipes.studies.plots.study_plots` makes them; None for tables alone.
+    """
+    drawn = plots or {"answers": [[] for _ in document["answers"]], "columns": None, "heat": None}
+    answers = _answers(document, drawn["answers"])
+    found = [("answers", "Answers", f'<p class="lead">{text(document["about"])}</p>{answers}')]
     if document["unfinished"]:
         found.append(("unfinished", "Unfinished", _html_table(unfinished_table(document))))
     if document["failures"]:
         found.append(("failures", "Cells that could not be scored", _html_table(failure_table(document))))
     note = f'<p class="note">{text(NOTE.replace("`", ""))}</p>'
     shared = "".join(f'<p class="note">{text(line)}</p>' for line in document["overlap"])
+    overview = _plot("columns", "Means of libraries by routers") if drawn["columns"] else ""
+    heat = (
+        [("heat", "Every task", HEAT_NOTE + _plot("heat", "Gain over the base by task", "plot scroll"))]
+        if drawn["heat"]
+        else []
+    )
     return [
         *found,
-        ("table", "Libraries by routers", note + _html_table(column_table(document), "numbers")),
+        ("table", "Libraries by routers", note + overview + _html_table(column_table(document), "numbers")),
+        *heat,
         ("libraries", "What libraries were trained on", _html_table(library_table(document), "numbers") + shared),
         ("stages", "Stages and their commands", _html_table(stage_table(document))),
         ("environment", "Environment", _html_table(environment_table(document))),
     ]
 
 
-def _answers(document: Mapping[str, Any]) -> str:
+def _plot(name: str, label: str, kind: str = "plot") -> str:
+    return f'<div class="{kind}" id="plot-{name}" role="img" aria-label="{text(label)}"></div>'
+
+
+def _answers(document: Mapping[str, Any], plots: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     parts = []
-    for found in document["answers"]:
+    for i, (found, drawn) in enumerate(zip(document["answers"], plots, strict=True)):
         items = "".join(f"<li>{text(line)}.</li>" for line in found["lines"])
         owed = "".join(f'<p class="note">{text(line)}</p>' for line in _not_yet(found))
         table = ""
         if "difference" in next(iter(found["rows"]), {}):
             numbers = _html_table(comparison_table(found["rows"]), "numbers")
-            table = f"<details open><summary>numbers</summary>{numbers}</details>"
-        parts.append(f"<h3>{text(found['ask'])}</h3>{f'<ul>{items}</ul>' if items else ''}{table}{owed}")
+            table = f"<details{'' if drawn else ' open'}><summary>numbers</summary>{numbers}</details>"
+        pictures = "".join(
+            f'<p class="note">{PICTURES[one["kind"]]}</p>{_plot(f"answer-{i}-{j}", found["ask"])}'
+            for j, one in enumerate(drawn)
+        )
+        parts.append(f"<h3>{text(found['ask'])}</h3>{f'<ul>{items}</ul>' if items else ''}{pictures}{table}{owed}")
     return "".join(parts)
 
 
@@ -79,7 +110,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     head = ("cell", "against", "split", "points", "95 % over rows", "p", "95 % over tasks", "p over tasks", "tasks",
             "rows", "verdict", "from")  # fmt: skip
     body = [
-        (row["cell"], row["against"], row["split"].replace("_", "-"), f"{100 * row['difference']:+.1f}",
+        (row["cell"], row["against"], split_name(row["split"]), f"{100 * row['difference']:+.1f}",
          f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}", p_words(row["p"]), _over_tasks(row),
          p_words(row["p_tasks"]), str(row["tasks"]), str(row["rows"]),
          row["verdict"], ", ".join(row["stages"]))
@@ -98,14 +129,15 @@ def column_table(document: Mapping[str, Any]) -> Table:
     """One line per library and router, one column per split."""
     found = {(row["library"], row["router"], row["split"]): row for row in document["columns"]}
     lines = list(dict.fromkeys((library, router) for library, router, _ in found))
-    head = ["library", "router", *(f"{split.replace('_', '-')} (tasks, rows)" for split in SPLITS), "from"]
-    body, bases = [], []
+    splits = dict.fromkeys([*SPLITS, *(split for _, _, split in found)])
+    head = ["library", "router", *(f"{split_name(split)} (tasks, rows)" for split in splits), "from"]
+    body, bases = [], list[set[tuple[Any, ...]]]()
     for library, router in lines:
-        rows = [found.get((library, router, split)) for split in SPLITS]
+        rows = [found.get((library, router, split)) for split in splits]
         if router == BASE:
             # The base is the same beside every library, on the same tasks.
-            same = [row and (row["value"], row["tasks"], row["rows"]) for row in rows]
-            if same in bases:
+            same = {(row["split"], row["value"], row["tasks"], row["rows"]) for row in rows if row}
+            if any(same <= other for other in bases):
                 continue
             bases.append(same)
         stages = sorted({row["stage"] for row in rows if row})

@@ -3,28 +3,33 @@
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+from lorary.evaluate.cells import BASE, ORACLE
 from lorary.evaluate.page.shell import page_html, write_page
 from lorary.evaluate.statistics import interval_of, resampled_means
 from lorary.library.document import LIBRARY_FILE
 from lorary.library.files import read_json, replace_file, reported
 from lorary.library.store import Library
+from lorary.recipes.evaluate_settings import EvaluateSettings
 from lorary.recipes.studies.answers import Column, answer
 from lorary.recipes.studies.building import command_of
 from lorary.recipes.studies.config import AdaptStage, BuildStage, DriftStage, EvaluateStage, Stage, identity
 from lorary.recipes.studies.paired import mean_of_tasks
 from lorary.recipes.studies.place import Place
+from lorary.recipes.studies.plots import study_plots
 from lorary.recipes.studies.record import FAILED, read_record, write_document
 from lorary.recipes.studies.render import html_sections, markdown
 from lorary.recipes.studies.scoring import Columns, read_columns
 from lorary.recipes.studies.shared_rows import shared_lines
 from lorary.recipes.studies.standing import known_keys
 
+SCRIPTS = ("core.js", "sweep.js", "gap.js", "heat.js", "study.js", "listen.js")
 PACKAGES = ("lorary", "torch", "transformers", "peft", "scikit-learn", "numpy")
 
 
@@ -47,7 +52,17 @@ def write_study_report(place: Place, states: Mapping[str, str]) -> dict[str, Any
     with reported(place.out):
         replace_file(place.out / "report.md", text, place.out / "report.md.tmp")
     title, styles = f"Lorary: study {place.study.name}", ("style.css", "study.css")
-    page = page_html(title, _facts(document), html_sections(document), {}, scripts=(), styles=styles, plots=False)
+    # Without plotly the page is small, and its tables say all of it.
+    plots = study_plots(document) if find_spec("plotly") else None
+    page = page_html(
+        title,
+        _facts(document),
+        html_sections(document, plots),
+        plots or {},
+        scripts=SCRIPTS if plots else (),
+        styles=styles,
+        plots=plots is not None,
+    )
     write_page(place.out / "report.html", page)
     return document
 
@@ -64,7 +79,7 @@ def report_document(place: Place, states: Mapping[str, str]) -> dict[str, Any]:
         "stages": [_stage_row(place, stage, states) for stage in place.study.stages],
         "libraries": [row for stage in place.study.stages
                       if isinstance(stage, BuildStage) and (row := _library_row(place, stage))],
-        "columns": [_column_row(column) for column in columns],
+        "columns": [_column_row(place, column) for column in columns],
         "answers": [asdict(answer(question, columns, drift, owed)) for question in place.study.questions],
         "drift": drift,
         "overlap": shared_lines(place),
@@ -116,7 +131,10 @@ def _owed(place: Place) -> set[tuple[str, str]]:
 
 
 def gather_columns(place: Place, scored: Mapping[str, Columns]) -> list[Column]:
-    """All columns that are scored; of one that several stages have scored, that with most rows."""
+    """All columns that are scored; of one that several stages have scored, that with most rows.
+
+    A held-out column is followed by its part on every named set.
+    """
     best: dict[tuple[str, str, str], tuple[int, Column]] = {}
     for stage in place.study.stages:
         if not isinstance(stage, (EvaluateStage, AdaptStage)):
@@ -129,7 +147,20 @@ def gather_columns(place: Place, scored: Mapping[str, Columns]) -> list[Column]:
                 if rows and rows > best.get(where, (0, None))[0]:
                     asked = {cell["task"]: (cell["metric"], cell["data"]) for cell in primary}
                     best[where] = (rows, Column(library, name, split, values, identity(stage), asked))
-    return [column for _, column in best.values()]
+    return [part for _, column in best.values() for part in (column, *_by_set(place, column))]
+
+
+def _by_set(place: Place, column: Column) -> list[Column]:
+    """The parts of a held-out column on the sets that have a name, where they are not all of it."""
+    if column.split != "held_out":
+        return []
+    found = []
+    for name, tasks in place.held_out_sets.items():
+        values = {task: own for task, own in column.values.items() if task in tasks}
+        if 0 < len(values) < len(column.values):
+            asked = {task: column.asked[task] for task in values}
+            found.append(replace(column, split=f"{column.split}: {name}", values=values, asked=asked))
+    return found
 
 
 def _cells(place: Place, scored: Mapping[str, Columns]) -> list[dict[str, Any]]:
@@ -155,7 +186,7 @@ def _failures(place: Place, scored: Mapping[str, Columns]) -> list[dict[str, Any
     return found
 
 
-def _column_row(column: Column) -> dict[str, Any]:
+def _column_row(place: Place, column: Column) -> dict[str, Any]:
     groups = column.values
     drawn = mean_of_tasks({task: np.asarray(own)[:, None] for task, own in groups.items()}, resampled_means)
     low, high = interval_of(drawn[:, 0])
@@ -168,7 +199,16 @@ def _column_row(column: Column) -> dict[str, Any]:
         "high": high,
         "tasks": len(groups),
         "rows": sum(map(len, groups.values())),
+        "setting": _setting(place, column),
     }
+
+
+def _setting(place: Place, column: Column) -> dict[str, Any] | None:
+    """All that its router was asked for; None for the oracle, the base, and what is no router."""
+    stage = place.study.stage(column.stage)
+    if not isinstance(stage, EvaluateStage) or column.router in (ORACLE, BASE):
+        return None
+    return EvaluateSettings(routers=(column.router,), **stage.settings).setting(column.router).to_json()
 
 
 def _stage_row(place: Place, stage: Stage, states: Mapping[str, str]) -> dict[str, Any]:

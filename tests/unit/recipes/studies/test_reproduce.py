@@ -59,6 +59,26 @@ def test_a_study_runs_every_stage_once_and_answers_its_questions(make_study: Cal
     _changes_do_again_only_what_hangs_on_them(make_study, out)
 
 
+def test_held_out_sets_with_a_name_are_reported_apart(make_study: Callable[..., Path], out: Path) -> None:
+    whole = "held_out: {reference: %s, names: [omega]}"
+    sets = "held_out: [{name: one, reference: %s, names: [omega]}, {name: two_b, reference: %s, names: [delta]}]"
+    path = make_study(("names: [alpha, beta, gamma, delta]}", "names: [alpha, beta, gamma]}"))
+    tasks = path.parent / "tasks.jsonl"
+    text = path.read_text()
+    assert whole % tasks in text
+    path.write_text(text.replace(whole % tasks, sets % (tasks, tasks)))
+    document = run_reproduce(str(path), str(out), choice=Choice(until="evaluate:main")).document
+    rows = {row["split"]: row for answer in document["answers"][:1] for row in answer["rows"]}
+    assert list(rows) == ["held_in", "held_out", "held_out: one", "held_out: two_b"]
+    assert [row["tasks"] for row in rows.values()] == [3, 2, 1, 1]
+    means = {row["split"]: row["value"] for row in document["columns"]
+             if (row["library"], row["router"]) == ("mbc", "arrow")}  # fmt: skip
+    assert means["held_out"] == pytest.approx((means["held_out: one"] + means["held_out: two_b"]) / 2)
+    assert not any("one" in line for line in document["answers"][0]["lines"])  # words are about all of them together
+    markdown = (out / "report.md").read_text()
+    assert "| held-out: two_b (tasks, rows) |" in markdown
+
+
 def _changes_do_again_only_what_hangs_on_them(make_study: Callable[..., Path], out: Path) -> None:
     """Changes one after the other, from a study that is done."""
     rows = ("held_in: 4", "held_in: 3")
