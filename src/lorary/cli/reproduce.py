@@ -26,7 +26,7 @@ def reproduce(
     ] = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="the last stage to run")] = None,
     time_budget: Annotated[
-        float | None, typer.Option(metavar="MINUTES", help="begin no stage and no cell after that long")
+        float | None, typer.Option(metavar="MINUTES", help="begin no stage, step or cell after that long")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what it takes, offline, and write nothing")] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...; the study's own by default")] = None,

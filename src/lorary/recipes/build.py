@@ -79,6 +79,7 @@ def run_build(
     workers: int | None = None,
     held_out: str | None = None,
     overlap: str = "report",
+    callbacks: Sequence[Callback] = (),
 ) -> BuildResult:
     """Load tasks and base, open or make the library, and build.
 
@@ -94,6 +95,7 @@ def run_build(
         workers: how many shards it runs at once; None where it finds out.
         held_out: tasks to keep apart, as `load_tasks` takes them; None compares nothing.
         overlap: `report` or `drop`, what becomes of tasks that overlap them.
+        callbacks: watch the training in this process, all stages of it; who opened them closes them.
 
     Returns:
         What was built.
@@ -107,7 +109,7 @@ def run_build(
     needs_base = executor is None or method.is_poly or len(method.clusters.k) > 1
     loaded = load_base(base, dtype=run.dtype, device=run.device) if needs_base else None
     with created_for(library_path, base) as library:
-        shop = Workshop(library, tasks, run, display, loaded, base, tasks_reference, executor, workers)
+        shop = Workshop(library, tasks, run, display, loaded, base, tasks_reference, executor, workers, callbacks)
         return replace(_build(shop, settings, method), overlap=None if shared is None else shared.to_json())
 
 

@@ -107,7 +107,8 @@ def run_reproduce(
         out: its folder; one of its name where None.
         choice: which stages.
         tasks: folder of the tasks that the study does not name.
-        time_budget_s: no stage and no cell is begun after that long; the report is written all the same.
+        time_budget_s: no stage, no step of a training and no cell is begun after that long; the report is written
+            all the same.
         device: where to run; the study's own where None.
         dtype: of the base; the study's own where None.
 

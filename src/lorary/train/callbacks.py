@@ -10,6 +10,10 @@ from lorary.errors import MissingExtraError
 from lorary.train.units import Factors, Job, TrainedUnit
 
 
+class Halt(Exception):
+    """Raised by a callback's `on_step` to end the training there: it is kept, as after Ctrl-C, and can go on later."""
+
+
 class Callback:
     """Called by the training loop; every method does nothing unless a subclass says otherwise.
 

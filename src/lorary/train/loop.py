@@ -12,7 +12,7 @@ from lorary.errors import TrainError, UsageError
 from lorary.lora.seat import seat, unseat
 from lorary.model.frozen import packed_weights
 from lorary.train.activations import recomputed
-from lorary.train.callbacks import Callback
+from lorary.train.callbacks import Callback, Halt
 from lorary.train.checkpoint import load_checkpoint, save_checkpoint
 from lorary.train.forward import Forward
 from lorary.train.slots import Slots, Unit
@@ -136,10 +136,10 @@ class _Run:
 
     @contextmanager
     def saved_on_interrupt(self) -> Iterator[None]:
-        """Ctrl-C keeps what was trained, unless it fell into the very update."""
+        """Ctrl-C, or a callback's halt, keeps what was trained, unless it fell into the very update."""
         try:
             yield
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Halt):
             if self.slots.is_whole:
                 self.save()
             raise

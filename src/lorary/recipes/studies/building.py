@@ -1,7 +1,7 @@
 """A build stage: a library by one of Lorary's methods, or a part of another library."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,7 +14,8 @@ from lorary.recipes.build_settings import PRESETS, BuildSettings, as_recorded, p
 from lorary.recipes.methods import MethodSettings
 from lorary.recipes.open import open_or_create
 from lorary.recipes.studies.config import BuildStage
-from lorary.recipes.studies.place import Place
+from lorary.recipes.studies.place import Place, TimedDisplay
+from lorary.train.callbacks import Callback
 
 # Settings that `lorary build` has no option for: presets alone change them.
 NO_OPTION = frozenset({"warmup", "clip", "weight_decay", "init_scale"})
@@ -80,6 +81,7 @@ def run_build_stage(place: Place, stage: BuildStage) -> str:
 
     Raises:
         LibraryError: if the library whose adapters are clustered lacks tasks.
+        OutOfTime: between two steps; what was trained is kept.
     """
     reference, tasks = place.training_tasks(stage)
     if stage.of is not None:
@@ -93,8 +95,20 @@ def run_build_stage(place: Place, stage: BuildStage) -> str:
         base=place.study.base,
         names=list(tasks),
         run=place.study.run,
+        callbacks=[_Clock(place.display)],
     )
     return f"{len(result.trained)} experts trained, {len(result.kept)} kept"
+
+
+class _Clock(Callback):
+    """Ends a build where the time of the study is over."""
+
+    def __init__(self, display: TimedDisplay) -> None:
+        self._display = display
+
+    def on_step(self, steps: Mapping[str, int], losses: Mapping[str, float], tokens: int, seconds: float) -> None:
+        """Look at the clock."""
+        self._display.check_time()
 
 
 def _check_private(place: Place, stage: BuildStage, names: Sequence[str]) -> None:

@@ -13,9 +13,10 @@ from lorary.library.fingerprint_folder import fingerprint_of_folder
 from lorary.recipes.build import choose_tasks
 from lorary.recipes.display import Display
 from lorary.recipes.studies.config import BuildStage, Study, TaskSet
+from lorary.train.callbacks import Halt
 
 
-class OutOfTime(Exception):
+class OutOfTime(Halt):
     """The time given to a study is over; what was finished is kept."""
 
 

@@ -135,6 +135,33 @@ def test_a_study_that_is_out_of_time_keeps_what_it_has(
     assert done(run_reproduce(path, str(out), choice=Choice(("evaluate:main",)))) == ["evaluate:main"]
 
 
+def test_a_build_without_time_is_cut_between_steps_and_ends_with_the_same_bytes(
+    make_study: Callable[..., Path], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, only = str(make_study(("{steps: 3,", "{steps: 9,"))), Choice(("build:private",))
+    run_reproduce(path, str(tmp_path / "whole"), choice=only)
+    calls = []
+
+    def check_time(self: Any) -> None:
+        calls.append(1)
+        if len(calls) > 5:
+            raise OutOfTime
+
+    monkeypatch.setattr("lorary.recipes.studies.place.TimedDisplay.check_time", check_time)
+    assert run_reproduce(path, str(out), choice=only).stages["build:private"] == "left"
+    folder = out / "libraries" / "private"
+    assert Library.open(folder).names() == []
+    assert list((folder / ".build").glob("**/*.safetensors"))
+    monkeypatch.undo()
+    assert done(run_reproduce(path, str(out), choice=only)) == ["build:private"]
+    one, other = (
+        {file.parent.name: file.read_bytes() for file in where.glob("libraries/private/adapters/*/*.safetensors")}
+        for where in (tmp_path / "whole", out)
+    )
+    assert set(one) == {"alpha", "beta", "gamma", "delta"}
+    assert one == other
+
+
 def test_a_stage_that_fails_leaves_the_others_to_run(make_study: Callable[..., Path], out: Path) -> None:
     path = str(make_study(("of: private, tasks: 2", "of: private, tasks: [alpha, omega]")))
     result = run_reproduce(path, str(out), choice=Choice(until="drift:seed"))
