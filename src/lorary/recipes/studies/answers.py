@@ -6,8 +6,9 @@ from statistics import mean
 from typing import Any
 
 from lorary.evaluate.page.markup import counted, enumerated
-from lorary.recipes.studies.config import SPLITS, Question, split_name
+from lorary.recipes.studies.config import SPLITS, split_name
 from lorary.recipes.studies.paired import Paired, Share, Values, paired, share_of_gain
+from lorary.recipes.studies.question import Question
 
 WORDS = {"ahead": "ahead of", "behind": "behind", "level": "level with"}
 

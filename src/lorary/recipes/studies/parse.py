@@ -19,12 +19,12 @@ from lorary.recipes.studies.config import (
     BuildStage,
     DriftStage,
     EvaluateStage,
-    Question,
     Stage,
     Study,
     TaskSet,
     identity,
 )
+from lorary.recipes.studies.question import Question
 from lorary.recipes.studies.values import check_keys, fields_for
 
 KEYS = ("about", "base", "tasks", "train", "run", "evaluate", "stages", "questions", "assume")

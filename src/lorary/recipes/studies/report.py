@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -14,20 +14,20 @@ from lorary.evaluate.cells import BASE, ORACLE
 from lorary.evaluate.page.shell import page_html, write_page
 from lorary.evaluate.statistics import interval_of, resampled_means
 from lorary.library.document import LIBRARY_FILE
-from lorary.library.files import read_json, replace_file, reported
+from lorary.library.files import replace_file, reported
 from lorary.library.store import Library
 from lorary.recipes.evaluate_settings import EvaluateSettings
 from lorary.recipes.studies.answers import Column, answer
 from lorary.recipes.studies.building import command_of
-from lorary.recipes.studies.config import AdaptStage, BuildStage, DriftStage, EvaluateStage, Stage, identity
+from lorary.recipes.studies.config import AdaptStage, BuildStage, EvaluateStage, Stage, identity
+from lorary.recipes.studies.gather import gather_cells, gather_columns, gather_failures, gather_scored, owed_columns
 from lorary.recipes.studies.paired import mean_of_tasks
 from lorary.recipes.studies.place import Place
 from lorary.recipes.studies.plots import study_plots
 from lorary.recipes.studies.record import FAILED, read_record, write_document
 from lorary.recipes.studies.render import html_sections, markdown
-from lorary.recipes.studies.scoring import Columns, read_columns
+from lorary.recipes.studies.scoring import Columns
 from lorary.recipes.studies.shared_rows import shared_lines
-from lorary.recipes.studies.standing import known_keys
 
 SCRIPTS = ("core.js", "sweep.js", "gap.js", "heat.js", "study.js", "listen.js")
 PACKAGES = ("lorary", "torch", "transformers", "peft", "scikit-learn", "numpy")
@@ -69,8 +69,8 @@ def write_study_report(place: Place, states: Mapping[str, str]) -> dict[str, Any
 
 def report_document(place: Place, states: Mapping[str, str]) -> dict[str, Any]:
     """Everything that the study knows now."""
-    scored, drift = _scored(place)
-    columns, owed = gather_columns(place, scored), _owed(place)
+    scored, drift = gather_scored(place)
+    columns, owed = gather_columns(place, scored), owed_columns(place)
     return {
         "study": place.study.name,
         "about": place.study.about,
@@ -84,8 +84,8 @@ def report_document(place: Place, states: Mapping[str, str]) -> dict[str, Any]:
         "drift": drift,
         "overlap": shared_lines(place),
         "unfinished": _unfinished(place, states, scored),
-        "cells": _cells(place, scored),
-        "failures": _failures(place, scored),
+        "cells": gather_cells(place, scored),
+        "failures": gather_failures(place, scored),
         "environment": environment(),
     }  # fmt: skip
 
@@ -104,86 +104,6 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
     }
-
-
-def _scored(place: Place) -> tuple[dict[str, Columns], dict[str, Any]]:
-    """Columns by identity of their stage, and drift by name: those that the settings, data and libraries of now made.
-
-    What other ones have left is no result of this study any more.
-    """
-    keys, columns = known_keys(place), dict[str, Columns]()
-    drift: dict[str, Any] = {}
-    for stage in place.study.stages:
-        name, key = identity(stage), keys[identity(stage)]
-        if isinstance(stage, (EvaluateStage, AdaptStage)):
-            columns[name] = {} if key is None else read_columns(place, stage, key)
-        elif isinstance(stage, DriftStage) and place.results(name).exists():
-            found = read_json(place.results(name))
-            drift |= {stage.name: found} if found["key"] == key else {}
-    return columns, drift
-
-
-def _owed(place: Place) -> set[tuple[str, str]]:
-    """(cell, split) of all columns of the study, the base beside each library."""
-    scoring = [stage for stage in place.study.stages if isinstance(stage, (EvaluateStage, AdaptStage))]
-    runs = [run for stage in scoring for run in stage.runs()]
-    return {(f"{library}/{name}", split) for library, router, split in runs for name in (router, "base")}
-
-
-def gather_columns(place: Place, scored: Mapping[str, Columns]) -> list[Column]:
-    """All columns that are scored; of one that several stages have scored, that with most rows.
-
-    A held-out column is followed by its part on every named set.
-    """
-    best: dict[tuple[str, str, str], tuple[int, Column]] = {}
-    for stage in place.study.stages:
-        if not isinstance(stage, (EvaluateStage, AdaptStage)):
-            continue
-        for (library, router, split), column in scored[identity(stage)].items():
-            for name in dict.fromkeys((router, "base")):
-                primary = [cell for cell in column["cells"] if cell["router"] == name and cell["primary"]]
-                values = {cell["task"]: cell["values"] for cell in primary}
-                rows, where = sum(map(len, values.values())), (library, name, split)
-                if rows and rows > best.get(where, (0, None))[0]:
-                    asked = {cell["task"]: (cell["metric"], cell["data"]) for cell in primary}
-                    best[where] = (rows, Column(library, name, split, values, identity(stage), asked))
-    return [part for _, column in best.values() for part in (column, *_by_set(place, column))]
-
-
-def _by_set(place: Place, column: Column) -> list[Column]:
-    """The parts of a held-out column on the sets that have a name, where they are not all of it."""
-    if column.split != "held_out":
-        return []
-    found = []
-    for name, tasks in place.held_out_sets.items():
-        values = {task: own for task, own in column.values.items() if task in tasks}
-        if 0 < len(values) < len(column.values):
-            asked = {task: column.asked[task] for task in values}
-            found.append(replace(column, split=f"{column.split}: {name}", values=values, asked=asked))
-    return found
-
-
-def _cells(place: Place, scored: Mapping[str, Columns]) -> list[dict[str, Any]]:
-    """One row per cell, as `lorary evaluate --json` gives them, with the stage."""
-    found = {}
-    for stage in place.study.stages:
-        if isinstance(stage, (EvaluateStage, AdaptStage)):
-            for (library, _, split), column in scored[identity(stage)].items():
-                for cell in column["cells"]:
-                    told = {key: value for key, value in cell.items() if key != "values"}
-                    key = (library, cell["router"], cell["task"], cell["metric"], cell["template"], cell["n"])
-                    found[key] = {**told, "library": library, "split": split, "stage": identity(stage)}
-    return list(found.values())
-
-
-def _failures(place: Place, scored: Mapping[str, Columns]) -> list[dict[str, Any]]:
-    """Cells that could not be scored, and why."""
-    found: list[dict[str, Any]] = []
-    for stage in place.study.stages:
-        if isinstance(stage, (EvaluateStage, AdaptStage)):
-            for column in scored[identity(stage)].values():
-                found += [{**failure, "stage": identity(stage)} for failure in column["failures"]]
-    return found
 
 
 def _column_row(place: Place, column: Column) -> dict[str, Any]:

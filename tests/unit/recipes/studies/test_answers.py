@@ -1,7 +1,7 @@
 """Words of a study follow from what is comparable, and what is owed is named."""
 
 from lorary.recipes.studies.answers import Answer, Column, answer
-from lorary.recipes.studies.config import Question
+from lorary.recipes.studies.question import Question
 
 SPLIT = "held_in"
 OWED = {(f"{library}/{router}", split) for library in "ab" for router in ("arrow", "lag", "base")

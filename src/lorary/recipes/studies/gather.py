@@ -1,0 +1,92 @@
+"""What a study has scored so far, out of the files that its stages have left."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lorary.library.files import read_json
+from lorary.recipes.studies.answers import Column
+from lorary.recipes.studies.config import AdaptStage, DriftStage, EvaluateStage, identity
+from lorary.recipes.studies.place import Place
+from lorary.recipes.studies.scoring import Columns, read_columns
+from lorary.recipes.studies.standing import known_keys
+
+
+def gather_scored(place: Place) -> tuple[dict[str, Columns], dict[str, Any]]:
+    """Columns by identity of their stage, and drift by name: those that the settings, data and libraries of now made.
+
+    What other ones have left is no result of this study any more.
+    """
+    keys, columns = known_keys(place), dict[str, Columns]()
+    drift: dict[str, Any] = {}
+    for stage in place.study.stages:
+        name, key = identity(stage), keys[identity(stage)]
+        if isinstance(stage, (EvaluateStage, AdaptStage)):
+            columns[name] = {} if key is None else read_columns(place, stage, key)
+        elif isinstance(stage, DriftStage) and place.results(name).exists():
+            found = read_json(place.results(name))
+            drift |= {stage.name: found} if found["key"] == key else {}
+    return columns, drift
+
+
+def owed_columns(place: Place) -> set[tuple[str, str]]:
+    """(cell, split) of all columns of the study, the base beside each library."""
+    scoring = [stage for stage in place.study.stages if isinstance(stage, (EvaluateStage, AdaptStage))]
+    runs = [run for stage in scoring for run in stage.runs()]
+    return {(f"{library}/{name}", split) for library, router, split in runs for name in (router, "base")}
+
+
+def gather_columns(place: Place, scored: Mapping[str, Columns]) -> list[Column]:
+    """All columns that are scored; of one that several stages have scored, that with most rows.
+
+    A held-out column is followed by its part on every named set.
+    """
+    best: dict[tuple[str, str, str], tuple[int, Column]] = {}
+    for stage in place.study.stages:
+        if not isinstance(stage, (EvaluateStage, AdaptStage)):
+            continue
+        for (library, router, split), column in scored[identity(stage)].items():
+            for name in dict.fromkeys((router, "base")):
+                primary = [cell for cell in column["cells"] if cell["router"] == name and cell["primary"]]
+                values = {cell["task"]: cell["values"] for cell in primary}
+                rows, where = sum(map(len, values.values())), (library, name, split)
+                if rows and rows > best.get(where, (0, None))[0]:
+                    asked = {cell["task"]: (cell["metric"], cell["data"]) for cell in primary}
+                    best[where] = (rows, Column(library, name, split, values, identity(stage), asked))
+    return [part for _, column in best.values() for part in (column, *_by_set(place, column))]
+
+
+def _by_set(place: Place, column: Column) -> list[Column]:
+    """The parts of a held-out column on the sets that have a name, where they are not all of it."""
+    if column.split != "held_out":
+        return []
+    found = []
+    for name, tasks in place.held_out_sets.items():
+        values = {task: own for task, own in column.values.items() if task in tasks}
+        if 0 < len(values) < len(column.values):
+            asked = {task: column.asked[task] for task in values}
+            found.append(replace(column, split=f"{column.split}: {name}", values=values, asked=asked))
+    return found
+
+
+def gather_cells(place: Place, scored: Mapping[str, Columns]) -> list[dict[str, Any]]:
+    """One row per cell, as `lorary evaluate --json` gives them, with the stage."""
+    found = {}
+    for stage in place.study.stages:
+        if isinstance(stage, (EvaluateStage, AdaptStage)):
+            for (library, _, split), column in scored[identity(stage)].items():
+                for cell in column["cells"]:
+                    told = {key: value for key, value in cell.items() if key != "values"}
+                    key = (library, cell["router"], cell["task"], cell["metric"], cell["template"], cell["n"])
+                    found[key] = {**told, "library": library, "split": split, "stage": identity(stage)}
+    return list(found.values())
+
+
+def gather_failures(place: Place, scored: Mapping[str, Columns]) -> list[dict[str, Any]]:
+    """Cells that could not be scored, and why."""
+    found: list[dict[str, Any]] = []
+    for stage in place.study.stages:
+        if isinstance(stage, (EvaluateStage, AdaptStage)):
+            for column in scored[identity(stage)].values():
+                found += [{**failure, "stage": identity(stage)} for failure in column["failures"]]
+    return found
