@@ -7,7 +7,7 @@ function heatPlot(heat, width) {
   const left = Math.min(width * 0.36, 20 + 6.7 * Math.max(...names.map((name) => Math.min(name.length, 24))));
   const most = width > 520 ? 24 : 15;
   const columns = heat.routers.length;
-  const longest = Math.max(...heat.routers.map((name) => Math.min(name.length, 30)));
+  const longest = Math.max(...heat.routers.map((name) => Math.min(name.length, 44)));
   // Slanted names lean out to the right, where plotly hides what finds no room; upright ones need none.
   const isSlanted = (width - left) / columns > 44;
   const right = isSlanted ? 16 + 3.4 * longest : 16;
@@ -37,7 +37,7 @@ function heatPlot(heat, width) {
     width: left + inner + right, height: top + row * heat.rows.length + 56, margin: { l: left, r: right, t: top, b: 52 },
     xaxis: axisOf({
       side: "top", showgrid: false, ticks: "", tickangle: isSlanted ? -60 : -90, range: [-0.5, columns - 0.5], tickfont: { size: 12 },
-      tickvals: heat.routers.map((_, i) => i), ticktext: heat.routers.map((name) => plain(short(name, 30))),
+      tickvals: heat.routers.map((_, i) => i), ticktext: heat.routers.map((name) => plain(short(name, 44))),
     }),
     yaxis: axisOf({
       range: [heat.rows.length - 0.5, -0.5], showgrid: false, ticks: "", tickfont: { size: row < 18 ? 9 : 12 },
