@@ -6,7 +6,7 @@ from typing import Any
 from lorary.evaluate.cells import BASE, ORACLE
 from lorary.evaluate.page.board import Board
 from lorary.evaluate.page.evidence_plots import FEWEST, heat_plot
-from lorary.recipes.studies.config import SPLITS, split_name
+from lorary.recipes.studies.config import SPLITS, SUBSET, split_name
 
 Document = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -64,7 +64,7 @@ def sweep(document: Document, compared: Sequence[Row]) -> dict[str, Any] | None:
     keys = dict.fromkeys(key for settings in known.values() for key in settings)
     varied = [key for key in keys if any(own.get(key) != known[next(iter(names))].get(key) for own in known.values())]
     values = [own.get(varied[0]) for own in known.values()] if len(varied) == 1 else []
-    if len(values) < FEWEST or not all(isinstance(value, (int, float)) for value in values):
+    if len(set(values)) < max(FEWEST, len(names)) or not all(isinstance(value, (int, float)) for value in values):
         return None
     field = varied[0]
     order = sorted(known, key=lambda name: float(known[name][field]))
@@ -93,7 +93,14 @@ def _settings(document: Document, columns: Mapping[tuple[str, str], Row], cell: 
     if library is None or settings is None:
         return {"router": cell}
     ranks = library["ranks"]
-    return {**settings, "rank": ranks[0] if len(ranks) == 1 else str(ranks), "experts": library["experts"]}
+    return {
+        **settings,
+        "rank": ranks[0] if len(ranks) == 1 else str(ranks),
+        "experts": library["experts"],
+        # A part of a library has private experts.
+        "method": "private" if library["method"] == SUBSET else library["method"],
+        "clustered_by": library["clustered_by"],
+    }
 
 
 def _columns(columns: Sequence[Row]) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from lorary.library.store import Library
 from lorary.recipes.evaluate_settings import EvaluateSettings
 from lorary.recipes.studies.answers import Column, answer
 from lorary.recipes.studies.building import command_of
-from lorary.recipes.studies.config import AdaptStage, BuildStage, EvaluateStage, Stage, identity
+from lorary.recipes.studies.config import SUBSET, AdaptStage, BuildStage, EvaluateStage, Stage, identity
 from lorary.recipes.studies.gather import gather_cells, gather_columns, gather_failures, gather_scored, owed_columns
 from lorary.recipes.studies.paired import mean_of_tasks
 from lorary.recipes.studies.place import Place
@@ -158,7 +158,8 @@ def _library_row(place: Place, stage: BuildStage) -> dict[str, Any] | None:
     examples = sum(n * own["settings"]["batch_size"] for n, own in zip(steps, trained, strict=True))
     return {
         "library": stage.name,
-        "method": "subset" if stage.of else stage.method.method,
+        "method": SUBSET if stage.of else stage.method.method,
+        "clustered_by": stage.method.clusters.by if stage.method.method == "mbc" else None,
         "tasks": len({task for own in known for task in own["tasks"]}),
         "experts": len(known),
         "ranks": sorted({int(own["rank"]) for own in known}),

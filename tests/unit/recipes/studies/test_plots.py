@@ -28,9 +28,12 @@ def document(**top_k: int) -> dict[str, Any]:
         column("lib", "arrow[temperature=2]", 0.3, {**arrow, "temperature": 2}),
         column("small", "arrow", 0.35, arrow),
         column("large", "arrow", 0.45, arrow),
+        column("joint", "arrow", 0.5, arrow),
     ]
-    experts = {"lib": 8, "small": 3, "large": 20}
-    libraries = [{"library": name, "experts": count, "ranks": [4]} for name, count in experts.items()]
+    experts = {"lib": 8, "small": 3, "large": 20, "joint": 1}
+    methods = {"lib": "private", "small": "subset", "large": "private", "joint": "joint"}
+    libraries = [{"library": name, "experts": count, "ranks": [4], "method": methods[name], "clustered_by": None}
+                 for name, count in experts.items()]  # fmt: skip
     return {"columns": columns, "libraries": libraries, "cells": [], "answers": []}
 
 
@@ -61,11 +64,18 @@ def test_libraries_that_differ_in_their_experts_are_a_sweep_and_have_no_oracle_i
 
 @pytest.mark.parametrize(
     "cells",
-    [("lib/few",), ("lib/few", "lib/arrow[temperature=2]"), ("small/arrow", "lib/few"), ("lib/few", "lib/base")],
-    ids=["two values", "two settings", "library and setting", "no setting"],
+    [
+        ("lib/few",),
+        ("lib/few", "lib/arrow[temperature=2]"),
+        ("small/arrow", "lib/few"),
+        ("lib/few", "lib/base"),
+        ("small/arrow", "joint/arrow"),
+        ("lib/few", "lib/many"),
+    ],
+    ids=["two values", "two settings", "library and setting", "no setting", "another method", "a value twice"],
 )
 def test_what_differs_in_more_than_one_number_is_no_sweep(cells: tuple[str, ...]) -> None:
-    assert sweep(document(few=2), compared(*cells)) is None
+    assert sweep(document(few=2, many=2), compared(*cells)) is None
 
 
 def test_each_kind_of_answer_has_its_picture() -> None:
