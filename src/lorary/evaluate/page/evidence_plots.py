@@ -31,7 +31,7 @@ def gap_plot(board: Board) -> list[dict[str, Any]]:
     for split, name in SPLITS.items():
         gaps = [gap for gap in board.gaps if gap["split"] == split and gap["closed"] is not None]
         if gaps:
-            points = [[_hundredths(gap[key]) for key in ("closed", "low", "high")] for gap in gaps]
+            points = [[rounded_points(gap[key]) for key in ("closed", "low", "high")] for gap in gaps]
             found.append({"name": name, "routers": [gap["router"] for gap in gaps], "points": points})
     return found
 
@@ -79,7 +79,7 @@ def _lines(board: Board, routers: Mapping[float, str]) -> list[dict[str, Any]]:
         for split, name in SPLITS.items():
             known = {m["router"]: m for m in board.means if (m["library"], m["split"]) == (library, split)}
             points = [
-                [f"{value:g}", *(_hundredths(known[router][key]) for key in ("mean", "low", "high"))]
+                [f"{value:g}", *(rounded_points(known[router][key]) for key in ("mean", "low", "high"))]
                 for value, router in routers.items()
                 if router in known
             ]
@@ -91,7 +91,7 @@ def _lines(board: Board, routers: Mapping[float, str]) -> list[dict[str, Any]]:
 def _levels(board: Board) -> list[dict[str, Any]]:
     """Means of the base and of the oracle, to draw beside a sweep."""
     return [
-        {"library": m["library"], "split": SPLITS[m["split"]], "router": m["router"], "mean": _hundredths(m["mean"])}
+        {"library": m["library"], "split": SPLITS[m["split"]], "router": m["router"], "mean": rounded_points(m["mean"])}
         for m in board.means
         if m["router"] == BASE or is_told(m["router"])
     ]
@@ -105,5 +105,6 @@ def _mean_point(routing: Sequence[Mapping[str, Any]], router: str, family: str |
     return [mean, round(100 * min(values), 2), round(100 * max(values), 2), float(len(values))]
 
 
-def _hundredths(value: float | None) -> float | None:
+def rounded_points(value: float | None) -> float | None:
+    """A value in 0..1 in points of 100, short enough for a page; None stays."""
     return None if value is None else round(100 * value, 2)

@@ -16,9 +16,8 @@ function columnsPlot(columns, width) {
   const names = columns.lines.map(({ name }) => name);
   const { left, texts } = namesBeside(names, width);
   const row = width > 620 ? 22 : 34;
-  const main = columns.splits.length;
   const traces = columns.splits.map((split, i) => {
-    const found = columns.lines.map(({ points }, y) => [points[i], y + (i - (main - 1) / 2) * 0.3, names[y]]).filter(([point]) => point);
+    const found = columns.lines.map(({ points }, y) => [points[i], y + (i - (columns.splits.length - 1) / 2) * 0.3, names[y]]).filter(([point]) => point);
     return {
       type: "scatter", mode: "markers", name: split, x: found.map(([[value]]) => value), y: found.map(([, y]) => y),
       error_x: {

@@ -57,13 +57,13 @@ def gather_columns(place: Place, scored: Mapping[str, Columns]) -> list[Column]:
 
 
 def _by_set(place: Place, column: Column) -> list[Column]:
-    """The parts of a held-out column on the sets that have a name, where they are not all of it."""
+    """The parts of a held-out column on the sets that have a name, unless that is all there is."""
     if column.split != "held_out":
         return []
     found = []
     for name, tasks in place.held_out_sets.items():
         values = {task: own for task, own in column.values.items() if task in tasks}
-        if 0 < len(values) < len(column.values):
+        if values and len(tasks) < len(place.held_out_tasks):
             asked = {task: column.asked[task] for task in values}
             found.append(replace(column, split=f"{column.split}: {name}", values=values, asked=asked))
     return found

@@ -13,6 +13,7 @@ from lorary.library.folders import check_name
 from lorary.recipes.build_settings import BuildSettings, RunSettings, preset
 from lorary.recipes.evaluate_settings import EvaluateSettings
 from lorary.recipes.methods import MethodSettings, method_settings
+from lorary.recipes.studies.checks import check_study
 from lorary.recipes.studies.config import (
     SUBSET,
     AdaptStage,
@@ -22,7 +23,6 @@ from lorary.recipes.studies.config import (
     Stage,
     Study,
     TaskSet,
-    identity,
 )
 from lorary.recipes.studies.question import Question
 from lorary.recipes.studies.values import check_keys, fields_for
@@ -121,7 +121,7 @@ def parse_study(text: str, source: str) -> Study:
         run=RunSettings(**fields_for(RunSettings, document.get("run", {}), "run")),
         assume=check_keys(document.get("assume", {}), ("model", "dtype_bytes", "tflops"), "assume"),
     )
-    _check_references(study)
+    check_study(study)
     return study
 
 
@@ -244,27 +244,3 @@ def _method(asked: _Build, preset_name: str) -> MethodSettings:
         mu=asked.mu,
         per_task=asked.per_task,
     )
-
-
-def _check_references(study: Study) -> None:
-    """Refuse a stage or a question that names what is not there, or comes later."""
-    before: set[str] = set()
-    for stage in study.stages:
-        own = identity(stage)
-        if own in before:
-            raise UsageError("a stage must have a name of its own", found=f"{own}, twice", remedy="rename one")
-        if missing := [name for name in stage.needs if name not in before]:
-            raise UsageError(f"{own} must name libraries that an earlier stage builds", found=missing[0].split(":")[1],
-                             remedy=f"there are, by then, {sorted(before) or 'none'}")  # fmt: skip
-        before.add(own)
-    columns = {f"{library}/{router}" for stage in study.stages if isinstance(stage, EvaluateStage)
-               for library in stage.libraries for router in ("base", *stage.routers)}  # fmt: skip
-    columns |= {f"{stage.name}/{method}" for stage in study.stages if isinstance(stage, AdaptStage)
-                for method in ("base", *stage.methods)}  # fmt: skip
-    for question in study.questions:
-        if question.drift is not None and f"drift:{question.drift}" not in before:
-            raise UsageError(f"question '{question.ask}' must name a drift stage", found=question.drift)
-        cells = [*question.cells, *(cell for pair in question.comparisons() for cell in pair), question.share_of]
-        if unknown := [cell for cell in cells if cell is not None and cell not in columns]:
-            raise UsageError(f"question '{question.ask}' must name cells that some stage scores", found=unknown[0],
-                             remedy=f"there are {', '.join(sorted(columns))}")  # fmt: skip

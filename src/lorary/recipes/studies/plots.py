@@ -5,7 +5,7 @@ from typing import Any
 
 from lorary.evaluate.cells import BASE, ORACLE
 from lorary.evaluate.page.board import Board
-from lorary.evaluate.page.evidence_plots import FEWEST, heat_plot
+from lorary.evaluate.page.evidence_plots import FEWEST, heat_plot, rounded_points
 from lorary.recipes.studies.config import SPLITS, SUBSET, split_name
 
 Document = Mapping[str, Any]
@@ -104,11 +104,13 @@ def _settings(document: Document, columns: Mapping[tuple[str, str], Row], cell: 
 
 
 def _columns(columns: Sequence[Row]) -> dict[str, Any] | None:
-    """Every cell's mean on every split, those of a library together; the base once."""
+    """Every cell's mean on every split, those of a library together; the base once, and again on other tasks."""
     names: dict[str, dict[str, Row]] = {}
     libraries = list(dict.fromkeys(row["library"] for row in columns))
     for row in sorted(columns, key=lambda row: (row["router"] != BASE, libraries.index(row["library"]))):
-        name = BASE if row["router"] == BASE else f"{row['library']}: {row['router']}"
+        first = names.get(BASE, {}).get(row["split"], row)
+        is_base = row["router"] == BASE and (row["value"], row["rows"]) == (first["value"], first["rows"])
+        name = BASE if is_base else f"{row['library']}: {row['router']}"
         names.setdefault(name, {}).setdefault(row["split"], row)
     splits = [split for split in SPLITS if any(row["split"] == split for row in columns)]
     lines = []
@@ -126,8 +128,8 @@ def _differences(rows: Sequence[Row]) -> list[dict[str, Any]]:
         point = {
             "split": split_name(row["split"]),
             "verdict": row["verdict"],
-            "rows": [_hundredths(row[key]) for key in ("difference", "low", "high")],
-            "tasks": None if None in wide else list(map(_hundredths, wide)),
+            "rows": [rounded_points(row[key]) for key in ("difference", "low", "high")],
+            "tasks": None if None in wide else list(map(rounded_points, wide)),
         }
         found.setdefault((row["cell"], row["against"]), []).append(point)
     return [{"cell": cell, "against": against, "points": points} for (cell, against), points in found.items()]
@@ -142,7 +144,7 @@ def _shares(rows: Sequence[Row]) -> list[dict[str, Any]]:
         {
             "name": split_name(split),
             "routers": [row["cell"] for row in own],
-            "points": [[_hundredths(row[key]) for key in ("share", "low", "high")] for row in own],
+            "points": [[rounded_points(row[key]) for key in ("share", "low", "high")] for row in own],
         }
         for split, own in splits.items()
     ]
@@ -155,9 +157,5 @@ def _drift(row: Row) -> list[dict[str, Any]]:
              "values": [round(value, 3) for _, value in layers]}]  # fmt: skip
 
 
-def _points(row: Row) -> list[float]:
-    return [_hundredths(row[key]) for key in ("value", "low", "high")]
-
-
-def _hundredths(value: float) -> float:
-    return round(100 * value, 2)
+def _points(row: Row) -> list[float | None]:
+    return [rounded_points(row[key]) for key in ("value", "low", "high")]

@@ -55,6 +55,8 @@ def test_routers_and_cells_are_kept_the_one_way_to_write_them(make_study: Callab
     [
         (("base:", "bases:"), "known keys only\nfound: bases\nremedy: did you mean base"),
         (("routing_rows: 1", "routing_row: 1"), r"\(evaluate: main\), settings, .*known keys only\nfound: routing_row"),
+        (("train: {reference", "train: {name: x, reference"), "tasks.train must have no name"),
+        (("held_out: {reference", "held_out: {name: ' ', reference"), "name must say something"),
         (("rank: 2", "rank: two"), r"stages\[0\] \(build: private\), train,, key 'rank', must be a whole number"),
         (("rank: 2", "rank: -2"), "--rank must be above 0"),
         (("k: 2, private", "k: yes, private"), "must be a whole number or null\nfound: True"),
@@ -98,6 +100,14 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
         parse_study("tasks: {train: {}}", "file.yaml")
     with pytest.raises(UsageError, match="stages must be a list"):
         parse_study("tasks: {train: {}}\nstages: {build: a}", "file.yaml")
+
+
+def test_held_out_sets_of_one_name_are_refused() -> None:
+    sets = "held_out: [{name: a, reference: zero-shot}, {reference: sni-12}, {name: a, reference: builtin}]"
+    text = MINIMAL.replace("{train: {reference: builtin}}", f"{{train: {{reference: builtin}}, {sets}}}")
+    with pytest.raises(UsageError, match="a name of its own\nfound: 'a', twice"):
+        parse_study(text, "study")
+    assert len(parse_study(text.replace("name: a, reference: builtin", "reference: builtin"), "study").held_out) == 3
 
 
 def test_a_name_that_would_leave_the_folder_is_refused() -> None:

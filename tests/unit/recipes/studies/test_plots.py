@@ -98,6 +98,14 @@ def test_the_base_stands_once_and_first_and_the_cells_of_a_library_together() ->
     assert plots["columns"]["splits"] == ["held-in"]
 
 
+def test_a_base_on_other_tasks_stands_apart() -> None:
+    found = document()
+    other = {**column("small", "base", 0.6, None), "rows": 40}
+    found["columns"] += [other, column("large", "base", 0.1, None)]
+    names = [line["name"] for line in study_plots(found)["columns"]["lines"]]
+    assert [name for name in names if name.endswith("base")] == ["base", "small: base"]
+
+
 def test_the_page_draws_with_plotly_and_says_the_same_without(
     make_study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,20 +112,25 @@ def test_stages_can_be_chosen_and_the_report_says_what_is_owed(make_study: Calla
     assert "unfinished: mbc/arrow, private/arrow" in (out / "report.md").read_text()
 
 
+def _end_after(looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the time of a study be over after so many looks at the clock."""
+    calls = []
+
+    def check_time(self: Any) -> None:
+        calls.append(1)
+        if len(calls) > looks:
+            raise OutOfTime
+
+    monkeypatch.setattr("lorary.recipes.studies.place.TimedDisplay.check_time", check_time)
+
+
 def test_a_study_that_is_out_of_time_keeps_what_it_has(
     make_study: Callable[..., Path], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = str(make_study())
     assert done(run_reproduce(path, str(out), time_budget_s=0.0)) == []
     run_reproduce(path, str(out), choice=Choice(until="build:mbc"))
-    calls = []
-
-    def check_time(self: Any) -> None:
-        calls.append(1)
-        if len(calls) > 24:
-            raise OutOfTime
-
-    monkeypatch.setattr("lorary.recipes.studies.place.TimedDisplay.check_time", check_time)
+    _end_after(24, monkeypatch)
     cut = run_reproduce(path, str(out), choice=Choice(("evaluate:main",)))
     assert cut.stages["evaluate:main"] == "left"
     monkeypatch.undo()
@@ -140,14 +145,7 @@ def test_a_build_without_time_is_cut_between_steps_and_ends_with_the_same_bytes(
 ) -> None:
     path, only = str(make_study(("{steps: 3,", "{steps: 9,"))), Choice(("build:private",))
     run_reproduce(path, str(tmp_path / "whole"), choice=only)
-    calls = []
-
-    def check_time(self: Any) -> None:
-        calls.append(1)
-        if len(calls) > 5:
-            raise OutOfTime
-
-    monkeypatch.setattr("lorary.recipes.studies.place.TimedDisplay.check_time", check_time)
+    _end_after(5, monkeypatch)
     assert run_reproduce(path, str(out), choice=only).stages["build:private"] == "left"
     folder = out / "libraries" / "private"
     assert Library.open(folder).names() == []
