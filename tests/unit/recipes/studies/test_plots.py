@@ -70,12 +70,12 @@ def test_libraries_that_differ_in_their_experts_are_a_sweep_and_have_no_oracle_i
         ("small/arrow", "lib/few"),
         ("lib/few", "lib/base"),
         ("small/arrow", "joint/arrow"),
-        ("lib/few", "lib/many"),
+        ("lib/few", "lib/many", "lib/more"),
     ],
     ids=["two values", "two settings", "library and setting", "no setting", "another method", "a value twice"],
 )
 def test_what_differs_in_more_than_one_number_is_no_sweep(cells: tuple[str, ...]) -> None:
-    assert sweep(document(few=2, many=2), compared(*cells)) is None
+    assert sweep(document(few=2, many=2, more=8), compared(*cells)) is None
 
 
 def test_each_kind_of_answer_has_its_picture() -> None:
