@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lorary.library.files import read_json
 from lorary.recipes.studies.answers import Column
 from lorary.recipes.studies.config import AdaptStage, DriftStage, EvaluateStage, identity
 from lorary.recipes.studies.place import Place
+from lorary.recipes.studies.record import read_document
 from lorary.recipes.studies.scoring import Columns, read_columns
 from lorary.recipes.studies.standing import known_keys
 
@@ -23,9 +23,9 @@ def gather_scored(place: Place) -> tuple[dict[str, Columns], dict[str, Any]]:
         name, key = identity(stage), keys[identity(stage)]
         if isinstance(stage, (EvaluateStage, AdaptStage)):
             columns[name] = {} if key is None else read_columns(place, stage, key)
-        elif isinstance(stage, DriftStage) and place.results(name).exists():
-            found = read_json(place.results(name))
-            drift |= {stage.name: found} if found["key"] == key else {}
+        elif isinstance(stage, DriftStage):
+            found = read_document(place.results(name))
+            drift |= {stage.name: found} if key is not None and found.get("key") == key else {}
     return columns, drift
 
 

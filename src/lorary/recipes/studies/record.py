@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lorary.errors import LibraryError
 from lorary.library.files import encode_json, read_json, replace_file, reported
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
@@ -43,12 +44,9 @@ def stage_key(**what: Any) -> str:
 
 def read_record(out: Path, stage: str) -> Record | None:
     """The record of a stage; None where it was never begun, or the file is not one (it is then done again)."""
-    path = _path(out, stage)
-    if not path.exists():
-        return None
     try:
-        return Record(**read_json(path))
-    except (TypeError, ValueError):
+        return Record(**read_document(_path(out, stage)))
+    except TypeError:
         return None
 
 
@@ -59,6 +57,14 @@ def write_record(out: Path, record: Record) -> None:
         LibraryError: if the study's folder cannot be written.
     """
     write_document(_path(out, record.stage), asdict(record))
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """A JSON document of the study; empty where there is none or it is damaged, since a study can make each again."""
+    try:
+        return read_json(path)
+    except LibraryError:
+        return {}
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:

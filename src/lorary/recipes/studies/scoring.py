@@ -10,7 +10,7 @@ from lorary.evaluate.cache import ResultCache
 from lorary.evaluate.cells import BASE
 from lorary.evaluate.sandbox import make_sandbox
 from lorary.library.document import LIBRARY_FILE
-from lorary.library.files import read_json, sha256
+from lorary.library.files import sha256
 from lorary.library.store import Library
 from lorary.model.base import Base, load_base
 from lorary.model.spec import parse_spec
@@ -24,7 +24,7 @@ from lorary.recipes.prepare_experts import PrepareSettings
 from lorary.recipes.scorer import Scorer
 from lorary.recipes.studies.config import BuildStage, EvaluateStage, Run, Stage, identity
 from lorary.recipes.studies.place import Place
-from lorary.recipes.studies.record import write_document
+from lorary.recipes.studies.record import read_document, write_document
 from lorary.route import ROUTERS
 
 Columns = dict[Run, dict[str, Any]]
@@ -185,11 +185,8 @@ def read_columns(place: Place, stage: Stage, key: str) -> Columns:
         stage: an evaluate or adapt stage.
         key: of the stage as it is now.
     """
-    path = place.results(identity(stage))
-    if not path.exists():
-        return {}
-    document = read_json(path)
-    if document["key"] != key:
+    document = read_document(place.results(identity(stage)))
+    if document.get("key") != key:
         return {}
     return {(c["library"], c["router"], c["split"]): c for c in document["columns"]}
 

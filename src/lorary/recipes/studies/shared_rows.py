@@ -1,10 +1,9 @@
 """What a study's training tasks share with its held-out ones: said in the report, since held-out means hang on it."""
 
 from lorary.errors import LoraryError
-from lorary.library.files import read_json
 from lorary.recipes.decontaminate import decontaminate
 from lorary.recipes.studies.place import Place
-from lorary.recipes.studies.record import FOLDER, stage_key, write_document
+from lorary.recipes.studies.record import FOLDER, read_document, stage_key, write_document
 
 FILE = "overlap.json"
 
@@ -27,7 +26,7 @@ def shared_lines(place: Place) -> list[str]:
     key = stage_key(**{side: {name: task.data_hash for name, task in tasks.items()}
                        for side, tasks in (("train", train), ("held_out", held_out))})  # fmt: skip
     path = place.out / "results" / FILE
-    known = read_json(path) if path.exists() else {}
+    known = read_document(path)
     if known.get("key") != key:
         _, found = decontaminate(train, held_out)
         known = {"key": key, "lines": found.lines()}

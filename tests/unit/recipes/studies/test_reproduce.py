@@ -259,6 +259,25 @@ def test_a_cell_that_cannot_be_scored_is_owed_and_tried_again(
     assert not again.document["failures"]
 
 
+@pytest.mark.parametrize("damage", ["{", "{}"])
+def test_damaged_files_of_a_study_are_made_again_from_what_its_libraries_keep(
+    make_study: Callable[..., Path], out: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    path = str(make_study())
+    answers = run_reproduce(path, str(out)).document["answers"]
+    for file in (*(out / "results").iterdir(), *(out / "stages").iterdir()):
+        file.write_text(damage)
+
+    def unwanted(*args: Any, **named: Any) -> None:
+        raise AssertionError("every cell and expert is in a library")
+
+    monkeypatch.setattr("lorary.recipes.scorer.score_rows", unwanted)
+    again = run_reproduce(path, str(out))
+    assert not again.failed
+    assert again.document["answers"] == answers
+    assert not again.document["unfinished"]
+
+
 def test_the_commands_of_a_report_make_the_same(make_study: Callable[..., Path], out: Path) -> None:
     path = str(
         make_study(
