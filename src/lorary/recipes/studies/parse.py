@@ -100,9 +100,12 @@ def parse_study(text: str, source: str) -> Study:
     if "train" not in tasks or not document.get("stages"):
         raise UsageError(f"study '{name}' must have tasks.train and stages", found=f"keys {', '.join(document)}")
     held_out = tasks.get("held_out", [])
-    shared = document.get("train", {})
+    shared, scoring = document.get("train", {}), document.get("evaluate", {})
+    # What all stages share is checked before it is merged into them, so that an error names its place in the file.
+    _settings(_mapping(shared, "train"), f"study '{name}'")
+    _scoring({}, scoring, f"study '{name}', evaluate,")
     stages = tuple(
-        _stage(entry, f"stages[{number}]", shared, document.get("evaluate", {}))
+        _stage(entry, f"stages[{number}]", shared, scoring)
         for number, entry in enumerate(_listed(document["stages"], "stages"))
     )
     asked = enumerate(_listed(document.get("questions", []), "questions"))

@@ -29,7 +29,7 @@ def fields_for(cls: type, document: object, where: str, leave_out: Collection[st
     hints = get_type_hints(cls)
     known = [field.name for field in fields(cls) if field.name not in leave_out]
     given = check_keys(document, known, where)
-    return {key: _fitted(value, hints[key], f"{where}, key '{key}',") for key, value in given.items()}
+    return {key: _fitted(value, hints[key], f"{where.removesuffix(',')}, key '{key}',") for key, value in given.items()}
 
 
 def check_keys(document: object, known: Collection[str], where: str) -> Mapping[str, Any]:

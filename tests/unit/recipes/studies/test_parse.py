@@ -54,10 +54,11 @@ def test_routers_and_cells_are_kept_the_one_way_to_write_them(make_study: Callab
     ("change", "match"),
     [
         (("base:", "bases:"), "known keys only\nfound: bases\nremedy: did you mean base"),
-        (("routing_rows: 1", "routing_row: 1"), r"\(evaluate: main\), settings, .*known keys only\nfound: routing_row"),
+        (("routing_rows: 1", "routing_row: 1"), "study 'study', evaluate, .* known keys only\nfound: routing_row"),
         (("train: {reference", "train: {name: x, reference"), "tasks.train must have no name"),
         (("held_out: {reference", "held_out: {name: ' ', reference"), "name must say something"),
-        (("rank: 2", "rank: two"), r"stages\[0\] \(build: private\), train,, key 'rank', must be a whole number"),
+        (("rank: 2", "rank: two"), "study 'study', train, key 'rank', must be a whole number"),
+        (("train: {seed: 1}", "train: {sed: 1}"), r"stages\[4\] \(build: other\), train, must have known keys only"),
         (("rank: 2", "rank: -2"), "--rank must be above 0"),
         (("k: 2, private", "k: yes, private"), "must be a whole number or null\nfound: True"),
         (("method: mbc, k: 2, private: private", "method: joint, k: 2"), "--k needs --method mbc"),
