@@ -1,5 +1,7 @@
 """A study's report for readers: the same tables as Markdown and as sections of a page."""
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +11,7 @@ from lorary.recipes.studies.answers import p_words
 from lorary.recipes.studies.config import SPLITS, split_name
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+LISTED_TASKS = re.compile(r" --tasks (\S+,\S+) ")
 VERDICTS = {"ahead": "up", "behind": "down", "level": "even"}
 
 
@@ -28,7 +31,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     parts += ["## Libraries by routers", NOTE, _markdown_table(column_table(document))]
     parts += ["## What libraries were trained on", _markdown_table(library_table(document))]
     parts += ["\n".join(f"- {line.strip()}" for line in document["overlap"])]
-    parts += ["## Stages and their commands", _markdown_table(stage_table(document))]
+    parts += ["## Stages and their commands", f"`TASKS={names}`" if (names := common_tasks(document)) else ""]
+    parts += [_markdown_table(stage_table(document))]
     parts += ["## Environment", _markdown_table(environment_table(document))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -70,12 +74,14 @@ def html_sections(document: Mapping[str, Any], plots: Mapping[str, Any] | None) 
         if drawn["heat"]
         else []
     )
+    names = common_tasks(document)
+    named = f'<p class="note"><code>TASKS={text(names)}</code></p>' if names else ""
     return [
         *found,
         ("table", "Libraries by routers", note + overview + _html_table(column_table(document), "numbers")),
         *heat,
         ("libraries", "What libraries were trained on", _html_table(library_table(document), "numbers") + shared),
-        ("stages", "Stages and their commands", _html_table(stage_table(document))),
+        ("stages", "Stages and their commands", named + _html_table(stage_table(document))),
         ("environment", "Environment", _html_table(environment_table(document))),
     ]
 
@@ -163,14 +169,23 @@ def library_table(document: Mapping[str, Any]) -> Table:
     return head, body
 
 
+def common_tasks(document: Mapping[str, Any]) -> str:
+    """The list of tasks that several plain commands name, so that tables need to say it once; empty without one."""
+    plain = [row["plain"] for row in document["stages"] if row["plain"]]
+    named = Counter(found[1] for command in plain if (found := LISTED_TASKS.search(command)))
+    ((names, times),) = named.most_common(1) or [("", 0)]
+    return names if times > 1 else ""
+
+
 def stage_table(document: Mapping[str, Any]) -> Table:
-    """How each stage stands, and what makes it."""
+    """How each stage stands, and what makes it, with `$TASKS` for `common_tasks`."""
     head = ("stage", "state", "seconds", "result", "command")
-    body = []
+    body, names = [], common_tasks(document)
     for row in document["stages"]:
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
         result = row["error"].replace("\n", "; ") or row["note"]
-        made_by = row["command"] + (f" (the same as: {row['plain']})" if row["plain"] else "")
+        plain = (row["plain"] or "").replace(f"--tasks {names} ", "--tasks $TASKS ")
+        made_by = row["command"] + (f" (the same as: {plain})" if plain else "")
         body.append((row["stage"], row["state"], seconds, result, made_by))
     return head, body
 

@@ -294,6 +294,15 @@ def test_the_commands_of_a_report_make_the_same(make_study: Callable[..., Path],
         for row in run_reproduce(path, str(out), choice=Choice(("report",))).document["stages"]
     }
     assert "--cluster-method delta --cluster-seed 7" in rows["build:mbc"]
+    # The tables say a list of tasks once, and `TASKS=...` is what a shell takes.
+    assert all("--tasks alpha,beta,gamma,delta " in rows[name] for name in ("build:private", "build:mbc"))
+    for name in ("report.md", "report.html"):
+        text = (out / name).read_text()
+        assert (
+            text.count("TASKS=alpha,beta,gamma,delta<" if name.endswith("l") else "`TASKS=alpha,beta,gamma,delta`") == 1
+        )
+        assert "--method mbc --tasks $TASKS --base" in text
+        assert "--tasks alpha,beta" not in text
 
 
 def test_a_study_that_is_interrupted_in_a_build_goes_on_with_it(
