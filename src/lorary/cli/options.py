@@ -12,7 +12,7 @@ TasksReference = Annotated[
     str, typer.Argument(metavar="TASKS", help="builtin, a .jsonl file, a folder of them, a suite or a data set's id")
 ]
 TaskNames = Annotated[str | None, typer.Option("--tasks", help="only these tasks, by name, separated by commas")]
-Router = Annotated[str | None, typer.Option(help="arrow, uniform or base; the library's default otherwise")]
+Router = Annotated[str | None, typer.Option(help="arrow, contrast, ... or base; the library's default otherwise")]
 TopK = Annotated[int | None, typer.Option("--top-k", help="experts per token and layer")]
 RouterTemperature = Annotated[float | None, typer.Option("--temperature", help="divides the router's scores")]
 MixOption = Annotated[str | None, typer.Option("--mix", help="outputs or factors")]
