@@ -78,6 +78,10 @@ class BuildSettings:
         for key in ("steps", "epochs", "train_rows", "upper_layers", "patience"):
             if getattr(self, key) is not None and not 0 < getattr(self, key) < math.inf:
                 raise UsageError(f"--{key.replace('_', '-')} must be above 0", found=getattr(self, key))
+        for key, most in (("warmup", 1.0), ("weight_decay", math.inf), ("init_scale", math.inf)):
+            if not 0 <= getattr(self, key) <= most or getattr(self, key) == math.inf:
+                upper = " and at most 1" if most == 1 else ""
+                raise UsageError(f"{key} must be at least 0{upper}", found=getattr(self, key))
         if not 0 <= self.dropout < 1:
             raise UsageError("--dropout must be at least 0 and below 1", found=self.dropout)
         if self.init not in ("shared", "own"):

@@ -1,7 +1,7 @@
 """How to evaluate: routers as they are written, what they are given, and which rows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lorary.errors import UsageError
@@ -62,6 +62,8 @@ class EvaluateSettings:
             raise UsageError(
                 "an evaluation names its routers by --routers, and experts by the oracle", found=sorted(chosen)
             )
+        if unknown := sorted(set(self.route) - {own.name for own in fields(Routing)}):
+            raise UsageError("an evaluation's route must have fields of a routing setting alone", found=unknown[0])
         for router in {*self.routers, "uniform"} - {ORACLE}:
             self.setting(router)  # checks the ranges
         if self.unsafe_code and not self.allow_code:

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lorary.errors import LoraryError, UsageError
 from lorary.library.lock import study_lock
+from lorary.recipes.scorer import is_out_of_memory
 from lorary.recipes.studies.adapting import run_adapt_stage
 from lorary.recipes.studies.building import run_build_stage, set_aside
 from lorary.recipes.studies.config import AdaptStage, BuildStage, EvaluateStage, Stage, Study, identity
@@ -148,7 +147,11 @@ def open_place(
     study = read_study(reference)
     run = replace(study.run, device=device or study.run.device, dtype=dtype or study.run.dtype)
     folder = Path(study.name if out is None else out)
-    if folder.exists() and not folder.is_dir():
+    try:
+        is_file = folder.exists() and not folder.is_dir()
+    except OSError as error:
+        raise UsageError("--out must be a folder", found=error.strerror) from error
+    if is_file:
         raise UsageError("--out must be a folder", found=f"'{folder}' is a file")
     options = "".join(f" --{key} {value}" for key, value in (("device", device), ("dtype", dtype)) if value)
     return Place(replace(study, run=run), folder, tasks, options, TimedDisplay())
@@ -167,12 +170,16 @@ def _run_stages(place: Place, chosen: Sequence[Stage]) -> dict[str, str]:
     is_over = False
     for number, stage in enumerate(place.study.stages):
         name, title = identity(stage), f"stage {number + 1}/{len(place.study.stages)} {identity(stage)}"
+        before = read_record(place.out, name)
         try:
-            key = current_key(place, stage) if stage in chosen or read_record(place.out, name) else None
+            key = current_key(place, stage) if stage in chosen or before else None
+            is_there = key is not None and is_done(place, stage, key)
         except LoraryError as error:
-            states[name] = _failed(place, Record(name, "", RUNNING, {}), error) if stage in chosen else LEFT
+            # The key stays: what the stage has made is still its own once the cause is gone.
+            record = before or Record(name, "", RUNNING, {})
+            states[name] = _failed(place, record, error) if stage in chosen else LEFT
             continue
-        if key is not None and is_done(place, stage, key):
+        if is_there:
             states[name] = SKIPPED
             if stage in chosen:
                 place.display.say(f"{title}: done before")
@@ -201,7 +208,9 @@ def _run_stage(place: Place, stage: Stage, key: str) -> str:
     except OutOfTime:
         place.display.say("  out of time: what is finished is kept")
         return LEFT
-    except (LoraryError, MemoryError, torch.OutOfMemoryError) as error:
+    except (LoraryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, LoraryError) and not is_out_of_memory(error):
+            raise
         return _failed(place, record, error)
     seconds = time.monotonic() - started
     write_record(place.out, replace(record, status=DONE, outputs=outputs_of(place, stage), seconds=seconds, note=note))

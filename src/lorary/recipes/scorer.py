@@ -147,7 +147,7 @@ class Scorer:
             try:
                 found = make(base)
             except (LoraryError, MemoryError, RuntimeError) as error:
-                if not isinstance(error, LoraryError) and not _is_out_of_memory(error):
+                if not isinstance(error, LoraryError) and not is_out_of_memory(error):
                     raise
                 raise _CellError(error) from error
         self._cache.put(key, found)
@@ -275,7 +275,7 @@ def _check_finite(scores: RowScores, task: str) -> None:
         )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, on the CPU too, where torch has no class of errors for it."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 

@@ -17,7 +17,7 @@ from lorary.recipes.studies.building import build_outputs, changed_settings
 from lorary.recipes.studies.config import AdaptStage, BuildStage
 from lorary.recipes.studies.place import Place
 from lorary.recipes.studies.record import stage_key
-from lorary.recipes.studies.scoring import check_scored, read_columns, score_column, write_columns
+from lorary.recipes.studies.scoring import asked_of, check_scored, read_columns, score_column, write_columns
 
 
 def adapt_inputs(place: Place, stage: AdaptStage) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def adapt_inputs(place: Place, stage: AdaptStage) -> dict[str, Any]:
         "train": changed_settings(stage.train),
         "rows": stage.held_out,
         "evaluate": dict(stage.evaluate),
-        "tasks": {name: task.data_hash for name, task in adapted_tasks(place, stage).items()},
+        "tasks": asked_of(adapted_tasks(place, stage)),
         "base": place.base_digest,
         "dtype": place.study.run.dtype,
     }
@@ -86,8 +86,8 @@ def _adapted(place: Place, stage: AdaptStage, method: str, base: Base, tasks: Ma
     )
     settings = EvaluateSettings(routers=(ORACLE,), rows=stage.held_out, **stage.evaluate)
     column = score_column(place, base, into, stage.name, tasks, settings, f"{stage.name}/{method}")
-    for cell in column["cells"]:
-        cell["router"] = method if cell["router"] == ORACLE else cell["router"]
+    for told in (*column["cells"], *column["failures"]):
+        told["router"] = method if told["router"] == ORACLE else told["router"]
     return {**column, "adapted": {key: value for key, value in asdict(result).items() if key != "library"}}
 
 

@@ -24,6 +24,7 @@ class Column:
         values: of the primary metric, one per test row, by task.
         stage: that scored it.
         asked: metric and hash of the data, by task: columns are compared on tasks where these are the same.
+        failed: tasks that could not be scored.
     """
 
     library: str
@@ -32,6 +33,7 @@ class Column:
     values: Values
     stage: str
     asked: Mapping[str, tuple[str, str]]
+    failed: Sequence[str] = ()
 
     @property
     def cell(self) -> str:
@@ -147,19 +149,22 @@ def _highest(cells: Sequence[str], found: Mapping[tuple[str, str], Column]) -> l
 
 
 def _alike(*columns: Column) -> list[Values]:
-    """The values of several columns on the tasks that were the same question to all of them."""
+    """The values of several columns on the tasks, and the first rows of each, that were asked of all of them."""
     asked = columns[0].asked.items() if columns else ()
     tasks = [task for task, question in asked if all(other.asked.get(task) == question for other in columns)]
-    return [{task: column.values[task] for task in tasks} for column in columns]
+    rows = {task: min(len(column.values[task]) for column in columns) for task in tasks}
+    return [{task: column.values[task][: rows[task]] for task in tasks} for column in columns]
 
 
 def _unscored(found: Mapping[tuple[str, str], Column], owed: Collection[tuple[str, str]], *cells: str) -> set[str]:
-    """Cells that are not scored yet: the cell, or the splits that it lacks."""
+    """Cells that are not scored yet: the cell, or the splits and tasks that it lacks."""
     missing = set()
     for cell in cells:
         lacks = [split for split in SPLITS if (cell, split) in owed and (cell, split) not in found]
         is_new = not any((cell, split) in found for split in SPLITS)
         missing |= {cell} if is_new else {f"{cell} {split_name(split)}" for split in lacks}
+        there = [column for split in SPLITS if (column := found.get((cell, split)))]
+        missing |= {f"{cell} on {task}" for column in there for task in column.failed}
     return missing
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from shlex import quote
 from typing import Any
 
 from lorary.errors import LibraryError
@@ -56,7 +57,11 @@ def build_outputs(place: Place, stage: BuildStage) -> dict[str, str]:
     path = place.library(stage.name)
     if not (path / LIBRARY_FILE).exists():
         return {}
-    return {row["name"]: row["hash"] for row in Library.open(path).describe()}
+    return _hashes(Library.open(path))
+
+
+def _hashes(library: Library) -> dict[str, str]:
+    return {row["name"]: row["hash"] for row in library.describe()}
 
 
 def set_aside(place: Place, stage: BuildStage) -> None:
@@ -135,30 +140,37 @@ def _take_part(place: Place, stage: BuildStage, names: list[str]) -> str:
     """A private expert does not depend on its neighbours: some of a library are what training them alone would give."""
     source = Library.open(place.library(str(stage.of)))
     part = open_or_create(str(place.library(stage.name)), place.study.base)
+    wanted, there = (_hashes(library) for library in (source, part))
     for name in names:
-        if name not in part:
+        if name not in there:
             part.add(source.path / ADAPTERS / name)
+        elif there[name] != wanted[name]:
+            raise LibraryError(
+                f"library {stage.name} must hold the experts of {stage.of}, byte for byte",
+                found=f"another {name}",
+                remedy=f"lorary library remove {part.path} {name}, and run again",
+            )
     return f"{len(names)} of the {len(source)} experts of {stage.of}"
 
 
 def command_of(place: Place, stage: BuildStage) -> str | None:
     """The plain command that makes the same library; None where its options cannot say all settings."""
     reference = stage.data or place.study.train.reference or place.tasks_folder or "TASKS"
-    path = place.library(stage.name)
+    path = quote(str(place.library(stage.name)))
     if stage.of is not None:
         _, tasks = place.training_tasks(stage)
-        source = place.library(stage.of) / ADAPTERS
-        return f"lorary library add {path} {source}/NAME --base {place.study.base} (NAME: {', '.join(tasks)})"
+        source = quote(str(place.library(stage.of) / ADAPTERS / "NAME"))
+        return f"lorary library add {path} {source} --base {quote(place.study.base)} (NAME: {', '.join(tasks)})"
     _, tasks = place.training_tasks(stage)
     settings = _options(stage.settings)
     if settings is None:
         return None
-    options = [f"--library {path}", f"--method {stage.method.method}", f"--tasks {','.join(tasks)}"]
-    options += [] if place.study.base == "embedded" else [f"--base {place.study.base}"]
+    options = [f"--library {path}", f"--method {stage.method.method}", f"--tasks {quote(','.join(tasks))}"]
+    options += [] if place.study.base == "embedded" else [f"--base {quote(place.study.base)}"]
     options += [*settings, *_method_options(place, stage)]
     run = {"device": place.study.run.device, "dtype": place.study.run.dtype}
     options += [f"--{key} {value}" for key, value in run.items() if value != "auto"]
-    return " ".join(["lorary build", reference, *options])
+    return " ".join(["lorary build", quote(reference), *options])
 
 
 def _method_options(place: Place, stage: BuildStage) -> list[str]:
@@ -170,7 +182,7 @@ def _method_options(place: Place, stage: BuildStage) -> list[str]:
             f"--cluster-by {clusters.by}",
             f"--cluster-method {clusters.method}",
             f"--cluster-seed {clusters.seed}",
-            *([f"--private {place.library(stage.private)}"] if stage.private else []),
+            *([f"--private {quote(str(place.library(stage.private)))}"] if stage.private else []),
             *(f"--{key} {value}" for key, value in passes.items() if value is not None),
         ]
     if not method.is_poly:
@@ -189,5 +201,5 @@ def _options(settings: BuildSettings) -> list[str] | None:
             given = {key: value for key, value in changed.items() if value is not None}
             words = {key: ",".join(value) if isinstance(value, list) else value for key, value in given.items()}
             start = [] if name == "default" else [f"--preset {name}"]
-            return [*start, *(f"--{key.replace('_', '-')} {value}" for key, value in words.items())]
+            return [*start, *(f"--{key.replace('_', '-')} {quote(str(value))}" for key, value in words.items())]
     return None

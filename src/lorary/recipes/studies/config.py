@@ -1,7 +1,7 @@
 """What a study is: tasks, a list of stages in the order in which they are worth having, and questions to answer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lorary.errors import UsageError
@@ -10,7 +10,7 @@ from lorary.recipes.build_settings import BuildSettings, RunSettings
 from lorary.recipes.evaluate import EvaluateSettings
 from lorary.recipes.methods import MethodSettings
 from lorary.recipes.studies.question import Question
-from lorary.recipes.studies.values import check_keys
+from lorary.recipes.studies.values import fields_for
 
 SUBSET = "subset"
 SPLITS = ("held_in", "held_out")
@@ -59,6 +59,10 @@ class BuildStage:
     of: str | None = None
     data: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.tasks == ():
+            raise UsageError(f"build:{self.name} must have tasks", found="tasks []")
+
     @property
     def needs(self) -> tuple[str, ...]:
         """Identities of the stages whose results it reads."""
@@ -88,8 +92,10 @@ class EvaluateStage:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "routers", EvaluateSettings(routers=self.routers, **self.settings).routers)
-        if not (self.held_in or self.held_out):
-            raise UsageError(f"evaluate:{self.name} must score rows", found="held_in 0, held_out 0")
+        if min(self.held_in, self.held_out) < 0 or not (self.held_in or self.held_out):
+            raise UsageError(
+                f"evaluate:{self.name} must score rows", found=f"held_in {self.held_in}, held_out {self.held_out}"
+            )
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -130,6 +136,8 @@ class AdaptStage:
     evaluate: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.held_out < 1:
+            raise UsageError(f"adapt:{self.name} must score rows", found=f"held_out {self.held_out}")
         EvaluateSettings(**self.evaluate)
         if idle := [method for method in self.settings if method not in self.methods]:
             raise UsageError(f"settings of adapt:{self.name} must be by its methods", found=idle[0])
@@ -146,8 +154,8 @@ class AdaptStage:
         Raises:
             UsageError: if a value is out of range, or belongs to another method.
         """
-        known = [one.name for one in fields(AdaptSettings) if one.name not in ("method", "train", "name")]
-        own = dict(check_keys(self.settings.get(method, {}), known, f"settings of adapt:{self.name} for {method}"))
+        where, fixed = f"settings of adapt:{self.name} for {method}", ("method", "train", "name")
+        own = fields_for(AdaptSettings, self.settings.get(method, {}), where, leave_out=fixed)
         if method == JOINT and joint_library is not None:
             own["start_library"] = joint_library
         return adapt_settings(method, self.train, **own)
@@ -180,6 +188,11 @@ class DriftStage:
     against: str
     k: int = 0
     seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.k < 0 or not 0 <= self.seed < 2**32:
+            raise UsageError(f"drift:{self.name} must have k and seed of at least 0, seed below 2^32",
+                             found=f"k {self.k}, seed {self.seed}")  # fmt: skip
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -199,7 +199,9 @@ def _chosen(stage: BuildStage, train: Mapping[str, Rows]) -> dict[str, Rows]:
             raise TaskError(f"build:{stage.name} must have between 1 and {len(names)} tasks", found=stage.tasks)
         names = names[: stage.tasks]
     elif stage.tasks is not None:
-        names = [name for name in names if name in stage.tasks]
+        if missing := [name for name in stage.tasks if name not in names]:
+            raise TaskError(f"build:{stage.name} must name training tasks of the study", found=missing[0])
+        names = list(stage.tasks)
     return {name: train[name] for name in names}
 
 

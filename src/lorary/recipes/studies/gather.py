@@ -9,15 +9,18 @@ from lorary.recipes.studies.config import AdaptStage, DriftStage, EvaluateStage,
 from lorary.recipes.studies.place import Place
 from lorary.recipes.studies.record import read_document
 from lorary.recipes.studies.scoring import Columns, read_columns
-from lorary.recipes.studies.standing import known_keys
 
 
-def gather_scored(place: Place) -> tuple[dict[str, Columns], dict[str, Any]]:
+def gather_scored(place: Place, keys: Mapping[str, str | None]) -> tuple[dict[str, Columns], dict[str, Any]]:
     """Columns by identity of their stage, and drift by name: those that the settings, data and libraries of now made.
 
     What other ones have left is no result of this study any more.
+
+    Args:
+        place: of the study.
+        keys: of all stages, as things are.
     """
-    keys, columns = known_keys(place), dict[str, Columns]()
+    columns: dict[str, Columns] = {}
     drift: dict[str, Any] = {}
     for stage in place.study.stages:
         name, key = identity(stage), keys[identity(stage)]
@@ -52,7 +55,8 @@ def gather_columns(place: Place, scored: Mapping[str, Columns]) -> list[Column]:
                 rows, where = sum(map(len, values.values())), (library, name, split)
                 if rows and rows > best.get(where, (0, None))[0]:
                     asked = {cell["task"]: (cell["metric"], cell["data"]) for cell in primary}
-                    best[where] = (rows, Column(library, name, split, values, identity(stage), asked))
+                    failed = [one["task"] for one in column["failures"] if one["router"] == name]
+                    best[where] = (rows, Column(library, name, split, values, identity(stage), asked, failed))
     return [part for _, column in best.values() for part in (column, *_by_set(place, column))]
 
 

@@ -6,8 +6,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lorary.errors import UsageError
 from lorary.library.folders import check_name
 from lorary.recipes.build_settings import BuildSettings, RunSettings, preset
@@ -25,6 +23,7 @@ from lorary.recipes.studies.config import (
     TaskSet,
 )
 from lorary.recipes.studies.question import Question
+from lorary.recipes.studies.strict_yaml import strict_yaml
 from lorary.recipes.studies.values import check_keys, fields_for
 
 KEYS = ("about", "base", "tasks", "train", "run", "evaluate", "stages", "questions", "assume")
@@ -92,14 +91,12 @@ def parse_study(text: str, source: str) -> Study:
         UsageError: if it does not follow the format.
     """
     name = source if source in SHIPPED else Path(source).stem
-    try:
-        document = check_keys(yaml.safe_load(text), KEYS, f"study '{name}'")
-    except yaml.YAMLError as error:
-        raise UsageError(f"study '{name}' must be YAML", found=str(error).replace("\n", " ")[:300]) from error
+    document = check_keys(strict_yaml(text, f"study '{name}'"), KEYS, f"study '{name}'")
     tasks = check_keys(document.get("tasks"), ("train", "held_out"), "tasks")
     if "train" not in tasks or not document.get("stages"):
         raise UsageError(f"study '{name}' must have tasks.train and stages", found=f"keys {', '.join(document)}")
     held_out = tasks.get("held_out", [])
+    sets = _listed([held_out] if isinstance(held_out, Mapping) else held_out, "tasks.held_out")
     shared, scoring = document.get("train", {}), document.get("evaluate", {})
     # What all stages share is checked before it is merged into them, so that an error names its place in the file.
     _settings(_mapping(shared, "train"), f"study '{name}'")
@@ -115,10 +112,7 @@ def parse_study(text: str, source: str) -> Study:
         about=str(document.get("about", "")).strip(),
         base=str(document.get("base", "embedded")),
         train=_task_set(tasks["train"], "tasks.train"),
-        held_out=tuple(
-            _task_set(entry, f"tasks.held_out[{number}]")
-            for number, entry in enumerate([held_out] if isinstance(held_out, Mapping) else held_out)
-        ),
+        held_out=tuple(_task_set(entry, f"tasks.held_out[{number}]") for number, entry in enumerate(sets)),
         stages=stages,
         questions=tuple(_question(entry, f"questions[{number}]") for number, entry in asked),
         run=RunSettings(**fields_for(RunSettings, document.get("run", {}), "run")),

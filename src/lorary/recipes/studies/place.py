@@ -130,12 +130,20 @@ class Place:
 
     @cached_property
     def held_out_tasks(self) -> Mapping[str, Task]:
-        """Tasks that nothing is trained on and that have test rows."""
+        """Tasks that nothing is trained on and that have test rows.
+
+        Raises:
+            TaskError: if two sets have a task of one name.
+        """
         return {name: task for tasks in self._held_out for name, task in tasks.items()}
 
     @cached_property
     def _held_out(self) -> list[dict[str, Task]]:
         listed = [self.listed(chosen) for chosen in self.study.held_out]
+        names = [name for tasks in listed for name in tasks]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise TaskError("a held-out task must be in one set alone", found=f"'{twice[0]}', twice",
+                            remedy="name the tasks of each set, or rename one")  # fmt: skip
         return [{name: task for name, task in tasks.items() if task.split("test")} for tasks in listed]
 
     @cached_property

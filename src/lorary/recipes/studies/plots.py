@@ -27,7 +27,7 @@ def study_plots(document: Document) -> dict[str, Any]:
     cells = [cell for cell in document["cells"] if cell["library"] in built]
     return {
         "columns": _columns([row for row in document["columns"] if row["library"] in built]),
-        "heat": heat_plot(Board({"cells": cells})) if cells else None,
+        "heat": heat_plot(Board({"cells": _same_rows(cells)})) if cells else None,
         "answers": [answer_plots(document, answer) for answer in document["answers"]],
     }
 
@@ -45,7 +45,7 @@ def answer_plots(document: Document, answer: Mapping[str, Any]) -> list[dict[str
         found += [{"kind": "sweep", **swept} for swept in [sweep(document, compared)] if swept]
         found.append({"kind": "differences", "lines": _differences(compared)})
     if shares := [row for row in rows if row.get("share") is not None]:
-        found.append({"kind": "shares", "panels": _shares(shares)})
+        found.append({"kind": "shares", "panels": _shares(shares), "whole": shares[0]["share_of"]})
     return [*found, *({"kind": "drift", "lines": _drift(row)} for row in rows if "by_layer" in row)]
 
 
@@ -64,14 +64,16 @@ def sweep(document: Document, compared: Sequence[Row]) -> dict[str, Any] | None:
     keys = dict.fromkeys(key for settings in known.values() for key in settings)
     varied = [key for key in keys if any(own.get(key) != known[next(iter(names))].get(key) for own in known.values())]
     values = [own.get(varied[0]) for own in known.values()] if len(varied) == 1 else []
-    if len(set(values)) < max(FEWEST, len(names)) or not all(isinstance(value, (int, float)) for value in values):
+    # A setting may be a list or a mapping too, which no axis has.
+    if not all(isinstance(value, (int, float)) for value in values) or len(set(values)) < max(FEWEST, len(names)):
         return None
     field = varied[0]
     order = sorted(known, key=lambda name: float(known[name][field]))
     lines = []
     for split in SPLITS:
         there = [(f"{known[name][field]:g}", columns[name, split]) for name in order if (name, split) in columns]
-        if len(there) >= FEWEST:
+        # Means over other tasks make no line.
+        if len(there) >= FEWEST and len({row["asked"] for _, row in there}) == 1:
             points = [[at, *_points(row)] for at, row in there]
             lines.append({"library": "", "split": split_name(split), "points": points})
     told = [BASE] if field in OF_LIBRARY else [BASE, ORACLE]
@@ -81,8 +83,18 @@ def sweep(document: Document, compared: Sequence[Row]) -> dict[str, Any] | None:
         for router in told
         if (row := columns.get((f"{order[0].partition('/')[0]}/{router}", split)))
     ]
+    drawn = {line["split"] for line in lines}
+    levels = [level for level in levels if level["split"] in drawn]
     title = OF_LIBRARY.get(field, f"{field} of {known[order[0]].get('router')}")
     return {"field": field, "title": title, "lines": lines, "levels": levels} if lines else None
+
+
+def _same_rows(cells: Sequence[Row]) -> list[Row]:
+    """The cells over as many rows of their task as any: what fewer rows gave is not held against what more gave."""
+    most: dict[str, int] = {}
+    for cell in cells:
+        most[cell["task"]] = max(most.get(cell["task"], 0), cell["n"])
+    return [cell for cell in cells if cell["n"] == most[cell["task"]]]
 
 
 def _settings(document: Document, columns: Mapping[tuple[str, str], Row], cell: str) -> dict[str, Any]:
@@ -109,7 +121,7 @@ def _columns(columns: Sequence[Row]) -> dict[str, Any] | None:
     libraries = list(dict.fromkeys(row["library"] for row in columns))
     for row in sorted(columns, key=lambda row: (row["router"] != BASE, libraries.index(row["library"]))):
         first = names.get(BASE, {}).get(row["split"], row)
-        is_base = row["router"] == BASE and (row["value"], row["rows"]) == (first["value"], first["rows"])
+        is_base = row["router"] == BASE and row["asked"] == first["asked"]
         name = BASE if is_base else f"{row['library']}: {row['router']}"
         names.setdefault(name, {}).setdefault(row["split"], row)
     splits = [split for split in SPLITS if any(row["split"] == split for row in columns)]

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
+from shlex import quote
 from typing import Any
 
 import numpy as np
 
+from lorary.errors import LibraryError, LoraryError
 from lorary.evaluate.cells import BASE, ORACLE
 from lorary.evaluate.page.shell import page_html, write_page
 from lorary.evaluate.statistics import interval_of, resampled_means
-from lorary.library.document import LIBRARY_FILE
 from lorary.library.files import replace_file, reported
 from lorary.library.store import Library
 from lorary.recipes.evaluate_settings import EvaluateSettings
@@ -24,10 +25,11 @@ from lorary.recipes.studies.gather import gather_cells, gather_columns, gather_f
 from lorary.recipes.studies.paired import mean_of_tasks
 from lorary.recipes.studies.place import Place
 from lorary.recipes.studies.plots import study_plots
-from lorary.recipes.studies.record import FAILED, read_record, write_document
+from lorary.recipes.studies.record import FAILED, Record, read_record, stage_key, write_document
 from lorary.recipes.studies.render import html_sections, markdown
 from lorary.recipes.studies.scoring import Columns
 from lorary.recipes.studies.shared_rows import shared_lines
+from lorary.recipes.studies.standing import known_keys
 
 SCRIPTS = ("core.js", "sweep.js", "gap.js", "heat.js", "study.js", "listen.js")
 PACKAGES = ("lorary", "torch", "transformers", "peft", "scikit-learn", "numpy")
@@ -69,16 +71,17 @@ def write_study_report(place: Place, states: Mapping[str, str]) -> dict[str, Any
 
 def report_document(place: Place, states: Mapping[str, str]) -> dict[str, Any]:
     """Everything that the study knows now."""
-    scored, drift = gather_scored(place)
+    keys = known_keys(place)
+    scored, drift = gather_scored(place, keys)
     columns, owed = gather_columns(place, scored), owed_columns(place)
     return {
         "study": place.study.name,
         "about": place.study.about,
         "base": place.study.base,
         "command": command(place),
-        "stages": [_stage_row(place, stage, states) for stage in place.study.stages],
+        "stages": [_stage_row(place, stage, states, keys) for stage in place.study.stages],
         "libraries": [row for stage in place.study.stages
-                      if isinstance(stage, BuildStage) and (row := _library_row(place, stage))],
+                      if isinstance(stage, BuildStage) and (row := _library_row(place, stage, keys))],
         "columns": [_column_row(place, column) for column in columns],
         "answers": [asdict(answer(question, columns, drift, owed)) for question in place.study.questions],
         "drift": drift,
@@ -92,9 +95,9 @@ def report_document(place: Place, states: Mapping[str, str]) -> dict[str, Any]:
 
 def command(place: Place, stage: str | None = None) -> str:
     """The command that makes the study, or one of its stages."""
-    tasks = f" --tasks {place.tasks_folder}" if place.tasks_folder else ""
+    tasks = f" --tasks {quote(place.tasks_folder)}" if place.tasks_folder else ""
     only = f" --only {stage}" if stage else ""
-    return f"lorary reproduce {place.study.source} --out {place.out}{tasks}{place.options}{only}"
+    return f"lorary reproduce {quote(place.study.source)} --out {quote(str(place.out))}{tasks}{place.options}{only}"
 
 
 def environment() -> dict[str, str]:
@@ -120,6 +123,8 @@ def _column_row(place: Place, column: Column) -> dict[str, Any]:
         "tasks": len(groups),
         "rows": sum(map(len, groups.values())),
         "setting": _setting(place, column),
+        # Columns of which this is the same were asked the same.
+        "asked": stage_key(asked={task: [*column.asked[task], len(own)] for task, own in groups.items()})[:12],
     }
 
 
@@ -131,8 +136,9 @@ def _setting(place: Place, column: Column) -> dict[str, Any] | None:
     return EvaluateSettings(routers=(column.router,), **stage.settings).setting(column.router).to_json()
 
 
-def _stage_row(place: Place, stage: Stage, states: Mapping[str, str]) -> dict[str, Any]:
-    record, state = read_record(place.out, identity(stage)), states.get(identity(stage), "left")
+def _stage_row(place: Place, stage: Stage, states: Mapping[str, str], keys: Mapping[str, str | None]) -> dict[str, Any]:
+    state = states.get(identity(stage), "left")
+    record = _record(place, stage, keys) if state != FAILED else read_record(place.out, identity(stage))
     return {
         "stage": identity(stage),
         "state": state,
@@ -140,17 +146,33 @@ def _stage_row(place: Place, stage: Stage, states: Mapping[str, str]) -> dict[st
         "note": record.note if record else "",
         "error": record.error if record else "",
         "command": command(place, identity(stage)),
-        "plain": command_of(place, stage) if isinstance(stage, BuildStage) and state != FAILED else None,
+        "plain": _plain(place, stage) if isinstance(stage, BuildStage) and state != FAILED else None,
     }
 
 
-def _library_row(place: Place, stage: BuildStage) -> dict[str, Any] | None:
-    """What a library was trained on: libraries are compared fairly where these agree."""
-    path = place.library(stage.name)
-    if not (path / LIBRARY_FILE).exists():
+def _record(place: Place, stage: Stage, keys: Mapping[str, str | None]) -> Record | None:
+    """The record of a stage; None where other settings, data or libraries than those of now made it."""
+    record = read_record(place.out, identity(stage))
+    return record if record and record.key == keys[identity(stage)] else None
+
+
+def _plain(place: Place, stage: BuildStage) -> str | None:
+    """The plain command that makes the library; None without one, or without its tasks."""
+    try:
+        return command_of(place, stage)
+    except LoraryError:
         return None
-    library = Library.open(path)
-    known = [library.provenance(name) for name in library.names()]
+
+
+def _library_row(place: Place, stage: BuildStage, keys: Mapping[str, str | None]) -> dict[str, Any] | None:
+    """What a library was trained on: libraries are compared fairly where these agree."""
+    if _record(place, stage, keys) is None:
+        return None
+    try:
+        library = Library.open(place.library(stage.name))
+        known = [library.provenance(name) for name in library.names()]
+    except LibraryError:
+        return None
     trained = [own for own in known if own.get("metrics")]
     if stage.method.is_poly:
         trained = trained[:1]  # its skills were trained together, and each tells of all
@@ -179,9 +201,8 @@ def _unfinished(place: Place, states: Mapping[str, str], scored: Mapping[str, Co
             continue
         there = scored.get(identity(stage), {})
         runs = stage.runs() if isinstance(stage, (EvaluateStage, AdaptStage)) else []
-        owed = [
-            f"{library}/{router} {split}" for library, router, split in runs if (library, router, split) not in there
-        ]
+        owed = [f"{library}/{router} {split}" for library, router, split in runs
+                if (library, router, split) not in there or there[library, router, split]["failures"]]  # fmt: skip
         rows.append({"stage": identity(stage), "state": state, "columns": owed})
     return rows
 

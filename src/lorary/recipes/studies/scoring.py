@@ -32,15 +32,21 @@ Columns = dict[Run, dict[str, Any]]
 
 def evaluate_inputs(place: Place, stage: EvaluateStage) -> dict[str, Any]:
     """What decides the cells, beside the libraries."""
-    tasks = [task for run in stage.runs() for task in tasks_of(place, run).values()]
+    asked = {f"{library} {split}": asked_of(tasks_of(place, (library, router, split)))
+             for library, router, split in stage.runs() if router == stage.routers[0]}  # fmt: skip
     return {
         "runs": [list(run) for run in stage.runs()],
         "rows": [stage.held_in, stage.held_out],
         "settings": dict(stage.settings),
-        "tasks": {task.name: task.data_hash for task in tasks},
+        "tasks": asked,
         "base": place.base_digest,
         "dtype": place.study.run.dtype,
     }
+
+
+def asked_of(tasks: Mapping[str, Task]) -> dict[str, list[str]]:
+    """What is asked, by task: metric and hash of the data."""
+    return {name: [task.metric, task.data_hash] for name, task in tasks.items()}
 
 
 def tasks_of(place: Place, run: Run) -> Mapping[str, Task]:

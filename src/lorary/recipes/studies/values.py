@@ -1,6 +1,7 @@
 """Values of a YAML file made to fit the fields of a dataclass, or refused by name."""
 
 import difflib
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
@@ -50,6 +51,11 @@ def check_keys(document: object, known: Collection[str], where: str) -> Mapping[
     return document
 
 
+def is_positive(value: object) -> bool:
+    """Whether a value is a finite number above 0."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
 def _fitted(value: Any, hint: Any, where: str) -> Any:
     kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
     for kind in kinds:
@@ -68,7 +74,10 @@ def _try(value: Any, kind: Any, where: str) -> tuple[bool, Any]:
         inner = get_args(kind)[0]
         return True, tuple(_fitted(entry, inner, where) for entry in value)
     if get_origin(kind) is not None:
-        return isinstance(value, Mapping), value
+        inner = get_args(kind)[1]
+        if not isinstance(value, Mapping) or inner is Any:
+            return isinstance(value, Mapping), value
+        return True, {key: _fitted(entry, inner, where) for key, entry in value.items()}
     if kind is float:
         return _number(value)
     return isinstance(value, kind) and not (kind is int and isinstance(value, bool)), value

@@ -1,5 +1,7 @@
 """Words of a study follow from what is comparable, and what is owed is named."""
 
+from dataclasses import replace
+
 from lorary.recipes.studies.answers import Answer, Column, answer
 from lorary.recipes.studies.question import Question
 
@@ -44,6 +46,21 @@ def test_the_highest_mean_is_one_over_the_same_tasks() -> None:
         column("a/base", {"easy": [0.5] * 4, **hard}),
     )
     assert found.lines[-1] == "the highest mean of these on held-in tasks is that of a/arrow"
+
+
+def test_the_highest_mean_is_one_over_the_same_rows() -> None:
+    question = Question("Which rule?", cells=("a/lag", "a/base"), against="a/arrow")
+    found = asked(question, column("a/lag", {"x": [1.0] * 10 + [0.0] * 10}), column("a/base", {"x": [0.0] * 20}),
+                  column("a/arrow", {"x": [0.0] * 20 + [1.0] * 180}))  # fmt: skip
+    assert found.lines[0].startswith("a/lag is ahead of a/arrow on held-in tasks: +50.0 points")
+    assert found.lines[-1] == "the highest mean of these on held-in tasks is that of a/lag"
+
+
+def test_a_task_that_could_not_be_scored_is_owed() -> None:
+    question = Question("Which?", pairs=(("a/arrow", "b/arrow"),))
+    broken = replace(column("b/arrow", {"x": [1.0]}), failed=("y",))
+    found = asked(question, column("a/arrow", {"x": [1.0], "y": [1.0]}), broken)
+    assert "b/arrow on y" in found.unfinished
 
 
 def test_a_whole_that_gains_nothing_is_told_from_one_that_cannot_be_compared() -> None:

@@ -73,6 +73,21 @@ def test_routers_and_cells_are_kept_the_one_way_to_write_them(make_study: Callab
         (("mbc/arrow", "mbc/norm"), "must name cells that some stage scores\nfound: mbc/norm"),
         (("mbc/arrow", "mbc"), "a cell .* must be LIBRARY/ROUTER\nfound: mbc"),
         (("share_of: private/oracle", "base_wins: false"), "must say what it asks"),
+        (("held_in: 4, held_out: 4", "held_in: 4, held_out: -1"), "must score rows\nfound: held_in 4, held_out -1"),
+        (("{steps: 2}, held_out: 4", "{steps: 2}, held_out: 0"), "adapt:few must score rows\nfound: held_out 0"),
+        (("methods: [lora, mu],", "methods: [lora, mu], settings: {lora: {rank: 2.5}},"),
+         "settings of adapt:few for lora, key 'rank', must be a whole number or null\nfound: 2.5"),
+        (("against: other, k: 2", "against: other, k: 2, seed: -1"), "drift:seed must have k and seed of at least 0"),
+        (("of: private, tasks: 2", "of: private, tasks: []"), "build:part must have tasks"),
+        (("routing_rows: 1, top_k: 2", "routing_rows: 1, route: {x: 1}"), "route must have fields .*\nfound: x"),
+        (("routing_rows: 1, top_k: 2", "temperature: {1: a}"), "key 'temperature', must be a number\nfound: 'a'"),
+        (("seed: 1", "warmup: .nan"), "warmup must be at least 0 and at most 1\nfound: nan"),
+        (("evaluate: {routing", "evaluate: {routing_rows: 1}\nevaluate: {routing"), "key 'evaluate' comes twice"),
+        (("{evaluate: main", "{evaluate: more, libraries: [private], routers: [arrow], held_in: 4, "
+          "settings: {top_k: 1}}\n  - {evaluate: main"), "cell private/arrow must mean one thing"),
+        (("{reference: ", "{assume: {rows: x}, reference: "), "assume, key 'rows' must be a number above 0"),
+        (("{reference: ", "{assume: {tokens: 3}, reference: "), "assume, must say rows, tokens and, without"),
+        (("about:", "assume: {tflops: x}\nabout:"), "key 'tflops' must be a number above 0"),
         (("drift: seed}\n  - {ask: \"Does", "drift: sed}\n  - {ask: \"Does"), "must name a drift stage\nfound: sed"),
     ],
 )  # fmt: skip
@@ -99,6 +114,12 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
         parse_study("- a", "file.yaml")
     with pytest.raises(UsageError, match=r"must have tasks.train and stages"):
         parse_study("tasks: {train: {}}", "file.yaml")
+    for odd in ("a: 2020-13-45", "a: !!int b", "a: !!bool maybe", 'a: "\\ud800"', "a: &a [*a]", "[" * 3000):
+        with pytest.raises(UsageError, match="study 'file' must be YAML"):
+            parse_study(odd, "file.yaml")
+    for odd in ("null", "5", "true"):
+        with pytest.raises(UsageError, match=r"tasks.held_out must be a list"):
+            parse_study(MINIMAL.replace("}}", f"}}, held_out: {odd}}}"), "file.yaml")
     with pytest.raises(UsageError, match="stages must be a list"):
         parse_study("tasks: {train: {}}\nstages: {build: a}", "file.yaml")
 

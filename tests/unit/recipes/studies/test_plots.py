@@ -14,7 +14,8 @@ from lorary.recipes.studies.plots import answer_plots, study_plots, sweep
 
 def column(library: str, router: str, value: float, setting: dict[str, Any] | None, split: str = "held_in") -> Any:
     return {"library": library, "router": router, "split": split, "stage": "evaluate:main", "value": value,
-            "low": value - 0.05, "high": value + 0.05, "tasks": 4, "rows": 80, "setting": setting}  # fmt: skip
+            "low": value - 0.05, "high": value + 0.05, "tasks": 4, "rows": 80, "setting": setting,
+            "asked": "the same"}  # fmt: skip
 
 
 def document(**top_k: int) -> dict[str, Any]:
@@ -78,16 +79,51 @@ def test_what_differs_in_more_than_one_number_is_no_sweep(cells: tuple[str, ...]
     assert sweep(document(few=2, many=2, more=8), compared(*cells)) is None
 
 
+def test_settings_that_no_axis_has_are_no_sweep() -> None:
+    found = document(few=2, many=16)
+    for row in found["columns"]:
+        if row["router"] in ("few", "many"):
+            row["setting"] = {**Routing("arrow").to_json(), "allow": [row["router"]], "temperature": {"q_proj": 1.0}}
+    assert sweep(found, compared("lib/few", "lib/many")) is None
+
+
+def test_means_over_other_tasks_make_no_line() -> None:
+    found = document()
+    for row in found["columns"]:
+        row["asked"] = row["library"]
+    assert sweep(found, compared("small/arrow", "large/arrow")) is None
+
+
+def test_the_map_of_tasks_holds_no_rows_against_more_of_them() -> None:
+    def cell(router: str, n: int, value: float) -> dict[str, Any]:
+        return {"library": "lib", "router": router, "task": "a", "family": "f", "split": "held_in", "metric": "em",
+                "template": "plain", "n": n, "value": value, "low": value, "high": value, "primary": True}  # fmt: skip
+
+    found = document()
+    found["cells"] = [cell("base", 2, 0.0), cell("base", 4, 0.5), cell("arrow", 4, 0.75), cell("uniform", 2, 1.0)]
+    (row,) = study_plots(found)["heat"]["rows"]
+    assert row["gains"] == [0.0, 25.0]
+
+
 def test_each_kind_of_answer_has_its_picture() -> None:
     rows = [
         *compared("small/arrow"),
-        {"cell": "lib/arrow", "split": "held_in", "share": 0.5, "low": 0.25, "high": 0.75, "stages": []},
+        {
+            "cell": "lib/arrow",
+            "share_of": "joint/arrow",
+            "split": "held_in",
+            "share": 0.5,
+            "low": 0.25,
+            "high": 0.75,
+            "stages": [],
+        },
         {"library": "lib", "against": "small", "by_layer": {"10": 0.5, "9": 0.25}, "stages": []},
     ]
     differences, shares, drift = answer_plots(document(), {"rows": rows})
     (line,) = differences["lines"]
     assert line["points"] == [{"split": "held-in", "verdict": "ahead", "rows": [10.0, 5.0, 20.0], "tasks": None}]
     assert shares["panels"] == [{"name": "held-in", "routers": ["lib/arrow"], "points": [[50.0, 25.0, 75.0]]}]
+    assert shares["whole"] == "joint/arrow"
     assert drift["lines"] == [{"name": "lib and small", "layers": [9, 10], "values": [0.25, 0.5]}]
     assert answer_plots(document(), {"rows": []}) == []
 
@@ -100,7 +136,7 @@ def test_the_base_stands_once_and_first_and_the_cells_of_a_library_together() ->
 
 def test_a_base_on_other_tasks_stands_apart() -> None:
     found = document()
-    other = {**column("small", "base", 0.6, None), "rows": 40}
+    other = {**column("small", "base", 0.1, None), "asked": "else"}
     found["columns"] += [other, column("large", "base", 0.1, None)]
     names = [line["name"] for line in study_plots(found)["columns"]["lines"]]
     assert [name for name in names if name.endswith("base")] == ["base", "small: base"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from lorary.library.lock import study_lock
 from lorary.library.store import Library
 from lorary.recipes.reproduce import Choice, ReproduceResult, run_reproduce
 from lorary.recipes.studies.place import OutOfTime
-from lorary.recipes.studies.record import DONE, FAILED
+from lorary.recipes.studies.record import DONE
 
 ALL = ("build:private", "build:mbc", "evaluate:main", "build:part", "build:other", "drift:seed", "adapt:few")
 
@@ -160,26 +161,6 @@ def test_a_build_without_time_is_cut_between_steps_and_ends_with_the_same_bytes(
     assert one == other
 
 
-def test_a_stage_that_fails_leaves_the_others_to_run(make_study: Callable[..., Path], out: Path) -> None:
-    path = str(make_study(("of: private, tasks: 2", "of: private, tasks: [alpha, omega]")))
-    result = run_reproduce(path, str(out), choice=Choice(until="drift:seed"))
-    assert result.failed == ["build:part"]
-    assert result.stages["evaluate:main"] == DONE
-    row = next(row for row in result.document["stages"] if row["stage"] == "build:part")
-    assert row["state"] == FAILED
-    assert "omega" in row["error"]
-
-
-def test_tasks_that_cannot_be_adapted_to_fail_that_stage_alone(make_study: Callable[..., Path], out: Path) -> None:
-    change = ("library: private, methods: [lora, mu]", "library: private, tasks: [alpha], methods: [lora, mu]")
-    result = run_reproduce(str(make_study(change)), str(out), choice=Choice(("build:private", "adapt:few")))
-    assert (result.stages["build:private"], result.failed) == (DONE, ["adapt:few"])
-    (row,) = [row for row in result.document["stages"] if row["stage"] == "adapt:few"]
-    assert "must name held-out tasks" in row["error"]
-    path = str(make_study(("of: private, tasks: 2", "of: private, tasks: 9")))
-    assert run_reproduce(path, str(out), choice=Choice(("build:part",))).failed == ["build:part"]
-
-
 def test_tasks_that_are_not_there_are_said_once_and_nothing_is_written(out: Path) -> None:
     with pytest.raises(UsageError, match="needs the folder of its tasks"):
         run_reproduce("suite-cpu", str(out))
@@ -240,42 +221,37 @@ def test_clusters_need_adapters_of_all_their_tasks(make_study: Callable[..., Pat
     assert Library.open(out / "libraries" / "private").names() == ["alpha", "beta"]
 
 
-def test_a_cell_that_cannot_be_scored_is_owed_and_tried_again(
-    make_study: Callable[..., Path], out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = str(make_study())
-    run_reproduce(path, str(out), choice=Choice(until="build:mbc"))
+def test_a_metric_and_a_list_of_tasks_are_part_of_what_is_scored(make_study: Callable[..., Path], out: Path) -> None:
+    choice = Choice(("build:private", "evaluate:small"))
+    small = "{evaluate: small, libraries: [private], routers: [arrow], held_in: 2, held_out: 2}"
+    stage = ("  - {build: part", f"  - {small}\n  - {{build: part")
+    assert done(run_reproduce(str(make_study(stage)), str(out), choice=choice)) == ["build:private", "evaluate:small"]
+    # `alpha` is held-in already: held out too, it is another question.
+    again = run_reproduce(str(make_study(stage, ("names: [omega]", "names: [omega, alpha]"))), str(out), choice=choice)
+    assert done(again) == ["evaluate:small"]
+    held_out = [row["tasks"] for row in again.document["columns"] if row["split"] == "held_out"]
+    assert held_out == [2, 2]
+    folder = make_study(stage).parent / "tasks"
+    folder.mkdir()
+    (folder / "tasks.jsonl").write_text((folder.parent / "tasks.jsonl").read_text())
+    for metric in ("em", "rougeL"):
+        tasks = [{"task": name, "family": "f", "role": role, "metric": metric, "file": "tasks.jsonl"}
+                 for role, names in (("train", ("alpha", "beta", "gamma", "delta")), ("heldout", ("omega",)))
+                 for name in names]  # fmt: skip
+        (folder / "manifest.json").write_text(json.dumps({"tasks": tasks}))
+        path = make_study(stage)
+        path.write_text(path.read_text().replace(str(folder.parent / "tasks.jsonl"), str(folder)))
+        found = run_reproduce(str(path), str(out), choice=choice)
+        assert {cell["metric"] for cell in found.document["cells"] if cell["primary"]} == {metric}
 
-    def broken(*args: Any, **named: Any) -> None:
-        raise TaskError("this must work", found="no")
 
-    monkeypatch.setattr("lorary.recipes.scorer.score_rows", broken)
-    first = run_reproduce(path, str(out), choice=Choice(("evaluate",)))
-    assert first.failed == ["evaluate:main"]
-    assert first.document["failures"]
-    monkeypatch.undo()
-    again = run_reproduce(path, str(out), choice=Choice(("evaluate",)))
-    assert done(again) == ["evaluate:main"]
-    assert not again.document["failures"]
-
-
-@pytest.mark.parametrize("damage", ["{", "{}"])
-def test_damaged_files_of_a_study_are_made_again_from_what_its_libraries_keep(
-    make_study: Callable[..., Path], out: Path, monkeypatch: pytest.MonkeyPatch, damage: str
-) -> None:
-    path = str(make_study())
-    answers = run_reproduce(path, str(out)).document["answers"]
-    for file in (*(out / "results").iterdir(), *(out / "stages").iterdir()):
-        file.write_text(damage)
-
-    def unwanted(*args: Any, **named: Any) -> None:
-        raise AssertionError("every cell and expert is in a library")
-
-    monkeypatch.setattr("lorary.recipes.scorer.score_rows", unwanted)
-    again = run_reproduce(path, str(out))
-    assert not again.failed
-    assert again.document["answers"] == answers
-    assert not again.document["unfinished"]
+def test_two_held_out_sets_with_one_task_are_refused(make_study: Callable[..., Path], out: Path) -> None:
+    path = make_study()
+    tasks = path.parent / "tasks.jsonl"
+    one = f"{{reference: {tasks}, names: [omega]}}"
+    path.write_text(path.read_text().replace(f"held_out: {one}", f"held_out: [{one}, {one}]"))
+    with pytest.raises(TaskError, match="a held-out task must be in one set alone\nfound: 'omega', twice"):
+        run_reproduce(str(path), str(out))
 
 
 def test_the_commands_of_a_report_make_the_same(make_study: Callable[..., Path], out: Path) -> None:
@@ -294,6 +270,10 @@ def test_the_commands_of_a_report_make_the_same(make_study: Callable[..., Path],
         for row in run_reproduce(path, str(out), choice=Choice(("report",))).document["stages"]
     }
     assert "--cluster-method delta --cluster-seed 7" in rows["build:mbc"]
+    odd = str(out.parent / "o; rm x")
+    spaced = run_reproduce(path, odd, choice=Choice(("report",))).document
+    assert shlex.split(spaced["command"])[4] == odd
+    assert shlex.split(spaced["stages"][0]["plain"])[4] == f"{odd}/libraries/private"
     # The tables say a list of tasks once, and `TASKS=...` is what a shell takes.
     assert all("--tasks alpha,beta,gamma,delta " in rows[name] for name in ("build:private", "build:mbc"))
     for name in ("report.md", "report.html"):
