@@ -63,11 +63,19 @@ def test_tasks_of_the_harness_are_scored_under_each_router_and_not_twice(
     assert "tiny_piqa" in table.out
     assert "±" in table.out
 
+    bracketed = run(*asked, "--routers", "arrow[top_k=1,temperature=0.5],arrow[top_k=2]")
+    assert bracketed.code == 0, bracketed.err
+    assert "arrow[top_k=2]" in bracketed.out
+    assert "top_k=1" in bracketed.out
+
 
 @pytest.mark.parametrize(
     ("options", "found"),
     [
         (("--raw",), "bring their own rows and metrics"),
+        (("--max-length", "8"), "bring their own rows and metrics"),
+        (("--routing-rows", "-5"), "bring their own rows and metrics"),
+        (("--unsafe-code",), "bring their own rows and metrics"),
         (("--shots", "-1"), "--shots must be at least 0"),
         (("--harness-path", "/no/such/folder"), "--harness-path must be a folder"),
         (("--routers", "arow"), "a router must exist"),

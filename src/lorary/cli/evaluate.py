@@ -25,6 +25,7 @@ from lorary.cli.options import (
 )
 from lorary.cli.route import route_fields
 
+ROUTING_ROWS, MAX_LENGTH = 8, 1024
 ROUTERS_HELP = "separated by commas, with settings of their own in brackets: arrow[top_k=2], experts[a+b], oracle"
 
 
@@ -37,13 +38,13 @@ def evaluate(
     routers: Annotated[str, typer.Option(help=ROUTERS_HELP)] = "base,uniform,arrow,oracle",
     names: TaskNames = None,
     rows: Annotated[int, typer.Option(help="test rows per task, at most")] = 100,
-    routing_rows: Annotated[int, typer.Option(help="rows per task whose routing is traced; 0 for none")] = 8,
+    routing_rows: Annotated[int, typer.Option(help="rows per task whose routing is traced; 0 for none")] = ROUTING_ROWS,
     top_k: TopK = None,
     temperature: RouterTemperature = None,
     mix: MixOption = None,
     route: Route = None,
     template: Template = None,
-    max_length: Annotated[int, typer.Option(help="tokens of a row; longer prompts lose their start")] = 1024,
+    max_length: Annotated[int, typer.Option(help="tokens of a row; longer prompts lose their start")] = MAX_LENGTH,
     raw: Annotated[bool, typer.Option("--raw", help="rank options by summed log-likelihood, not per token")] = False,
     allow_code: Annotated[bool, typer.Option("--allow-code", help="run generated programs, in a sandbox")] = False,
     unsafe_code: Annotated[
@@ -70,7 +71,8 @@ def evaluate(
             as_json=as_json,
             without={
                 "--tasks": names, "--also": also, "--raw": raw, "--allow-code": allow_code, "--report": report,
-                "--csv": csv, "--markdown": markdown,
+                "--csv": csv, "--markdown": markdown, "--unsafe-code": unsafe_code,
+                "--max-length": max_length != MAX_LENGTH, "--routing-rows": routing_rows != ROUTING_ROWS,
             },
         )  # fmt: skip
         return

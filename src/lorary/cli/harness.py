@@ -47,10 +47,11 @@ def evaluate_harness(
         raise UsageError("--harness-path and --shots go with --harness", found="no --harness")
     if given := [name for name, value in without.items() if value]:
         raise UsageError("tasks of the harness bring their own rows and metrics", found=given, remedy="leave them out")
+    from lorary.model.spec import split_specs
     from lorary.recipes.harness import run_harness
     from lorary.recipes.harness_table import print_harness
 
-    result = run_harness(library, split_names(tasks) or [], routers=split_names(routers) or [], **settings)
+    result = run_harness(library, split_names(tasks) or [], routers=split_specs(routers), **settings)
     if as_json:
         print(json.dumps(result.to_json()))
     else:

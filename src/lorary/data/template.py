@@ -153,7 +153,14 @@ def _chat(tokenizer: Tokenizer, max_length: int) -> Template:
 
     def render(source: str) -> str:
         messages = [{"role": "user", "content": source}]
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        try:
+            return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        except Exception as error:  # whatever a template raises: it is a program of its own
+            raise UsageError(
+                "the base model's chat template must take a user's message alone",
+                found=f"{type(error).__name__}: {error}",
+                remedy="use --template plain",
+            ) from error
 
     # What two conversations share on the left stands before every message. BOS, where there is one, is in the text.
     one, other = render("0"), render("1")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorary.data.schema import shorten
 from lorary.data.tasks import Row
 from lorary.data.template import Example, Ids, Template, warn_of_cuts
 from lorary.errors import TaskError
@@ -12,7 +13,7 @@ from lorary.evaluate.generation import generate_answers
 from lorary.evaluate.loglik import AnswerLoss, answer_losses, choose_options
 from lorary.evaluate.metrics import CHOICE_METRICS, check_metric, text_score
 from lorary.evaluate.metrics.passing import parse_pass
-from lorary.evaluate.metrics.rouge import single_reference
+from lorary.evaluate.metrics.rouge import single_reference, warn_of_silence
 from lorary.evaluate.options import scored_pairs
 from lorary.evaluate.programs import check_runner, default_decoding, pass_score
 from lorary.evaluate.sandbox import Sandbox
@@ -66,35 +67,59 @@ def score_rows(
         raise TaskError("a task must have rows to be evaluated on", found="none")
     check_metric(metric, rows[0].task)
     check_runner(metric, rows, sandbox)
-    warn_of_cuts(rows[0].task, [template.encode(row.source, row.target) for row in rows])
     if metric in CHOICE_METRICS and any(len(row.options) < 2 for row in rows):
         metric = "em"  # nothing to rank: some classification tasks list no options
     if metric in CHOICE_METRICS:
         return _score_choices(model, template, rows, metric)
-    losses = answer_losses(model, [template.encode(row.source, row.target) for row in rows])
+    examples = [template.encode(row.source, row.target) for row in rows]
+    warn_of_cuts(rows[0].task, examples)
+    losses = answer_losses(model, examples)
     if (k := parse_pass(metric)) is not None and sandbox is not None:
         answers = _answers(model, tokenizer, template, rows, default_decoding(k))
         scores = [pass_score(row, own, k, sandbox) for row, own in zip(rows, answers, strict=True)]
     else:
-        # An answer longer than every reference equals none of them, so that it may be cut there.
+        # What an answer says beyond the longest reference is not waited for, and not held against it.
         longest = max(len(template.encode(row.source, r).target_ids) for row in rows for r in row.references)
         answers = _answers(model, tokenizer, template, rows, Decoding(longest))
         references = [(single_reference(row),) if metric == "rougeL_single" else row.references for row in rows]
+        if metric.startswith("rougeL"):
+            warn_of_silence(rows[0].task, references)
+        # Line breaks before an answer that stops at one are no part of it.
+        stripped = [[one.lstrip("\n") if decoding_of(row, Decoding(longest)).stop else one for one in own]
+                    for row, own in zip(rows, answers, strict=True)]  # fmt: skip
         scores = [
             sum(text_score(metric, answer, refs) for answer in own) / len(own)
-            for own, refs in zip(answers, references, strict=True)
+            for own, refs in zip(stripped, references, strict=True)
         ]
     return RowScores([loss.mean for loss in losses], metric, scores)
 
 
 def _score_choices(model: Any, template: Template, rows: Sequence[Row], metric: str) -> RowScores:
-    examples = [template.encode(source, answer) for row in rows for source, answer in scored_pairs(row)]
-    flat = iter(answer_losses(model, examples))
+    by_option = [[template.encode(source, answer) for source, answer in scored_pairs(row)] for row in rows]
+    _check_cuts(rows, by_option)
+    flat = iter(answer_losses(model, [example for own in by_option for example in own]))
     by_row: list[list[AnswerLoss]] = [[next(flat) for _ in row.options] for row in rows]
     chosen = choose_options(by_row, normalise=metric != "acc_raw", count_eos=metric != "acc_no_eos")
     scores = [float(row.options[best] in row.references) for row, best in zip(rows, chosen, strict=True)]
     losses = [own[row.options.index(row.target)].mean for row, own in zip(rows, by_row, strict=True)]
     return RowScores(losses, metric, scores)
+
+
+def _check_cuts(rows: Sequence[Row], by_option: Sequence[Sequence[Example]]) -> None:
+    """Tell of prompts that were cut, and refuse options that differ in nothing but what was cut off.
+
+    Raises:
+        TaskError: if there are such: the first of them would always win.
+    """
+    for row, own in zip(rows, by_option, strict=True):
+        left = {(example.prompt_ids, example.target_ids) for example in own}
+        if len(left) < len(own) and any(example.truncated for example in own):
+            raise TaskError(
+                f"options of task '{row.task}' must differ within max_length",
+                found=f"two that are the same once cut, of '{shorten(row.source)}'",
+                remedy="raise max_length, or remove the row",
+            )
+    warn_of_cuts(rows[0].task, [max(own, key=lambda example: example.truncated) for own in by_option])
 
 
 def _answers(model: Any, tokenizer: Any, template: Template, rows: Sequence[Row], default: Decoding) -> list[list[str]]:

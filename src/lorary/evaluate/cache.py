@@ -10,6 +10,7 @@ from lorary.errors import LibraryError
 from lorary.library.store import Library
 
 RESULTS_FILE = "evaluation.jsonl"
+PACKAGES = ("lorary", "torch", "transformers", "tokenizers")
 
 
 class ResultCache:
@@ -17,25 +18,42 @@ class ResultCache:
 
     Args:
         library: its folder `results/` holds the file.
-        base_digest: digest of the fingerprint of the model at hand, which may be a relative of the library's base, or
-            another one by force.
+        base_content: hash of what the model at hand computes with (`lorary.library.base_content`): it may be a relative
+            of the library's base, or another one by force.
 
     Raises:
         LibraryError: if results are there and cannot be read.
     """
 
-    def __init__(self, library: Library, base_digest: str) -> None:
+    def __init__(self, library: Library, base_content: str) -> None:
         self._path = library.path / "results" / RESULTS_FILE
         self._values: dict[str, Any] = {}
-        self._hashes = {row["name"]: row["hash"] for row in library.describe()}
-        self._base = base_digest
-        self._versions = {package: version(package) for package in ("lorary", "torch", "transformers")}
+        self._library = library
+        self._hashes = self._read_hashes()
+        self._base = base_content
+        self._versions = {package: version(package) for package in PACKAGES}
         for line in self._read().splitlines():
             try:
                 entry = json.loads(line)
                 self._values[entry["key"]] = entry["value"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # a line that was cut short by a kill: it is computed again
+
+    def check_experts(self) -> None:
+        """Refuse experts that are no longer those by which values are found.
+
+        Raises:
+            LibraryError: if one was replaced, added or removed.
+        """
+        if self._read_hashes() != self._hashes:
+            raise LibraryError(
+                f"the experts of library '{self._library.path}' must stay as they are while it is evaluated",
+                found="others than at the start",
+                remedy="repeat the command",
+            )
+
+    def _read_hashes(self) -> dict[str, str]:
+        return {row["name"]: row["hash"] for row in self._library.describe()}
 
     def _read(self) -> str:
         try:

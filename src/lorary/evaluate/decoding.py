@@ -1,6 +1,7 @@
 """How the answer to a row is generated: what the task's metric needs, and what the row itself asks for."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -9,6 +10,8 @@ from lorary.data.schema import Row, shorten
 from lorary.errors import TaskError
 
 FIELD = "generation"
+# Below it, logits divided by the temperature could leave what a float holds.
+LOWEST = 1e-3
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Decoding:
 
     Args:
         max_new_tokens: most tokens of it.
-        stop: texts before which it is cut; line breaks that it begins with are no part of it then.
+        stop: texts before which it is cut; line breaks that it begins with are none.
         samples: how many answers.
         temperature: divides the logits before sampling; 0 takes the likeliest token.
         top_p: sample among the likeliest tokens that hold so much of the probability.
@@ -44,7 +47,7 @@ def decoding_of(row: Row, default: Decoding) -> Decoding:
         if name not in names or not _CHECKS[name](value):
             raise TaskError(
                 f"'{FIELD}' in extra of task '{row.task}' may give max_new_tokens and samples (1 or more), "
-                "stop (a list of texts), temperature (0 or more) and top_p (above 0, at most 1)",
+                f"stop (a list of texts), temperature (0, or {LOWEST} or more) and top_p (above 0, at most 1)",
                 found=f"{name}: {shorten(value)}",
             )
     return replace(default, **{name: _KINDS[name](value) for name, value in asked.items()})
@@ -58,15 +61,13 @@ def sample_seeds(row: Row, num_samples: int) -> list[int]:
 
 
 def cut_at(text: str, stop: tuple[str, ...]) -> str:
-    r"""The text before the first of the stops; where there are any, without the line breaks it begins with.
+    r"""The text before the first of the stops; line breaks that it begins with are none.
 
     >>> cut_at("\n  return 1\n\nprint(2)", ("\n\n",))
-    '  return 1'
+    '\n  return 1'
     """
-    if not stop:
-        return text
-    text = text.lstrip("\n")
-    found = [place for mark in stop if (place := text.find(mark)) >= 0]
+    begin = len(text) - len(text.lstrip("\n"))
+    found = [place for mark in stop if (place := text.find(mark, begin)) >= 0]
     return text[: min(found)] if found else text
 
 
@@ -82,7 +83,7 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "max_new_tokens": _is_count,
     "samples": _is_count,
     "stop": lambda value: isinstance(value, list) and all(isinstance(text, str) and text for text in value),
-    "temperature": lambda value: _is_number(value) and value >= 0,
+    "temperature": lambda value: _is_number(value) and (value == 0 or LOWEST <= value < math.inf),
     "top_p": lambda value: _is_number(value) and 0 < value <= 1,
 }
 _KINDS: Mapping[str, Callable[[Any], Any]] = {

@@ -118,5 +118,4 @@ class _Stops(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         texts = self._tokenizer.batch_decode(input_ids[:, self._num_prompt :], skip_special_tokens=True)
-        texts = [text.lstrip("\n") for text in texts]
         return torch.tensor([cut_at(text, self._stop) != text for text in texts], device=input_ids.device)

@@ -91,6 +91,14 @@ def program_of(row: Row, completion: str) -> str:
 
 
 def pass_score(row: Row, completions: Sequence[str], k: int, sandbox: Sandbox) -> float:
-    """`pass@k` of one row, estimated from all its completions."""
-    passed = sum(sandbox.run(program_of(row, completion)).passed for completion in completions)
-    return pass_at_k(len(completions), passed, k)
+    """`pass@k` of one row, estimated from all its completions.
+
+    Raises:
+        TaskError: if the sandbox runs no program at all, which must not count against this one.
+    """
+    outcomes = [sandbox.run(program_of(row, completion)) for completion in completions]
+    broken = next((outcome for outcome in outcomes if outcome.status == "broken"), None)
+    if broken is not None and not sandbox.run("").passed:
+        raise TaskError("the sandbox must run programs", found=broken.detail or "it said nothing",
+                        remedy="see docs/evaluation.md, Generated code")  # fmt: skip
+    return pass_at_k(len(completions), sum(outcome.passed for outcome in outcomes), k)

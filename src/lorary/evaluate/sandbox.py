@@ -93,8 +93,15 @@ class Sandbox:
         """Run a program to its end, and say whether it got there.
 
         Nothing that it does raises an error here, and none of its processes and files outlive the call. Its output goes
-        nowhere. A program that sets out to forge the verdict can: it shares a process with its tests.
+        nowhere. A program that sets out to forge the verdict can: it shares a process with its tests. Where the machine
+        lets no process or folder be made, it is `broken`.
         """
+        try:
+            return self._run(program)
+        except OSError as error:
+            return Outcome("broken", str(error))
+
+    def _run(self, program: str) -> Outcome:
         with tempfile.TemporaryDirectory(prefix="lorary-code-", ignore_cleanup_errors=True) as folder:
             uid = _own_user()
             command, job = self._command(folder, uid), self._job(program, folder, uid)

@@ -16,6 +16,8 @@ RESAMPLES = 2000
 LEVEL = 0.95
 # Below so many tasks, an interval over tasks would pretend to a knowledge that nobody has.
 FEWEST_TASKS = 5
+# So many rows are drawn at once, of all resamples together.
+MOST_DRAWN = 4_000_000
 # Up to so many tasks, all patterns of signs are gone through.
 MOST_EXACT = 12
 
@@ -56,9 +58,18 @@ def resampled_means(task: str, values: Floats, seed: int = 0) -> Floats:
     """
     rows = len(values)
     random = np.random.default_rng([seed, rows, zlib.crc32(task.encode())])
-    drawn = random.integers(0, rows, size=(RESAMPLES, rows)) + rows * np.arange(RESAMPLES)[:, None]
-    counts = np.bincount(drawn.ravel(), minlength=RESAMPLES * rows).reshape(RESAMPLES, rows)
-    return np.asarray(counts @ values / rows)
+    found = []
+    for count in _chunks(rows):
+        drawn = random.integers(0, rows, size=(count, rows)) + rows * np.arange(count)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows)
+        found.append(counts @ values / rows)
+    return np.concatenate(found)
+
+
+def _chunks(rows: int) -> list[int]:
+    """How many resamples are drawn at once, so that memory does not grow with the rows."""
+    count = max(1, min(RESAMPLES, MOST_DRAWN // rows))
+    return [min(count, RESAMPLES - start) for start in range(0, RESAMPLES, count)]
 
 
 def flipped_means(task: str, values: Floats, seed: int = 0) -> Floats:
@@ -77,8 +88,8 @@ def flipped_means(task: str, values: Floats, seed: int = 0) -> Floats:
     """
     rows = len(values)
     random = np.random.default_rng([seed + 1, rows, zlib.crc32(task.encode())])
-    signs = 2.0 * random.integers(0, 2, size=(RESAMPLES, rows), dtype=np.int8) - 1.0
-    return np.asarray(signs @ values / rows)
+    thrown = (random.integers(0, 2, size=(count, rows), dtype=np.int8) for count in _chunks(rows))
+    return np.concatenate([(2.0 * signs - 1.0) @ values / rows for signs in thrown])
 
 
 def p_value(observed: float, drawn: Floats) -> float:

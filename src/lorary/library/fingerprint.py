@@ -114,11 +114,11 @@ def fingerprint_of_model(model: nn.Module) -> Fingerprint:
         if weight.is_floating_point() and weight.ndim == 2 and not weight.is_meta:
             dtype = dtype if samples else str(weight.dtype).removeprefix("torch.")
             rows, columns = sampled_positions(weight.shape[0], weight.shape[1])
-            samples[name] = tuple(_plain(weight)[rows, columns].float().cpu().tolist())
+            samples[name] = tuple(plain_tensor(weight)[rows, columns].float().cpu().tolist())
     return Fingerprint(skeleton.architecture, skeleton.shapes, skeleton.layers, dtype, samples)
 
 
-def _plain(weight: Tensor) -> Tensor:
+def plain_tensor(weight: Tensor) -> Tensor:
     """A matrix as numbers: a quantised one that looks like a tensor of floats need not let itself be indexed."""
     weight = weight.detach()
     is_packed = type(weight).dequantize is not Tensor.dequantize

@@ -30,15 +30,15 @@ def fingerprint_of_folder(path: str | Path) -> Fingerprint:
     """
     folder = Path(path)
     try:
-        model = _empty_model(folder)
-        files = _files_of_tensors(folder)
+        model = empty_model(folder)
+        files = files_of_tensors(folder)
         skeleton = skeleton_of(model)
         samples: dict[str, tuple[float, ...]] = {}
         dtype = "unknown"
         for name, weight in skeleton.matrices.items():
-            stored = _stored_name(name, str(getattr(model, "base_model_prefix", "")), files)
+            stored = stored_name(name, str(getattr(model, "base_model_prefix", "")), files)
             if stored is None or (found := _sample(files[stored], stored, tuple(weight.shape))) is None:
-                return fingerprint_of_model(_loaded_model(folder))
+                return fingerprint_of_model(loaded_model(folder))
             dtype = dtype if samples else found[0]
             samples[name] = found[1]
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
@@ -50,7 +50,8 @@ def fingerprint_of_folder(path: str | Path) -> Fingerprint:
     return Fingerprint(skeleton.architecture, skeleton.shapes, skeleton.layers, dtype, samples)
 
 
-def _empty_model(folder: Path) -> nn.Module:
+def empty_model(folder: Path) -> nn.Module:
+    """The model that a folder describes, on the meta device."""
     # transformers takes seconds to import, and opening or listing a library never comes here.
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -61,7 +62,12 @@ def _empty_model(folder: Path) -> nn.Module:
     return model
 
 
-def _loaded_model(folder: Path) -> nn.Module:
+def loaded_model(folder: Path) -> nn.Module:
+    """The model of a folder.
+
+    Raises:
+        ValueError: if the checkpoint lacks weights.
+    """
     from transformers import AutoModelForCausalLM  # as above
 
     with quiet_transformers():
@@ -73,7 +79,7 @@ def _loaded_model(folder: Path) -> nn.Module:
     return cast(nn.Module, model)
 
 
-def _files_of_tensors(folder: Path) -> dict[str, Path]:
+def files_of_tensors(folder: Path) -> dict[str, Path]:
     """The file that holds each tensor of the checkpoint."""
     if (folder / SINGLE_FILE).exists():
         with safe_open(folder / SINGLE_FILE, framework="pt") as file:
@@ -82,7 +88,7 @@ def _files_of_tensors(folder: Path) -> dict[str, Path]:
     return {name: folder / file for name, file in index["weight_map"].items()}
 
 
-def _stored_name(name: str, prefix: str, files: Mapping[str, Path]) -> str | None:
+def stored_name(name: str, prefix: str, files: Mapping[str, Path]) -> str | None:
     """The name of a weight in the checkpoint; checkpoints of a headless model lack the model's own prefix."""
     return next((stored for stored in (name, name.removeprefix(f"{prefix}.")) if stored in files), None)
 

@@ -10,6 +10,7 @@ import torch
 from lorary.errors import BaseModelError
 from lorary.evaluate.cache import ResultCache
 from lorary.formats.base import resolve_base
+from lorary.library.base_content import content_of_folder, content_of_model
 from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.fingerprint_folder import fingerprint_of_folder
 from lorary.library.store import Library
@@ -23,7 +24,7 @@ class KnownBase:
 
     Args:
         name: of the model.
-        digest: of its fingerprint as it will be in memory.
+        content: hash of all that it computes with, as it will be in memory.
         device: kind of device.
         dtype: of its weights there, as torch writes it.
         has_chat_template: whether it can be scored in a template of its own.
@@ -31,7 +32,7 @@ class KnownBase:
     """
 
     name: str
-    digest: str
+    content: str
     device: str
     dtype: str
     has_chat_template: bool
@@ -42,7 +43,7 @@ def known(base: Base) -> KnownBase:
     """What is known of a model in memory."""
     return KnownBase(
         base.files.name,
-        fingerprint_of_model(base.model).digest,
+        content_of_model(base.model),
         base.model.device.type,
         str(base.model.dtype),
         bool(getattr(base.tokenizer, "chat_template", None)),
@@ -70,7 +71,7 @@ def known_unloaded(reference: str, *, dtype: str, device: str) -> KnownBase:
     files = resolve_base(reference)
     if kind not in (torch.float32, torch.float64):
         return known(load_base(files, dtype=dtype, device=device))
-    digest = fingerprint_of_folder(files.path).digest
+    digest, content = fingerprint_of_folder(files.path).digest, content_of_folder(files.path)
     tokenizer = load_tokenizer(files)
 
     @cache
@@ -84,7 +85,7 @@ def known_unloaded(reference: str, *, dtype: str, device: str) -> KnownBase:
         return base
 
     has_template = bool(getattr(tokenizer, "chat_template", None))
-    return KnownBase(files.name, digest, place.type, str(kind), has_template, load)
+    return KnownBase(files.name, content, place.type, str(kind), has_template, load)
 
 
 class Bench:
@@ -98,7 +99,7 @@ class Bench:
 
     def __init__(self, base: KnownBase, library: Library, *, force_base: bool) -> None:
         self.library = library
-        self.cache = ResultCache(library, base.digest)
+        self.cache = ResultCache(library, base.content)
         self.device, self.dtype, self.has_chat_template = base.device, base.dtype, base.has_chat_template
         self._base, self._force_base = base, force_base
         self._seated: Base | None = None
@@ -111,6 +112,7 @@ class Bench:
                 base.model, self.library, router="base", tokenizer=base.tokenizer, force_base=self._force_base,
             )  # fmt: skip
             self._seated = base
+            self.cache.check_experts()
         return self._seated
 
     def clear(self) -> None:

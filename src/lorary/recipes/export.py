@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 from lorary.evaluate.cells import BASE, Cell, Column, columns_of, grouped_tasks, primary_cells
+from lorary.evaluate.page.markup import markdown_text as md
 from lorary.evaluate.routing_accuracy import mean_accuracies
 from lorary.evaluate.summary import Comparison
 from lorary.recipes.evaluation import Evaluation
@@ -24,14 +25,21 @@ def evaluation_csv(evaluation: Evaluation) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(keys)
     for cell in evaluation.cells:
-        writer.writerow([getattr(cell, key) for key in keys])
+        writer.writerow([_plain(getattr(cell, key)) for key in keys])
     return file.getvalue()
+
+
+def _plain(value: object) -> object:
+    """A value in a line of its own; a text that a spreadsheet would take for a formula stays a text."""
+    if not isinstance(value, str):
+        return value
+    return ("'" if value.startswith(("=", "+", "-", "@")) else "") + value.replace("\r", " ")
 
 
 def evaluation_markdown(evaluation: Evaluation) -> str:
     """Means, differences to the base, the gap to the oracle, routing, base guard, failures, and every task."""
     several = len(evaluation.libraries) > 1
-    parts = [f"# {_text(evaluation.library)}", f"Base model {_text(evaluation.base)}. {READING}"]
+    parts = [f"# {md(evaluation.library)}", f"Base model {md(evaluation.base)}. {READING}"]
     for title, body in (
         ("Means", _means(evaluation)),
         ("Paired differences", _differences(evaluation, several=several)),
@@ -94,16 +102,16 @@ def _guard(evaluation: Evaluation, *, several: bool) -> list[str]:
         is_scored = any(cell.router == BASE for cell in evaluation.cells)
         return ["The base beats no router on any task." if is_scored else "The base has no score."]
     return [
-        f"- {_text(e['task'])}, {_words(e['split'])}: base {_points(e['base'])}, "
-        f"{_text(Column(e['library'], e['router']).label(several=several))} {_points(e['value'])}"
+        f"- {md(e['task'])}, {_words(e['split'])}: base {_points(e['base'])}, "
+        f"{md(Column(e['library'], e['router']).label(several=several))} {_points(e['value'])}"
         for e in evaluation.base_guard
     ]
 
 
 def _failures(evaluation: Evaluation, *, several: bool) -> list[str]:
     return [
-        f"- {_text(Column(f.library, f.router).label(several=several))} on {_text(f.task)}: {_text(f.rule)}"
-        + (f" (found: {_text(f.found)})" if f.found else "")
+        f"- {md(Column(f.library, f.router).label(several=several))} on {md(f.task)}: {md(f.rule)}"
+        + (f" (found: {md(f.found)})" if f.found else "")
         for f in evaluation.failures
     ]
 
@@ -125,12 +133,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     if not rows:
         return []
     lines: Iterator[Sequence[str]] = iter([head, ["---"] * len(head), *rows])
-    return ["| " + " | ".join(cell if cell == "---" else _text(cell) for cell in line) + " |" for line in lines]
-
-
-def _text(value: object) -> str:
-    """A string inside a table: nothing of it can end the cell or the line, or become a tag."""
-    return str(value).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ").replace("\r", " ")
+    return ["| " + " | ".join(cell if cell == "---" else md(cell) for cell in line) + " |" for line in lines]
 
 
 def _intervals(found: object, *, sign: bool = False) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from lorary.evaluate.cells import ORACLE
 from lorary.evaluate.harness import HarnessModel, evaluate_tasks, load_tasks
 from lorary.evaluate.harness_cells import HarnessCell, cells_of, choose_primary
 from lorary.evaluate.summary import Summary
-from lorary.library.fingerprint import fingerprint_of_model
+from lorary.library.base_content import content_of_model
 from lorary.library.store import Library
 from lorary.model.attach import Routing, attach, detach, routing
 from lorary.model.base import Base, load_base
@@ -131,7 +131,7 @@ class _Run:
     chat: bool
 
     def __post_init__(self) -> None:
-        self._cache = ResultCache(self.library, fingerprint_of_model(self.base.model).digest)
+        self._cache = ResultCache(self.library, content_of_model(self.base.model))
         self._held_in = {task for row in self.library.describe() for task in row["tasks"]}
 
     def cells(self, router: str) -> list[HarnessCell]:

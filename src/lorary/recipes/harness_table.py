@@ -25,7 +25,7 @@ def print_harness(result: HarnessResult) -> None:
     table = Table(title=f"lm-evaluation-harness on library {escape(result.library)}", title_justify="left")
     for name in ("task", "metric", "filter"):
         table.add_column(name)
-    for name in ("rows", "shots", *routers):
+    for name in ("rows", "shots", *map(escape, routers)):
         table.add_column(name, justify="right")
     for row, values in by_row.items():
         table.add_row(*map(escape, row), *map(str, sizes[row]), *(values.get(router, "") for router in routers))

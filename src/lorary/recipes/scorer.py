@@ -1,8 +1,11 @@
 """Scoring one library, cell by cell: what was scored before is read, what cannot be scored is said and left."""
 
+import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from lorary.evaluate.cells import BASE, Cell, Failure
 from lorary.evaluate.cost import measured
 from lorary.evaluate.finite import finite_logits
 from lorary.evaluate.loglik import answer_losses
+from lorary.evaluate.metrics.passing import parse_pass
 from lorary.evaluate.metrics.perplexity import perplexity
 from lorary.evaluate.routing_accuracy import RoutingAccuracy, decides, routing_accuracy
 from lorary.evaluate.sandbox import Sandbox
@@ -119,6 +123,7 @@ class Scorer:
         key = self._cache.key(
             task=task.name, data=task.data_hash, rows=s.rows, metric=metric, template=template,
             routing=setting.to_json(), with_experts=router != BASE, **self._conditions(), **self._prepared(setting),
+            **self._judged(metric),
         )  # fmt: skip
 
         def make(base: Base) -> list[dict[str, Any]]:
@@ -245,6 +250,14 @@ class Scorer:
         """What the router read beyond weights: prepared anew from other data, it scores anew."""
         marks = prepared_marks(setting, self._bench.library)
         return {"prepared": marks} if marks else {}
+
+    def _judged(self, metric: str) -> dict[str, Any]:
+        """What decides a score beside model and data, where others than Lorary judge an answer."""
+        if parse_pass(metric) is not None and self._sandbox is not None:
+            limits = asdict(self._sandbox.limits)
+            return {"sandbox": {"isolation": self._sandbox.isolation, "python": platform.python_version(), **limits}}
+        is_rouge = metric.startswith("rougeL") and find_spec("rouge_score")
+        return {"judge": version("rouge-score")} if is_rouge else {}
 
     def _template(self, base: Base, name: str) -> Template:
         return make_template(name, base.tokenizer, max_length=base.most_tokens(self._settings.max_length))

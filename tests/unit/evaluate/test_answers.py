@@ -14,7 +14,7 @@ from lorary.evaluate.answers import score_rows
 from lorary.evaluate.decoding import cut_at
 from lorary.evaluate.generation import generate_answers, left_pad, stop_ids
 from lorary.evaluate.loglik import AnswerLoss, answer_losses, choose_options
-from lorary.evaluate.programs import leave_out_code
+from lorary.evaluate.programs import leave_out_code, pass_score
 from lorary.evaluate.sampling import Sampler
 from lorary.evaluate.sandbox import Outcome, Sandbox
 
@@ -312,6 +312,46 @@ def test_programs_are_the_prompt_the_completion_and_the_tests(
     assert scores.score == [0.0, 1.0]
     assert (scores.metric, len(scores.loss)) == ("pass@1", 2)
     assert judge.programs[0] == "x = 3 + 1\n\nassert x\nassert y\n"
+
+
+def test_line_breaks_before_a_completion_stay_in_a_program_and_go_from_an_answer(
+    model: Any, tokenizer: Any, template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "\n    return 1"
+    monkeypatch.setattr("lorary.evaluate.answers.generate_answers", lambda *args, **options: [cut_at(text, ("\n#",))])
+    judge = Judge("def f():\n    return 1\n")
+    monkeypatch.setattr(Sandbox, "run", lambda self, program: judge.run(program))
+    row = Row("t", "test", "def f():", "pass", extra={"test": "f()"})
+    assert score_rows(model, tokenizer, template, [row], "pass@1", sandbox=Sandbox("none")).score == [1.0]
+    row = Row("t", "test", "q", "    return 1", extra={"generation": {"stop": ["\n#"]}})
+    assert score_rows(model, tokenizer, template, [row], "em").score == [1.0]
+
+
+def test_a_sandbox_that_runs_nothing_is_no_wrong_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Row("t", "test", "x = 1", "", extra={"test": "assert x"})
+    status = {"": "broken"}
+    monkeypatch.setattr(Sandbox, "run", lambda self, program: Outcome(status.get(program, "broken"), "no room"))
+    with pytest.raises(TaskError, match="the sandbox must run programs\nfound: no room"):
+        pass_score(row, [""], 1, Sandbox("none"))
+    status[""] = "passed"  # it was the program that broke what watched it
+    assert pass_score(row, [""], 1, Sandbox("none")) == 0.0
+
+
+def test_options_that_differ_in_nothing_but_what_is_cut_off_are_refused(model: Any, tokenizer: Any) -> None:
+    short = make_template("plain", tokenizer, max_length=24)
+    contexts = [f"{first} {'and so on ' * 30}" for first in ("one", "two")]
+    row = Row("t", "test", "s", "a", options=("a", "b"), extra={"contexts": contexts, "continuation": "end"})
+    with pytest.raises(TaskError, match="options of task 't' must differ within max_length"):
+        score_rows(model, tokenizer, short, [row], "acc")
+    longer = Row("t", "test", "so " * 7, "a", options=("a", "b " * 7))
+    with pytest.warns(UserWarning, match="prompts of 1 of 1 rows were too long"):
+        score_rows(model, tokenizer, short, [longer], "acc")
+
+
+def test_references_that_rouge_cannot_read_are_told_of(model: Any, tokenizer: Any, template: Template) -> None:
+    rows = [Row("t", "test", "q", text) for text in ("?!", "word")]
+    with pytest.warns(UserWarning, match="task 't': ROUGE-L finds no word .* in the references of 1 rows"):
+        score_rows(model, tokenizer, template, rows, "rougeL")
 
 
 def test_pass_at_k_draws_k_programs_of_a_row(

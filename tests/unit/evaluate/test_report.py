@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evaluations import made_up
 from hypothesis import given
 from hypothesis import strategies as st
 from pages import Page
@@ -175,10 +176,28 @@ def test_the_sections_are_linked_in_reading_order(page: Page) -> None:
     assert [attrs["href"] for tag, attrs in page.elements if tag == "a"] == [f"#{key}" for key in order]
 
 
+def test_a_mean_that_lacks_a_task_is_not_shown_beside_whole_ones() -> None:
+    evaluation = made_up(failed=True).to_json()
+    board = Board(evaluation)
+    (failure, *_) = evaluation["failures"]
+    (split,) = {line.split for line in board.tasks if line.name == failure["task"]}
+    assert board.mean(failure["router"], split) is None
+    assert board.mean("arrow", split) is not None
+    assert failure["router"] not in re.sub("<aside.*", "", headline(board))
+
+
+def test_a_point_of_an_interval_is_no_verdict_where_p_is_large(report: Report) -> None:
+    entry = {"router": "arrow", "against": "base", "split": "held_in", "difference": 1.0, "low": 1.0, "high": 1.0,
+             "tasks": 1, "tasks_low": None, "tasks_high": None, "p_rows": 1.0, "p_tasks": 1.0}  # fmt: skip
+    found = Board({**report.evaluation, "comparisons": [entry]})
+    assert "better" not in headline(found)
+    assert "no clear difference" in headline(found)
+
+
 def test_a_difference_is_found_whichever_way_round_the_evaluation_has_it() -> None:
     entry = {"router": "uniform", "against": "arrow", "split": "held_in", "difference": -0.2, "low": -0.3, "high": -0.1}
     board = Board({"cells": [], "comparisons": [{**entry, "tasks": 3}]})
-    assert board.difference("arrow", "uniform", "held_in") == (0.2, 0.1, 0.3, 3, None, None)
+    assert board.difference("arrow", "uniform", "held_in") == (0.2, 0.1, 0.3, 3, None, None, 0.0, 0.0)
     assert board.difference("arrow", "uniform", "held_out") is None
 
 

@@ -32,7 +32,7 @@ def never_load(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(folder: Path) -> nn.Module:
         raise AssertionError(f"{folder} was loaded")
 
-    monkeypatch.setattr(fingerprint_folder, "_loaded_model", refuse)
+    monkeypatch.setattr(fingerprint_folder, "loaded_model", refuse)
 
 
 def gpt2() -> Any:
@@ -96,7 +96,7 @@ def test_a_checkpoint_with_names_of_its_own_is_loaded_instead(
     tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
     renamed = {name.replace("model.", "elsewhere."): tensor for name, tensor in tensors.items()}
     safetensors.torch.save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    monkeypatch.setattr(fingerprint_folder, "_loaded_model", lambda folder: tiny_model())
+    monkeypatch.setattr(fingerprint_folder, "loaded_model", lambda folder: tiny_model())
     assert fingerprint_of_folder(tmp_path) == fingerprint_of_model(tiny_model())
 
 

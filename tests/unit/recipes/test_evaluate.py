@@ -16,7 +16,7 @@ from lorary.evaluate.answers import RowScores
 from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.model.setting import Routing
-from lorary.recipes import scorer
+from lorary.recipes import bench, scorer
 from lorary.recipes.evaluate import EvaluateSettings, combine, evaluate_libraries, evaluate_library, library_names
 from lorary.recipes.evaluation import Evaluation
 
@@ -248,6 +248,54 @@ def test_a_failed_cell_is_tried_again_and_the_others_are_not(
     scored.clear()
     assert evaluate_library(base, library, tested, SETTINGS).failures == []
     assert scored == ["b"] * 3
+
+
+def test_another_base_is_scored_anew_though_its_fingerprint_is_the_same(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library], scored: list[str]
+) -> None:
+    library, only = make_library("lib", "a"), {"a": tested["a"]}
+    evaluate_library(base, library, only, SETTINGS)
+    assert len(scored) == 3
+    norm = base.model.model.norm.weight
+    with torch.no_grad():
+        norm *= 3
+    try:
+        evaluate_library(base, library, only, SETTINGS)
+        assert len(scored) == 6
+    finally:
+        with torch.no_grad():
+            norm /= 3
+
+
+def test_experts_that_change_while_they_are_evaluated_are_refused(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, real = make_library("lib", "a", "b"), bench.attach
+
+    def replaced(*args: Any, **more: Any) -> Any:
+        library.remove("b")
+        return real(*args, **more)
+
+    monkeypatch.setattr(bench, "attach", replaced)
+    with pytest.raises(LibraryError, match="must stay as they are while it is evaluated"):
+        evaluate_library(base, library, tested, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('a system prompt is needed') }}", "{% for", {"tool_use": "x"}],
+    ids=["it raises", "no template", "none for plain talk"],
+)  # fmt: skip
+def test_a_chat_template_that_takes_no_message_leaves_the_plain_one(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library], template: Any
+) -> None:
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.chat_template = template
+    with pytest.warns(UserWarning, match="left out in the template chat: the base model's chat template must take"):
+        found = evaluate_library(
+            replace(base, tokenizer=tokenizer), make_library("lib", "a"), {"a": tested["a"]}, SETTINGS
+        )
+    assert found.failures == []
+    assert {c.template for c in found.cells if c.primary} == {"plain"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 from evaluations import LEVELS, TASKS, made_up
@@ -20,6 +21,16 @@ def test_every_cell_is_a_line_of_csv_and_its_values_read_back() -> None:
         assert float(line["value"]) == cell.value
         assert line["expert"] == ""
     assert "values" not in lines[0]
+
+
+def test_names_neither_break_a_line_of_csv_nor_are_formulas_nor_images() -> None:
+    evaluation = made_up()
+    names = ["a\rb", "=1+1", "![x](http://127.0.0.1/p.png)"]
+    cells = [replace(cell, task=name) for name, cell in zip(names, evaluation.cells, strict=False)]
+    found = list(csv.DictReader(io.StringIO(evaluation_csv(replace(evaluation, cells=cells)))))
+    assert [line["task"] for line in found] == ["a b", "'=1+1", names[2]]
+    cells = [replace(cell, library=names[2]) for cell in evaluation.cells]
+    assert "](" not in evaluation_markdown(replace(evaluation, cells=cells)).replace("]\\(", "")
 
 
 def tables_of(markdown: str) -> dict[str, list[list[str]]]:

@@ -1,12 +1,16 @@
 """ROUGE-L: how much of the longest common subsequence of words answer and reference share."""
 
 import hashlib
+import re
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 from lorary.data.schema import Row
 from lorary.errors import MissingExtraError
+
+_WORD = re.compile("[a-z0-9]")
 
 
 def rouge_l(answer: str, references: Sequence[str]) -> float:
@@ -17,6 +21,21 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
     """
     scorer = _rouge_scorer()
     return max(float(scorer.score(reference, answer)["rougeL"].fmeasure) for reference in references)
+
+
+def warn_of_silence(task: str, references: Sequence[Sequence[str]]) -> None:
+    """Say how many rows have references without a word that rouge-score knows: it reads a to z and digits alone.
+
+    Args:
+        task: its name.
+        references: of each row.
+    """
+    silent = sum(not any(_WORD.search(text.lower()) for text in own) for own in references)
+    if silent:
+        message = (
+            f"task '{task}': ROUGE-L finds no word (a to z, 0 to 9) in the references of {silent} rows, which score 0"
+        )
+        warnings.warn(message, stacklevel=2)
 
 
 def single_reference(row: Row) -> str:

@@ -26,7 +26,7 @@ class TaskLine(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean over tasks with its 95 % interval over rows, and where it is known over tasks."""
+    """A mean over tasks with its 95 % interval over rows, where it is known over tasks, and a difference's p-values."""
 
     value: float
     low: float
@@ -34,6 +34,8 @@ class Mean(NamedTuple):
     tasks: int
     tasks_low: float | None = None
     tasks_high: float | None = None
+    p_rows: float = 0.0
+    p_tasks: float = 0.0
 
 
 def is_told(router: str) -> bool:
@@ -75,6 +77,7 @@ class Board:
         self.gaps = [{**gap, "router": called(gap)} for gap in evaluation.get("oracle_gaps", [])]
         self.routing = [{**one, "router": called(one)} for one in evaluation.get("routing", [])]
         self.failures = [{**one, "router": called(one)} for one in evaluation.get("failures", [])]
+        self.failed = {(one["router"], one["task"]) for one in self.failures}
         self.means = [{**one, "column": called(one)} for one in evaluation.get("means", [])]
         self.settings: Mapping[str, Mapping[str, Any]] = evaluation.get("routers", {})
 
@@ -90,13 +93,20 @@ class Board:
         return [line for line in self.tasks if line.split == split]
 
     def mean(self, router: str, split: str, family: str | None = None) -> Mean | None:
-        """Mean primary value of a router over the tasks of a split, or of one family of it; None without tasks."""
+        """Mean primary value of a router over the tasks of a split, or of one family of it.
+
+        None without tasks, and where one could not be scored: it would be a mean over others than beside it.
+        """
         lines = [line for line in self.lines(split) if family in (None, line.family)]
+        if any((router, line.name) in self.failed for line in lines):
+            return None
         return mean_of(self.primary[router, line.name] for line in lines if (router, line.name) in self.primary)
 
     def mean_loss(self, router: str, split: str) -> Mean | None:
-        """Mean loss of a router over the tasks of a split; None without losses."""
+        """Mean loss of a router over the tasks of a split; None without losses, and where one is missing."""
         names = [line.name for line in self.lines(split)]
+        if any((router, name) in self.failed for name in names):
+            return None
         return mean_of(self.losses[router, name] for name in names if (router, name) in self.losses)
 
     def difference(self, router: str, against: str, split: str) -> Mean | None:
@@ -106,11 +116,12 @@ class Board:
                 continue
             d, low, high, tasks = entry["difference"], entry["low"], entry["high"], entry["tasks"]
             wide_low, wide_high = entry.get("tasks_low"), entry.get("tasks_high")
+            ps = entry.get("p_rows", 0.0), entry.get("p_tasks", 0.0)
             if (entry["router"], entry["against"]) == (router, against):
-                return Mean(d, low, high, tasks, wide_low, wide_high)
+                return Mean(d, low, high, tasks, wide_low, wide_high, *ps)
             if (entry["router"], entry["against"]) == (against, router):
                 flipped = [None if end is None else -end for end in (wide_high, wide_low)]
-                return Mean(-d, -high, -low, tasks, *flipped)
+                return Mean(-d, -high, -low, tasks, flipped[0], flipped[1], *ps)
         return None
 
 

@@ -8,6 +8,7 @@ from lorary.evaluate.page.markup import counted, enumerated, hundredths, signed,
 
 # So many named tasks are shown at once; more are folded, router by router.
 OPEN_ENTRIES = 24
+SURE = 0.05
 # So many other columns are named in a sentence.
 MOST_NAMED = 5
 
@@ -69,10 +70,14 @@ def _difference_cell(mean: Mean | None) -> str:
     if mean is None:
         return "<td>–</td>"
     kind, word = "even", "no clear difference"
-    if mean.low > 0:
-        kind, word = "up", "better" if mean.tasks_low is not None and mean.tasks_low > 0 else "better on these tasks"
-    elif mean.high < 0:
-        kind, word = "down", "worse" if mean.tasks_high is not None and mean.tasks_high < 0 else "worse on these tasks"
+    # An interval over few rows that all say the same is a point: the p-value knows how few they are.
+    is_wider = mean.p_tasks <= SURE
+    if mean.low > 0 and mean.p_rows <= SURE:
+        wider = is_wider and mean.tasks_low is not None and mean.tasks_low > 0
+        kind, word = "up", "better" if wider else "better on these tasks"
+    elif mean.high < 0 and mean.p_rows <= SURE:
+        wider = is_wider and mean.tasks_high is not None and mean.tasks_high < 0
+        kind, word = "down", "worse" if wider else "worse on these tasks"
     wide = ""
     if mean.tasks_low is not None and mean.tasks_high is not None:
         wide = f" {{{signed(mean.tasks_low)}, {signed(mean.tasks_high)}}}"

@@ -1,4 +1,4 @@
-"""Text, numbers and data made safe and readable for HTML. Every string of a report passes through here."""
+"""Text, numbers and data made safe and readable for HTML and Markdown. Every string of a report passes through here."""
 
 import json
 from collections.abc import Sequence
@@ -20,6 +20,12 @@ METRIC_MEANINGS = {
 def text(value: object) -> str:
     """A string as HTML text or as a quoted attribute; no character of it can become markup."""
     return escape(str(value), quote=True)
+
+
+def markdown_text(value: object) -> str:
+    """A string in a table of Markdown; nothing of it can end the cell or the line, or become a tag, link or image."""
+    flat = " ".join(str(value).splitlines())
+    return flat.replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
 
 
 def hundredths(value: float, digits: int = 1) -> str:

@@ -28,7 +28,7 @@ def adapt_inputs(place: Place, stage: AdaptStage) -> dict[str, Any]:
         "rows": stage.held_out,
         "evaluate": dict(stage.evaluate),
         "tasks": asked_of(adapted_tasks(place, stage)),
-        "base": place.base_digest,
+        "base": place.base_content,
         "dtype": place.study.run.dtype,
     }
 

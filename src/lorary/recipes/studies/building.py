@@ -32,7 +32,7 @@ def build_inputs(place: Place, stage: BuildStage) -> dict[str, Any]:
         "of": stage.of,
         "tasks": {name: task.data_hash for name, task in tasks.items()},
         "families": {name: task.family for name, task in tasks.items()} if by_family else {},
-        "base": place.base_digest,
+        "base": place.base_content,
         "dtype": place.study.run.dtype,
     }
 

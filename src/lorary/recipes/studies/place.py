@@ -9,7 +9,7 @@ from pathlib import Path
 from lorary.data.tasks import Task, load_tasks
 from lorary.errors import TaskError, UsageError
 from lorary.formats.base import resolve_base
-from lorary.library.fingerprint_folder import fingerprint_of_folder
+from lorary.library.base_content import content_of_folder
 from lorary.recipes.build import choose_tasks
 from lorary.recipes.display import Display
 from lorary.recipes.studies.config import BuildStage, Study, TaskSet
@@ -68,9 +68,9 @@ class Place:
         return self.out / "results" / f"{stage.replace(':', '-')}.json"
 
     @cached_property
-    def base_digest(self) -> str:
-        """Of the base model, from its files."""
-        return fingerprint_of_folder(resolve_base(self.study.base).path).digest
+    def base_content(self) -> str:
+        """Hash of what the base model computes with, from its files."""
+        return content_of_folder(resolve_base(self.study.base).path)
 
     @cached_property
     def _loaded(self) -> dict[str, dict[str, Task]]:

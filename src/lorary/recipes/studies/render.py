@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorary.evaluate.cells import BASE
-from lorary.evaluate.page.markup import text
+from lorary.evaluate.page.markup import markdown_text, text
 from lorary.recipes.studies.answers import p_words
 from lorary.recipes.studies.config import SPLITS, split_name
 
@@ -213,7 +213,7 @@ def _markdown_table(table: Table) -> str:
     if not body:
         return "Nothing yet."
     lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(markdown_text, line)) + " |" for line in lines)
 
 
 def _html_table(table: Table, kind: str = "") -> str:

@@ -39,7 +39,7 @@ def evaluate_inputs(place: Place, stage: EvaluateStage) -> dict[str, Any]:
         "rows": [stage.held_in, stage.held_out],
         "settings": dict(stage.settings),
         "tasks": asked,
-        "base": place.base_digest,
+        "base": place.base_content,
         "dtype": place.study.run.dtype,
     }
 
@@ -180,7 +180,7 @@ def _other_results(place: Place, base: KnownBase, own: Library) -> Sequence[Resu
     """Results of the study's other libraries, where the base may have been scored already."""
     paths = [place.library(stage.name) for stage in place.study.stages if isinstance(stage, BuildStage)]
     there = [path for path in paths if (path / LIBRARY_FILE).exists() and path.resolve() != own.path.resolve()]
-    return [ResultCache(Library.open(path), base.digest) for path in there]
+    return [ResultCache(Library.open(path), base.content) for path in there]
 
 
 def read_columns(place: Place, stage: Stage, key: str) -> Columns:
