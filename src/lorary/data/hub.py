@@ -40,7 +40,8 @@ def read_dataset(reference: str | Path) -> Iterator[Row]:
         TaskError: if the data set cannot be loaded, has a split with another name, or a row does not follow the
             format; names the data set, the split and the row.
     """
-    default_task = Path(str(reference).partition(":")[0]).stem
+    place = Path(str(reference).partition(":")[0])
+    default_task = place.resolve().name if place.is_dir() else place.stem
     splits = _load(reference)
     for name, rows in splits.items():
         where = f"data set '{reference}', split '{name}'"

@@ -1,5 +1,6 @@
 """The manifest of a task folder: which tasks there are, in which files, and how they are scored."""
 
+import codecs
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from lorary.data.schema import shorten
 from lorary.errors import TaskError
 
 MANIFEST = "manifest.json"
+ROLES = ("train", "heldout")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
     """
     path = folder / MANIFEST
     try:
-        data = path.read_bytes()
+        data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise TaskError(f"{path}: the manifest must be readable", found=error.strerror) from error
     document = decode_json(data, str(path))
@@ -74,6 +76,11 @@ def _parse_entry(item: object, folder: Path, where: str) -> tuple[str, Entry]:
     family, role, metric = (
         None if item.get(key) is None else _text(item, key, where) for key in ("family", "role", "metric")
     )
+    if role not in (None, *ROLES):
+        raise TaskError(
+            f"{where}: the role of task '{name}' must be one of {', '.join(ROLES)}", found=shorten(role),
+            remedy="correct 'role': held-out tasks are kept apart by it",
+        )  # fmt: skip
     return name, Entry(file=file, family=family, role=role, metric=metric)
 
 

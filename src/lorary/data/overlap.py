@@ -6,7 +6,9 @@ tasks and 18 held-out ones they found three of the six pairs that runs of 8 foun
 that many rows of a held-out task share are its instruction, not its content, and do not count.
 """
 
+import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -49,13 +51,22 @@ DATA_SETS: Mapping[str, tuple[str, ...]] = {
     "winogrande": ("winogrande",),
     "xlsum": ("xlsum",),
 }
+# Spellings that are words of their own as well: they are the whole name or none.
+WORDS = frozenset({"arc"})
 _BY_SPELLING = {spelling: name for name, spellings in DATA_SETS.items() for spelling in spellings}
 # Letters of scripts whose words are not told apart by spaces, or hold few letters: Thai, hangul, kana, ideographs.
 _SINGLE = (
     r"\u0e00-\u0e7f\u1100-\u11ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     r"\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
 )
-_WORD = re.compile(rf"(?=\w)[{_SINGLE}]|[^\W{_SINGLE}]+")
+# Marks that are part of a letter's sound in scripts of South Asia; elsewhere they are points that a text may leave out.
+_MARKS = "".join(chr(code) for code in range(0x0900, 0x10A0) if unicodedata.category(chr(code)).startswith("M"))
+_WORD = re.compile(rf"(?=\w)[{_SINGLE}]|(?:[^\W_{_SINGLE}]|[{_MARKS}])+")
+# Combining marks of Latin, Hebrew and Arabic letters, and characters that nobody sees.
+_UNSEEN = re.compile(
+    "[\u00ad\u0300-\u036f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u064b-\u065f\u0670"
+    "\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed\u200b-\u200f\u2060-\u2064\ufeff]"
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ def find_overlaps(train: Mapping[str, Task], heldout: Mapping[str, Task], *, ngr
     Args:
         train: tasks to train on, by name; their training and validation rows count.
         heldout: tasks to keep apart, by name; their rows of every split count.
-        ngram: words of a run. Rows with fewer words count where a whole row is equal.
+        ngram: words of a run. Rows that are equal as a whole count whatever their length.
     """
     index = _Index(list(heldout.values()), ngram)
     pairs, rows = [], {}
@@ -131,25 +142,28 @@ def shared_name(one: str, other: str) -> str | None:
 
 
 def _name_parts(name: str) -> list[str]:
-    """Parts of a name in lower case, without the number of a task in front and that of a version behind."""
-    parts = re.findall(r"[a-z0-9]+", name.lower())
+    """Parts of a name in lower case, without the number of a task in front and a version (1_0_0) behind."""
+    parts = re.findall(r"[^\W_]+", _folded(name))
     if len(parts) > 1 and re.fullmatch(r"task\d+", parts[0]):
         parts = parts[1:]
-    while len(parts) > 1 and parts[-1].isdigit():
-        parts.pop()
-    return parts
+    return parts[:-3] if len(parts) > 3 and all(part.isdigit() for part in parts[-3:]) else parts
 
 
 def _data_sets(name: str) -> set[str]:
     parts = _name_parts(name)
     runs = ("".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1))
-    return {_BY_SPELLING[run] for run in runs if run in _BY_SPELLING}
+    return {_BY_SPELLING[run] for run in runs if run in _BY_SPELLING and (run not in WORDS or [run] == parts)}
 
 
 def _words(row: Row) -> list[str]:
     """The words of a row, or all its text as one where it has none: such rows are not alike for that."""
-    text = f"{row.source} {row.target}".lower()
+    text = _folded(f"{row.source} {row.target}")
     return _WORD.findall(text) or [text.strip()]
+
+
+def _folded(text: str) -> str:
+    """A text in one of the forms that Unicode has for it, in lower case."""
+    return text.lower() if text.isascii() else _UNSEEN.sub("", unicodedata.normalize("NFKC", text).casefold())
 
 
 @dataclass(frozen=True)
@@ -164,7 +178,7 @@ class _Index:
     def __init__(self, tasks: Sequence[Task], ngram: int) -> None:
         self._ngram = ngram
         self._ids: dict[str, int] = {}
-        self._whole: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+        self._whole: dict[bytes, list[tuple[int, int]]] = {}
         self._texts = [[_words(row) for row in _rows(task, task.rows)] for task in tasks]
         for text in (text for texts in self._texts for text in texts):
             for word in text:
@@ -178,9 +192,10 @@ class _Index:
 
     def _task_runs(self, place: int, texts: Sequence[list[str]]) -> np.ndarray:
         """(hash, task, row, word) of each run of a held-out task that is content, the first of each row."""
+        seen: dict[bytes, int] = {}
         for row, text in enumerate(texts):
-            if len(text) < self._ngram:
-                self._whole.setdefault(tuple(text), []).append((place, row))
+            self._whole.setdefault(_key(text), []).append((place, row))
+            seen.setdefault(_key(text), row)
         hashes, rows, starts = self._runs(texts)
         runs = np.empty(len(hashes), _RUN)
         runs["hash"], runs["task"], runs["row"], runs["start"] = hashes, place, rows, starts
@@ -188,8 +203,12 @@ class _Index:
         is_first = np.ones(len(runs), bool)
         is_first[1:] = (runs["hash"][1:] != runs["hash"][:-1]) | (runs["row"][1:] != runs["row"][:-1])
         runs = runs[is_first]
-        _, inverse, counts = np.unique(runs["hash"], return_inverse=True, return_counts=True)
-        most = min(MOST_ROWS, max(len(texts) // 2, 1))
+        # A row that comes again says nothing about what is an instruction.
+        is_new = np.zeros(len(texts), bool)
+        is_new[list(seen.values())] = True
+        _, inverse = np.unique(runs["hash"], return_inverse=True)
+        counts = np.bincount(inverse, weights=is_new[runs["row"]], minlength=0)
+        most = min(MOST_ROWS, max(len(seen) // 2, 1))
         return runs[counts[inverse] <= most]
 
     def _runs(self, texts: Sequence[list[str]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -242,9 +261,12 @@ class _Index:
                 for _, other, other_row, start in self._table[left:right].tolist():
                     yield row, other, other_row, self._texts[other][other_row][start : start + self._ngram]
         for row, text in enumerate(texts):
-            if len(text) < self._ngram:
-                for other, other_row in self._whole.get(tuple(text), ()):
-                    yield row, other, other_row, text
+            for other, other_row in self._whole.get(_key(text), ()):
+                yield row, other, other_row, text[: self._ngram]
+
+
+def _key(text: Sequence[str]) -> bytes:
+    return hashlib.blake2b("\n".join(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 _RUN = np.dtype([("hash", np.uint64), ("task", np.int64), ("row", np.int64), ("start", np.int64)])

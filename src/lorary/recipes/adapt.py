@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lorary.data.tasks import Task, load_tasks
-from lorary.errors import TaskError, UsageError
+from lorary.errors import LibraryError, TaskError, UsageError
 from lorary.library.folders import check_name
 from lorary.library.store import Library
 from lorary.model.base import Base, load_base
@@ -119,6 +119,7 @@ def adapt_library(
         one.check_base(base.model)
         template_of(one, settings.train.template)
     with into.build_lock():
+        _check_results(shop)
         kept = [task for task in sorted(tasks) if shop.is_finished(task)]
         if kept:
             shop.display.say(f"{len(kept)} of {len(tasks)} tasks are adapted to already")
@@ -130,6 +131,24 @@ def adapt_library(
             close_build(into.path, shop.key)
             remove_candidate(short_folder(shop))
     return _result(shop, adapted, kept)
+
+
+def _check_results(shop: Shop) -> None:
+    """Refuse, before anything is trained, names of results that some file systems would take for one.
+
+    Raises:
+        LibraryError: if two differ in case alone, among themselves or from an adapter of the library.
+    """
+    there = {name.casefold(): name for name in shop.into.names()}
+    for task in sorted(shop.tasks):
+        name = shop.settings.name_for(task)
+        other = there.setdefault(name.casefold(), name)
+        if other != name:
+            raise LibraryError(
+                f"names of adapters in library '{shop.into.path}' must differ in more than case",
+                found=f"'{other}' and '{name}'",
+                remedy="rename one of the tasks, or adapt to them apart, with --name",
+            )
 
 
 def run_adapt(

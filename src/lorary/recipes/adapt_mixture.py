@@ -6,6 +6,7 @@ cat      outputs, frozen         LoRA Soups (2410.13025)
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,7 +32,10 @@ WEIGHTS_BOUND = 1e-3
 
 
 def adapt_mixture(shop: Shop, tasks: Sequence[str]) -> None:
-    """Learn a mixture for each task; tasks that mix the same adapters learn in one pass.
+    """Learn a mixture for each task; tasks that mix the same adapters learn in one pass, unless results are to be cut.
+
+    A cut mixture is measured with nothing seated in the model, so that it cannot be committed in the middle of a pass;
+    and what a killed run had not committed would be lost to the others.
 
     Args:
         shop: where.
@@ -45,8 +49,9 @@ def adapt_mixture(shop: Shop, tasks: Sequence[str]) -> None:
     for task, names in retrieve(shop, tasks).items():
         alike.setdefault(names, []).append(task)
     for names, members in alike.items():
-        if not all(shop.settings.name_for(task) in shop.into for task in members):
-            _learn(shop, names, members)
+        for group in [members] if shop.settings.rank is None else [[task] for task in members]:
+            if not all(shop.settings.name_for(task) in shop.into for task in group):
+                _learn(shop, names, group)
 
 
 def _learn(shop: Shop, names: Sequence[str], tasks: Sequence[str]) -> None:
@@ -80,7 +85,7 @@ def _learn(shop: Shop, names: Sequence[str], tasks: Sequence[str]) -> None:
             list(jobs.values()),
             _stack(shop, adapters, starts),
             loop_settings(shop.settings.train, shop.run),
-            checkpoint=shop.state(f"-{state_key(list(names))}.safetensors"),
+            checkpoint=shop.state(f"-{state_key([list(names), list(tasks)])}.safetensors"),
             on_finish=on_finish,
             callbacks=[watch, *logs],
         )
@@ -144,6 +149,8 @@ def mean_weights(names: Sequence[str], adapters: Sequence[Factors], weights: Wei
 def commit_cut(shop: Shop, task: str, modules: Factors, made: Mapping[str, Any], val: Sequence[Example]) -> None:
     """Commit a mixture, brought to the rank that was asked for: then its loss is taken anew, and the error recorded.
 
+    Where what is left is worse than the bare base, an adapter that does nothing is committed in its place.
+
     Args:
         shop: where; nothing may be seated in its model where a rank was asked for.
         task: its name.
@@ -158,4 +165,7 @@ def commit_cut(shop: Shop, task: str, modules: Factors, made: Mapping[str, Any],
         whole = made["metrics"]["val_loss"]
         metrics = {**made["metrics"], "val_loss": loss, "val_loss_whole": whole, "truncation_error": cut.error}
         modules, made = cut.modules, {**made, "metrics": metrics}
+        if loss > metrics["val_loss_base"]:
+            modules = {path: replace(own, lora_b=torch.zeros_like(own.lora_b)) for path, own in modules.items()}
+            made = {**made, "metrics": {**metrics, "val_loss": metrics["val_loss_base"], "val_loss_cut": loss}}
     shop.commit(task, modules, made)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lorary.adapter import LoraFactors
 from lorary.errors import LibraryError, UsageError
 from lorary.library.store import Library
 from lorary.recipes.adapt_settings import JOINT, LORA, AdaptSettings
@@ -32,8 +33,9 @@ class Pool:
         return tuple(self.hashes)
 
     def get(self, name: str) -> Factors:
-        """The factors of one of them, by path."""
-        return dict(self.library.get(name).modules)
+        """The factors of one of them, by path; where alpha is not above 0, lora_b holds it and the scaling is 1."""
+        modules = self.library.get(name).modules
+        return {path: own if own.scaling > 0 else _with_scaling_one(own) for path, own in modules.items()}
 
     def is_of(self, name: str, task: str) -> bool:
         """Whether one of them is the adapter of a task: trained on it and on nothing else."""
@@ -42,6 +44,10 @@ class Pool:
     def hashes_of(self, names: Sequence[str]) -> dict[str, str]:
         """Content hashes of some of them."""
         return {name: self.hashes[name] for name in names}
+
+
+def _with_scaling_one(factors: LoraFactors) -> LoraFactors:
+    return LoraFactors(factors.lora_a, factors.lora_b * factors.scaling, 1.0)
 
 
 def pool_of(library: Library, settings: AdaptSettings) -> Pool:

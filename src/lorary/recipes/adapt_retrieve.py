@@ -8,6 +8,7 @@ import torch
 from lorary.cluster.similarity import adapter_similarity
 from lorary.data.template import Example
 from lorary.keys import keyed_generator
+from lorary.library.document import LIBRARY_FILE
 from lorary.library.files import encode_json, read_json, replace_file, reported
 from lorary.library.store import Library
 from lorary.recipes.adapt_settings import NEAREST
@@ -127,7 +128,7 @@ def _by_delta(shop: Shop, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
 def _short_adapters(shop: Shop, tasks: Sequence[str]) -> Library:
     """A library with a short private adapter of each task, trained as the first stage of MBC trains it."""
     folder = short_folder(shop)
-    is_new = not folder.exists()
+    is_new = not (folder / LIBRARY_FILE).exists()  # a folder without one is what a killed run left
     base, record = shop.base, shop.into.base
     library = Library.create(folder, base.model, base_name=record.name) if is_new else Library.open(folder)
     settings = ClusterSettings().private_settings(shop.settings.train)

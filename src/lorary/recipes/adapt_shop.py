@@ -55,7 +55,9 @@ class Shop:
         """A hash of all that decides the results of all tasks: what is kept while it runs is named by it."""
         hashes = {name: task.data_hash for name, task in sorted(self.tasks.items())}
         ways = [self.settings.name, self.run.window, str(self.base.model.dtype)]
-        document = [self._identity(), as_recorded(self.settings.train), hashes, ways]
+        # Running state knows adapters by their names, finished results by what they hold.
+        pool = sorted(self.pool.hashes.items())
+        document = [self._identity(), as_recorded(self.settings.train), hashes, ways, pool]
         return f"adapt-{state_key(document)}"
 
     def state(self, suffix: str) -> Path:

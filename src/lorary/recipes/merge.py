@@ -1,8 +1,11 @@
 """`lorary merge`: adapters of a library become one adapter in a folder of its own, without data."""
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +19,15 @@ from lorary.library.store import Library
 from lorary.merge.factors import sum_factors
 from lorary.merge.layers import Modules, mixed_layers
 from lorary.merge.outputs import sum_updates
-from lorary.merge.ties import ties
+from lorary.merge.ties import DENSITY, ties
 from lorary.merge.truncate import truncate
 from lorary.recipes.adapt_pool import Pool, pool_of
 from lorary.recipes.adapt_settings import MU, AdaptSettings
 
 MEAN, CONCAT, FACTORS, TIES = "mean", "concat", "mu", "ties"
 MERGES = (MEAN, CONCAT, FACTORS, TIES)
+# Larger ones are slips, and leave what float32 holds.
+MOST_WEIGHT = 1e6
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ def run_merge(
         raise UsageError(f"--method must be one of {', '.join(MERGES)}", found=method)
     if weights is not None and (method == TIES or experts is not None):
         raise UsageError("--weights names the adapters itself, and TIES has none", found="--experts or --method ties")
+    if wrong := [f"{name}={weight}" for name, weight in (weights or {}).items() if not abs(weight) <= MOST_WEIGHT]:
+        raise UsageError(f"--weights must be numbers, {MOST_WEIGHT:g} at most", found=wrong[0])
     if rank is not None and rank < 1:
         raise UsageError("--rank must be above 0", found=rank)
     folder = Path(out)
@@ -88,7 +95,9 @@ def run_merge(
     whole = _merge(method, adapters, None if weights is None else [weights[name] for name in pool.names])
     largest = max(factors.rank for factors in whole.values())
     made = truncate(whole, rank or largest, next(iter(whole.values())).scaling)
-    _write(folder, made.modules, method, pool, template, made.error)
+    density = DENSITY if method == TIES else None
+    how = {"weights": None if weights is None else dict(weights), "rank": rank, "density": density}
+    _write(folder, made.modules, method, pool, {"template": template, "merge": how, "error": made.error})
     return MergeResult(str(folder), method, list(pool.names), min(rank or largest, largest), made.error)
 
 
@@ -119,8 +128,8 @@ def _merge(method: str, adapters: Sequence[Modules], weights: Sequence[float] | 
     return sum_factors(adapters, by_layer) if method == FACTORS else sum_updates(adapters, by_layer)
 
 
-def _write(folder: Path, modules: Modules, method: str, pool: Pool, template: str, error: float) -> None:
-    """The folder as a library would hold it, so that `lorary library add` takes its history along."""
+def _write(folder: Path, modules: Modules, method: str, pool: Pool, how: Mapping[str, Any]) -> None:
+    """The folder as a library would hold it, so that `lorary library add` takes its history along; whole or not."""
     record = pool.library.base
     adapter = new_adapter(folder.name, modules, record.name)
     files = encode_adapter(adapter)
@@ -129,13 +138,18 @@ def _write(folder: Path, modules: Modules, method: str, pool: Pool, template: st
         "tasks": sorted({task for tasks in pool.tasks.values() for task in tasks}),
         "parents": list(pool.hashes.values()),
         "parent_names": list(pool.names),
-        "template": template,
-        "metrics": {"truncation_error": error},
+        "template": how["template"],
+        "merge": how["merge"],
+        "metrics": {"truncation_error": how["error"]},
     }
     base = {"name": record.name, "fingerprint": record.fingerprint.digest}
     provenance = new_provenance(adapter, files, base, told)
     try:
         with reported(folder.parent):
-            write_folder(folder, {**files, PROVENANCE_FILE: encode_json(provenance)})
+            # A kill leaves the other name at most, and the next try begins anew.
+            part = folder.with_name(f".{folder.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            write_folder(part, {**files, PROVENANCE_FILE: encode_json(provenance)})
+            os.rename(part, folder)
     except LibraryError as failed:
         raise UsageError(f"--out must be a folder that can be made: {folder}", found=failed.found) from failed

@@ -81,8 +81,9 @@ def created_for(path: str, base: str | None) -> Iterator[Library]:
 def _remove_unused(library: Library, *, keep_folder: bool) -> None:
     """Remove a library that nothing was put into, unless another build has begun on it meanwhile."""
     with suppress(LibraryError), library.build_lock():
-        # A checkpoint that the next run takes up, or adapters of an earlier stage.
-        is_started = any((library.path / BUILD_FOLDER).glob("**/*.safetensors"))
+        # What the next run takes up: a checkpoint, adapters of an earlier stage, candidates that were tried.
+        kept = ("**/*.safetensors", "*-search-*.json", "*-retrieved.json")
+        is_started = any(any((library.path / BUILD_FOLDER).glob(pattern)) for pattern in kept)
         if not library.names() and not is_started:
             shutil.rmtree(library.path)
             if keep_folder:
