@@ -47,7 +47,9 @@ def test_the_verdict_says_when_a_difference_holds_on_these_tasks_only() -> None:
     assert "better" in page
     assert board.difference("base", "arrow", "held_in") == (
         -found.value, -found.high, -found.low, found.tasks, -(found.tasks_high or 0), -found.tasks_low,
+        found.p_rows, found.p_tasks,
     )  # fmt: skip
+    assert 0 < found.p_rows < 0.05 < found.p_tasks  # as the evaluation's own comparison has them
 
 
 def test_the_heat_map_has_every_task_and_router_and_gains_over_the_base() -> None:
