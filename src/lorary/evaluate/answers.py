@@ -75,21 +75,18 @@ def score_rows(
     warn_of_cuts(rows[0].task, examples)
     losses = answer_losses(model, examples)
     if (k := parse_pass(metric)) is not None and sandbox is not None:
-        answers = _answers(model, tokenizer, template, rows, default_decoding(k))
+        answers = _answers(model, tokenizer, template, rows, default_decoding(k), keep_breaks=True)
         scores = [pass_score(row, own, k, sandbox) for row, own in zip(rows, answers, strict=True)]
     else:
         # What an answer says beyond the longest reference is not waited for, and not held against it.
         longest = max(len(template.encode(row.source, r).target_ids) for row in rows for r in row.references)
-        answers = _answers(model, tokenizer, template, rows, Decoding(longest))
+        answers = _answers(model, tokenizer, template, rows, Decoding(longest), keep_breaks=False)
         references = [(single_reference(row),) if metric == "rougeL_single" else row.references for row in rows]
         if metric.startswith("rougeL"):
             warn_of_silence(rows[0].task, references)
-        # Line breaks before an answer that stops at one are no part of it.
-        stripped = [[one.lstrip("\n") if decoding_of(row, Decoding(longest)).stop else one for one in own]
-                    for row, own in zip(rows, answers, strict=True)]  # fmt: skip
         scores = [
             sum(text_score(metric, answer, refs) for answer in own) / len(own)
-            for own, refs in zip(stripped, references, strict=True)
+            for own, refs in zip(answers, references, strict=True)
         ]
     return RowScores([loss.mean for loss in losses], metric, scores)
 
@@ -122,7 +119,15 @@ def _check_cuts(rows: Sequence[Row], by_option: Sequence[Sequence[Example]]) -> 
     warn_of_cuts(rows[0].task, [max(own, key=lambda example: example.truncated) for own in by_option])
 
 
-def _answers(model: Any, tokenizer: Any, template: Template, rows: Sequence[Row], default: Decoding) -> list[list[str]]:
+def _answers(
+    model: Any,
+    tokenizer: Any,
+    template: Template,
+    rows: Sequence[Row],
+    default: Decoding,
+    *,
+    keep_breaks: bool,
+) -> list[list[str]]:
     """The answers of each row; rows that are decoded alike are generated together."""
     groups: dict[Decoding, list[int]] = {}
     for i, row in enumerate(rows):
@@ -143,7 +148,8 @@ def _answers(model: Any, tokenizer: Any, template: Template, rows: Sequence[Row]
             seeds=[seed for i in members for seed in sample_seeds(rows[i], samples)],
         )
         for i, text in zip(owners, texts, strict=True):
-            answers[i].append(text)
+            # Before a text that stops somewhere, line breaks are no part of it; before a program they may be.
+            answers[i].append(text.lstrip("\n") if how.stop and not keep_breaks else text)
     return answers
 
 

@@ -31,7 +31,9 @@ def content_of_model(model: nn.Module) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    return _hash(model, {name: _sample(plain_tensor(tensor)) for name, tensor in _tensors(model)})
+    # What is offloaded to the disk has no values here.
+    there = ((name, tensor) for name, tensor in _tensors(model) if not tensor.is_meta)
+    return _hash(model, {name: _sample(plain_tensor(tensor)) for name, tensor in there})
 
 
 def content_of_folder(path: str | Path) -> str:
@@ -66,7 +68,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     seen: set[int] = set()
     for path, module in bare_modules(base):
         for name, parameter in module.named_parameters(path, recurse=False, remove_duplicate=False):
-            if id(parameter) not in seen:
+            if id(parameter) not in seen and parameter.numel():
                 seen.add(id(parameter))
                 yield name, parameter
 

@@ -37,6 +37,10 @@ def named(*tasks: Task) -> dict[str, Task]:
         ("search_results", "arc_easy", None),
         ("add_numbers", "subtract_numbers", None),
         ("1", "2", None),
+        ("topic_1", "topic_9", None),
+        ("resume_arc", "arc_easy", None),
+        ("arc", "arc_easy", "arc"),
+        ("\u7ffb\u8bd1", "\u7ffb\u8bd1", "\u7ffb\u8bd1"),
     ],
 )
 def test_names_are_the_same_where_they_name_the_same_data(one: str, other: str, name: str | None) -> None:
@@ -123,6 +127,40 @@ def test_each_held_out_task_and_row_is_told_apart() -> None:
     assert [(p.train, p.heldout, p.train_rows, p.heldout_rows) for p in found.pairs] == [
         ("a", "b", 3, 2), ("a", "c", 2, 1)
     ]  # fmt: skip
+
+
+def test_equal_rows_count_whatever_their_length_and_however_often_they_come() -> None:
+    row = "nine words that stand in one row alone here"
+    held = task("b", row, split="test", val=(row,))
+    [pair] = find_overlaps(named(task("a", row)), named(held)).pairs
+    assert (pair.train_rows, pair.heldout_rows) == (1, 2)
+    # Each passage is asked about in most rows, like an instruction: the rows themselves are the same all the same.
+    passage = "a passage of more than eight words which all of the questions are about"
+    asked = [f"{passage} {number}" for number in range(6)]
+    [pair] = find_overlaps(named(task("a", *asked)), named(task("b", *asked, split="test"))).pairs
+    assert pair.train_rows == 6
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("caf\u00e9 d\u00e9j\u00e0 vu r\u00f4le na\u00efve \u00e9t\u00e9 for\u00eat h\u00f4tel",
+         "cafe\u0301 de\u0301ja\u0300 vu ro\u0302le nai\u0308ve e\u0301te\u0301 fore\u0302t ho\u0302tel"),
+        ("\u0643\u062a\u0628 " * 8, "\u0643\u064e\u062a\u064e\u0628\u064e " * 8),
+        ("brown foxes jump over very lazy dogs today", "brown fox\u00ades jump over\u200b very lazy dogs today"),
+        ("brown foxes jump over very lazy dogs today", "_brown_ _foxes_ jump over very lazy dogs today"),
+        ("STRASSE one two three four five six seven", "stra\u00dfe one two three four five six seven"),
+    ],
+    ids=["composed", "vowel points", "unseen", "underscores", "folded"],
+)  # fmt: skip
+def test_the_forms_that_unicode_has_for_a_text_are_one(one: str, other: str) -> None:
+    assert find_overlaps(named(task("a", f"x {one}")), named(task("b", f"y {other}", split="test"))).pairs
+
+
+def test_vowel_signs_of_hindi_end_no_word() -> None:
+    four = "\u092e\u0941\u091d\u0947 \u0915\u093f\u0924\u093e\u092c \u092a\u0922\u093c\u0928\u093e \u0939\u0948"
+    train, held = task("a", f"{four} one"), task("b", f"{four} two", split="test")
+    assert not find_overlaps(named(train), named(held)).pairs
 
 
 def test_nothing_to_compare_is_no_overlap() -> None:

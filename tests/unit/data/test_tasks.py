@@ -80,6 +80,22 @@ def test_a_manifest_may_say_as_little_as_task_and_file(tmp_path):
     assert (tasks["b"].family, tasks["b"].role, tasks["b"].metric) == ("none", "train", "em")
 
 
+@pytest.mark.parametrize("role", ["held_out", "held-out", "training", "Heldout"])
+def test_a_role_that_is_none_is_refused_since_it_would_keep_nothing_apart(tmp_path, role):
+    write(tmp_path / "a.jsonl", row("a"))
+    write_manifest(tmp_path, {"task": "a", "file": "a.jsonl", "role": role})
+    with pytest.raises(TaskError, match=f"the role of task 'a' must be one of train, heldout\nfound: '{role}'"):
+        load_tasks(tmp_path)
+
+
+def test_a_manifest_may_begin_with_a_byte_order_mark(tmp_path):
+    write(tmp_path / "a.jsonl", row("a"))
+    write_manifest(tmp_path, {"task": "a", "file": "a.jsonl", "role": "heldout"})
+    file = tmp_path / "manifest.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load_tasks(tmp_path)["a"].role == "heldout"
+
+
 def test_only_the_files_of_the_named_tasks_are_read_through_a_manifest(tmp_path):
     write(tmp_path / "a.jsonl", row("a"))
     (tmp_path / "b.jsonl").write_text("not read")

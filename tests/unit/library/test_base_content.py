@@ -5,23 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
+from checkpoints import save, save_renamed
 from torch import nn
 
-from lorary.formats.quiet import quiet_transformers
 from lorary.library import base_content
 from lorary.library.base_content import content_of_folder, content_of_model
 from lorary.library.fingerprint import fingerprint_of_model
 from lorary.lora.seat import CHILD
 
 MakeModel = Callable[..., Any]
-
-
-def save(model: Any, folder: Path, **settings: Any) -> Path:
-    with quiet_transformers():
-        model.save_pretrained(folder, **settings)
-    return folder
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, {"dtype": torch.bfloat16}])
@@ -41,10 +34,7 @@ def test_folder_and_live_model_give_one_hash_and_nothing_is_loaded(
 def test_a_checkpoint_with_names_of_its_own_is_loaded_instead(
     tmp_path: Path, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save(tiny_model(), tmp_path)
-    tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
-    renamed = {name.replace("model.", "elsewhere."): tensor for name, tensor in tensors.items()}
-    safetensors.torch.save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_renamed(tiny_model(), tmp_path)
     monkeypatch.setattr(base_content, "loaded_model", lambda folder: tiny_model())
     assert content_of_folder(tmp_path) == content_of_model(tiny_model())
 
@@ -70,3 +60,9 @@ def test_what_is_seated_and_how_the_model_is_run_are_not(tiny_model: MakeModel) 
     model.model.layers[0].self_attn.q_proj.add_module(CHILD, nn.Linear(2, 2))
     assert content_of_model(model) == bare
     assert content_of_model(model.double()) == bare
+
+
+def test_weights_that_are_elsewhere_are_passed_over(tiny_model: MakeModel) -> None:
+    model = tiny_model()
+    model.model.norm.weight = nn.Parameter(model.model.norm.weight.to("meta"))
+    assert content_of_model(model) != content_of_model(tiny_model())

@@ -9,13 +9,13 @@ import peft
 import pytest
 import safetensors.torch
 import torch
+from checkpoints import save, save_renamed
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lorary.errors import BaseModelError
-from lorary.formats.quiet import quiet_transformers
 from lorary.library import fingerprint_folder
 from lorary.library.fingerprint import Fingerprint, compare, fingerprint_of_model, sampled_positions
 from lorary.library.fingerprint_folder import fingerprint_of_folder
@@ -40,12 +40,6 @@ def gpt2() -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return GPT2LMHeadModel(GPT2Config(**settings, bos_token_id=0, eos_token_id=0))
-
-
-def save(model: Any, folder: Path, **settings: Any) -> Path:
-    with quiet_transformers():
-        model.save_pretrained(folder, **settings)
-    return folder
 
 
 @pytest.mark.usefixtures("never_load")
@@ -92,10 +86,7 @@ def test_a_checkpoint_of_the_headless_model_gives_the_same_fingerprint(tmp_path:
 def test_a_checkpoint_with_names_of_its_own_is_loaded_instead(
     tmp_path: Path, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save(tiny_model(), tmp_path)
-    tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
-    renamed = {name.replace("model.", "elsewhere."): tensor for name, tensor in tensors.items()}
-    safetensors.torch.save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_renamed(tiny_model(), tmp_path)
     monkeypatch.setattr(fingerprint_folder, "loaded_model", lambda folder: tiny_model())
     assert fingerprint_of_folder(tmp_path) == fingerprint_of_model(tiny_model())
 

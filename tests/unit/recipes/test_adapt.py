@@ -19,8 +19,11 @@ from lorary.library.store import Library
 from lorary.model.base import Base, load_base
 from lorary.recipes import adapt_lorahub
 from lorary.recipes.adapt import METHODS, AdaptSettings, adapt_library, run_adapt
+from lorary.recipes.adapt_pool import pool_of
+from lorary.recipes.adapt_shop import Shop
 from lorary.recipes.build import build_library
-from lorary.recipes.build_settings import BuildSettings
+from lorary.recipes.build_settings import BuildSettings, RunSettings
+from lorary.recipes.display import Display
 from lorary.train.callbacks import JsonlCallback
 
 TRAIN = BuildSettings(
@@ -275,6 +278,86 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     assert weights(library) == {}
     adapt_library(base, source, new, settings_of(method), into=library)
     assert weights(library) == weights(whole)
+
+
+@pytest.mark.parametrize("method", ["poly", "cat"])
+def test_cut_mixtures_that_were_finished_before_a_kill_are_kept(
+    method: str, base: Base, source: Library, library: Library, new: dict[str, Task], tmp_path: Path,
+    tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    whole, settings = Library.create(tmp_path / "whole", str(tiny_base_folder)), settings_of(method, rank=1)
+    adapt_library(base, source, new, settings, into=whole)
+    left = [TRAIN.steps + 2]
+
+    def dies(self: Any, steps: Any, *_args: Any) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JsonlCallback, "on_step", dies)
+        with pytest.raises(Died):
+            adapt_library(base, source, new, settings, into=library)
+    assert library.names() == [f"beta-{method}"]
+    adapt_library(base, source, new, settings, into=library)
+    assert weights(library) == weights(whole)
+
+
+@SEARCHES
+def test_a_cut_that_is_worse_than_the_base_gives_way_to_nothing(
+    base: Base, source: Library, library: Library, new: dict[str, Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorary.recipes.adapt_mixture.adapter_losses", lambda shop, cut, val: dict.fromkeys(cut, 99.0))
+    beta = {"beta": new["beta"]}
+    result = adapt_library(base, source, beta, settings_of("lorahub", rank=1), into=library)
+    base_loss, _, loss = result.val_losses["beta"]
+    assert loss == base_loss
+    assert library.provenance("beta-lorahub")["metrics"]["val_loss_cut"] == 99.0
+    assert all(not own.lora_b.any() for own in library.get("beta-lorahub").modules.values())
+
+
+def test_running_state_is_not_taken_up_where_names_have_changed_hands(
+    base: Base, source: Library, library: Library, new: dict[str, Task]
+) -> None:
+    pool = pool_of(source, settings_of("cat"))
+    swapped = replace(pool, hashes=dict(zip(pool.hashes, reversed(pool.hashes.values()), strict=True)))
+    keys = {Shop(base, library, new, settings_of("cat"), RunSettings(), Display(), own).key for own in (pool, swapped)}
+    assert len(keys) == 2
+
+
+def test_results_that_differ_in_case_alone_are_refused_before_anything_is_trained(
+    base: Base, source: Library, library: Library, new: dict[str, Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorary.recipes.adapt.open_shards", lambda *_: pytest.fail("it was begun"))
+    both = {"beta": new["beta"], "Beta": new["beta"]}
+    with pytest.raises(LibraryError, match="must differ in more than case\nfound: 'Beta-lora' and 'beta-lora'"):
+        adapt_library(base, source, both, settings_of("lora"), into=library)
+
+
+@SEARCHES
+def test_a_search_that_is_interrupted_in_a_new_library_is_kept(
+    source: Library, new: dict[str, Task], reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = adapt_lorahub._Mixtures.losses, []
+
+    def losses(self: Any, candidates: Any, rows: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(self, candidates, rows)
+
+    monkeypatch.setattr(adapt_lorahub._Mixtures, "losses", losses)
+    settings = settings_of("lorahub", budget=18)
+    arguments: dict[str, Any] = {"names": ["beta"], "into": str(tmp_path / "new")}
+    with pytest.raises(KeyboardInterrupt):
+        run_adapt(str(source.path), reference, settings, **arguments)
+    assert list((tmp_path / "new" / ".build").glob("*-search-*.json"))
+    before = len(calls)
+    run_adapt(str(source.path), reference, settings, **arguments)
+    again = len(calls) - before
+    calls[:] = [1] * 10
+    run_adapt(str(source.path), reference, settings, **{**arguments, "into": str(tmp_path / "other")})
+    assert again < len(calls) - 10
 
 
 @SEARCHES

@@ -1,6 +1,8 @@
 """`lorary merge` through the recipe: files that PEFT reads, what they compute, and what is refused."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from lorary.adapter import Adapter
 from lorary.errors import AdapterError, LibraryError, UsageError
 from lorary.formats.peft import read_adapter
 from lorary.library.store import Library
-from lorary.merge.ties import merge_entries
+from lorary.merge.ties import DENSITY, merge_entries
 from lorary.model.base import Base
 from lorary.recipes.merge import MERGES, run_merge
 
@@ -90,6 +92,52 @@ def test_what_makes_no_sense_is_refused(
     with pytest.raises(error, match=message):
         run_merge(str(library.path), str(tmp_path / "merged"), **options)
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e39])
+def test_weights_that_are_no_numbers_are_refused(
+    weight: float, adapters: list[Adapter], library: Library, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"--weights must be numbers.*\nfound: one="):
+        run_merge(str(library.path), str(tmp_path / "merged"), "mean", weights={"one": weight, "two": 1.0})
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_merge_says_how_it_was_made(adapters: list[Adapter], library: Library, tmp_path: Path) -> None:
+    run_merge(str(library.path), str(tmp_path / "merged"), "mean", weights={"one": 0.9, "two": -0.3}, rank=1)
+    run_merge(str(library.path), str(tmp_path / "ties"), "ties")
+    told = [json.loads((tmp_path / name / "provenance.json").read_text())["merge"] for name in ("merged", "ties")]
+    assert told[0] == {"weights": {"one": 0.9, "two": -0.3}, "rank": 1, "density": None}
+    assert told[1] == {"weights": None, "rank": None, "density": DENSITY}
+
+
+def test_a_merge_that_is_killed_leaves_its_place_free(
+    adapters: list[Adapter], library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("lorary.recipes.merge.os.rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_merge(str(library.path), str(tmp_path / "merged"), "mean")
+    assert not (tmp_path / "merged").exists()
+    run_merge(str(library.path), str(tmp_path / "merged"), "mean")
+    assert [path.name for path in tmp_path.iterdir() if "merged" in path.name] == ["merged"]
+
+
+@pytest.mark.parametrize("alpha", [0.0, -6.0])
+def test_an_adapter_whose_alpha_is_not_above_zero_is_merged_for_what_it_does(
+    alpha: float, base: Base, library: Library, random_adapter: Callable[..., Any], generator: torch.Generator,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    one, two = (random_adapter(base.model, name, generator) for name in ("one", "two"))
+    odd = {path: replace(own, scaling=alpha / own.rank) for path, own in one.modules.items()}
+    one = replace(one, modules=odd, config={**one.config, "lora_alpha": alpha})
+    for adapter in (one, two):
+        library.add_adapter(adapter, {"tasks": [adapter.name]})
+    run_merge(str(library.path), str(tmp_path / "mean"), "mean", rank=4)
+    for path, factors in read_adapter(tmp_path / "mean"):
+        wanted = (one.modules[path].delta() + two.modules[path].delta()).double() / 2
+        left, values, right = torch.linalg.svd(wanted)
+        assert torch.allclose(factors.delta().double(), left[:, :4] * values[:4] @ right[:4], atol=1e-5)
 
 
 def test_nothing_is_overwritten(adapters: list[Adapter], library: Library, tmp_path: Path) -> None:

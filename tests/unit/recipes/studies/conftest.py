@@ -32,6 +32,12 @@ questions:
 
 
 @pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """The folder of a study."""
+    return tmp_path / "out"
+
+
+@pytest.fixture
 def make_study(tmp_path: Path, tiny_base_folder: Path) -> Callable[..., Path]:
     """A factory: writes tasks and study, with changes of text, and returns the study's file."""
 

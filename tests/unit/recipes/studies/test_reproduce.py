@@ -12,24 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from studies import done
 
 from lorary.errors import LibraryError, LoraryError, TaskError, UsageError
 from lorary.library.lock import study_lock
 from lorary.library.store import Library
-from lorary.recipes.reproduce import Choice, ReproduceResult, run_reproduce
+from lorary.recipes.reproduce import Choice, run_reproduce
 from lorary.recipes.studies.place import OutOfTime
 from lorary.recipes.studies.record import DONE
 
 ALL = ("build:private", "build:mbc", "evaluate:main", "build:part", "build:other", "drift:seed", "adapt:few")
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
-
-
-def done(result: ReproduceResult) -> list[str]:
-    return [name for name, state in result.stages.items() if state == DONE]
 
 
 def test_a_study_runs_every_stage_once_and_answers_its_questions(make_study: Callable[..., Path], out: Path) -> None:

@@ -5,20 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from studies import done
 
 from lorary.errors import TaskError
 from lorary.library.store import Library
-from lorary.recipes.reproduce import Choice, ReproduceResult, run_reproduce
+from lorary.recipes.reproduce import Choice, run_reproduce
 from lorary.recipes.studies.record import DONE, FAILED
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
-
-
-def done(result: ReproduceResult) -> list[str]:
-    return [name for name, state in result.stages.items() if state == DONE]
 
 
 def test_a_stage_that_fails_leaves_the_others_to_run(make_study: Callable[..., Path], out: Path) -> None:
