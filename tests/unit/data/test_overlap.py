@@ -134,11 +134,11 @@ def test_equal_rows_count_whatever_their_length_and_however_often_they_come() ->
     held = task("b", row, split="test", val=(row,))
     [pair] = find_overlaps(named(task("a", row)), named(held)).pairs
     assert (pair.train_rows, pair.heldout_rows) == (1, 2)
-    # Each passage is asked about in most rows, like an instruction: the rows themselves are the same all the same.
+    # All runs of the row stand in most rows, like an instruction: it is a row of the task all the same.
     passage = "a passage of more than eight words which all of the questions are about"
-    asked = [f"{passage} {number}" for number in range(6)]
-    [pair] = find_overlaps(named(task("a", *asked)), named(task("b", *asked, split="test"))).pairs
-    assert pair.train_rows == 6
+    asked = [passage, *(f"{number} {passage}" for number in range(6))]
+    [pair] = find_overlaps(named(task("a", passage)), named(task("b", *asked, split="test"))).pairs
+    assert (pair.train_rows, pair.heldout_rows) == (1, 1)
 
 
 @pytest.mark.parametrize(

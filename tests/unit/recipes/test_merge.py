@@ -129,8 +129,14 @@ def test_an_adapter_whose_alpha_is_not_above_zero_is_merged_for_what_it_does(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     one, two = (random_adapter(base.model, name, generator) for name in ("one", "two"))
-    odd = {path: replace(own, scaling=alpha / own.rank) for path, own in one.modules.items()}
-    one = replace(one, modules=odd, config={**one.config, "lora_alpha": alpha})
+    one, two = (
+        replace(
+            adapter,
+            modules={path: replace(own, scaling=alpha / own.rank) for path, own in adapter.modules.items()},
+            config={**adapter.config, "lora_alpha": alpha},
+        )
+        for adapter in (one, two)
+    )
     for adapter in (one, two):
         library.add_adapter(adapter, {"tasks": [adapter.name]})
     run_merge(str(library.path), str(tmp_path / "mean"), "mean", rank=4)
