@@ -2,6 +2,7 @@
 
 import codecs
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from lorary.errors import TaskError
 
 MANIFEST = "manifest.json"
 ROLES = ("train", "heldout")
+# So alike (difflib's ratio), a role is a slip of one of these and no role of its own: `held-out`, `training`.
+NEAR = 0.75
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Entry:
     Args:
         file: the JSONL file with the rows, joined to the folder.
         family: group of related tasks.
-        role: "train" or "heldout".
+        role: "train" or "heldout"; a task with another one is neither, unless it is named.
         metric: how the task is scored.
     """
 
@@ -76,11 +79,12 @@ def _parse_entry(item: object, folder: Path, where: str) -> tuple[str, Entry]:
     family, role, metric = (
         None if item.get(key) is None else _text(item, key, where) for key in ("family", "role", "metric")
     )
-    if role not in (None, *ROLES):
+    if role not in (None, *ROLES) and (near := get_close_matches(role.lower(), ROLES, n=1, cutoff=NEAR)):
         raise TaskError(
-            f"{where}: the role of task '{name}' must be one of {', '.join(ROLES)}", found=shorten(role),
-            remedy="correct 'role': held-out tasks are kept apart by it",
-        )  # fmt: skip
+            f"{where}: the role of task '{name}' must be spelt {' or '.join(ROLES)}, or be another word",
+            found=shorten(role),
+            remedy=f"did you mean {near[0]}? held-out tasks are kept apart by it",
+        )
     return name, Entry(file=file, family=family, role=role, metric=metric)
 
 

@@ -81,11 +81,17 @@ def test_a_manifest_may_say_as_little_as_task_and_file(tmp_path):
 
 
 @pytest.mark.parametrize("role", ["held_out", "held-out", "training", "Heldout"])
-def test_a_role_that_is_none_is_refused_since_it_would_keep_nothing_apart(tmp_path, role):
+def test_a_slip_in_a_role_is_refused_since_it_would_keep_nothing_apart(tmp_path, role):
     write(tmp_path / "a.jsonl", row("a"))
     write_manifest(tmp_path, {"task": "a", "file": "a.jsonl", "role": role})
-    with pytest.raises(TaskError, match=f"the role of task 'a' must be one of train, heldout\nfound: '{role}'"):
+    with pytest.raises(TaskError, match=f"the role of task 'a' must be spelt train or heldout.*\nfound: '{role}'"):
         load_tasks(tmp_path)
+
+
+def test_a_role_of_its_own_is_neither(tmp_path):
+    write(tmp_path / "a.jsonl", row("a"))
+    write_manifest(tmp_path, {"task": "a", "file": "a.jsonl", "role": "p3"})
+    assert load_tasks(tmp_path)["a"].role == "p3"
 
 
 def test_a_manifest_may_begin_with_a_byte_order_mark(tmp_path):
