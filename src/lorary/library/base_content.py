@@ -84,10 +84,8 @@ def _sample_stored(tensors: Any, name: str, shape: tuple[int, ...]) -> list[floa
     stored = tensors.get_slice(name)
     if tuple(stored.get_shape()) != shape or not str(stored.get_dtype()).startswith(("F", "BF")):
         return None
-    if len(shape) != 2:
-        return _sample(tensors.get_tensor(name))
-    pairs = zip(*(places.tolist() for places in _positions(shape)), strict=True)
-    return [float(stored[row : row + 1, column : column + 1].float()) for row, column in pairs]
+    # The file is mapped into memory: no more of a tensor is read than the pages that its entries lie on.
+    return _sample(tensors.get_tensor(name))
 
 
 def _positions(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
