@@ -1,0 +1,104 @@
+"""Reading files that somebody else wrote: regular files only, of a bounded size, JSON of a bounded kind.
+
+A FIFO would block for ever, a device would never end, and a document of a gigabyte would take the memory of the
+machine. Everything here raises `OSError` or `ValueError`, which the caller turns into an error of its own room that
+names the file.
+"""
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+# Larger than any configuration, index, manifest or tokenizer description that a model or a library has.
+MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
+
+
+def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
+    """Open a regular file for reading; a FIFO, socket or device is refused without waiting for it.
+
+    Args:
+        path: the file.
+        follow_links: whether the last part of the path may be a symbolic link.
+
+    Raises:
+        OSError: if it cannot be opened, is no regular file, or is a link and links are not followed.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow_links:
+            raise OSError(errno.ELOOP, "it is a symbolic link", str(path)) from error
+        if error.errno == errno.ENXIO:  # what opening a socket says
+            raise _not_regular(path) from error
+        raise
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise _not_regular(path)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: Path, *, max_bytes: int | None = MAX_DOCUMENT_BYTES, follow_links: bool = True) -> bytes:
+    """The bytes of a regular file.
+
+    Args:
+        path: the file.
+        max_bytes: refuse a larger file before reading it; None for weights, which may be of any size.
+        follow_links: whether the last part of the path may be a symbolic link.
+
+    Raises:
+        OSError: as for `open_regular`, or if the file is larger than `max_bytes`.
+    """
+    with open_regular(path, follow_links=follow_links) as file:
+        if max_bytes is None:
+            return file.read()
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(errno.EFBIG, f"it is larger than {max_bytes:,} bytes", str(path))
+    return data
+
+
+def parse_json(data: bytes) -> Any:
+    """The value in a JSON document in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: if it is no JSON, is nested too deeply, gives a key twice, or holds half a character (a lone
+            surrogate, which no file and no terminal can take).
+    """
+    try:
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if b"\\ud" in data or b"\\uD" in data:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"it holds half a character, \\u{ord(error.object[error.start]):04x}") from error
+    return value
+
+
+def read_json(path: Path, *, follow_links: bool = True) -> Any:
+    """The value in a JSON file; errors as for `read_regular` and `parse_json`."""
+    return parse_json(read_regular(path, follow_links=follow_links))
+
+
+def _not_regular(path: Path) -> OSError:
+    return OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in document if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:80]!r} stands in it twice")
+    return document
