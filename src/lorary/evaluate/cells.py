@@ -90,8 +90,8 @@ class Column(NamedTuple):
         return f"{self.library}: {self.router}" if several and self.library is not None else self.router
 
 
-def column_of(cell: Cell) -> Column:
-    """Whom a cell scores."""
+def column_of(cell: Cell | Failure) -> Column:
+    """Whom a cell scores, or could not score."""
     return Column(None if cell.router == BASE else cell.library, cell.router)
 
 

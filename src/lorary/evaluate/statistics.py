@@ -1,5 +1,8 @@
 """Intervals and p-values by resampling, over rows and over tasks. All draws follow from a seed and a task's name.
 
+A mean is not held against anything: its interval is a percentile bootstrap. A difference is tested by flipping signs,
+and its interval is that test inverted, so that interval and p-value never disagree.
+
 Two questions, never to be mixed up. *Over rows*: had other rows of these very tasks been drawn, how far would a number
 move? *Over tasks*: had other tasks like these been drawn? The second is the wider one, and the one that a claim about
 new tasks needs.
@@ -8,6 +11,8 @@ new tasks needs.
 import zlib
 from collections.abc import Sequence
 from itertools import product
+from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,23 +25,26 @@ FEWEST_TASKS = 5
 MOST_DRAWN = 4_000_000
 # Up to so many tasks, all patterns of signs are gone through.
 MOST_EXACT = 12
+# Sums in another order differ by less than this.
+HAIR = 1e-9
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
 
-def bootstrap_interval(values: Sequence[float], seed: int = 0, level: float = LEVEL) -> Interval:
+def bootstrap_interval(values: Sequence[float], seed: int = 0, level: float = LEVEL, task: str = "") -> Interval:
     """Percentile bootstrap interval of a mean.
 
     Args:
         values: one per row.
         seed: of the resampling.
         level: confidence level.
+        task: name of the task, which the draws follow from too.
 
     Returns:
         Low and high end.
     """
-    return interval_of(resampled_means("", np.asarray(values, dtype=np.float64)[:, None], seed)[:, 0], level)
+    return interval_of(resampled_means(task, np.asarray(values, dtype=np.float64)[:, None], seed)[:, 0], level)
 
 
 def interval_of(resampled: Floats, level: float = LEVEL) -> Interval:
@@ -92,40 +100,70 @@ def flipped_means(task: str, values: Floats, seed: int = 0) -> Floats:
     return np.concatenate([(2.0 * signs - 1.0) @ values / rows for signs in thrown])
 
 
-def p_value(observed: float, drawn: Floats) -> float:
-    """Two-sided p-value of a permutation test whose draws are a sample: never 0, the data are one draw themselves."""
-    return float((1 + _as_extreme(observed, drawn)) / (1 + len(drawn)))
-
-
-def tasks_p_value(differences: Sequence[float], seed: int = 0) -> float:
-    """Two-sided p-value of the mean over tasks, if for each task it were chance which side did better (sign flips).
-
-    Exact up to `MOST_EXACT` tasks. With T tasks it cannot fall below 2 / 2^T.
+class FlipTest(NamedTuple):
+    """A sign-flip test of `value / unit`, and the interval that follows from it.
 
     Args:
-        differences: one per task.
-        seed: of the throws where there are more tasks.
+        p: two-sided p-value of a ratio of 0.
+        low: lower end of the interval: all ratios that the test does not reject. Infinite where it rejects none.
+        high: its upper end.
     """
-    values = np.asarray(differences, dtype=np.float64)
-    if len(values) <= MOST_EXACT:
-        signs = np.array(list(product((1.0, -1.0), repeat=len(values))))
-        return float(_as_extreme(float(values.mean()), signs @ values / len(values)) / len(signs))
-    return p_value(float(values.mean()), flipped_means("", values[:, None], seed)[:, 0])
+
+    p: float
+    low: float
+    high: float
 
 
-def drawn_tasks(num_tasks: int, seed: int = 0) -> NDArray[np.int64] | None:
-    """Tasks drawn with replacement, (RESAMPLES, tasks); None where there are too few to draw from."""
-    if num_tasks < FEWEST_TASKS:
-        return None
-    return np.random.default_rng([seed + 2, num_tasks]).integers(0, num_tasks, size=(RESAMPLES, num_tasks))
+def flip_test(value: float, unit: float, flipped: Floats, flipped_unit: Floats, level: float = LEVEL) -> FlipTest:
+    """Test and interval out of the same flips, so that the interval leaves 0 out exactly where p is below 1 - level.
+
+    A ratio x is tested by flipping the signs of what `value - x * unit` is the mean of: a throw is as extreme as the
+    data where `|flipped - x * flipped_unit|` is at least `|value - x * unit|`. Those x are an interval around
+    `value / unit`, whose two ends are found for each throw, so that no x needs to be searched for.
+
+    Args:
+        value: a mean difference.
+        unit: what it is measured in: 1 for the difference itself, the gap for the part of a gap; above 0.
+        flipped: (throws,) means after signs were thrown, the data themselves (no sign flipped) among them.
+        flipped_unit: (throws,) the same throws of the unit.
+        level: confidence level.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        both = np.stack([(value - flipped) / (unit - flipped_unit), (value + flipped) / (unit + flipped_unit)])
+    # A throw that leaves the unit as large as it is, is as extreme for every ratio.
+    never = np.abs(flipped_unit) >= unit * (1 - HAIR)
+    lows, highs = np.where(never, -np.inf, both.min(axis=0)), np.where(never, np.inf, both.max(axis=0))
+    for exact in (0.0, value / unit):
+        lows, highs = (np.where(np.abs(ends - exact) < HAIR, exact, ends) for ends in (lows, highs))
+    # The smallest and largest ratio at which so many throws are as extreme that the test does not reject it.
+    kept = ceil((1 - level) * len(flipped) - HAIR)
+    return FlipTest(
+        p=float(((lows <= 0) & (highs >= 0)).mean()),
+        low=float(np.sort(lows)[kept - 1]),
+        high=float(np.sort(highs)[-kept]),
+    )
+
+
+def flipped_tasks(values: Floats, seed: int = 0) -> Floats:
+    """Means over tasks after each task's sign was thrown, all patterns of signs up to `MOST_EXACT` tasks.
+
+    Args:
+        values: (tasks, columns).
+        seed: of the throws where there are more tasks.
+
+    Returns:
+        (throws, columns), the values as they are among them.
+    """
+    tasks = len(values)
+    if tasks <= MOST_EXACT:
+        return np.array(list(product((1.0, -1.0), repeat=tasks))) @ values / tasks
+    return np.concatenate([flipped_means("", values, seed), values.mean(axis=0, keepdims=True)])
 
 
 def tasks_interval(values: Sequence[float], seed: int = 0) -> Interval | None:
     """Percentile bootstrap interval of a mean over tasks, whole tasks drawn; None with fewer than `FEWEST_TASKS`."""
-    drawn = drawn_tasks(len(values), seed)
-    return None if drawn is None else interval_of(np.asarray(values, dtype=np.float64)[drawn].mean(axis=1))
-
-
-def _as_extreme(observed: float, drawn: Floats) -> int:
-    """How many draws lie as far from zero as what was observed; sums in another order differ by a hair."""
-    return int((np.abs(drawn) >= abs(observed) * (1 - 1e-9) - 1e-12).sum())
+    tasks = len(values)
+    if tasks < FEWEST_TASKS:
+        return None
+    drawn = np.random.default_rng([seed + 2, tasks]).integers(0, tasks, size=(RESAMPLES, tasks))
+    return interval_of(np.asarray(values, dtype=np.float64)[drawn].mean(axis=1))

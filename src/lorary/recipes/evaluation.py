@@ -22,8 +22,11 @@ class Evaluation:
         routing: for held-in tasks, how much of the routing goes to the expert of the task.
         comparisons: paired differences; the base counts once.
         means: of every router on every split.
+        family_means: of every router on every family of a split.
+        loss_means: of every router's losses on every split.
         oracle_gaps: how far routers come from the base to the oracle.
         base_guard: tasks on which the base beats a router.
+        left_out: tasks that are in no mean, comparison or gap, since a router that has scores failed on them.
         settings: how it was done.
         libraries: their names.
         base: name of the base model.
@@ -34,8 +37,11 @@ class Evaluation:
     routing: list[RoutingAccuracy]
     comparisons: list[Comparison]
     means: list[Mean]
+    family_means: list[Mean]
+    loss_means: list[Mean]
     oracle_gaps: list[OracleGap]
     base_guard: list[dict[str, Any]]
+    left_out: list[dict[str, Any]]
     settings: EvaluateSettings
     libraries: tuple[str, ...]
     base: str
@@ -66,7 +72,7 @@ class Evaluation:
 
         Args:
             router: as it is written.
-            split: `held_in` or `held_out`.
+            split: `held_in`, `held_out`, or `mixed` where libraries differ.
             library: whose; the first where None.
         """
         whose = library or self.libraries[0]
@@ -81,13 +87,16 @@ class Evaluation:
             "base": self.base,
             "settings": asdict(self.settings),
             "routers": settings,
-            "cells": [{k: v for k, v in asdict(cell).items() if k != "values"} for cell in self.cells],
+            "cells": [asdict(cell) for cell in self.cells],
             "failures": [asdict(failure) for failure in self.failures],
             "means": [asdict(mean) for mean in self.means],
+            "family_means": [asdict(mean) for mean in self.family_means],
+            "loss_means": [asdict(mean) for mean in self.loss_means],
             "comparisons": [asdict(comparison) for comparison in self.comparisons],
             "oracle_gaps": [asdict(gap) for gap in self.oracle_gaps],
             "routing": [asdict(routing) for routing in self.routing],
             "base_guard": self.base_guard,
+            "left_out": self.left_out,
         }
 
 
@@ -102,15 +111,18 @@ class Found:
 
 def evaluation_of(found: Found, settings: EvaluateSettings, libraries: Sequence[str], base: str) -> Evaluation:
     """Everything that follows from what was scored."""
-    summary = Summary(found.cells)
+    summary = Summary(found.cells, found.failures)
     return Evaluation(
         found.cells,
         found.failures,
         found.routing,
         summary.comparisons(),
         summary.means(),
+        summary.family_means(),
+        summary.loss_means(),
         summary.oracle_gaps(),
         summary.base_guard(),
+        summary.left_out(),
         settings,
         tuple(libraries),
         base,

@@ -168,7 +168,7 @@ class Scorer:
         _check_finite(scores, task.name)
         cells = []
         for name, values, primary in (("loss", scores.loss, False), (scores.metric, scores.score, True)):
-            low, high = bootstrap_interval(values)
+            low, high = bootstrap_interval(values, task=task.name)
             cells.append(
                 Cell(
                     library=self._name,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lorary.evaluate.cells import Cell
+from lorary.evaluate.cells import Cell, Failure
 from lorary.evaluate.summary import Comparison, Summary
 
 
@@ -92,7 +92,9 @@ def test_a_task_that_one_library_holds_in_and_the_other_out_is_mixed() -> None:
         for router in ("base", "arrow")
     ]
     splits = {(c.library, c.against_library): c.split for c in Summary(cells).comparisons()}
-    assert splits == {("one", None): "held_in", ("two", None): "held_out", ("two", "one"): "mixed"}
+    # One split for all of them, else a mean and a difference of one name would be over other tasks.
+    assert splits == {("one", None): "mixed", ("two", None): "mixed", ("two", "one"): "mixed"}
+    assert {mean.split for mean in Summary(cells).means()} == {"mixed"}
 
 
 def test_the_base_guard_names_each_task_and_router_the_base_beats() -> None:
@@ -141,3 +143,40 @@ def test_no_gap_is_closed_where_the_oracle_does_not_clearly_beat_the_base(oracle
 def test_nothing_follows_from_no_cells() -> None:
     summary = Summary([])
     assert (summary.means(), summary.comparisons(), summary.oracle_gaps(), summary.base_guard()) == ([], [], [], [])
+
+
+def test_a_task_that_a_compared_router_failed_on_is_in_no_figure_and_is_named() -> None:
+    cells = [
+        cell(router, task, [value + 0.1 * (task == "b"), value])
+        for task in "abc"
+        for router, value in (("base", 0.1), ("uniform", 0.3), ("arrow", 0.5), ("oracle", 0.9))
+        if (router, task) != ("arrow", "b")
+    ]
+    # Norm has no score at all: it is compared with nothing, and takes no task away.
+    failures = [Failure("lib", router, task, "rule") for router, task in (("arrow", "b"), ("norm", "a"))]
+    summary = Summary(cells, failures)
+    assert {(mean.router, mean.tasks) for mean in summary.means()} == {
+        ("base", 2), ("uniform", 2), ("arrow", 2), ("oracle", 2),
+    }  # fmt: skip
+    means = {mean.router: mean.mean for mean in summary.means()}
+    assert means == pytest.approx({"base": 0.1, "uniform": 0.3, "arrow": 0.5, "oracle": 0.9})
+    for found in summary.comparisons():
+        assert found.difference == pytest.approx(means[found.router] - means[found.against])
+    assert {gap.tasks for gap in summary.oracle_gaps()} == {2}
+    assert summary.left_out() == [{"task": "b", "library": "lib", "router": "arrow"}]
+    assert {mean.tasks for mean in summary.family_means()} == {2}
+    # Without the failures nothing is known to be owed: each router has the mean of what it has.
+    assert {mean.router: mean.tasks for mean in Summary(cells).means()}["uniform"] == 3
+
+
+def test_the_guard_tells_a_clear_difference_from_a_small_one() -> None:
+    cells = [
+        cell("base", "a", [1.0] * 20), cell("arrow", "a", [0.0] * 20),
+        cell("base", "b", [1.0] * 20), cell("arrow", "b", [1.0] * 19 + [0.0]),
+        cell("base", "c", [1.0]), cell("arrow", "c", [0.0], data="other"),
+    ]  # fmt: skip
+    verdicts = {entry["task"]: (entry["verdict"], entry["p_rows"]) for entry in Summary(cells).base_guard()}
+    assert verdicts["a"][0] == "behind"
+    assert verdicts["a"][1] < 0.05
+    assert verdicts["b"] == ("level", 1.0)
+    assert verdicts["c"] == (None, None)

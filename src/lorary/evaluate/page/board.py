@@ -1,9 +1,9 @@
 """The cells of an evaluation, arranged for reading: tasks in order, one cell per router and task, means of splits."""
 
 from collections.abc import Iterable, Mapping
-from math import sqrt
 from typing import Any, NamedTuple
 
+from lorary.evaluate.compare import Verdict, verdict_of
 from lorary.evaluate.metrics import REPORTED
 
 BASE = "base"
@@ -36,6 +36,18 @@ class Mean(NamedTuple):
     tasks_high: float | None = None
     p_rows: float = 0.0
     p_tasks: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of a difference, over rows."""
+        return verdict_of(self.low, self.high)
+
+    @property
+    def is_wider(self) -> bool:
+        """Of a difference: whether the verdict holds over tasks too."""
+        if self.tasks_low is None or self.tasks_high is None:
+            return False
+        return verdict_of(self.tasks_low, self.tasks_high) == self.verdict != "level"
 
 
 def is_told(router: str) -> bool:
@@ -77,37 +89,38 @@ class Board:
         self.gaps = [{**gap, "router": called(gap)} for gap in evaluation.get("oracle_gaps", [])]
         self.routing = [{**one, "router": called(one)} for one in evaluation.get("routing", [])]
         self.failures = [{**one, "router": called(one)} for one in evaluation.get("failures", [])]
-        self.failed = {(one["router"], one["task"]) for one in self.failures}
+        self.left_out = [{**one, "router": called(one)} for one in evaluation.get("left_out", [])]
         self.means = [{**one, "column": called(one)} for one in evaluation.get("means", [])]
+        families = [{**one, "column": called(one)} for one in evaluation.get("family_means", [])]
+        losses = [{**one, "column": called(one)} for one in evaluation.get("loss_means", [])]
+        self._means = {(m["column"], m["split"], m.get("family")): _mean_of(m) for m in [*self.means, *families]}
+        self._loss_means = {(m["column"], m["split"]): _mean_of(m) for m in losses}
         self.settings: Mapping[str, Mapping[str, Any]] = evaluation.get("routers", {})
 
     @property
     def main(self) -> str | None:
-        """The router that the page is about: arrow, or else the first that is neither a baseline nor told the task."""
-        rest = [router for router in self.routers if router != BASE and not is_told(router)]
-        names = {router: router.rpartition(": ")[2] for router in rest}
-        return min(rest, key=lambda router: (names[router] != "arrow", names[router] == "uniform"), default=None)
+        """The router that the page is about: the best one of the first split."""
+        routers = [router for router in self.routers if router != BASE and not is_told(router)]
+        best = (self.best(split) for split in self.splits)
+        return next(filter(None, best), next(iter(routers), None))
+
+    def best(self, split: str) -> str | None:
+        """The router with the highest mean on a split, of those that are neither the base nor told the task."""
+        means = {router: mean for router in self.routers if (mean := self.mean(router, split))}
+        routers = [router for router in means if router != BASE and not is_told(router)]
+        return max(routers, key=lambda router: means[router].value, default=None)
 
     def lines(self, split: str) -> list[TaskLine]:
         """Tasks of a split, by family and name."""
         return [line for line in self.tasks if line.split == split]
 
     def mean(self, router: str, split: str, family: str | None = None) -> Mean | None:
-        """Mean primary value of a router over the tasks of a split, or of one family of it.
-
-        None without tasks, and where one could not be scored: it would be a mean over others than beside it.
-        """
-        lines = [line for line in self.lines(split) if family in (None, line.family)]
-        if any((router, line.name) in self.failed for line in lines):
-            return None
-        return mean_of(self.primary[router, line.name] for line in lines if (router, line.name) in self.primary)
+        """Mean primary value of a router over the tasks of a split, or of one family of it; None without tasks."""
+        return self._means.get((router, split, family))
 
     def mean_loss(self, router: str, split: str) -> Mean | None:
-        """Mean loss of a router over the tasks of a split; None without losses, and where one is missing."""
-        names = [line.name for line in self.lines(split)]
-        if any((router, name) in self.failed for name in names):
-            return None
-        return mean_of(self.losses[router, name] for name in names if (router, name) in self.losses)
+        """Mean loss of a router over the tasks of a split; None without losses."""
+        return self._loss_means.get((router, split))
 
     def difference(self, router: str, against: str, split: str) -> Mean | None:
         """Paired difference of two routers on a split, whichever way round the evaluation has it."""
@@ -125,15 +138,10 @@ class Board:
         return None
 
 
-def mean_of(cells: Iterable[Cell]) -> Mean | None:
-    """Mean over tasks; its interval follows from those of the cells, since rows of different tasks are independent."""
-    found = list(cells)
-    if not found:
-        return None
-    value = sum(cell["value"] for cell in found) / len(found)
-    below = sqrt(sum((cell["value"] - cell["low"]) ** 2 for cell in found)) / len(found)
-    above = sqrt(sum((cell["high"] - cell["value"]) ** 2 for cell in found)) / len(found)
-    return Mean(value, value - below, value + above, len(found))
+def _mean_of(row: Mapping[str, Any]) -> Mean:
+    """A mean of the document."""
+    return Mean(float(row["mean"]), float(row["low"]), float(row["high"]), *(row[key] for key in
+                ("tasks", "tasks_low", "tasks_high")))  # fmt: skip
 
 
 def _once(cells: Iterable[Cell]) -> list[Cell]:

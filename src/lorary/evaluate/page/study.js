@@ -104,7 +104,7 @@ function driftPlot(lines, width) {
 const KINDS = {
   sweep: (found, width) => sweepPlot(found, width),
   differences: ({ lines }, width) => differencesPlot(lines, width),
-  shares: ({ panels, whole }, width) => gapPlot(panels, width, whole),
+  gaps: ({ panels, whole }, width) => gapPlot(panels, width, whole),
   drift: ({ lines }, width) => driftPlot(lines, width),
 };
 

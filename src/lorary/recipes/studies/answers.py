@@ -2,12 +2,11 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import mean
 from typing import Any
 
+from lorary.evaluate.compare import Columns, Difference, GapClosed, Rows
 from lorary.evaluate.page.markup import counted, enumerated
 from lorary.recipes.studies.config import SPLITS, split_name
-from lorary.recipes.studies.paired import Paired, Share, Values, paired, share_of_gain
 from lorary.recipes.studies.question import Question
 
 WORDS = {"ahead": "ahead of", "behind": "behind", "level": "level with"}
@@ -25,15 +24,17 @@ class Column:
         stage: that scored it.
         asked: metric and hash of the data, by task: columns are compared on tasks where these are the same.
         failed: tasks that could not be scored.
+        left_out: tasks that are not among `values`, though scored, since a column beside it failed on them.
     """
 
     library: str
     router: str
     split: str
-    values: Values
+    values: Rows
     stage: str
     asked: Mapping[str, tuple[str, str]]
     failed: Sequence[str] = ()
+    left_out: Sequence[str] = ()
 
     @property
     def cell(self) -> str:
@@ -79,14 +80,17 @@ def answer(
         missing |= _unscored(found, owed, cell, against)
         for split in (*SPLITS, *sets):
             own, other = found.get((cell, split)), found.get((against, split))
-            compared = paired(*_alike(own, other)) if own and other else None
-            if own and other and compared:
-                rows.append({"cell": cell, "against": against, "split": split, "verdict": compared.verdict,
-                             **asdict(compared), "stages": _stages(own, other)})  # fmt: skip
+            if not (own and other):
+                continue
+            alike, tasks = _alike(own, other)
+            if tasks:
+                compared = alike.difference(0, 1, tasks)
+                rows.append({"cell": cell, "against": against, "split": split, **asdict(compared),
+                             "stages": _stages(own, other)})  # fmt: skip
                 lines += [compared_line(cell, against, split, compared)] if split in SPLITS else []
     for cell in question.cells:
         if question.share_of is not None:
-            _add_shares(cell, question.share_of, found, rows, lines)
+            _add_gaps(cell, question.share_of, found, rows, lines)
             missing |= _unscored(found, owed, cell, question.share_of)
         if question.base_wins:
             _add_base_wins(cell, found, rows, lines)
@@ -102,9 +106,9 @@ def answer(
     return Answer(question.ask, list(dict.fromkeys(lines)), rows, sorted(missing))
 
 
-def compared_line(cell: str, against: str, split: str, compared: Paired) -> str:
+def compared_line(cell: str, against: str, split: str, compared: Difference) -> str:
     """A comparison in words."""
-    over_rows = f"95 % interval {points(compared.low)} to {points(compared.high)}, p {p_words(compared.p)}"
+    over_rows = f"95 % interval {points(compared.low)} to {points(compared.high)}, p {p_words(compared.p_rows)}"
     return (
         f"{cell} is {WORDS[compared.verdict]} {against} on {split_name(split)} tasks: "
         f"{points(compared.difference)} points ({over_rows}; {_size(compared)})"
@@ -112,7 +116,7 @@ def compared_line(cell: str, against: str, split: str, compared: Paired) -> str:
     )
 
 
-def _over_tasks(compared: Paired) -> str:
+def _over_tasks(compared: Difference) -> str:
     """Whether a claim about these tasks may be one about others like them."""
     if compared.verdict == "level" or compared.tasks_low is None or compared.tasks_high is None:
         return ""
@@ -121,7 +125,7 @@ def _over_tasks(compared: Paired) -> str:
     return f", {word} ({interval})"
 
 
-def _size(found: Paired | Share) -> str:
+def _size(found: Difference | GapClosed) -> str:
     return f"{counted(found.tasks, 'task')}, {counted(found.rows, 'row')}"
 
 
@@ -140,20 +144,22 @@ def _highest(cells: Sequence[str], found: Mapping[tuple[str, str], Column]) -> l
     lines = []
     for split in SPLITS:
         there = [cell for cell in cells if (cell, split) in found]
-        shared = _alike(*(found[cell, split] for cell in there))
-        means = {cell: mean(map(mean, values.values())) for cell, values in zip(there, shared, strict=True) if values}
-        if len(means) > 1:
+        alike, tasks = _alike(*(found[cell, split] for cell in there))
+        if tasks and len(there) > 1:
+            means = {cell: alike.mean(number, tasks).mean for number, cell in enumerate(there)}
             best = [cell for cell, value in means.items() if value == max(means.values())]
             lines.append(f"the highest mean of these on {split_name(split)} tasks is that of {enumerated(best)}")
     return lines
 
 
-def _alike(*columns: Column) -> list[Values]:
-    """The values of several columns on the tasks, and the first rows of each, that were asked of all of them."""
+def _alike(*columns: Column) -> tuple[Columns[int], list[str]]:
+    """Several columns by number on the tasks, and the first rows of each, that were asked of all of them; the tasks."""
     asked = columns[0].asked.items() if columns else ()
     tasks = [task for task, question in asked if all(other.asked.get(task) == question for other in columns)]
     rows = {task: min(len(column.values[task]) for column in columns) for task in tasks}
-    return [{task: column.values[task][: rows[task]] for task in tasks} for column in columns]
+    values = {number: {task: column.values[task][: rows[task]] for task in tasks}
+              for number, column in enumerate(columns)}  # fmt: skip
+    return Columns(values), tasks
 
 
 def _unscored(found: Mapping[tuple[str, str], Column], owed: Collection[tuple[str, str]], *cells: str) -> set[str]:
@@ -177,25 +183,26 @@ def _base_of(cell: str, found: Mapping[tuple[str, str], Column], split: str) -> 
     return found.get((f"{cell.split('/')[0]}/base", split))
 
 
-def _add_shares(
+def _add_gaps(
     cell: str, whole: str, found: Mapping[tuple[str, str], Column], rows: list[dict[str, Any]], lines: list[str]
 ) -> None:
     for split in SPLITS:
         own, other, base = found.get((cell, split)), found.get((whole, split)), _base_of(cell, found, split)
         if not (own and other and base):
             continue
-        share = share_of_gain(*_alike(own, other, base))
-        name = split_name(split)
-        if share is None:
+        alike, tasks = _alike(own, other, base)
+        if not tasks:
             continue
-        rows.append({"cell": cell, "share_of": whole, "split": split, **asdict(share), "stages": _stages(own, other)})
-        if share.share is None or share.low is None or share.high is None:
-            lines.append(f"{whole} gains nothing over the base on {name} tasks that its rows could show")
+        gap, name = alike.gap_closed(0, 1, 2, tasks), split_name(split)
+        rows.append({"cell": cell, "gap_to": whole, "split": split, **asdict(gap), "stages": _stages(own, other)})
+        if gap.closed is None or gap.low is None or gap.high is None:
+            none = f"{whole} gains nothing over the base on {name} tasks that its rows could show"
+            lines.append(f"{none}: there is no gap to close ({points(gap.gap)} points; {_size(gap)})")
             continue
         lines.append(
-            f"{cell} keeps {100 * share.share:.0f} % of the gain of {whole} over the base on {name} tasks "
-            f"(95 % interval {100 * share.low:.0f} to {100 * share.high:.0f} %; {points(share.gain)} of "
-            f"{points(share.whole)} points; {_size(share)})"
+            f"{cell} closes {100 * gap.closed:.0f} % of the gap from the base to {whole} on {name} tasks "
+            f"(95 % interval {100 * gap.low:.0f} to {100 * gap.high:.0f} %; {points(gap.gain)} of "
+            f"{points(gap.gap)} points; {_size(gap)})"
         )
 
 
@@ -206,17 +213,20 @@ def _add_base_wins(
         own, base = found.get((cell, split)), _base_of(cell, found, split)
         if not (own and base):
             continue
-        ours, theirs = _alike(own, base)
-        by_task = {task: paired({task: ours[task]}, {task: theirs[task]}) for task in ours}
-        lower = sorted(task for task, found in by_task.items() if found and found.difference < 0)
-        surely = sorted(task for task, found in by_task.items() if found and found.verdict == "behind")
+        alike, tasks = _alike(own, base)
+        by_task = {task: alike.difference(0, 1, [task]) for task in tasks}
+        lower = sorted(task for task, compared in by_task.items() if compared.difference < 0)
+        surely = sorted(task for task, compared in by_task.items() if compared.verdict == "behind")
         rows.append({"cell": cell, "split": split, "tasks": len(by_task), "base_higher": lower, "base_ahead": surely,
                      "stages": _stages(own, base)})  # fmt: skip
-        named = f": {', '.join(surely)}" if surely else ""
-        lines.append(
-            f"the base scores higher than {cell} on {len(lower)} of {len(by_task)} {split_name(split)} tasks, "
-            f"and is ahead of it on {len(surely)}{named}"
-        )
+        lines.append(_base_wins_line(cell, f"{counted(len(tasks), f'{split_name(split)} task')}", lower, surely))
+
+
+def _base_wins_line(cell: str, tasks: str, lower: Sequence[str], surely: Sequence[str]) -> str:
+    if not lower:
+        return f"of {tasks}, the base scores higher than {cell} on none"
+    clearly = f"clearly on {enumerated(surely)}" if surely else "on none of them clearly"
+    return f"of {tasks}, the base scores higher than {cell} on {len(lower)}, {clearly}"
 
 
 def _drift_lines(found: Mapping[str, Any]) -> list[str]:

@@ -1,11 +1,12 @@
 """What a study has scored so far, out of the files that its stages have left."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lorary.evaluate.compare import failed_tasks
 from lorary.recipes.studies.answers import Column
-from lorary.recipes.studies.config import AdaptStage, DriftStage, EvaluateStage, identity
+from lorary.recipes.studies.config import SPLITS, AdaptStage, DriftStage, EvaluateStage, identity
 from lorary.recipes.studies.place import Place
 from lorary.recipes.studies.record import read_document
 from lorary.recipes.studies.scoring import Columns, read_columns
@@ -42,7 +43,8 @@ def owed_columns(place: Place) -> set[tuple[str, str]]:
 def gather_columns(place: Place, scored: Mapping[str, Columns]) -> list[Column]:
     """All columns that are scored; of one that several stages have scored, that with most rows.
 
-    A held-out column is followed by its part on every named set.
+    A task on which a column of a split failed is left out of all of that split, as in an evaluation. A held-out column
+    is followed by its part on every named set.
     """
     best: dict[tuple[str, str, str], tuple[int, Column]] = {}
     for stage in place.study.stages:
@@ -57,7 +59,24 @@ def gather_columns(place: Place, scored: Mapping[str, Columns]) -> list[Column]:
                     asked = {cell["task"]: (cell["metric"], cell["data"]) for cell in primary}
                     failed = [one["task"] for one in column["failures"] if one["router"] == name]
                     best[where] = (rows, Column(library, name, split, values, identity(stage), asked, failed))
-    return [part for _, column in best.values() for part in (column, *_by_set(place, column))]
+    columns = [
+        column for split in SPLITS for column in _on_common_tasks([c for _, c in best.values() if c.split == split])
+    ]
+    return [part for column in columns for part in (column, *_by_set(place, column))]
+
+
+def _on_common_tasks(columns: Sequence[Column]) -> list[Column]:
+    """Columns of a split without the tasks on which one of them failed."""
+    scored = [(column.cell, task) for column in columns for task in column.values]
+    left_out = failed_tasks(scored, [(column.cell, task) for column in columns for task in column.failed])
+    common = []
+    for column in columns:
+        values = {task: own for task, own in column.values.items() if task not in left_out}
+        if values:
+            asked = {task: column.asked[task] for task in values}
+            gone = sorted(set(column.values) - set(values))
+            common.append(replace(column, values=values, asked=asked, left_out=gone))
+    return common
 
 
 def _by_set(place: Place, column: Column) -> list[Column]:
@@ -69,7 +88,8 @@ def _by_set(place: Place, column: Column) -> list[Column]:
         values = {task: own for task, own in column.values.items() if task in tasks}
         if values and len(tasks) < len(place.held_out_tasks):
             asked = {task: column.asked[task] for task in values}
-            found.append(replace(column, split=f"{column.split}: {name}", values=values, asked=asked))
+            gone = [task for task in column.left_out if task in tasks]
+            found.append(replace(column, split=f"{column.split}: {name}", values=values, asked=asked, left_out=gone))
     return found
 
 

@@ -44,8 +44,8 @@ def answer_plots(document: Document, answer: Mapping[str, Any]) -> list[dict[str
     if compared := [row for row in rows if "difference" in row and row["split"] in SPLITS]:
         found += [{"kind": "sweep", **swept} for swept in [sweep(document, compared)] if swept]
         found.append({"kind": "differences", "lines": _differences(compared)})
-    if shares := [row for row in rows if row.get("share") is not None]:
-        found.append({"kind": "shares", "panels": _shares(shares), "whole": shares[0]["share_of"]})
+    if gaps := [row for row in rows if row.get("closed") is not None]:
+        found.append({"kind": "gaps", "panels": _gaps(gaps), "whole": gaps[0]["gap_to"]})
     return [*found, *({"kind": "drift", "lines": _drift(row)} for row in rows if "by_layer" in row)]
 
 
@@ -147,7 +147,7 @@ def _differences(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [{"cell": cell, "against": against, "points": points} for (cell, against), points in found.items()]
 
 
-def _shares(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _gaps(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Panels as `lorary.evaluate.page.evidence_plots.gap_plot` makes them."""
     splits: dict[str, list[Row]] = {}
     for row in rows:
@@ -156,7 +156,7 @@ def _shares(rows: Sequence[Row]) -> list[dict[str, Any]]:
         {
             "name": split_name(split),
             "routers": [row["cell"] for row in own],
-            "points": [[rounded_points(row[key]) for key in ("share", "low", "high")] for row in own],
+            "points": [[rounded_points(row[key]) for key in ("closed", "low", "high")] for row in own],
         }
         for split, own in splits.items()
     ]

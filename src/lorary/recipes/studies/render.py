@@ -47,7 +47,7 @@ HEAT_NOTE = '<p class="note">Points of 100 that each cell gains over the base in
 PICTURES = {
     "sweep": "Means over tasks with 95 % intervals over rows. Dotted: the base; dashed: the oracle.",
     "differences": "Thick: 95 % interval over rows; thin: over tasks. Filled: ahead or behind; open: level.",
-    "shares": "Share of the gain over the base that is kept, with 95 % intervals over rows.",
+    "gaps": "Gap closed: 0 is the base, with 95 % intervals over rows.",
     "drift": "Mean |cosine| of Arrow's prototypes by the depth of the layer.",
 }
 
@@ -117,7 +117,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             "rows", "verdict", "from")  # fmt: skip
     body = [
         (row["cell"], row["against"], split_name(row["split"]), f"{100 * row['difference']:+.1f}",
-         f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}", p_words(row["p"]), _over_tasks(row),
+         f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}", p_words(row["p_rows"]), _over_tasks(row),
          p_words(row["p_tasks"]), str(row["tasks"]), str(row["rows"]),
          row["verdict"], ", ".join(row["stages"]))
         for row in rows if "difference" in row

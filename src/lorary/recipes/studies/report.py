@@ -9,12 +9,10 @@ from importlib.util import find_spec
 from shlex import quote
 from typing import Any
 
-import numpy as np
-
 from lorary.errors import LibraryError, LoraryError
 from lorary.evaluate.cells import BASE, ORACLE
+from lorary.evaluate.compare import Columns as ComparedColumns
 from lorary.evaluate.page.shell import page_html, write_page
-from lorary.evaluate.statistics import interval_of, resampled_means
 from lorary.library.files import replace_file, reported
 from lorary.library.store import Library
 from lorary.recipes.evaluate_settings import EvaluateSettings
@@ -22,7 +20,6 @@ from lorary.recipes.studies.answers import Column, answer
 from lorary.recipes.studies.building import command_of
 from lorary.recipes.studies.config import SUBSET, AdaptStage, BuildStage, EvaluateStage, Stage, identity
 from lorary.recipes.studies.gather import gather_cells, gather_columns, gather_failures, gather_scored, owed_columns
-from lorary.recipes.studies.paired import mean_of_tasks
 from lorary.recipes.studies.place import Place
 from lorary.recipes.studies.plots import study_plots
 from lorary.recipes.studies.record import FAILED, Record, read_record, stage_key, write_document
@@ -111,17 +108,16 @@ def environment() -> dict[str, str]:
 
 def _column_row(place: Place, column: Column) -> dict[str, Any]:
     groups = column.values
-    drawn = mean_of_tasks({task: np.asarray(own)[:, None] for task, own in groups.items()}, resampled_means)
-    low, high = interval_of(drawn[:, 0])
-    value = sum(sum(group) / len(group) for group in groups.values()) / len(groups)
-    told = {"library": column.library, "router": column.router, "split": column.split, "stage": column.stage}
+    figure = asdict(ComparedColumns({column.cell: groups}).mean(column.cell, sorted(groups)))
     return {
-        **told,
-        "value": value,
-        "low": low,
-        "high": high,
-        "tasks": len(groups),
+        "library": column.library,
+        "router": column.router,
+        "split": column.split,
+        "stage": column.stage,
+        "value": figure.pop("mean"),
+        **figure,
         "rows": sum(map(len, groups.values())),
+        "left_out": list(column.left_out),
         "setting": _setting(place, column),
         # Columns of which this is the same were asked the same.
         "asked": stage_key(asked={task: [*column.asked[task], len(own)] for task, own in groups.items()})[:12],

@@ -70,3 +70,32 @@ def test_a_whole_that_gains_nothing_is_told_from_one_that_cannot_be_compared() -
     assert "gains nothing" in none.lines[0]
     apart = asked(question, column("a/arrow", better), column("a/lag", better, data="2"), column("a/base", base))
     assert not apart.lines
+
+
+def test_only_tasks_and_rows_that_both_have_are_compared() -> None:
+    question = Question("Which?", pairs=(("a/arrow", "b/arrow"),))
+    ours, theirs = {"a": [1.0, 0.0, 0.0], "b": [1.0]}, {"a": [0.0, 0.0], "c": [1.0]}
+    (row,) = asked(question, column("a/arrow", ours), column("b/arrow", theirs)).rows
+    assert (row["difference"], row["tasks"], row["rows"]) == (0.5, 1, 2)
+    assert not asked(question, column("a/arrow", {"a": [1.0]}), column("b/arrow", {"b": [1.0]})).rows
+
+
+def test_a_gap_closed_is_that_of_the_tasks_and_rows_of_all_three() -> None:
+    question = Question("How much?", cells=("a/arrow",), share_of="a/lag")
+    whole, base = {"x": [1.0] * 40}, {"x": [0.0] * 40}
+    found = asked(question, column("a/arrow", {"x": [1.0] * 10}), column("a/lag", whole), column("a/base", base))
+    assert (found.rows[0]["gap_to"], found.rows[0]["closed"], found.rows[0]["rows"]) == ("a/lag", 1.0, 10)
+    assert found.lines[0].startswith("a/arrow closes 100 % of the gap from the base to a/lag on held-in tasks")
+
+
+def test_the_tasks_on_which_the_base_wins_are_said_in_words_one_can_read() -> None:
+    question = Question("Where?", cells=("a/arrow",), base_wins=True)
+    base = {"x": [1.0] * 20, "y": [1.0] * 20, "z": [0.0] * 20}
+    mixed = asked(
+        question, column("a/arrow", {**base, "x": [0.0] * 20, "y": [0.0] + [1.0] * 19}), column("a/base", base)
+    )
+    assert mixed.lines == ["of 3 held-in tasks, the base scores higher than a/arrow on 2, clearly on x"]
+    level = asked(question, column("a/arrow", {**base, "y": [0.0] + [1.0] * 19}), column("a/base", base))
+    assert level.lines == ["of 3 held-in tasks, the base scores higher than a/arrow on 1, on none of them clearly"]
+    none = asked(question, column("a/arrow", base), column("a/base", base))
+    assert none.lines == ["of 3 held-in tasks, the base scores higher than a/arrow on none"]

@@ -110,20 +110,20 @@ def test_each_kind_of_answer_has_its_picture() -> None:
         *compared("small/arrow"),
         {
             "cell": "lib/arrow",
-            "share_of": "joint/arrow",
+            "gap_to": "joint/arrow",
             "split": "held_in",
-            "share": 0.5,
+            "closed": 0.5,
             "low": 0.25,
             "high": 0.75,
             "stages": [],
         },
         {"library": "lib", "against": "small", "by_layer": {"10": 0.5, "9": 0.25}, "stages": []},
     ]
-    differences, shares, drift = answer_plots(document(), {"rows": rows})
+    differences, gaps, drift = answer_plots(document(), {"rows": rows})
     (line,) = differences["lines"]
     assert line["points"] == [{"split": "held-in", "verdict": "ahead", "rows": [10.0, 5.0, 20.0], "tasks": None}]
-    assert shares["panels"] == [{"name": "held-in", "routers": ["lib/arrow"], "points": [[50.0, 25.0, 75.0]]}]
-    assert shares["whole"] == "joint/arrow"
+    assert gaps["panels"] == [{"name": "held-in", "routers": ["lib/arrow"], "points": [[50.0, 25.0, 75.0]]}]
+    assert gaps["whole"] == "joint/arrow"
     assert drift["lines"] == [{"name": "lib and small", "layers": [9, 10], "values": [0.25, 0.5]}]
     assert answer_plots(document(), {"rows": []}) == []
 
