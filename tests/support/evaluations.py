@@ -16,8 +16,21 @@ LEVELS = {
 TASKS = {f"in{i}": ("held_in", f"family{i % 2}") for i in range(5)} | {"out|0": ("held_out", "other")}
 
 
-def made_up(libraries: Sequence[str] = ("lib",), *, failed: bool = False, rows: int = 30) -> Evaluation:
-    """Routers of the levels above on six tasks; the second library holds the last task in."""
+def made_up(
+    libraries: Sequence[str] = ("lib",),
+    *,
+    failed: bool = False,
+    rows: int = 30,
+    lacks: tuple[str, str] | None = None,
+) -> Evaluation:
+    """Routers of the levels above on six tasks; the second library holds the last task in.
+
+    Args:
+        libraries: their names.
+        failed: whether a router that has no score at all failed.
+        rows: of each task.
+        lacks: router and task of a cell of the first library that failed.
+    """
     found = Found()
     for number, library in enumerate(libraries):
         for task, (split, family) in TASKS.items():
@@ -25,6 +38,9 @@ def made_up(libraries: Sequence[str] = ("lib",), *, failed: bool = False, rows: 
             draw = np.random.default_rng(len(task) + int(task[-1]))
             noise = draw.random(rows)
             for router, level in LEVELS.items():
+                if number == 0 and (router, task) == lacks:
+                    found.failures.append(Failure(library, router, task, "logits must be finite", "nan"))
+                    continue
                 values = (noise < level + (0.05 * number if router != "base" else 0)).astype(float).tolist()
                 low, high = bootstrap_interval(values)
                 for metric in ("loss", "em"):

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lorary.errors import LoraryError, TaskError, UsageError
-from lorary.evaluate.cells import Cell, Failure
+from lorary.evaluate.cells import Cell, Column, Failure
 from lorary.evaluate.routing_accuracy import RoutingAccuracy
 from lorary.evaluate.summary import Comparison, Mean, OracleGap, Summary
 from lorary.model.spec import ORACLE
@@ -77,6 +77,11 @@ class Evaluation:
         """
         whose = library or self.libraries[0]
         return next((m.mean for m in self.means if (m.library, m.router, m.split) == (whose, router, split)), None)
+
+    def left_out_pairs(self) -> list[tuple[str, str]]:
+        """Task and router, as it is called, of each failure that takes a task out of all figures."""
+        several = len(self.libraries) > 1
+        return [(e["task"], Column(e["library"], e["router"]).label(several=several)) for e in self.left_out]
 
     def to_json(self) -> dict[str, Any]:
         """The document that `--json` prints."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 from lorary.evaluate.cells import BASE, Cell, Column, columns_of, grouped_tasks, primary_cells
+from lorary.evaluate.page.markup import left_out_words
 from lorary.evaluate.page.markup import markdown_text as md
 from lorary.evaluate.routing_accuracy import mean_accuracies
 from lorary.evaluate.summary import Comparison
@@ -13,8 +14,8 @@ from lorary.recipes.evaluation import Evaluation
 
 READING = (
     "Values are means over tasks, in points of 100. Round brackets hold the 95 % interval had other rows of these "
-    "tasks been drawn, square brackets had other tasks been drawn (from five tasks on); p-values are those of paired "
-    "sign-flip tests, over rows and over tasks."
+    "tasks been drawn, square brackets had other tasks been drawn; p-values are those of paired sign-flip tests, over "
+    "rows and over tasks. The interval of a difference leaves 0 out exactly where its p-value is below 0.05."
 )
 
 
@@ -66,10 +67,11 @@ def _differences(evaluation: Evaluation, *, several: bool) -> list[str]:
     shown = [c for c in evaluation.comparisons if c.against == BASE or c.against_library != c.library]
     rows = [
         [_who(c, several=several), _words(c.split), f"**{_signed(c.difference)}**", *_intervals(c, sign=True),
-         f"{c.p_rows:.2g}", f"{c.p_tasks:.2g}", str(c.tasks)]
+         f"{c.p_rows:.2g}", f"{c.p_tasks:.2g}", str(c.tasks), c.verdict]
         for c in shown
     ]  # fmt: skip
-    return _table(["difference", "split", "points", "rows", "tasks", "p rows", "p tasks", "number of tasks"], rows)
+    return _table(["difference", "split", "points", "rows", "tasks", "p rows", "p tasks", "number of tasks",
+                   "verdict over rows"], rows)  # fmt: skip
 
 
 def _who(c: Comparison, *, several: bool) -> str:
@@ -86,7 +88,7 @@ def _gaps(evaluation: Evaluation, *, several: bool) -> list[str]:
         who = [Column(gap.library, gap.router).label(several=several), _words(gap.split), _signed(gap.gap)]
         closed = "no gap" if gap.closed is None else f"**{_points(gap.closed, 0)} %**"
         rows.append([*who, closed, *_intervals(gap), str(gap.tasks)])
-    return _table(["router", "split", "oracle − base", "closed", "rows", "tasks", "number of tasks"], rows)
+    return _table(["router", "split", "oracle − base", "gap closed", "rows", "tasks", "number of tasks"], rows)
 
 
 def _routing(evaluation: Evaluation, *, several: bool) -> list[str]:
@@ -109,11 +111,13 @@ def _guard(evaluation: Evaluation, *, several: bool) -> list[str]:
 
 
 def _failures(evaluation: Evaluation, *, several: bool) -> list[str]:
-    return [
+    lines = [
         f"- {md(Column(f.library, f.router).label(several=several))} on {md(f.task)}: {md(f.rule)}"
         + (f" (found: {md(f.found)})" if f.found else "")
         for f in evaluation.failures
     ]
+    left_out = left_out_words(evaluation.left_out_pairs())
+    return [*lines, *(["", f"{md(left_out)}."] if left_out else [])]
 
 
 def _tasks(evaluation: Evaluation, *, several: bool) -> list[str]:

@@ -6,8 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lorary.evaluate.cells import BASE, Cell, Column, columns_of, grouped_tasks, primary_cells
-from lorary.evaluate.summary import Comparison
+from lorary.evaluate.cells import BASE, ORACLE, Cell, Column, columns_of, grouped_tasks, primary_cells
+from lorary.evaluate.page.markup import left_out_words
+from lorary.evaluate.summary import Comparison, Mean
 from lorary.recipes.evaluation import Evaluation
 
 # With more columns than these, no single tasks are printed, nor comparisons of two routers inside a library.
@@ -36,15 +37,19 @@ def _task_tables(evaluation: Evaluation, columns: list[Column], *, several: bool
     primary = primary_cells(evaluation.cells)
     for split, tasks in grouped_tasks(evaluation.cells).items():
         table = Table(title=f"{_words(split)} tasks", title_justify="left")
-        table.add_column("task")
-        table.add_column("metric")
+        # Long names are folded, never cut.
+        table.add_column("task", overflow="fold")
+        table.add_column("metric", overflow="fold")
         table.add_column("rows", justify="right")
         for column in columns:
-            table.add_column(escape(column.label(several=several)), justify="right")
+            table.add_column(escape(column.label(several=several)), justify="right", overflow="fold")
         for task in tasks:
             _add_task(table, task, primary, columns)
         table.add_section()
-        table.add_row("mean", "", "", *(_mean(primary, column, tasks) for column in columns))
+        means = [_mean(evaluation, column, split) for column in columns]
+        counts = sorted({mean.tasks for mean in means if mean})
+        shown = [f"{mean.mean:.3f}" if mean else "-" for mean in means]
+        table.add_row(f"mean of {' or '.join(map(str, counts))}", "", "", *shown)
         yield table
 
 
@@ -52,7 +57,7 @@ def _means_table(evaluation: Evaluation) -> Table:
     """A row for each router, its means over the tasks of each split."""
     table = Table(title="means over tasks, with 95 % intervals over rows", title_justify="left")
     for name in ("library", "router", "split"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("mean", "interval", "tasks"):
         table.add_column(name, justify="right")
     for m in evaluation.means:
@@ -64,15 +69,17 @@ def _means_table(evaluation: Evaluation) -> Table:
 def _add_task(table: Table, task: str, primary: Mapping[tuple[Column, str], Cell], columns: list[Column]) -> None:
     cells = [primary.get((column, task)) for column in columns]
     known = [cell for cell in cells if cell is not None]
-    best = max(cell.value for cell in known)
-    shown = [_value(cell.value, cell.value == best) if cell else "-" for cell in cells]
+    # The oracle is told the task, and where all score alike nothing is best.
+    rivals = {cell.value for cell in known if cell.router != ORACLE}
+    best = max(rivals) if len(rivals) > 1 else None
+    shown = [_value(cell.value, cell.router != ORACLE and cell.value == best) if cell else "-" for cell in cells]
     table.add_row(escape(task), known[0].metric, str(known[0].n), *shown)
 
 
-def _mean(primary: Mapping[tuple[Column, str], Cell], column: Column, tasks: list[str]) -> str:
-    """The mean over these tasks; none where a task is missing, which would make it one over others."""
-    values = [primary[column, task].value for task in tasks if (column, task) in primary]
-    return f"{sum(values) / len(values):.3f}" if len(values) == len(tasks) else "-"
+def _mean(evaluation: Evaluation, column: Column, split: str) -> Mean | None:
+    """The mean of a column, the base's beside the first library that has the split."""
+    means = (m for m in evaluation.means if (m.router, m.split) == (column.router, split))
+    return next((m for m in means if column.library in (None, m.library)), None)
 
 
 def _value(value: float, is_best: bool) -> str:
@@ -93,7 +100,9 @@ def _lines(evaluation: Evaluation, *, several: bool, few: bool) -> list[str]:
         if gap.closed is None:
             lines.append(f"{who}: no gap to close, the oracle is {gap.gap:+.3f} from the base")
         else:
-            lines.append(f"{who} closes {100 * gap.closed:.0f} % of the gap of {gap.gap:.3f} to the oracle")
+            lines.append(f"{who} closes {100 * gap.closed:.0f} % of the gap of {gap.gap:.3f} from the base to the oracle")
+    if left_out := left_out_words(evaluation.left_out_pairs()):
+        lines.append(left_out)
     if not evaluation.base_guard:
         is_scored = any(cell.router == BASE for cell in evaluation.cells)
         lines.append(f"base guard: {'the base beats no router on any task' if is_scored else 'the base has no score'}")
@@ -112,4 +121,4 @@ def _compared(c: Comparison, *, several: bool) -> str:
         other = Column(c.against_library, c.against).label(several=several)
     interval = f"95 % interval over rows {c.low:+.3f} to {c.high:+.3f}, p {c.p_rows:.2g}"
     wider = "" if c.tasks_low is None else f"; over tasks {c.tasks_low:+.3f} to {c.tasks_high:+.3f}, p {c.p_tasks:.2g}"
-    return f"{_words(c.split)}: {one} - {other} = {c.difference:+.3f} ({interval}{wider}; {c.tasks} tasks)"
+    return f"{_words(c.split)}: {one} - {other} = {c.difference:+.3f} ({interval}{wider}; {c.tasks} tasks): {c.verdict}"

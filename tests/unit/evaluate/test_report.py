@@ -6,25 +6,29 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from evaluations import LEVELS as LEVELS_MADE_UP
 from evaluations import made_up
 from hypothesis import given
 from hypothesis import strategies as st
 from pages import Page
 
 from lorary.errors import MissingExtraError, ShapeError, UsageError
+from lorary.evaluate.cells import Cell
 from lorary.evaluate.page.board import Board
 from lorary.evaluate.page.headline import guard_box, headline
 from lorary.evaluate.page.markup import script_json
 from lorary.evaluate.page.plots import family_order, similarity_plot
+from lorary.evaluate.page.table import score_table
 from lorary.evaluate.page.traces import routing_plot
 from lorary.evaluate.report import Report, RoutedPrompt, Similarity, render_report, write_report
+from lorary.evaluate.summary import Summary
 
 pytest.importorskip("plotly", reason="the report page draws with plotly (extra viz)")
 
@@ -56,8 +60,10 @@ def make_cells(rng: np.random.Generator, family: str, task: str, split: str) -> 
                 "seconds": 1.5, "template": template, "expert": task if router == "oracle" else None,
             }  # fmt: skip
             metric = "acc" if family == "sentences" else "em"
-            scores = {"value": value, "low": max(0, value - half), "high": min(1, value + half)}
+            scores = {"value": value, "low": max(0.0, value - half), "high": min(1.0, value + half)}
+            scores["values"] = [1.0] * round(40 * value) + [0.0] * round(40 * (1 - value))
             loss = {"value": 2.6 - 2 * value, "low": 2.4 - 2 * value, "high": 2.8 - 2 * value}
+            loss["values"] = [2.6 - 2 * value] * 40
             cells.append({**shared, "metric": metric, "primary": value == max(values), **scores})
             cells.append({**shared, "metric": "loss", "primary": False, **loss})
     return cells
@@ -67,42 +73,17 @@ def make_evaluation() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     cells = [c for family, tasks in FAMILIES.items() for t in tasks for c in make_cells(rng, family, t, "held_in")]
     cells += [c for family, task in HELD_OUT.items() for c in make_cells(rng, family, task, "held_out")]
-    values = {(c["router"], c["task"]): c for c in cells if c["primary"]}
-    comparisons, guard = [], []
-    for a, b in [("uniform", "base"), ("arrow", "base"), ("arrow", "uniform"), ("oracle", "base"), ("oracle", "arrow")]:
-        for split in ("held_in", "held_out"):
-            d = float(
-                np.mean(
-                    [
-                        c["value"] - values[b, t]["value"]
-                        for (r, t), c in values.items()
-                        if r == a and c["split"] == split
-                    ]
-                )
-            )
-            comparisons.append(
-                {
-                    "router": a,
-                    "against": b,
-                    "split": split,
-                    "difference": d,
-                    "low": d - 0.08,
-                    "high": d + 0.08,
-                    "tasks": 12,
-                }
-            )
-    for (router, task), cell in values.items():
-        base = values["base", task]
-        if base["value"] > cell["value"]:
-            entry = {"task": task, "router": router, "split": cell["split"], "metric": cell["metric"]}
-            guard.append({**entry, "base": base["value"], "value": cell["value"]})
+    summary = Summary([Cell(**cell) for cell in cells])
     return {
         "library": "demo",
         "base": "tiny",
         "settings": {},
         "cells": cells,
-        "comparisons": comparisons,
-        "base_guard": guard,
+        "means": list(map(asdict, summary.means())),
+        "family_means": list(map(asdict, summary.family_means())),
+        "loss_means": list(map(asdict, summary.loss_means())),
+        "comparisons": list(map(asdict, summary.comparisons())),
+        "base_guard": summary.base_guard(),
     }
 
 
@@ -176,28 +157,36 @@ def test_the_sections_are_linked_in_reading_order(page: Page) -> None:
     assert [attrs["href"] for tag, attrs in page.elements if tag == "a"] == [f"#{key}" for key in order]
 
 
-def test_a_mean_that_lacks_a_task_is_not_shown_beside_whole_ones() -> None:
-    evaluation = made_up(failed=True).to_json()
-    # The failed cell is arrow's on one task, and its others are there.
-    failure = {**evaluation["failures"][0], "router": "arrow"}
-    cells = [cell for cell in evaluation["cells"] if (cell["router"], cell["task"]) != ("arrow", failure["task"])]
-    board = Board({**evaluation, "cells": cells, "failures": [failure]})
-    (split,) = {line.split for line in board.tasks if line.name == failure["task"]}
-    assert any(router == "arrow" for router, _ in board.primary)
-    assert (board.mean("arrow", split), board.mean_loss("arrow", split)) == (None, None)
-    assert board.mean("uniform", split) is not None
-    # The sentence leaves the column out, as the table leaves its mean.
-    lead = headline(board).partition('<div class="scroll">')[0]
-    assert "<em>arrow</em>" in headline(Board(made_up().to_json()))
-    assert "<em>arrow</em>" not in lead.partition("held-out")[0]
+def test_a_task_that_a_router_failed_on_is_in_no_mean_and_is_named() -> None:
+    board = Board(made_up(failed=True, lacks=("arrow", "in0")).to_json())
+    means = [board.mean(router, "held_in") for router in board.routers]
+    assert [mean and mean.tasks for mean in means] == [4] * len(LEVELS_MADE_UP)
+    assert [mean and mean.tasks for mean in (board.mean_loss(name, "held_in") for name in board.routers)] == [4] * 6
+    page = Page(render_report(Report("lib", evaluation=made_up(failed=True, lacks=("arrow", "in0")).to_json()))).text
+    assert "In no mean, comparison or gap: in0 (failed: arrow)." in page
+    assert "over 4 of them" in page
+    assert "On the 4 held-in tasks arrow scores" in page
 
 
-def test_a_point_of_an_interval_is_no_verdict_where_p_is_large(report: Report) -> None:
-    entry = {"router": "arrow", "against": "base", "split": "held_in", "difference": 1.0, "low": 1.0, "high": 1.0,
-             "tasks": 1, "tasks_low": None, "tasks_high": None, "p_rows": 1.0, "p_tasks": 1.0}  # fmt: skip
-    found = Board({**report.evaluation, "comparisons": [entry]})
-    assert "better" not in headline(found)
-    assert "no clear difference" in headline(found)
+def test_the_headline_speaks_of_the_best_router_of_each_split() -> None:
+    evaluation = made_up().to_json()
+    for mean in evaluation["means"]:
+        if (mean["router"], mean["split"]) == ("uniform", "held_out"):
+            mean["mean"] = 0.99
+        elif (mean["router"], mean["split"]) == ("base", "held_in"):
+            mean["mean"] = 0.95
+    lead = Page(headline(Board(evaluation))).text
+    assert "On the 5 held-in tasks arrow scores" in lead
+    assert "No router reaches the base. On the 1 held-out task uniform scores 99.0" in lead
+    assert {"arrow − base", "uniform − base"} <= set(re.findall(r'<th scope="row">([^<]+)<', headline(Board(evaluation))))
+
+
+def test_nothing_is_best_where_all_score_alike() -> None:
+    evaluation = made_up().to_json()
+    for cell in evaluation["cells"]:
+        cell["value"] = 0.5
+    assert 'class="best' not in score_table(Board(evaluation), dict.fromkeys(["family0", "family1", "other"], 0),
+                                            losses=False)  # fmt: skip
 
 
 def test_a_difference_is_found_whichever_way_round_the_evaluation_has_it() -> None:
@@ -220,7 +209,8 @@ def test_the_verdict_follows_the_intervals(
 ) -> None:
     entry = {"router": "arrow", "against": "base", "split": "held_in", "difference": (low + high) / 2, "tasks": 12}
     entry |= {"tasks_low": wide[0], "tasks_high": wide[1]}
-    html = headline(Board({**(report.evaluation or {}), "comparisons": [{**entry, "low": low, "high": high}]}))
+    evaluation = {**(report.evaluation or {}), "comparisons": [{**entry, "low": low, "high": high}]}
+    html = headline(Board(evaluation))
     assert re.findall(r'class="verdict \w+">([^<]+)<', html) == [verdict]
 
 

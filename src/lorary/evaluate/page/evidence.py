@@ -26,12 +26,12 @@ def _gap(board: Board) -> str:
         for gap in none
     )
     without = f"<p>No clear gap to close {enumerated(list(said))}.</p>" if said else ""
-    plot = '<div class="plot" id="plot-gap" role="img" aria-label="Share of the oracle\'s gain by router"></div>'
+    plot = '<div class="plot" id="plot-gap" role="img" aria-label="Gap closed by router"></div>'
     return (
-        '<p class="note">How much of the gain of the oracle over the base a router has: 0 is the base, 100 the oracle, '
-        "which one expert chosen by the task's name gives, and which a mixture may pass. Bars are 95 % intervals over "
-        "rows. It is shown only where the oracle is clearly better than the base: the interval of their difference "
-        f"lies above 0.</p>{without}{plot if gap_plot(board) else ''}"
+        '<p class="note">Gap closed: how far a router comes from the base (0) to the oracle (100), which is the one '
+        "expert chosen by the task's name, and which a mixture may pass. Bars are 95 % intervals over rows. It is "
+        "shown only where the oracle is clearly better than the base: the interval of their difference lies above 0."
+        f"</p>{without}{plot if gap_plot(board) else ''}"
     )
 
 

@@ -19,8 +19,7 @@ def heat_plot(board: Board) -> dict[str, Any]:
         cells = [board.primary.get((router, line.name)) for router in board.routers]
         base = board.primary.get((BASE, line.name))
         values = [None if cell is None else round(100 * cell["value"], 1) for cell in cells]
-        start = None if base is None else round(100 * base["value"], 1)
-        gains = [None if value is None or start is None else round(value - start, 1) for value in values]
+        gains = [None if not (cell and base) else round(100 * (cell["value"] - base["value"]), 1) for cell in cells]
         rows.append({"task": line.name, "family": line.family, "split": line.split, "values": values, "gains": gains})
     return {"routers": board.routers, "rows": rows}
 

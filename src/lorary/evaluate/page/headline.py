@@ -4,30 +4,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorary.evaluate.page.board import BASE, SPLITS, Board, Mean, is_told
-from lorary.evaluate.page.markup import counted, enumerated, hundredths, signed, text
+from lorary.evaluate.page.markup import counted, enumerated, hundredths, left_out_words, signed, text
 
 # So many named tasks are shown at once; more are folded, router by router.
 OPEN_ENTRIES = 24
-SURE = 0.05
 # So many other columns are named in a sentence.
 MOST_NAMED = 5
+# Class and words of each verdict.
+VERDICTS = {"ahead": ("up", "better"), "behind": ("down", "worse"), "level": ("even", "no clear difference")}
 
 
 def headline(board: Board) -> str:
-    """The result as HTML: a sentence per split and the paired differences of the main router."""
+    """The result as HTML: a sentence per split about its best router, and the paired differences of that."""
     sentences = [sentence for split in board.splits if (sentence := _sentence(board, split))]
     return f'<p class="lead">{" ".join(sentences)}</p>{_differences(board)}'
 
 
 def _sentence(board: Board, split: str) -> str:
     means = {router: mean for router in board.routers if (mean := board.mean(router, split))}
-    first = board.main if board.main in means else next(iter(means), None)
+    first = board.best(split) or next(iter(means), None)
     if first is None:
         return ""
     tasks = f"the {counted(means[first].tasks, f'{SPLITS[split]} task')}"
     start = f"On {tasks} {_called(first)} scores <strong>{hundredths(means[first].value)}</strong> of 100 on average"
     rest = [f"{hundredths(means[name].value)} for {_called(name)}" for name in _named(means, first)]
-    return f"{start}, against {enumerated(rest)}." if rest else f"{start}."
+    base = means.get(BASE)
+    behind = " No router reaches the base." if base and first != BASE and base.value > means[first].value else ""
+    return f"{start}, against {enumerated(rest)}.{behind}" if rest else f"{start}."
 
 
 def _named(means: Mapping[str, Mean], first: str) -> list[str]:
@@ -46,19 +49,21 @@ def _called(router: str) -> str:
 
 
 def _differences(board: Board) -> str:
-    """A small table: the main router minus every other one, on each split."""
-    rows = []
-    for other in board.routers:
-        found = [board.difference(board.main or "", other, split) for split in board.splits]
-        if other != board.main and not is_told(other) and any(found):
-            label = f"{text(board.main)} − {text(other)}"
-            rows.append(f'<tr><th scope="row">{label}</th>{"".join(map(_difference_cell, found))}</tr>')
+    """A small table: the best router of each split minus every other one, on all splits."""
+    rows, shown = [], set[frozenset[str]]()
+    for best in dict.fromkeys(filter(None, (board.best(split) or board.main for split in board.splits))):
+        for other in board.routers:
+            found = [board.difference(best, other, split) for split in board.splits]
+            if other != best and not is_told(other) and any(found) and {best, other} not in shown:
+                shown.add(frozenset({best, other}))
+                label = f"{text(best)} − {text(other)}"
+                rows.append(f'<tr><th scope="row">{label}</th>{"".join(map(_difference_cell, found))}</tr>')
     if not rows:
         return ""
     heads = "".join(f'<th scope="col">{SPLITS[split]}</th>' for split in board.splits)
     caption = (
         "Paired difference of the means, in points, with its 95 % interval over rows; in braces over tasks, where "
-        "there are five of them"
+        "there are six of them"
     )
     return (
         f'<div class="scroll"><table class="differences"><caption>{caption}</caption><thead><tr>'
@@ -69,20 +74,13 @@ def _differences(board: Board) -> str:
 def _difference_cell(mean: Mean | None) -> str:
     if mean is None:
         return "<td>–</td>"
-    kind, word = "even", "no clear difference"
-    # An interval over few rows that all say the same is a point: the p-value knows how few they are.
-    is_wider = mean.p_tasks <= SURE
-    if mean.low > 0 and mean.p_rows <= SURE:
-        wider = is_wider and mean.tasks_low is not None and mean.tasks_low > 0
-        kind, word = "up", "better" if wider else "better on these tasks"
-    elif mean.high < 0 and mean.p_rows <= SURE:
-        wider = is_wider and mean.tasks_high is not None and mean.tasks_high < 0
-        kind, word = "down", "worse" if wider else "worse on these tasks"
+    kind, word = VERDICTS[mean.verdict]
+    where = "" if mean.is_wider or mean.verdict == "level" else " on these tasks"
     wide = ""
     if mean.tasks_low is not None and mean.tasks_high is not None:
         wide = f" {{{signed(mean.tasks_low)}, {signed(mean.tasks_high)}}}"
     interval = f'<span class="interval">[{signed(mean.low)}, {signed(mean.high)}]{wide}</span>'
-    return f'<td><b>{signed(mean.value)}</b> {interval} <span class="verdict {kind}">{word}</span></td>'
+    return f'<td><b>{signed(mean.value)}</b> {interval} <span class="verdict {kind}">{word}{where}</span></td>'
 
 
 def guard_box(board: Board) -> str:
@@ -104,7 +102,7 @@ def guard_box(board: Board) -> str:
     return (
         f'<aside class="guard"><h3>Base guard: the base alone does better on {counted(tasks, "task")} of '
         f"{len(board.tasks)}</h3><p>Each task on which it beats a router is named, with the base's value first. "
-        f"<b>Bold</b>: the two 95 % intervals do not even overlap.</p>{''.join(boxes)}{none}</aside>"
+        f"<b>Bold</b>: the difference is clear, row by row (p &lt; 0.05).</p>{''.join(boxes)}{none}</aside>"
     )
 
 
@@ -115,9 +113,11 @@ def failure_box(board: Board) -> str:
     items = "".join(f"<li>{_failure(failure)}</li>" for failure in board.failures)
     opened = " open" if len(board.failures) <= OPEN_ENTRIES else ""
     title = f"{counted(len(board.failures), 'cell')} could not be scored"
+    left_out = left_out_words([(entry["task"], entry["router"]) for entry in board.left_out])
+    said = f"<p>{text(left_out)}.</p>" if left_out else ""
     return (
-        f'<aside class="guard"><details{opened}><summary><b>{title}</b>, and are left out of all means and '
-        f"comparisons</summary><ul>{items}</ul></details></aside>"
+        f'<aside class="guard"><details{opened}><summary><b>{title}</b></summary><ul>{items}</ul></details>'
+        f"{said}</aside>"
     )
 
 
@@ -128,17 +128,15 @@ def _failure(failure: Mapping[str, Any]) -> str:
 
 def _guard_group(board: Board, router: str, entries: Sequence[Mapping[str, Any]], unfolded: bool) -> str:
     ranked = sorted(entries, key=lambda entry: (entry["value"] - entry["base"], entry["task"]))
-    items = "".join(f"<li>{_guard_entry(board, entry)}</li>" for entry in ranked)
+    items = "".join(f"<li>{_guard_entry(entry)}</li>" for entry in ranked)
     opened = " open" if unfolded or router == board.main else ""
     summary = f"base beats <em>{text(router)}</em> on {counted(len(entries), 'task')}"
     return f"<details{opened}><summary>{summary}</summary><ul>{items}</ul></details>"
 
 
-def _guard_entry(board: Board, entry: Mapping[str, Any]) -> str:
-    base = board.primary.get((BASE, entry["task"]))
-    cell = board.primary.get((entry["router"], entry["task"]))
+def _guard_entry(entry: Mapping[str, Any]) -> str:
     name = text(entry["task"])
-    if base and cell and base["low"] > cell["high"]:
+    if entry.get("verdict") == "behind":
         name = f"<b>{name}</b>"
     split = SPLITS.get(entry["split"], entry["split"])
     return f"{name} <small>{hundredths(entry['base'])} &gt; {hundredths(entry['value'])}, {text(split)}</small>"

@@ -67,6 +67,22 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def left_out_words(failed: Sequence[tuple[str, str]]) -> str:
+    """Which tasks stand in no figure over tasks, and why; empty where there are none.
+
+    >>> left_out_words([("sst2", "arrow"), ("sst2", "norm")])
+    'In no mean, comparison or gap: sst2 (failed: arrow, norm)'
+
+    Args:
+        failed: task and router of each failure that takes a task away.
+    """
+    routers: dict[str, list[str]] = {}
+    for task, router in failed:
+        routers.setdefault(task, []).append(router)
+    tasks = [f"{task} (failed: {', '.join(own)})" for task, own in routers.items()]
+    return f"In no mean, comparison or gap: {enumerated(tasks)}" if tasks else ""
+
+
 def script_json(document: Any) -> str:
     """JSON that is safe inside a script element: nothing in it can end the element or open a comment."""
     # An escape means the same to a JSON parser, and nothing to an HTML parser.

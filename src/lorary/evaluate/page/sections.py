@@ -60,8 +60,8 @@ def _table(board: Board, colours: Mapping[str, int]) -> str:
     )
     return (
         f'<p class="note">Scores in points of 100, with their 95 % intervals. <span class="key up">Blue</span> is '
-        'better than the base, <span class="key down">orange</span> is worse. The best router of a row is marked '
-        f"★.{oracle} "
+        'better than the base, <span class="key down">orange</span> is worse. The best column of a row is marked '
+        f"★ where not all are alike.{oracle} "
         "The base is scored in the experts' template and in its own chat template; the better one stands here, "
         f'by name.</p><div class="switch">{choice}<div class="{scroll}" tabindex="0" role="region" '
         f'aria-label="Every task">{tables}</div></div><ul class="note">{metric_notes(board)}</ul>'

@@ -60,8 +60,12 @@ def _split_body(board: Board, split: str, colours: Mapping[str, int], losses: bo
             rows.append(
                 f"<tr{start}>{label if i == 0 else ''}{_task_head(line, hue)}{_cells(board, line, losses)}</tr>"
             )
-    means = "".join(_mean_cell(board, router, split, losses) for router in board.routers)
-    rows.append(f'<tr class="mean"><th class="family"></th><th scope="row" class="task">mean</th>{means}</tr>')
+    means = [(board.mean_loss if losses else board.mean)(router, split) for router in board.routers]
+    counts = sorted({mean.tasks for mean in means if mean} - {len(lines)})
+    # Where a router failed, the mean of each is over fewer tasks than stand above it.
+    note = f"<small>over {' or '.join(map(str, counts))} of them</small>" if counts else ""
+    cells = "".join(_mean_cell(mean, router, losses) for mean, router in zip(means, board.routers, strict=True))
+    rows.append(f'<tr class="mean"><th class="family"></th><th scope="row" class="task">mean{note}</th>{cells}</tr>')
     return f"<tbody>{''.join(rows)}</tbody>"
 
 
@@ -74,8 +78,9 @@ def _task_head(line: TaskLine, hue: str) -> str:
 def _cells(board: Board, line: TaskLine, losses: bool) -> str:
     source = board.losses if losses else board.primary
     row = {router: source[router, line.name] for router in board.routers if (router, line.name) in source}
-    rivals = [cell["value"] for router, cell in row.items() if not is_told(router)]
-    best = (min(rivals) if losses else max(rivals)) if rivals else None
+    rivals = {cell["value"] for router, cell in row.items() if not is_told(router)}
+    # Where all score alike, nothing is best.
+    best = (min(rivals) if losses else max(rivals)) if len(rivals) > 1 else None
     return "".join(_cell(board, row, router, best, losses) for router in board.routers)
 
 
@@ -121,8 +126,7 @@ def _number(value: float, losses: bool, key: str) -> str:
     return hundredths(value, 1 if key == "value" else 0)
 
 
-def _mean_cell(board: Board, router: str, split: str, losses: bool) -> str:
-    mean: Mean | None = board.mean_loss(router, split) if losses else board.mean(router, split)
+def _mean_cell(mean: Mean | None, router: str, losses: bool) -> str:
     if mean is None:
         return f"<td{_edge(router)}>{MISSING}</td>"
     value, low, high = (_number(getattr(mean, key), losses, key) for key in ("value", "low", "high"))
