@@ -25,7 +25,7 @@ from lorary.cli.options import (
 )
 from lorary.cli.route import route_fields
 
-ROUTING_ROWS, MAX_LENGTH = 8, 1024
+ORACLE_ROWS, ROUTING_ROWS, MAX_LENGTH = 16, 8, 1024
 ROUTERS_HELP = "separated by commas, with settings of their own in brackets: arrow[top_k=2], experts[a+b], oracle"
 
 
@@ -38,6 +38,9 @@ def evaluate(
     routers: Annotated[str, typer.Option(help=ROUTERS_HELP)] = "base,uniform,arrow,oracle",
     names: TaskNames = None,
     rows: Annotated[int, typer.Option(help="test rows per task, at most")] = 100,
+    oracle_rows: Annotated[
+        int, typer.Option(help="rows on which the oracle of a held-out task is chosen")
+    ] = ORACLE_ROWS,
     routing_rows: Annotated[int, typer.Option(help="rows per task whose routing is traced; 0 for none")] = ROUTING_ROWS,
     top_k: TopK = None,
     temperature: RouterTemperature = None,
@@ -73,6 +76,7 @@ def evaluate(
                 "--tasks": names, "--also": also, "--raw": raw, "--allow-code": allow_code, "--report": report,
                 "--csv": csv, "--markdown": markdown, "--unsafe-code": unsafe_code,
                 "--max-length": max_length != MAX_LENGTH, "--routing-rows": routing_rows != ROUTING_ROWS,
+                "--oracle-rows": oracle_rows != ORACLE_ROWS,
             },
         )  # fmt: skip
         return
@@ -100,6 +104,7 @@ def evaluate(
         device=device,
         dtype=dtype,
         rows=rows,
+        oracle_rows=oracle_rows,
         routing_rows=routing_rows,
         route=asked,
         template=template,

@@ -5,6 +5,8 @@ from importlib.metadata import version
 from typing import Any
 
 from lorary.cluster.similarity import adapter_similarity
+from lorary.evaluate.cells import BASE
+from lorary.evaluate.page.markup import counted
 from lorary.evaluate.report import Report, RoutedPrompt, Similarity
 from lorary.library.store import Library
 from lorary.recipes.evaluate import EvaluateSettings, Evaluation
@@ -46,7 +48,7 @@ def report_of(evaluation: Evaluation, libraries: Sequence[Library], routings: Se
         "prompt template": settings.template,
     }
     return Report(
-        title=f"Lorary: {evaluation.library}",
+        title=_title(evaluation),
         facts=facts,
         evaluation=evaluation.to_json(),
         similarity=Similarity(names, families, adapter_similarity([library.get(name) for name in names])),
@@ -54,6 +56,13 @@ def report_of(evaluation: Evaluation, libraries: Sequence[Library], routings: Se
         losses=losses,
         versions={package: version(package) for package in ("lorary", "torch", "transformers")},
     )
+
+
+def _title(evaluation: Evaluation) -> str:
+    """What the page shows."""
+    routers = {cell.router for cell in evaluation.cells} - {BASE}
+    tasks = {cell.task for cell in evaluation.cells}
+    return f"{evaluation.library}: {counted(len(routers), 'router')} and the base on {counted(len(tasks), 'task')}"
 
 
 def _described(settings: EvaluateSettings) -> str:

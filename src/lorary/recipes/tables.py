@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lorary.evaluate.cells import BASE, ORACLE, Cell, Column, columns_of, grouped_tasks, primary_cells
-from lorary.evaluate.page.markup import left_out_words
+from lorary.evaluate.page.markup import counted, left_out_words
 from lorary.evaluate.summary import Comparison, Mean
 from lorary.recipes.evaluation import Evaluation
 
@@ -100,7 +100,9 @@ def _lines(evaluation: Evaluation, *, several: bool, few: bool) -> list[str]:
         if gap.closed is None:
             lines.append(f"{who}: no gap to close, the oracle is {gap.gap:+.3f} from the base")
         else:
-            lines.append(f"{who} closes {100 * gap.closed:.0f} % of the gap of {gap.gap:.3f} from the base to the oracle")
+            lines.append(
+                f"{who} closes {100 * gap.closed:.0f} % of the gap of {gap.gap:.3f} from the base to the oracle"
+            )
     if left_out := left_out_words(evaluation.left_out_pairs()):
         lines.append(left_out)
     if not evaluation.base_guard:
@@ -121,4 +123,5 @@ def _compared(c: Comparison, *, several: bool) -> str:
         other = Column(c.against_library, c.against).label(several=several)
     interval = f"95 % interval over rows {c.low:+.3f} to {c.high:+.3f}, p {c.p_rows:.2g}"
     wider = "" if c.tasks_low is None else f"; over tasks {c.tasks_low:+.3f} to {c.tasks_high:+.3f}, p {c.p_tasks:.2g}"
-    return f"{_words(c.split)}: {one} - {other} = {c.difference:+.3f} ({interval}{wider}; {c.tasks} tasks): {c.verdict}"
+    size = counted(c.tasks, "task")
+    return f"{_words(c.split)}: {one} - {other} = {c.difference:+.3f} ({interval}{wider}; {size}): {c.verdict}"

@@ -178,7 +178,9 @@ def test_the_headline_speaks_of_the_best_router_of_each_split() -> None:
     lead = Page(headline(Board(evaluation))).text
     assert "On the 5 held-in tasks arrow scores" in lead
     assert "No router reaches the base. On the 1 held-out task uniform scores 99.0" in lead
-    assert {"arrow − base", "uniform − base"} <= set(re.findall(r'<th scope="row">([^<]+)<', headline(Board(evaluation))))
+    assert {"arrow − base", "uniform − base"} <= set(
+        re.findall(r'<th scope="row">([^<]+)<', headline(Board(evaluation)))
+    )
 
 
 def test_nothing_is_best_where_all_score_alike() -> None:

@@ -21,7 +21,7 @@ function gapPlot(panels, width, whole = "the oracle") {
   const layout = layoutOf({
     width, height: 96 + (14 + 16 * panels.length) * routers.length, margin: { l: left, r: 14, t: 40, b: 52 },
     barmode: "group", bargap: 0.3, showlegend: panels.length > 1, legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", traceorder: "normal" },
-    xaxis: axisOf({ range, ticksuffix: " %", title: { text: `gap closed, from the base to ${plain(short(whole, 30))}`, font: { size: 13 } } }),
+    xaxis: axisOf({ range, ticksuffix: " %", title: { text: width > 520 ? `gap closed, from the base to ${plain(short(whole, 30))}` : "gap closed", font: { size: 13 } } }),
     yaxis: axisOf({
       range: [routers.length - 0.5, -0.5], showgrid: false,
       tickvals: routers.map((_, i) => i), ticktext: routers.map((name) => lines(name).map((line) => plain(short(line, most))).join("<br>")),

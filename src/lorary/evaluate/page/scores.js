@@ -8,12 +8,20 @@ function routerColours(scores) {
   return scores.routers.map((name) => (name === scores.base ? colour("--soft") : colour(`--hue-${hue(name)}`)));
 }
 
-function scoreTraces(scores, colours) {
+// So many letters of a column's name: the library is cut before the router is.
+function inLegend(name, most) {
+  const start = name.lastIndexOf(": ");
+  if (start < 0 || name.length <= most) return short(name, most);
+  const router = name.slice(start);
+  return short(name.slice(0, start), Math.max(4, most - router.length)) + short(router, most - 4);
+}
+
+function scoreTraces(scores, colours, most) {
   return scores.splits.flatMap((split, panel) => scores.routers.map((router, r) => {
     const spread = (r - (scores.routers.length - 1) / 2) * (0.72 / scores.routers.length);
     const found = split.groups.map((group, g) => [group.points[r], g + spread, group.family ?? "all tasks"]).filter(([p]) => p);
     return {
-      type: "scatter", mode: "markers", name: plain(router), legendgroup: router, showlegend: panel === 0,
+      type: "scatter", mode: "markers", name: plain(inLegend(router, most)), legendgroup: router, showlegend: panel === 0,
       x: found.map(([p]) => p[0]), y: found.map(([, y]) => y),
       xaxis: panel ? `x${panel + 1}` : "x", yaxis: panel ? `y${panel + 1}` : "y",
       error_x: {
@@ -35,7 +43,8 @@ function scorePlot(scores, width) {
   const sizes = scores.splits.map((split) => split.groups.length * row);
   const [left, gap] = [isWide ? 130 : 104, isWide ? 130 : 66];
   // The legend's lines, since plotly lets a long one run into what lies below: entries are as wide as the widest.
-  const entry = 46 + 7.2 * Math.max(...scores.routers.map((name) => name.length));
+  const most = Math.floor((width - 60) / 8.5);
+  const entry = 46 + 7.2 * Math.max(...scores.routers.map((name) => Math.min(name.length, most)));
   const legendLines = Math.ceil(scores.routers.length / Math.max(1, Math.floor((isWide ? width - left - 14 : width) / entry)));
   const top = 47 + 19 * legendLines;
   const inner = isWide ? Math.max(...sizes) : sizes.reduce((sum, size) => sum + size, 0) + gap * (sizes.length - 1);
@@ -71,5 +80,5 @@ function scorePlot(scores, width) {
       line: { color: colour("--line"), width: g ? 1 : 2 },
     }));
   });
-  return { traces: scoreTraces(scores, routerColours(scores)), layout };
+  return { traces: scoreTraces(scores, routerColours(scores), most), layout };
 }

@@ -50,7 +50,7 @@ def write_study_report(place: Place, states: Mapping[str, str]) -> dict[str, Any
     text = markdown(document).encode()
     with reported(place.out):
         replace_file(place.out / "report.md", text, place.out / "report.md.tmp")
-    title, styles = f"Lorary: study {place.study.name}", ("style.css", "study.css")
+    title, styles = f"Study {place.study.name}: questions and answers", ("style.css", "study.css")
     # Without plotly the page is small, and its tables say all of it.
     plots = study_plots(document) if find_spec("plotly") else None
     page = page_html(
