@@ -191,8 +191,8 @@ class Columns(Generic[ColumnT]):
         closed, narrow, wide = None, _NONE, _NONE
         if self.difference(whole, base, tasks).verdict == "ahead":
             drawn = self._flipped(tuple(tasks))
-            flipped = (drawn[each][:, 0] - drawn[base][:, 0] for each in (column, whole))
-            closed, narrow = gain / gap, _ends(flip_test(gain, gap, *flipped))
+            gain_flipped, gap_flipped = (drawn[each][:, 0] - drawn[base][:, 0] for each in (column, whole))
+            closed, narrow = gain / gap, _ends(flip_test(gain, gap, gain_flipped, gap_flipped))
             wide = _ends(flip_test(gain, gap, *flipped_tasks(np.stack([gains, gaps], axis=1)).T))
         return GapClosed(gap=gap, gain=gain, closed=closed, low=narrow[0], high=narrow[1], tasks_low=wide[0],
                          tasks_high=wide[1], tasks=len(tasks), rows=self._count(column, tasks))  # fmt: skip
@@ -232,14 +232,12 @@ class Columns(Generic[ColumnT]):
         drawn = {column: np.zeros((RESAMPLES + 1, 2)) for column in self._having(tasks)}
         for task in tasks:
             for alike in self._alike(task, list(drawn)):
-                rows = np.array([*(self._values[column][task] for column in alike), np.ones(self._rows(alike, task))]).T
+                values = [self._values[column][task] for column in alike]
+                rows = np.array([*values, np.ones(len(values[0]))]).T
                 means = np.concatenate([flipped_means(task, rows), rows.mean(axis=0, keepdims=True)]) / len(tasks)
                 for number, column in enumerate(alike):
                     drawn[column] += means[:, [number, -1]]
         return drawn
-
-    def _rows(self, columns: Sequence[ColumnT], task: str) -> int:
-        return len(self._values[columns[0]][task])
 
 
 _Ends = tuple[float | None, float | None]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -116,15 +117,46 @@ def _chance(state: Seating, layers: Sequence[str]) -> float:
     return sum(1 / sum(allowed[i] for i in state.layers[path].experts) for path in layers) / len(layers)
 
 
-def mean_accuracies(found: Sequence[RoutingAccuracy]) -> dict[tuple[str, str], tuple[float, float, float, int]]:
-    """By library and router: mean over tasks of share, top1 and chance, and the number of tasks."""
-    groups: dict[tuple[str, str], list[RoutingAccuracy]] = {}
-    for one in found:
-        groups.setdefault((one.library, one.router), []).append(one)
-    return {
-        who: (_mean(own, "share"), _mean(own, "top1"), _mean(own, "chance"), len(own)) for who, own in groups.items()
-    }
+@dataclass(frozen=True)
+class RoutingMean:
+    """Means of a router's `RoutingAccuracy` over held-in tasks.
+
+    Args:
+        library: name of the library.
+        router: as it is written.
+        family: of the tasks; None for all of them.
+        share: mean share of the weight, `share_low` and `share_high` those of the lowest and highest task.
+        top1: mean part in which the expert is the strongest; `top1_low` and `top1_high` as for `share`.
+        chance: mean of what chance gives.
+        tasks: how many.
+    """
+
+    library: str
+    router: str
+    family: str | None
+    share: float
+    share_low: float
+    share_high: float
+    top1: float
+    top1_low: float
+    top1_high: float
+    chance: float
+    tasks: int
 
 
-def _mean(found: Sequence[RoutingAccuracy], key: str) -> float:
-    return sum(float(getattr(one, key)) for one in found) / len(found)
+def routing_means(accuracies: Sequence[RoutingAccuracy]) -> list[RoutingMean]:
+    """By library and router, over all tasks and then family by family."""
+    groups: dict[tuple[str, str, str | None], list[RoutingAccuracy]] = {}
+    for by_family in (False, True):
+        for accuracy in accuracies:
+            key = (accuracy.library, accuracy.router, accuracy.family if by_family else None)
+            groups.setdefault(key, []).append(accuracy)
+    return [
+        RoutingMean(*key, *_spread([a.share for a in group]), *_spread([a.top1 for a in group]),
+                    fmean(a.chance for a in group), len(group))
+        for key, group in groups.items()
+    ]  # fmt: skip
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float, float]:
+    return fmean(values), min(values), max(values)

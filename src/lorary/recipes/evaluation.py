@@ -6,7 +6,7 @@ from typing import Any
 
 from lorary.errors import LoraryError, TaskError, UsageError
 from lorary.evaluate.cells import Cell, Column, Failure
-from lorary.evaluate.routing_accuracy import RoutingAccuracy
+from lorary.evaluate.routing_accuracy import RoutingAccuracy, RoutingMean, routing_means
 from lorary.evaluate.summary import Comparison, Mean, OracleGap, Summary
 from lorary.model.spec import ORACLE
 from lorary.recipes.evaluate_settings import EvaluateSettings
@@ -25,6 +25,7 @@ class Evaluation:
         family_means: of every router on every family of a split.
         loss_means: of every router's losses on every split.
         oracle_gaps: how far routers come from the base to the oracle.
+        routing_means: of `routing` over tasks, and over those of each family.
         base_guard: tasks on which the base beats a router.
         left_out: tasks that are in no mean, comparison or gap, since a router that has scores failed on them.
         settings: how it was done.
@@ -40,6 +41,7 @@ class Evaluation:
     family_means: list[Mean]
     loss_means: list[Mean]
     oracle_gaps: list[OracleGap]
+    routing_means: list[RoutingMean]
     base_guard: list[dict[str, Any]]
     left_out: list[dict[str, Any]]
     settings: EvaluateSettings
@@ -100,6 +102,7 @@ class Evaluation:
             "comparisons": [asdict(comparison) for comparison in self.comparisons],
             "oracle_gaps": [asdict(gap) for gap in self.oracle_gaps],
             "routing": [asdict(routing) for routing in self.routing],
+            "routing_means": [asdict(mean) for mean in self.routing_means],
             "base_guard": self.base_guard,
             "left_out": self.left_out,
         }
@@ -126,6 +129,7 @@ def evaluation_of(found: Found, settings: EvaluateSettings, libraries: Sequence[
         summary.family_means(),
         summary.loss_means(),
         summary.oracle_gaps(),
+        routing_means(found.routing),
         summary.base_guard(),
         summary.left_out(),
         settings,

@@ -8,7 +8,6 @@ from dataclasses import fields
 from lorary.evaluate.cells import BASE, Cell, Column, columns_of, grouped_tasks, primary_cells
 from lorary.evaluate.page.markup import left_out_words
 from lorary.evaluate.page.markup import markdown_text as md
-from lorary.evaluate.routing_accuracy import mean_accuracies
 from lorary.evaluate.summary import Comparison
 from lorary.recipes.evaluation import Evaluation
 
@@ -93,8 +92,15 @@ def _gaps(evaluation: Evaluation, *, several: bool) -> list[str]:
 
 def _routing(evaluation: Evaluation, *, several: bool) -> list[str]:
     rows = [
-        [Column(library, router).label(several=several), *(_points(value) for value in numbers), str(tasks)]
-        for (library, router), (*numbers, tasks) in mean_accuracies(evaluation.routing).items()
+        [
+            Column(m.library, m.router).label(several=several),
+            _points(m.share),
+            _points(m.top1),
+            _points(m.chance),
+            str(m.tasks),
+        ]
+        for m in evaluation.routing_means
+        if m.family is None
     ]
     return _table(["router", "share of weight", "is the strongest", "chance", "number of tasks"], rows)
 

@@ -103,8 +103,7 @@ def _lines(evaluation: Evaluation, *, several: bool, few: bool) -> list[str]:
             lines.append(
                 f"{who} closes {100 * gap.closed:.0f} % of the gap of {gap.gap:.3f} from the base to the oracle"
             )
-    if left_out := left_out_words(evaluation.left_out_pairs()):
-        lines.append(left_out)
+    lines += filter(None, [left_out_words(evaluation.left_out_pairs())])
     if not evaluation.base_guard:
         is_scored = any(cell.router == BASE for cell in evaluation.cells)
         lines.append(f"base guard: {'the base beats no router on any task' if is_scored else 'the base has no score'}")

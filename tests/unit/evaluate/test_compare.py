@@ -6,6 +6,7 @@ import torch
 
 from lorary.evaluate.cells import Cell
 from lorary.evaluate.compare import Columns, Difference, GapClosed, Rows, failed_tasks, verdict_of
+from lorary.evaluate.statistics import bootstrap_interval
 from lorary.evaluate.summary import Summary
 
 
@@ -101,6 +102,12 @@ def test_the_interval_of_a_gap_closed_leaves_out_0_where_the_column_beats_the_ba
         assert (gap.low > 0) == (difference.verdict == "ahead")
         seen.add(difference.verdict)
     assert seen == {"ahead", "level"}
+
+
+def test_a_mean_over_one_task_has_the_interval_of_its_cell() -> None:
+    values = (np.random.default_rng(5).random(40) < 0.3).astype(float).tolist()
+    found = Columns({"arrow": {"a": values}}).mean("arrow", ["a"])
+    assert (found.low, found.high) == pytest.approx(bootstrap_interval(values, task="a"))
 
 
 def test_nothing_depends_on_the_order_of_columns_and_tasks() -> None:

@@ -88,6 +88,7 @@ class Board:
         self.guard = [{**entry, "router": called(entry)} for entry in guard]
         self.gaps = [{**gap, "router": called(gap)} for gap in evaluation.get("oracle_gaps", [])]
         self.routing = [{**one, "router": called(one)} for one in evaluation.get("routing", [])]
+        self.routing_means = [{**one, "router": called(one)} for one in evaluation.get("routing_means", [])]
         self.failures = [{**one, "router": called(one)} for one in evaluation.get("failures", [])]
         self.left_out = [{**one, "router": called(one)} for one in evaluation.get("left_out", [])]
         self.means = [{**one, "column": called(one)} for one in evaluation.get("means", [])]

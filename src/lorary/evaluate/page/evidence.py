@@ -36,11 +36,7 @@ def _gap(board: Board) -> str:
 
 
 def _routing(board: Board) -> str:
-    routers = dict.fromkeys(one["router"] for one in board.routing)
-    shares = {}
-    for router in routers:
-        own = [one["share"] for one in board.routing if one["router"] == router]
-        shares[router] = sum(own) / len(own)
+    shares = {mean["router"]: mean["share"] for mean in board.routing_means if mean["family"] is None}
     best = max(shares, key=lambda router: shares[router])
     chance = sorted({round(one["chance"], 4) for one in board.routing})
     said = enumerated([f"{hundredths(value)} %" for value in chance[:3]])

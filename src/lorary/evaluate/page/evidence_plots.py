@@ -1,7 +1,7 @@
 """The numbers behind the plots of an evaluation beside its means: heat map, gap, routing, sweeps."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from lorary.evaluate.page.board import BASE, SPLITS, Board, is_told
@@ -41,10 +41,11 @@ def routing_shares(board: Board) -> dict[str, Any] | None:
         return None
     routers = list(dict.fromkeys(one["router"] for one in board.routing))
     families = sorted({str(one["family"]) for one in board.routing})
+    means = {(mean["router"], mean["family"]): mean for mean in board.routing_means}
     panels = []
     for key, name in (("share", "share of the weight"), ("top1", "is the strongest expert")):
         groups = [
-            {"family": family, "points": [_mean_point(board.routing, router, family, key) for router in routers]}
+            {"family": family, "points": [_routing_point(means.get((router, family)), key) for router in routers]}
             for family in [None, *families]
         ]
         panels.append({"name": name, "groups": groups})
@@ -96,12 +97,10 @@ def _levels(board: Board) -> list[dict[str, Any]]:
     ]
 
 
-def _mean_point(routing: Sequence[Mapping[str, Any]], router: str, family: str | None, key: str) -> list[float] | None:
-    values = [o[key] for o in routing if o["router"] == router and family in (None, str(o["family"]))]
-    if not values:
+def _routing_point(mean: Mapping[str, Any] | None, key: str) -> list[float | None] | None:
+    if mean is None:
         return None
-    mean = round(100 * sum(values) / len(values), 2)
-    return [mean, round(100 * min(values), 2), round(100 * max(values), 2), float(len(values))]
+    return [*(rounded_points(mean[each]) for each in (key, f"{key}_low", f"{key}_high")), float(mean["tasks"])]
 
 
 def rounded_points(value: float | None) -> float | None:
