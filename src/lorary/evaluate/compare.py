@@ -125,13 +125,13 @@ def failed_tasks(
 
     Args:
         scored: column and task of every cell of a split.
-        failures: column and task of what could not be scored.
+        failures: column and task of what could not be scored of the split.
     """
     cells = set(scored)
-    columns, tasks = {column for column, _ in cells}, {task for _, task in cells}
+    columns = {column for column, _ in cells}
     left_out: dict[str, list[ColumnT]] = {}
     for column, task in dict.fromkeys(failures):
-        if column in columns and task in tasks and (column, task) not in cells:
+        if column in columns and (column, task) not in cells:
             left_out.setdefault(task, []).append(column)
     return left_out
 

@@ -83,10 +83,13 @@ class Summary:
         self.columns = columns_of(cells)
         self._primary = primary_cells(cells)
         self._splits = grouped_tasks(cells)
-        failed = [(column_of(failure), failure.task) for failure in failures]
+        split_of = {task: split for split, tasks in self._splits.items() for task in tasks}
         self._left_out: dict[str, list[Column]] = {}
-        for tasks in self._splits.values():
-            self._left_out |= failed_tasks([key for key in self._primary if key[1] in tasks], failed)
+        # A task that nobody was scored on has no split, and is named all the same.
+        for split in (*self._splits, None):
+            scored = [key for key in self._primary if split in (None, split_of[key[1]])]
+            failed = [(column_of(f), f.task) for f in failures if split_of.get(f.task) == split]
+            self._left_out |= failed_tasks(scored, failed)
         self._scores = _columns(self._primary)
 
     def means(self) -> list[Mean]:

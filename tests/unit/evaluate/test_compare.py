@@ -123,7 +123,7 @@ def test_nothing_depends_on_the_order_of_columns_and_tasks() -> None:
 def test_only_a_column_with_scores_takes_a_task_away_by_failing() -> None:
     scored = [("a", "x"), ("a", "y"), ("b", "x"), ("b", "z")]
     failures = [("b", "y"), ("c", "x"), ("a", "w"), ("a", "x"), ("b", "y")]
-    assert failed_tasks(scored, failures) == {"y": ["b"]}
+    assert failed_tasks(scored, failures) == {"y": ["b"], "w": ["a"]}
 
 
 def test_a_study_and_an_evaluation_say_the_same_of_the_same_cells(generator: torch.Generator) -> None:

@@ -180,3 +180,30 @@ def test_the_guard_tells_a_clear_difference_from_a_small_one() -> None:
     assert verdicts["a"][1] < 0.05
     assert verdicts["b"] == ("level", 1.0)
     assert verdicts["c"] == (None, None)
+
+
+def test_a_task_that_all_routers_failed_on_is_named_and_a_split_without_scores_takes_no_task_away() -> None:
+    cells = [cell(router, "a", [0.5]) for router in ("base", "arrow", "uniform")]
+    cells += [cell(router, "z", [0.5], split="held_out") for router in ("base", "arrow")]
+    failures = [Failure("lib", router, "b", "rule") for router in ("base", "arrow", "uniform")]
+    # Uniform has no score on held-out tasks at all.
+    summary = Summary(cells, [*failures, Failure("lib", "uniform", "z", "rule")])
+    assert [(entry["task"], entry["router"]) for entry in summary.left_out()] == [
+        ("b", "base"), ("b", "arrow"), ("b", "uniform"),
+    ]  # fmt: skip
+    assert {(mean.router, mean.split, mean.tasks) for mean in summary.means()} == {
+        ("base", "held_in", 1), ("arrow", "held_in", 1), ("uniform", "held_in", 1),
+        ("base", "held_out", 1), ("arrow", "held_out", 1),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("failing", ["one", "two"])
+def test_a_base_that_was_scored_beside_one_library_did_not_fail(failing: str) -> None:
+    cells = [
+        cell(router, task, [0.5, 1.0], library=library)
+        for library in ("one", "two") for task in "ab" for router in ("base", "arrow")
+        if (library, task, router) != (failing, "b", "base")
+    ]  # fmt: skip
+    summary = Summary(cells, [Failure(failing, "base", "b", "rule")])
+    assert summary.left_out() == []
+    assert {mean.tasks for mean in summary.means()} == {2}

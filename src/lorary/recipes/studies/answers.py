@@ -24,7 +24,7 @@ class Column:
         stage: that scored it.
         asked: metric and hash of the data, by task: columns are compared on tasks where these are the same.
         failed: tasks that could not be scored.
-        left_out: tasks that are not among `values`, though scored, since a column beside it failed on them.
+        left_out: tasks that are not among `values`, since a column of the split failed on them.
     """
 
     library: str

@@ -65,6 +65,21 @@ def gather_columns(place: Place, scored: Mapping[str, Columns]) -> list[Column]:
     return [part for column in columns for part in (column, *_by_set(place, column))]
 
 
+def gather_left_out(columns: Sequence[Column]) -> list[dict[str, str]]:
+    """Tasks that are in no figure since a column of their split failed on them, and these columns.
+
+    Args:
+        columns: as `gather_columns` gives them.
+    """
+    return [
+        {"task": task, "split": column.split, "cell": column.cell}
+        for column in columns
+        if column.split in SPLITS
+        for task in dict.fromkeys(column.failed)
+        if task in column.left_out
+    ]
+
+
 def _on_common_tasks(columns: Sequence[Column]) -> list[Column]:
     """Columns of a split without the tasks on which one of them failed."""
     scored = [(column.cell, task) for column in columns for task in column.values]
@@ -74,8 +89,7 @@ def _on_common_tasks(columns: Sequence[Column]) -> list[Column]:
         values = {task: own for task, own in column.values.items() if task not in left_out}
         if values:
             asked = {task: column.asked[task] for task in values}
-            gone = sorted(set(column.values) - set(values))
-            common.append(replace(column, values=values, asked=asked, left_out=gone))
+            common.append(replace(column, values=values, asked=asked, left_out=sorted(left_out)))
     return common
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorary.evaluate.cells import BASE
-from lorary.evaluate.page.markup import markdown_text, text
+from lorary.evaluate.page.markup import left_out_words, markdown_text, text
 from lorary.recipes.studies.answers import p_words
 from lorary.recipes.studies.config import SPLITS, split_name
 
@@ -22,6 +22,7 @@ def markdown(document: Mapping[str, Any]) -> str:
         parts += ["## Unfinished", _markdown_table(unfinished_table(document))]
     if document["failures"]:
         parts += ["## Cells that could not be scored", _markdown_table(failure_table(document))]
+        parts.append(markdown_text(_left_out(document)))
     parts.append("## Answers")
     for found in document["answers"]:
         lines = [f"- {line}" for line in [*found["lines"], *_not_yet(found)]]
@@ -65,7 +66,8 @@ def html_sections(document: Mapping[str, Any], plots: Mapping[str, Any] | None) 
     if document["unfinished"]:
         found.append(("unfinished", "Unfinished", _html_table(unfinished_table(document))))
     if document["failures"]:
-        found.append(("failures", "Cells that could not be scored", _html_table(failure_table(document))))
+        failed = _html_table(failure_table(document)) + _note(_left_out(document))
+        found.append(("failures", "Cells that could not be scored", failed))
     note = f'<p class="note">{text(NOTE.replace("`", ""))}</p>'
     shared = "".join(f'<p class="note">{text(line)}</p>' for line in document["overlap"])
     overview = _plot("columns", "Means of libraries by routers") if drawn["columns"] else ""
@@ -84,6 +86,14 @@ def html_sections(document: Mapping[str, Any], plots: Mapping[str, Any] | None) 
         ("stages", "Stages and their commands", named + _html_table(stage_table(document))),
         ("environment", "Environment", _html_table(environment_table(document))),
     ]
+
+
+def _left_out(document: Mapping[str, Any]) -> str:
+    return left_out_words([(f"{row['task']}, {split_name(row['split'])}", row["cell"]) for row in document["left_out"]])
+
+
+def _note(line: str) -> str:
+    return f'<p class="note">{text(line)}.</p>' if line else ""
 
 
 def _plot(name: str, label: str, kind: str = "plot") -> str:

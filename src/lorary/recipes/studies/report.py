@@ -19,7 +19,14 @@ from lorary.recipes.evaluate_settings import EvaluateSettings
 from lorary.recipes.studies.answers import Column, answer
 from lorary.recipes.studies.building import command_of
 from lorary.recipes.studies.config import SUBSET, AdaptStage, BuildStage, EvaluateStage, Stage, identity
-from lorary.recipes.studies.gather import gather_cells, gather_columns, gather_failures, gather_scored, owed_columns
+from lorary.recipes.studies.gather import (
+    gather_cells,
+    gather_columns,
+    gather_failures,
+    gather_left_out,
+    gather_scored,
+    owed_columns,
+)
 from lorary.recipes.studies.place import Place
 from lorary.recipes.studies.plots import study_plots
 from lorary.recipes.studies.record import FAILED, Record, read_record, stage_key, write_document
@@ -86,6 +93,7 @@ def report_document(place: Place, states: Mapping[str, str]) -> dict[str, Any]:
         "unfinished": _unfinished(place, states, scored),
         "cells": gather_cells(place, scored),
         "failures": gather_failures(place, scored),
+        "left_out": gather_left_out(columns),
         "environment": environment(),
     }  # fmt: skip
 
