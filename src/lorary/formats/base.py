@@ -8,6 +8,7 @@ user/name[@revision]   a Hugging Face Hub id: the only one that may use the netw
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -116,8 +117,9 @@ def _from_hub(repo: str, revision: str | None) -> BaseFiles:
     if not (path / SINGLE_FILE).exists() and (path / INDEX_FILE).exists():
         names = sorted(set(shard_names(path, repo).values()))
         if not all((path / name).exists() for name in names):
-            # Of the very commit of the index, which a branch may have left by now.
-            _snapshot(repo, path.name, names)
+            # Of the very commit of the index, which a branch may have left by now. What cannot be had is named below.
+            with suppress(LocalEntryNotFoundError):
+                _snapshot(repo, path.name, names)
     check_folder(path, name=repo)
     return BaseFiles(repo, path, path.name)
 
