@@ -90,7 +90,7 @@ def load_pretrained(folder: Path, called: str, dtype: Any = "auto", **settings: 
         BaseModelError: if the folder lacks either, or transformers cannot load the model.
     """
     # Imported here: it takes seconds, and commands that only look at files come through this room.
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM
 
     ends = _ids_that_end(folder, called)
     with bare_folder(folder, called) as bare:
@@ -111,12 +111,24 @@ def load_pretrained(folder: Path, called: str, dtype: Any = "auto", **settings: 
             raise not_loaded("weights", called, folder, error) from error
     model.name_or_path = model.config.name_or_path = str(folder)
     if model.generation_config is not None:
-        # What a checkpoint likes to sample with is no part of the model; what ends its answers is.
-        own = model.generation_config
-        model.generation_config = GenerationConfig(
-            eos_token_id=ends or own.eos_token_id, bos_token_id=own.bos_token_id, pad_token_id=own.pad_token_id
-        )
+        model.generation_config = plain_generation(model.generation_config)
+        if ends is not None:
+            model.generation_config.eos_token_id = ends
     return model, report
+
+
+def plain_generation(own: Any) -> Any:
+    """The generation configuration of a model without what its checkpoint likes to sample with.
+
+    Args:
+        own: a `GenerationConfig`.
+
+    Returns:
+        Another, that says which tokens begin, end and pad a text, and leaves all else at transformers' defaults.
+    """
+    from transformers import GenerationConfig  # as above
+
+    return GenerationConfig(eos_token_id=own.eos_token_id, bos_token_id=own.bos_token_id, pad_token_id=own.pad_token_id)
 
 
 def _empty(bare: Path, called: str) -> Any:
