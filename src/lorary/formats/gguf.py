@@ -152,13 +152,13 @@ def _convert(gguf_file: Path, folder: Path) -> None:
     with quiet_transformers(), redirect_stderr(StringIO()):
         try:
             tokenizer, model, report = _unpack(gguf_file)
-        except Lost as lost:
-            raise refused(gguf_file, lost) from lost
+        except Lost as error:
+            raise refused(gguf_file, error) from error
         except Exception as error:  # transformers and gguf raise all kinds over a file they cannot read
             raise _unreadable(gguf_file, str(error) or type(error).__name__) from error
         # Transformers fills what is missing with random numbers and only mentions it.
-        if lost := sorted(report["missing_keys"]):
-            raise _unreadable(gguf_file, f"{len(lost)} weights missing, the first {lost[0]}")
+        if missing := sorted(report["missing_keys"]):
+            raise _unreadable(gguf_file, f"{len(missing)} weights missing, the first {missing[0]}")
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

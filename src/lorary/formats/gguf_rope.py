@@ -56,8 +56,8 @@ def apply_rope(architecture: str, keys: Mapping[str, Any], tensors: Mapping[str,
     rope = rope_of(config)
     scaling = {name.removeprefix(_SCALING): value for name, value in keys.items() if name.startswith(_SCALING)}
     if not rope:
-        if name := next((*tensors, *(f"{architecture}.{_SCALING}{name}" for name in scaling)), None):
-            raise Lost(f"{name}, and the converted model has no rotary positions")
+        if names := [*tensors, *(f"{architecture}.{_SCALING}{name}" for name in scaling)]:
+            raise Lost(f"{names[0]}, and the converted model has no rotary positions")
         return
     nested = rope is not config.rope_parameters
     if "rope.freq_base" in keys or not nested:

@@ -12,6 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from safetensors import safe_open
+
 from lorary.errors import BaseModelError
 from lorary.formats.checkpoint import (
     AGAIN,
@@ -94,7 +96,8 @@ def load_pretrained(folder: Path, called: str, dtype: Any = "auto", **settings: 
 
     ends = _ids_that_end(folder, called)
     with bare_folder(folder, called) as bare:
-        _check_size(_empty(bare, called), bare, called)
+        empty = _empty(bare, called)
+        _check_size(empty, bare, called)
         try:
             with quiet_transformers():
                 model, report = AutoModelForCausalLM.from_pretrained(
@@ -108,6 +111,12 @@ def load_pretrained(folder: Path, called: str, dtype: Any = "auto", **settings: 
                     **settings,
                 )
         except Exception as error:  # transformers raises all kinds over a file that it cannot read
+            if "mismatch" in str(error) and (other := _other_shape(empty, weight_files(bare, called))):
+                raise BaseModelError(
+                    f"the weights of the base model {called} must have the shapes that its {CONFIG_FILE} asks for",
+                    found=other,
+                    remedy=AGAIN,
+                ) from error
             raise not_loaded("weights", called, folder, error) from error
     model.name_or_path = model.config.name_or_path = str(folder)
     if model.generation_config is not None:
@@ -160,6 +169,18 @@ def _check_size(model: Any, bare: Path, called: str) -> None:
             found=f"{max(num_weights, num_entries):,} weights by the configuration, {num_bytes:,} bytes in the files",
             remedy=AGAIN,
         )
+
+
+def _other_shape(empty: Any, files: Mapping[str, Path]) -> str | None:
+    """The first weight that is stored in another shape than the model has it, in words; None if there is none."""
+    for name, parameter in empty.named_parameters():
+        stored = next((key for key in (name, name.removeprefix(f"{empty.base_model_prefix}.")) if key in files), None)
+        if stored is not None:
+            with safe_open(files[stored], framework="pt") as tensors:
+                shape = tuple(tensors.get_slice(stored).get_shape())
+            if shape != tuple(parameter.shape):
+                return f"{name} is stored as {shape}, the configuration asks for {tuple(parameter.shape)}"
+    return None
 
 
 def _ids_that_end(folder: Path, called: str) -> int | list[int] | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from lorary.errors import BaseModelError
@@ -38,10 +38,10 @@ def fingerprint_of_folder(path: str | Path) -> Fingerprint:
                 return fingerprint_of_model(loaded_model(folder))
             dtype = dtype if samples else found[0]
             samples[name] = found[1]
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # transformers raises all kinds over a folder that it cannot read
         raise BaseModelError(
             f"base model {folder} must be a transformers directory of a causal language model, with safetensors",
-            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+            found=_in_words(error),
             remedy="give a folder with config.json and model.safetensors of an architecture that transformers knows",
         ) from error
     return skeleton.with_samples(dtype, samples)
@@ -79,3 +79,10 @@ def _sample(file: Path, name: str, shape: tuple[int, ...]) -> tuple[str, tuple[f
         return None
     dtype = str(entries[0].dtype).removeprefix("torch.")
     return dtype, tuple(float(entry.float().item()) for entry in entries)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, BaseModelError):
+        return f"{error.rule} ({error.found})"
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -78,8 +78,9 @@ def load_base(reference: str | Path | BaseFiles = "embedded", *, dtype: str = "a
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
     files = reference if isinstance(reference, BaseFiles) else resolve_base(reference)
-    tokenizer = load_tokenizer(files)
+    # First the model: a tokenizer is looked for by the configuration too, and would be blamed for a bad one.
     model = load_model(files, kind, place)
+    tokenizer = load_tokenizer(files)
     _settle_tokens(model, tokenizer, files)
     return Base(model, tokenizer, files)
 

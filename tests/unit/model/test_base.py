@@ -379,3 +379,37 @@ def test_generation_defaults_that_cannot_be_read_are_refused(content: str, folde
     (folder / "generation_config.json").write_text(content)
     with pytest.raises(BaseModelError, match=r"generation_config\.json of the base model"):
         load_base(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 200}, r"model\.embed_tokens\.weight is stored as \(300, 32\), .* asks for \(200, 32\)"),
+        ({"rope_parameters": 7}, r"config\.json\nfound: .*'rope_parameters'"),
+        ({"num_attention_heads": 5}, r"config\.json\nfound: "),
+        ({"rms_norm_eps": "small"}, r"config\.json\nfound: .*'rms_norm_eps'"),
+        ({"hidden_act": "nope"}, r"config\.json\nfound: KeyError: 'nope'"),
+        ({"num_hidden_layers": 900}, r"sizes in config\.json .* must be those of its weights"),
+        ({"num_hidden_layers": 1}, r"9 tensors that its configuration has no place for"),
+        ({"tie_word_embeddings": False}, r"1 missing keys, the first lm_head\.weight"),
+    ],
+)
+def test_a_configuration_that_is_not_of_these_weights_is_refused(
+    changes: dict[str, Any], message: str, folder: Path
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(BaseModelError, match=message):
+        load_base(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"temperature": 0.6, "num_beams": 3}, {"auto_map": {"AutoModelForCausalLM": "a.B"}}]
+)
+def test_what_else_a_configuration_may_hold_is_passed_over(changes: dict[str, Any], folder: Path) -> None:
+    expected = load_base(folder, device="cpu").model
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    (folder / "generation_config.json").unlink()
+    model = load_base(folder, device="cpu").model
+    assert torch.equal(model.generate(IDS[:1], max_new_tokens=5), expected.generate(IDS[:1], max_new_tokens=5))
