@@ -84,6 +84,8 @@ def carry_over(metadata: Metadata, config: Any) -> None:
     """
     if config.model_type == "mistral" and "attention.sliding_window" not in metadata.keys:
         config.sliding_window = None  # the class has a window by default
+    if (config.pad_token_id or 0) >= config.vocab_size:
+        config.pad_token_id = None  # of the class, for a vocabulary of its own
     if metadata.architecture == "llama" and "attention.key_length" not in metadata.keys:
         # transformers takes the rotated width of a head for all of it.
         config.head_dim = config.hidden_size // config.num_attention_heads
