@@ -72,8 +72,15 @@ def _differing(
         one, other = recorded.get(name), found.get(name)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             yield from _differing(one, other, f"{prefix}{name}.")
-        elif one != other:
+        elif not _equal(one, other):
             yield f"{prefix}{name}", (one, other)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values are one, for a model that may keep its numbers in single precision, as GGUF files do."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return bool(one == other)
 
 
 def in_words(differing: Mapping[str, tuple[Any, Any]]) -> str:

@@ -284,6 +284,12 @@ def test_other_spellings_and_defaults_left_out_are_the_same_configuration(
     assert recorded == fingerprint_of_folder(folder)
 
 
+def test_a_number_in_single_precision_is_the_same_configuration(tiny_model: MakeModel) -> None:
+    single = float(torch.tensor(1e-6, dtype=torch.float32))
+    assert single != 1e-6
+    assert compare(fingerprint_of_model(tiny_model()), fingerprint_of_model(tiny_model(rms_norm_eps=single))) == "same"
+
+
 def test_a_fingerprint_of_an_older_lorary_knows_no_configuration_and_raises_no_alarm(tiny_model: MakeModel) -> None:
     document = fingerprint_of_model(tiny_model()).to_json()
     del document["configuration"]
