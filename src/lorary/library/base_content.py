@@ -15,8 +15,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from lorary.formats.checkpoint import weight_files
+from lorary.formats.pretrained import empty_model
 from lorary.library.fingerprint import bare_modules, plain_tensor, sampled_positions
-from lorary.library.fingerprint_folder import empty_model, files_of_tensors, loaded_model, stored_name
+from lorary.library.fingerprint_folder import loaded_model, stored_name
 
 # Where a model comes from and how it is run, and no part of what it computes.
 NOT_CONTENT = frozenset({"transformers_version", "dtype", "torch_dtype", "use_cache", "name_or_path", "architectures"})
@@ -44,7 +46,7 @@ def content_of_folder(path: str | Path) -> str:
     """
     folder = Path(path)
     model = empty_model(folder)
-    files, samples = files_of_tensors(folder), dict[str, list[float]]()
+    files, samples = weight_files(folder, str(folder)), dict[str, list[float]]()
     prefix = str(getattr(model, "base_model_prefix", ""))
     wanted: dict[Path, list[tuple[str, str, tuple[int, ...]]]] = {}
     for name, tensor in _tensors(model):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lorary.library.configuration import configuration_of, differing_fields
 from lorary.library.layers import LayerShapes
 from lorary.lora.seat import CHILD, linear_shape
 
@@ -37,6 +38,8 @@ class Fingerprint:
         layers: its linear layers.
         dtype: dtype of the first sampled matrix; no part of the digest, since a cast up changes no value.
         samples: by name of the weight matrix, evenly spaced entries as float32.
+        configuration: the fields that change what the model computes; None where an older Lorary recorded none. No
+            part of the digest, which provenance of that time holds.
     """
 
     architecture: str
@@ -44,6 +47,7 @@ class Fingerprint:
     layers: LayerShapes
     dtype: str
     samples: Mapping[str, tuple[float, ...]]
+    configuration: Mapping[str, Any] | None = None
 
     @property
     def digest(self) -> str:
@@ -53,7 +57,9 @@ class Fingerprint:
 
     def to_json(self) -> dict[str, Any]:
         """A document for library.json; floats survive JSON exactly."""
+        configuration = {} if self.configuration is None else {"configuration": dict(self.configuration)}
         return {
+            **configuration,
             "architecture": self.architecture,
             "digest": self.digest,
             "dtype": self.dtype,
@@ -69,12 +75,14 @@ class Fingerprint:
         Raises:
             KeyError, TypeError, ValueError: if a key is missing or of the wrong kind, or the digest does not fit.
         """
+        configuration = document.get("configuration")
         fingerprint = cls(
             architecture=str(document["architecture"]),
             shapes=str(document["shapes"]),
             layers=LayerShapes.from_json(document["layers"]),
             dtype=str(document["dtype"]),
             samples={name: tuple(map(float, entries)) for name, entries in document["samples"].items()},
+            configuration=None if configuration is None else dict(configuration),
         )
         if fingerprint.digest != document["digest"]:
             raise ValueError(f"the fingerprint's digest is {document['digest']}, its content has {fingerprint.digest}")
@@ -90,12 +98,18 @@ class Skeleton:
         shapes: sha256 over the sorted names and shapes of all parameters.
         layers: its linear layers.
         matrices: by name, the weights to sample, in the order in which the model defines them.
+        configuration: the fields that change what the model computes.
     """
 
     architecture: str
     shapes: str
     layers: LayerShapes
     matrices: Mapping[str, Tensor]
+    configuration: Mapping[str, Any] | None
+
+    def with_samples(self, dtype: str, samples: Mapping[str, tuple[float, ...]]) -> Fingerprint:
+        """The whole fingerprint."""
+        return Fingerprint(self.architecture, self.shapes, self.layers, dtype, samples, self.configuration)
 
 
 def fingerprint_of_model(model: nn.Module) -> Fingerprint:
@@ -115,7 +129,7 @@ def fingerprint_of_model(model: nn.Module) -> Fingerprint:
             dtype = dtype if samples else str(weight.dtype).removeprefix("torch.")
             rows, columns = sampled_positions(weight.shape[0], weight.shape[1])
             samples[name] = tuple(plain_tensor(weight)[rows, columns].float().cpu().tolist())
-    return Fingerprint(skeleton.architecture, skeleton.shapes, skeleton.layers, dtype, samples)
+    return skeleton.with_samples(dtype, samples)
 
 
 def plain_tensor(weight: Tensor) -> Tensor:
@@ -152,6 +166,7 @@ def skeleton_of(model: nn.Module) -> Skeleton:
         shapes=_sha256([[name, shape] for name, shape in shapes]),
         layers=LayerShapes.of(linears),
         matrices=_chosen_matrices(weights, linears),
+        configuration=configuration_of(base),
     )
 
 
@@ -203,14 +218,15 @@ def compare(recorded: Fingerprint, found: Fingerprint) -> Relation:
         found: of the base at hand.
 
     Returns:
-        "same": equal shapes and sampled values. "related": equal shapes, other values that correlate (another dtype,
-        quantised, fine-tuned), or values that cannot be read. "unrelated": equal shapes, values that do not
-        correlate. "different": another architecture or other shapes.
+        "same": equal shapes, sampled values and configuration. "related": equal shapes, other values that correlate
+        (another dtype, quantised, fine-tuned), values that cannot be read, or the same weights under another
+        configuration. "unrelated": equal shapes, values that do not correlate. "different": another architecture or
+        other shapes.
     """
     if (recorded.architecture, recorded.shapes) != (found.architecture, found.shapes):
         return "different"
     if recorded.samples == found.samples:
-        return "same"
+        return "related" if differing_fields(recorded.configuration, found.configuration) else "same"
     common = sorted(set(recorded.samples) & set(found.samples))
     if not common:
         return "related"

@@ -1,19 +1,16 @@
 """The fingerprint of a model on disk: shapes from its configuration, sampled values read lazily from safetensors."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from lorary.errors import BaseModelError
-from lorary.formats.quiet import quiet_transformers
+from lorary.formats.checkpoint import weight_files
+from lorary.formats.pretrained import empty_model, load_pretrained
 from lorary.library.fingerprint import Fingerprint, fingerprint_of_model, sampled_positions, skeleton_of
-
-SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
 
 def fingerprint_of_folder(path: str | Path) -> Fingerprint:
@@ -31,7 +28,7 @@ def fingerprint_of_folder(path: str | Path) -> Fingerprint:
     folder = Path(path)
     try:
         model = empty_model(folder)
-        files = files_of_tensors(folder)
+        files = weight_files(folder, str(folder))
         skeleton = skeleton_of(model)
         samples: dict[str, tuple[float, ...]] = {}
         dtype = "unknown"
@@ -41,25 +38,13 @@ def fingerprint_of_folder(path: str | Path) -> Fingerprint:
                 return fingerprint_of_model(loaded_model(folder))
             dtype = dtype if samples else found[0]
             samples[name] = found[1]
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # transformers raises all kinds over a folder that it cannot read
         raise BaseModelError(
             f"base model {folder} must be a transformers directory of a causal language model, with safetensors",
-            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+            found=_in_words(error),
             remedy="give a folder with config.json and model.safetensors of an architecture that transformers knows",
         ) from error
-    return Fingerprint(skeleton.architecture, skeleton.shapes, skeleton.layers, dtype, samples)
-
-
-def empty_model(folder: Path) -> nn.Module:
-    """The model that a folder describes, on the meta device."""
-    # transformers takes seconds to import, and opening or listing a library never comes here.
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with quiet_transformers(), torch.device("meta"):
-        # Code that comes with a model is never run.
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    return model
+    return skeleton.with_samples(dtype, samples)
 
 
 def loaded_model(folder: Path) -> nn.Module:
@@ -68,24 +53,10 @@ def loaded_model(folder: Path) -> nn.Module:
     Raises:
         ValueError: if the checkpoint lacks weights.
     """
-    from transformers import AutoModelForCausalLM  # as above
-
-    with quiet_transformers():
-        model, outcome = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
-        )
+    model, outcome = load_pretrained(folder, str(folder))
     if missing := sorted(outcome["missing_keys"]):
         raise ValueError(f"the checkpoint lacks {len(missing)} weights of the model, {missing[0]} among them")
     return cast(nn.Module, model)
-
-
-def files_of_tensors(folder: Path) -> dict[str, Path]:
-    """The file that holds each tensor of the checkpoint."""
-    if (folder / SINGLE_FILE).exists():
-        with safe_open(folder / SINGLE_FILE, framework="pt") as file:
-            return dict.fromkeys(file.keys(), folder / SINGLE_FILE)
-    index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-    return {name: folder / file for name, file in index["weight_map"].items()}
 
 
 def stored_name(name: str, prefix: str, files: Mapping[str, Path]) -> str | None:
@@ -108,3 +79,10 @@ def _sample(file: Path, name: str, shape: tuple[int, ...]) -> tuple[str, tuple[f
         return None
     dtype = str(entries[0].dtype).removeprefix("torch.")
     return dtype, tuple(float(entry.float().item()) for entry in entries)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, BaseModelError):
+        return f"{error.rule} ({error.found})"
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -1,17 +1,19 @@
 """The frozen base model, ready to seat experts in: loaded from its files, quiet, on the right device."""
 
-import warnings
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorary.errors import BaseModelError, UsageError
 from lorary.formats.base import BaseFiles, resolve_base
+from lorary.formats.pretrained import load_pretrained, not_loaded
 from lorary.formats.quiet import quiet_transformers
+from lorary.model.vocabulary import check_embedded, embedded_tokens, guard_embedding
 
 DTYPES = {
     "float64": torch.float64,
@@ -19,6 +21,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+# What old checkpoints keep although it is no weight: each model computes these anew.
+_RECOMPUTED = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias)$|(^|\.)(attn|attention)\.bias$")
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,10 @@ def load_base(reference: str | Path | BaseFiles = "embedded", *, dtype: str = "a
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
     files = reference if isinstance(reference, BaseFiles) else resolve_base(reference)
-    tokenizer = load_tokenizer(files)
+    # First the model: a tokenizer is looked for by the configuration too, and would be blamed for a bad one.
     model = load_model(files, kind, place)
-    _settle_padding(model, tokenizer)
+    tokenizer = load_tokenizer(files)
+    _settle_tokens(model, tokenizer, files)
     return Base(model, tokenizer, files)
 
 
@@ -91,8 +97,7 @@ def load_model(files: BaseFiles, dtype: torch.dtype | None, device: torch.device
     Raises:
         BaseModelError: if it cannot be loaded whole.
     """
-    with quiet_transformers():
-        model, report = _load_model(files, dtype, **settings)
+    model, report = load_pretrained(files.path, files.name, "auto" if dtype is None else dtype, **settings)
     _check_complete(report, files)
     model.to(device)
     model.requires_grad_(False)
@@ -155,33 +160,7 @@ def load_tokenizer(files: BaseFiles) -> Any:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(files.path, local_files_only=True)
     except Exception as error:  # transformers and tokenizers raise all kinds over a file they cannot read
-        raise _not_loaded("tokenizer", files, error) from error
-
-
-def _load_model(files: BaseFiles, dtype: torch.dtype | None, **settings: Any) -> tuple[Any, Mapping[str, Any]]:
-    """The model and transformers' account of which weights it missed or left over."""
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            files.path,
-            dtype="auto" if dtype is None else dtype,
-            # Without this transformers would fall back to a pickled file.
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **settings,
-        )
-    except Exception as error:  # as above
-        raise _not_loaded("weights", files, error) from error
-    return model, report
-
-
-def _not_loaded(part: str, files: BaseFiles, error: Exception) -> BaseModelError:
-    lines = str(error).strip().splitlines()
-    return BaseModelError(
-        f"the {part} of the base model {files.name} must load from {files.path}",
-        found=f"{type(error).__name__}: {lines[0][:300] if lines else ''}",
-        remedy="copy or download the model again; a family newer than the installed transformers needs a newer one",
-    )
+        raise not_loaded("tokenizer", files.name, files.path, error) from error
 
 
 def _check_complete(report: Mapping[str, Any], files: BaseFiles) -> None:
@@ -193,24 +172,29 @@ def _check_complete(report: Mapping[str, Any], files: BaseFiles) -> None:
                 found=f"{len(keys)} {kind.replace('_', ' ')}, the first {keys[0]}",
                 remedy="use a checkpoint of a causal language model, or download it again",
             )
-    if keys := sorted(map(str, report.get("unexpected_keys") or ())):
-        warnings.warn(
-            f"the base model {files.name} holds {len(keys)} tensors that its architecture does not use, "
-            f"the first {keys[0]}: they are left out",
-            stacklevel=3,
+    keys = sorted(key for key in map(str, report.get("unexpected_keys") or ()) if not _RECOMPUTED.search(key))
+    if keys:
+        raise BaseModelError(
+            f"the base model {files.name} must hold no weights but those of its architecture",
+            found=f"{len(keys)} tensors that its configuration has no place for, the first {keys[0]}",
+            remedy="check its config.json, or save it again with save_pretrained() of the model that is meant",
         )
 
 
-def _settle_padding(model: Any, tokenizer: Any) -> None:
-    """Give tokenizer and generation one padding token, and say so to `generate`, which would otherwise warn."""
+def _settle_tokens(model: Any, tokenizer: Any, files: BaseFiles) -> None:
+    """Give tokenizer and generation one padding token that the model has an embedding for."""
     if tokenizer.eos_token_id is None:
         raise BaseModelError(
             "the tokenizer of the base model must have an end-of-sequence token, which ends every answer",
             found=f"none in {tokenizer.name_or_path}",
             remedy="set eos_token in its tokenizer_config.json",
         )
-    if tokenizer.pad_token_id is None:
+    num_rows = embedded_tokens(model)
+    check_embedded(tokenizer, num_rows, files.name)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= num_rows:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
-    if model.generation_config is not None and model.generation_config.pad_token_id is None:
+    if model.generation_config is not None:
+        # Said to `generate`, which would otherwise warn, or pad with an id of its own.
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+    guard_embedding(model, tokenizer, num_rows)

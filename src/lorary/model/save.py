@@ -7,6 +7,8 @@ prepared.safetensors   what rules need beyond weights, where there is such
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 
 from lorary.errors import LibraryError, LoraryError, UsageError
 from lorary.formats.base import BaseFiles, check_folder, resolve_base
+from lorary.formats.pretrained import plain_generation
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.copying import copy_library
 from lorary.library.files import encode_json, read_json, reported, write_file
@@ -127,7 +130,7 @@ def _write(model: Any, state: Seating, target: Path, base: str | None) -> None:
     copied = [name for name in state.experts if name not in state.live]
     copy_library(state.library, target / "library", copied, state.live)
     if base is None:
-        with quiet_transformers():
+        with quiet_transformers(), _plain_generation(model):
             model.save_pretrained(target / "base")
             if state.tokenizer is not None:
                 state.tokenizer.save_pretrained(target / "base")
@@ -148,6 +151,17 @@ def _write(model: Any, state: Seating, target: Path, base: str | None) -> None:
         "routing": state.routing.to_json(),
     }
     write_file(target / MODEL_FILE, encode_json(document))
+
+
+@contextmanager
+def _plain_generation(model: Any) -> Iterator[None]:
+    """Keep a base's own generation defaults out of what is saved: some cannot be saved, none is loaded."""
+    own = model.generation_config
+    model.generation_config = None if own is None else plain_generation(own)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _reference(model: Any, state: Seating) -> str | None:

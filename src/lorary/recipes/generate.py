@@ -10,7 +10,7 @@ from transformers import GenerationConfig, TextStreamer
 
 from lorary.data.template import Ids, make_template
 from lorary.errors import UsageError
-from lorary.evaluate.generation import left_pad, stop_ids
+from lorary.evaluate.generation import left_pad, plain_generation, stop_ids
 from lorary.evaluate.report import RoutedPrompt
 from lorary.library.store import Library
 from lorary.model.attach import attach, routing, seating
@@ -171,14 +171,16 @@ def check_context(base: Base, num_prompt: int, num_answer: int) -> None:
 def complete(base: Base, ids: Ids, *, max_new_tokens: int, sample: bool = False, stream: bool = False) -> list[int]:
     """Token ids that the model puts behind a prompt, the one that ends the answer counted; see `run_generate`."""
     input_ids, mask = (t.to(base.model.device) for t in left_pad([ids], 0))
+    # All of the distribution: transformers' own default would leave out what is not among the likeliest 50 tokens.
     config = GenerationConfig(
         do_sample=sample,
+        **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}),
         max_new_tokens=max_new_tokens,
         eos_token_id=stop_ids(base.model, base.tokenizer),
         pad_token_id=base.tokenizer.pad_token_id,
     )
     streamer = TextStreamer(base.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
-    with torch.no_grad():
+    with torch.no_grad(), plain_generation(base.model, base.tokenizer):
         output = base.model.generate(
             input_ids=input_ids, attention_mask=mask, generation_config=config, streamer=streamer
         )

@@ -13,6 +13,7 @@ from typing import Any
 from lorary.cluster.baselines import check_k
 from lorary.data.schema import Task
 from lorary.errors import LibraryError, UsageError
+from lorary.library.configuration import differing_fields, in_words
 from lorary.library.document import LIBRARY_FILE
 from lorary.library.store import Library
 from lorary.recipes.build_settings import BuildSettings
@@ -158,10 +159,13 @@ def _open_private(path: Path, shop: Workshop) -> Library:
         base = shop.base.model if shop.base is not None else shop.base_reference
         return Library.create(path, base, base_name=shop.library.base.name)
     library = Library.open(path)
-    if library.base.fingerprint.digest != shop.library.base.fingerprint.digest:
+    ours, theirs = shop.library.base.fingerprint, library.base.fingerprint
+    differing = differing_fields(ours.configuration, theirs.configuration)
+    if theirs.digest != ours.digest or differing:
+        fields = f", {in_words(differing)}" if differing else ""
         raise LibraryError(
             f"the library of private adapters '{path}' must be over the base of '{shop.library.path}'",
-            found=f"{library.base.name} instead of {shop.library.base.name}",
+            found=f"{library.base.name} instead of {shop.library.base.name}{fields}",
             remedy="name another with --private",
         )
     return library

@@ -11,6 +11,7 @@ from torch import Tensor
 from lorary.data.encoder import ENCODER_PACKAGE, encoder_folder
 from lorary.data.template import Example, Template, warn_of_cuts
 from lorary.errors import RouterError, UsageError
+from lorary.library.configuration import differing_fields
 from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.prepared import Prepared, expert_key, group_key, load_prepared, save_prepared
 from lorary.library.store import Library
@@ -179,11 +180,14 @@ class Preparer:
     def _made_of(self, own: OwnData) -> dict[str, Any]:
         """All that decides what is made of an expert beside its weights, as values of JSON."""
         s, model = self.settings, self.base.model
+        fingerprint = fingerprint_of_model(model)
         made_of: dict[str, Any] = {
             "data": dict(own.hashes), "rows": s.num_rows, "seed": s.seed, "template": self.template.name,
-            "max_length": self.template.max_length, "model": fingerprint_of_model(model).digest,
+            "max_length": self.template.max_length, "model": fingerprint.digest,
             "dtype": str(model.dtype),
         }  # fmt: skip
+        if differing := differing_fields(self.library.base.fingerprint.configuration, fingerprint.configuration):
+            made_of["configuration"] = {name: found for name, (_, found) in differing.items()}
         if s.router == "phatgoose":
             made_of |= {"steps": s.steps, "batch_size": s.batch_size, "learning_rate": s.learning_rate}
         if s.features == "text":

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -272,3 +273,105 @@ def test_a_hub_id_is_found_offline_in_the_hubs_own_cache(reference: str, hub_cac
 def test_a_hub_id_that_is_not_in_the_cache_is_refused_offline(hub_cache: Path) -> None:
     with pytest.raises(BaseModelError, match=r"'user/other' is no folder here.*\nfound: LocalEntryNotFoundError"):
         resolve_base("user/other")
+
+
+TREE = {"size": 1, "blob_id": "0" * 40, "lfs_sha256": None, "lfs_size": None, "xet_hash": None}
+
+
+def list_in_tree(hub_cache: Path, *more: str) -> None:
+    """Write what the Hub's client keeps about a commit: its files, those of the snapshot and some that it lacks."""
+    from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
+
+    names = [*(path.name for path in hub_cache.iterdir()), *more]
+    write_tree_cache(str(hub_cache.parents[1]), COMMIT, {name: TreeCacheEntry(**TREE) for name in names})
+
+
+@pytest.mark.parametrize(
+    "name", ["training_args.json", "model.fp16.safetensors", "README.txt", "onnx/config.json", "adapter_config.json",
+             "adapter_model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"],
+)  # fmt: skip
+def test_a_snapshot_that_lacks_only_what_nobody_needs_is_used_offline(name: str, hub_cache: Path) -> None:
+    list_in_tree(hub_cache, name)
+    assert resolve_base("user/name") == BaseFiles("user/name", hub_cache, COMMIT)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "chat_template.jinja", "special_tokens_map.json"])
+def test_a_snapshot_that_lacks_what_changes_the_model_is_refused_by_name(name: str, hub_cache: Path) -> None:
+    list_in_tree(hub_cache, name)
+    with pytest.raises(BaseModelError, match=name.replace(".", r"\.")):
+        resolve_base("user/name")
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+@pytest.mark.parametrize("shard", ["model-00002-of-00002.safetensors", "weights_2.safetensors"])
+def test_a_shard_that_a_snapshot_lacks_is_named(shard: str, is_listed: bool, hub_cache: Path) -> None:
+    (hub_cache / "model.safetensors").rename(hub_cache / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors", "lm_head.weight": shard}}
+    (hub_cache / "model.safetensors.index.json").write_text(json.dumps(index))
+    if is_listed:
+        list_in_tree(hub_cache, shard)
+    with pytest.raises(BaseModelError, match=shard.replace(".", r"\.")):
+        resolve_base("user/name")
+
+
+# --- what a stranger's folder may not say
+
+
+@pytest.mark.parametrize(
+    "name", ["w.bin", "w.pt", "w", "../w.safetensors", "/tmp/w.safetensors", "a/w.safetensors", "a\\w.safetensors",
+             "..", ".", "", ".safetensors", None, 7, ["w.safetensors"], "w.safetensors.bin"],
+)  # fmt: skip
+def test_an_index_names_safetensors_of_its_own_folder_only(name: object, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+    with pytest.raises(BaseModelError, match=r"index\.json .* must name safetensors files of its own folder"):
+        resolve_base(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": 7}', '{"weight_map": ["a"]}', "[" * 100_000])
+def test_an_index_that_is_damaged_is_refused(content: str, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(BaseModelError, match=r"model\.safetensors\.index\.json of the base model .* must be a JSON"):
+        resolve_base(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
+def test_a_file_that_is_no_regular_one_is_refused_without_waiting(name: str, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(BaseModelError, match=rf"{name}[^\n]*\nfound: .*regular file"):
+        resolve_base(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers"),
+        ({"num_hidden_layers": 10**400}, "num_hidden_layers"),
+        ({"hidden_size": "32"}, "hidden_size"),
+        ({"hidden_size": -32}, "hidden_size"),
+        ({"vocab_size": 300.0}, "vocab_size"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"max_position_embeddings": -1}, "max_position_embeddings"),
+        ({"num_key_value_heads": True}, "num_key_value_heads"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rms_norm_eps": {"__float__": "NaN"}}, "rms_norm_eps"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": float("inf")}}, "rope_theta"),
+        ({"text_config": {"n_layer": 10**9}}, "n_layer"),
+        ({"transformers_weights": "other.safetensors"}, "transformers_weights"),
+        ({"configuration_files": ["config.4.0.0.json"]}, "configuration_files"),
+    ],
+)
+def test_a_field_that_no_model_can_have_is_refused_by_name(
+    changes: dict[str, object], field: str, folder: Path
+) -> None:
+    change_config(folder, **changes)
+    with pytest.raises(BaseModelError, match=rf"'{field}' in config\.json"):
+        resolve_base(folder)
+
+
+def test_a_limit_at_infinity_is_a_number(folder: Path) -> None:
+    change_config(folder, time_step_limit=[0.0, {"__float__": "Infinity"}])
+    assert resolve_base(folder).path == folder.resolve()

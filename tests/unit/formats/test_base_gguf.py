@@ -37,8 +37,20 @@ SHAPES = {
 }
 
 
-def write_gguf(path: Path, *, family: str = "llama", left_out: str = "", seed: int = 0) -> dict[str, np.ndarray]:
-    """A llama of two layers over a byte-level vocabulary, in float32; returns its tensors by their GGUF names."""
+def write_gguf(
+    path: Path, *, family: str = "llama", left_out: str = "", seed: int = 0, keys: dict[str, Any] | None = None,
+    more: dict[str, list[float]] | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """A llama of two layers over a byte-level vocabulary, in float32; returns its tensors by their GGUF names.
+
+    Args:
+        path: to write to.
+        family: its architecture.
+        left_out: a tensor to leave out.
+        seed: of the weights.
+        keys: further metadata, below the architecture's name unless they begin with a dot.
+        more: further tensors.
+    """
     from gguf import GGUFWriter
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -51,8 +63,11 @@ def write_gguf(path: Path, *, family: str = "llama", left_out: str = "", seed: i
     writer.add_feed_forward_length(48)
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
+    given = {} if keys is None else keys
+    if "attention.layer_norm_rms_epsilon" not in given:
+        writer.add_layer_norm_rms_eps(1e-5)
+    if "rope.freq_base" not in given:
+        writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(len(words))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
@@ -62,11 +77,14 @@ def write_gguf(path: Path, *, family: str = "llama", left_out: str = "", seed: i
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     writer.add_chat_template(TEMPLATE)
+    for key, value in given.items():
+        add_key(writer, key.removeprefix(".") if key.startswith(".") else f"{family}.{key}", value)
     shapes = {"token_embd.weight": (len(words), 32), "output_norm.weight": (32,)}
     shapes |= {f"blk.{layer}.{name}.weight": shape for layer in range(2) for name, shape in SHAPES.items()}
     random = np.random.default_rng(seed)
     tensors = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     tensors.pop(left_out, None)
+    tensors |= {name: np.array(values, dtype=np.float32) for name, values in (more or {}).items()}
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()
@@ -74,6 +92,19 @@ def write_gguf(path: Path, *, family: str = "llama", left_out: str = "", seed: i
     writer.write_tensors_to_file()
     writer.close()
     return tensors
+
+
+def add_key(writer: Any, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, list):
+        writer.add_array(key, value)
+    else:
+        writer.add_string(key, value)
 
 
 @pytest.fixture
@@ -298,3 +329,173 @@ def test_the_cache_folder_is_where_the_environment_says(monkeypatch: pytest.Monk
     assert cache_folder() == tmp_path / "xdg" / "lorary"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == tmp_path / "home" / ".cache" / "lorary"
+
+
+# --- what a file says of its model beside the weights
+
+
+IDS = torch.arange(1, 61)[None]
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
+@torch.no_grad()
+def logits_of(folder: Path, **changes: Any) -> torch.Tensor:
+    """Logits of a converted file, or of its weights under a configuration that is changed here."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float64)
+    found: torch.Tensor = model(input_ids=IDS).logits
+    return found
+
+
+def factors_of(parameters: dict[str, Any]) -> list[float]:
+    """By how much a kind of rotary scaling divides each frequency, as converters write it into a file."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = LlamaConfig(hidden_size=32, num_attention_heads=4, rope_parameters=dict(parameters))
+    scaled, _ = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, device=torch.device("cpu"))
+    plain = 1.0 / 10000.0 ** (torch.arange(0, 8, 2) / 8)
+    factors: list[float] = (plain / scaled).tolist()
+    return factors
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+ODD = [1.0, 1.5, 2.5, 7.0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "more", "changes"),
+    [
+        ({"rope.scaling.type": "none"}, {}, {}),
+        (
+            {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+            {},
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+        ),
+        (
+            {"rope.scale_linear": 2.0},
+            {},
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
+        ),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16,
+             "rope.scaling.finetuned": True},
+            {},
+            {"rope_parameters": YARN},
+        ),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16,
+             "rope.scaling.yarn_beta_fast": 4.0, "rope.scaling.yarn_beta_slow": 2.0},
+            {},
+            {"rope_parameters": {**YARN, "beta_fast": 4.0, "beta_slow": 2.0}},
+        ),
+        ({}, {"rope_freqs.weight": [1.0] * 4}, {}),
+        ({}, {"rope_freqs.weight": factors_of(LLAMA3)}, {"rope_parameters": LLAMA3}),
+        (
+            {},
+            {"rope_freqs.weight": ODD},
+            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": ODD,
+                                 "long_factor": ODD, "attention_factor": 1.0,
+                                 "original_max_position_embeddings": 64}},
+        ),
+        ({"rope.dimension_count": 8, "attention.key_length": 8, "attention.value_length": 8}, {}, {}),
+        ({"attention.layer_norm_rms_epsilon": 0.25}, {}, {"rms_norm_eps": 0.25}),
+        ({"rope.freq_base": 50.0}, {}, {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}),
+        ({"logit_scale": 1.0, "attention.causal": True, ".mradermacher.quantized_by": "x", "pooling_type": 0}, {}, {}),
+        ({"attention.sliding_window": 4096, "attention.scale": 8**-0.5}, {}, {}),
+    ],
+)  # fmt: skip
+def test_what_a_file_says_of_its_model_reaches_the_copy(
+    keys: dict[str, Any], more: dict[str, list[float]], changes: dict[str, Any], tmp_path: Path, gguf_file: Path
+) -> None:
+    plain, _ = dequantise(gguf_file)
+    write_gguf(tmp_path / "other.gguf", keys=keys, more=more)
+    folder, _ = dequantise(tmp_path / "other.gguf")
+    expected = logits_of(plain, **changes)
+    torch.testing.assert_close(logits_of(folder), expected, rtol=0, atol=1e-4 * float(expected.std()))
+    assert torch.equal(expected, logits_of(plain)) == (not changes)
+
+
+@pytest.mark.parametrize(
+    ("keys", "more", "found"),
+    [
+        ({"rope.scaling.type": "longrope", "rope.scaling.attn_factor": 1.2}, {}, "longrope"),
+        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, {}, r"llama\.rope\.scaling\.type = yarn"),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16,
+             "rope.scaling.yarn_log_multiplier": 0.1}, {}, r"llama\.rope\.scaling\.yarn_log_multiplier",
+        ),
+        ({"rope.scaling.type": "linear", "rope.scaling.attn_factor": 2.0}, {}, r"rope\.scaling\.attn_factor"),
+        ({}, {"rope_freqs.weight": [1.0] * 3}, r"rope_freqs\.weight"),
+        ({}, {"rope_freqs.weight": [0.0] * 4}, r"rope_freqs\.weight"),
+        ({}, {"rope_factors_long.weight": [1.0] * 4}, r"rope_factors_long\.weight"),
+        ({"rope.dimension_count": 4}, {}, r"llama\.rope\.dimension_count = 4"),
+        ({"logit_scale": 0.5}, {}, r"llama\.logit_scale = 0\.5"),
+        ({"residual_scale": 2.0}, {}, r"llama\.residual_scale"),
+        ({"embedding_scale": 12.0}, {}, r"llama\.embedding_scale"),
+        ({"attention.scale": 0.5}, {}, r"llama\.attention\.scale"),
+        ({"attention.causal": False}, {}, r"llama\.attention\.causal"),
+        ({"attention.sliding_window": 8}, {}, r"llama\.attention\.sliding_window = 8"),
+        ({"attention.clamp_kqv": 8.0}, {}, r"llama\.attention\.clamp_kqv"),
+        ({"attn_logit_softcapping": 50.0}, {}, r"llama\.attn_logit_softcapping"),
+        ({"final_logit_softcapping": 30.0}, {}, r"llama\.final_logit_softcapping"),
+        ({"attention.value_length": 16}, {}, r"llama\.attention\.value_length"),
+        ({"expert_count": 4, "expert_used_count": 2}, {}, r"llama\.expert_count"),
+        ({"attention.temperature_scale": 0.1}, {}, r"llama\.attention\.temperature_scale"),
+        ({"key_of_tomorrow": 1}, {}, r"llama\.key_of_tomorrow"),
+        ({".general.type": "adapter"}, {}, r"general\.type is adapter"),
+        ({}, {"blk.0.attn_q.bias": [1.0] * 32}, r"it has no place for blk\.0\.attn_q\.bias"),
+        ({}, {"blk.1.attn_q_norm.weight": [1.0] * 8}, r"it has no place for blk\.1\.attn_q_norm\.weight"),
+    ],
+)  # fmt: skip
+def test_what_the_copy_would_lose_of_a_file_is_refused_by_name(
+    keys: dict[str, Any], more: dict[str, list[float]], found: str, gguf_file: Path
+) -> None:
+    write_gguf(gguf_file, keys=keys, more=more)
+    with pytest.raises(BaseModelError, match=rf"tiny\.gguf.*\nfound: .*{found}"):
+        dequantise(gguf_file)
+    assert [path.suffix for path in (cache_folder() / "gguf").iterdir()] == [".lock"]
+
+
+def test_files_beside_a_gguf_file_are_not_looked_at(gguf_file: Path) -> None:
+    plain, _ = dequantise(gguf_file)
+    expected, written = logits_of(plain), hashes(plain)
+    elsewhere = gguf_file.parent / "elsewhere"
+    elsewhere.mkdir()
+    gguf_file.rename(elsewhere / "tiny.gguf")
+    for name in ("adapter_config.json", "config.json", "generation_config.json", "tokenizer_config.json"):
+        (elsewhere / name).write_text('{"base_model_name_or_path": "some/where", "eos_token": "!", "r": 4}')
+    (elsewhere / "chat_template.jinja").write_text("another")
+    (elsewhere / "adapter_model.safetensors").write_bytes(b"")
+    for path in plain.iterdir():
+        path.unlink()
+    folder, _ = dequantise(elsewhere / "tiny.gguf")
+    assert torch.equal(logits_of(folder), expected)
+    assert {**hashes(folder), "manifest.json": ""} == {**written, "manifest.json": ""}
+
+
+def test_a_copy_of_an_earlier_reading_is_made_again(gguf_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder, digest = dequantise(gguf_file)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["reading"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    capfd.readouterr()
+    # One whose hash is expected is known to have lost nothing.
+    dequantise(gguf_file, expected_sha256=digest)
+    assert capfd.readouterr().err == ""
+    dequantise(gguf_file)
+    assert "an earlier Lorary made it" in capfd.readouterr().err
+    assert json.loads((folder / "manifest.json").read_text())["reading"] == module.READING
+
+
+def test_a_gguf_file_that_is_no_regular_one_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(BaseModelError, match=r"pipe\.gguf must be readable\nfound: it is not a regular file"):
+        resolve_base(tmp_path / "pipe.gguf")

@@ -17,6 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lorary.errors import BaseModelError
 from lorary.library import fingerprint_folder
+from lorary.library.base import check_same_base, record_of
 from lorary.library.fingerprint import Fingerprint, compare, fingerprint_of_model, sampled_positions
 from lorary.library.fingerprint_folder import fingerprint_of_folder
 from lorary.library.layers import LayerShapes
@@ -224,3 +225,81 @@ def test_a_table_of_layers_says_exactly_what_was_put_in(linears: dict[str, tuple
     assert {path: table.shape(path) for path in table} == linears
     for path in ("a.7", "a.0.b", "0", "nothing"):
         assert table.shape(path) == linears.get(path)
+
+
+# --- the configuration is part of what a base model is
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"rms_norm_eps": 0.1}, "rms_norm_eps from 1e-06 to 0.1"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, "rope_parameters.rope_theta"),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}, "rope_parameters.factor"),
+        ({"hidden_act": "gelu"}, "hidden_act from silu to gelu"),
+        ({"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}, "num_attention_heads from 4 to 2"),
+        ({"max_position_embeddings": 64}, "max_position_embeddings from 256 to 64"),
+    ],
+)
+def test_the_same_weights_under_another_configuration_are_named_by_field(
+    changes: dict[str, Any], field: str, tmp_path: Path, tiny_model: MakeModel
+) -> None:
+    recorded, other = record_of(tiny_model()), tiny_model(**changes)
+    for found in (fingerprint_of_model(other), fingerprint_of_folder(save(other, tmp_path))):
+        assert compare(recorded.fingerprint, found) == "related"
+        assert found.digest == recorded.fingerprint.digest
+        with pytest.warns(UserWarning, match=f"its configuration has other values .*{field}"):
+            check_same_base(recorded, found, "the base", force_base=False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"torch_dtype": "bfloat16", "transformers_version": "4.1.0"}, {"use_cache": False}, {"pad_token_id": 5},
+        {"attention_dropout": 0.5}, {"architectures": ["LlamaModel"]}, {"eos_token_id": [0, 1]},
+        {"auto_map": {"a": "b"}},
+        {"initializer_range": 0.5, "output_attentions": True}, {"pretraining_tp": 2}, {"a_note": "of a later version"},
+    ],
+)  # fmt: skip
+def test_fields_that_change_nothing_are_no_part_of_a_base(
+    changes: dict[str, Any], tmp_path: Path, tiny_model: MakeModel
+) -> None:
+    folder = save(tiny_model(), tmp_path)
+    recorded = fingerprint_of_folder(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    assert compare(recorded, fingerprint_of_folder(folder)) == "same"
+
+
+def test_other_spellings_and_defaults_left_out_are_the_same_configuration(
+    tmp_path: Path, tiny_model: MakeModel
+) -> None:
+    folder = save(tiny_model(), tmp_path)
+    recorded = fingerprint_of_folder(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["rms_norm_eps"], config["hidden_act"], config["attention_bias"], config["mlp_bias"]
+    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert compare(recorded, fingerprint_of_folder(folder)) == "same"
+    assert recorded == fingerprint_of_folder(folder)
+
+
+def test_a_number_in_single_precision_is_the_same_configuration(tiny_model: MakeModel) -> None:
+    single = float(torch.tensor(1e-6, dtype=torch.float32))
+    assert single != 1e-6
+    assert compare(fingerprint_of_model(tiny_model()), fingerprint_of_model(tiny_model(rms_norm_eps=single))) == "same"
+
+
+def test_a_fingerprint_of_an_older_lorary_knows_no_configuration_and_raises_no_alarm(tiny_model: MakeModel) -> None:
+    document = fingerprint_of_model(tiny_model()).to_json()
+    del document["configuration"]
+    recorded = Fingerprint.from_json(document)
+    assert recorded.to_json() == document
+    assert compare(recorded, fingerprint_of_model(tiny_model(rms_norm_eps=0.1))) == "same"
+
+
+@pytest.mark.parametrize("configuration", [7, "text", ["a"]])
+def test_a_recorded_configuration_of_another_kind_is_damage(configuration: object, tiny_model: MakeModel) -> None:
+    document = fingerprint_of_model(tiny_model()).to_json() | {"configuration": configuration}
+    with pytest.raises((TypeError, ValueError)):
+        Fingerprint.from_json(document)

@@ -1,6 +1,7 @@
 """A routed model survives the disk, bit for bit."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,65 @@ def test_what_cannot_be_saved_or_loaded_is_refused(
     (saved / "base/model.safetensors").write_bytes(b"")
     with pytest.raises(LoraryError), quiet_transformers():
         load(saved, device="cpu")
+
+
+@pytest.fixture
+def stored(tiny_base_folder: Path, adapters: list[Adapter], tmp_path: Path) -> Library:
+    """A library over the tiny base in its folder."""
+    library = Library.create(tmp_path / "lib", tiny_base_folder)
+    for adapter in adapters:
+        library.add_adapter(adapter, {"tasks": [adapter.name]})
+    return library
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rms_norm_eps": 0.1}, {"hidden_act": "gelu"}, {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}],
+)
+def test_the_same_weights_under_another_configuration_are_saved_as_they_are(
+    changes: dict[str, Any], tiny_base_folder: Path, stored: Library, tmp_path: Path
+) -> None:
+    from lorary.model.base import load_base
+
+    folder = Path(shutil.copytree(tiny_base_folder, tmp_path / "other"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    plain = logits(load_base(tiny_base_folder, device="cpu").model)
+    model = load_base(folder, device="cpu").model
+    with pytest.warns(UserWarning, match=rf"other values \({next(iter(changes))}"):
+        attach(model, stored, top_k=2)
+    save(model, tmp_path / "saved")
+    (tmp_path / "live").mkdir()
+    model.name_or_path = ""
+    save(model, tmp_path / "live")
+    for name in ("saved", "live"):
+        with pytest.warns(UserWarning, match="its configuration has other values"):
+            again = load(tmp_path / name, device="cpu")
+        assert torch.equal(logits(again), logits(model))
+        assert not torch.equal(logits(again), plain)
+    # Whoever changes the configuration of the base that a saved model refers to is told.
+    reference = json.loads((tmp_path / "saved/model.json").read_text())["base"]["reference"]
+    assert reference == str(folder.resolve())
+
+
+@pytest.mark.parametrize(
+    "likes", [{"temperature": 0.6}, {"top_p": 0.5, "top_k": 3}, {"num_beams": 1, "early_stopping": True}]
+)
+def test_a_base_with_generation_defaults_of_its_own_is_saved(
+    likes: dict[str, Any], tiny_base_folder: Path, stored: Library, tmp_path: Path
+) -> None:
+    from transformers import GenerationConfig
+
+    from lorary.model.base import load_base
+
+    folder = Path(shutil.copytree(tiny_base_folder, tmp_path / "other"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, **likes}))
+    model = attach(load_base(folder, device="cpu").model, stored, top_k=2)
+    again = load(save(model, tmp_path / "saved", copy_base=True), device="cpu")
+    assert torch.equal(logits(again), logits(model))
+    # A live model keeps the defaults that its owner gave it, and is saved without them.
+    model.generation_config = own = GenerationConfig(eos_token_id=[0, 4], **likes)
+    again = load(save(model, tmp_path / "live", copy_base=True), device="cpu")
+    assert model.generation_config is own
+    assert again.generation_config.to_diff_dict().get("eos_token_id") == [0, 4]
+    assert not likes.keys() & again.generation_config.to_diff_dict().keys()
