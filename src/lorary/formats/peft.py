@@ -17,6 +17,7 @@ from torch import Tensor
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import AdapterError
 from lorary.formats.peft_config import check_config, new_config
+from lorary.formats.peft_copies import copied_name
 from lorary.formats.peft_files import (
     CONFIG_FILE,
     FLOAT_DTYPES,
@@ -60,11 +61,18 @@ def read_adapter(folder: str | Path, name: str | None = None) -> Adapter:
     """
     folder = Path(folder)
     name = folder.resolve().name if name is None else name
-    return parse_adapter(name, read_files(folder, name))
+    adapter = parse_adapter(name, read_files(folder, name))
+    for key in adapter.tensors:
+        if copied_name(key):
+            raise _refused(name, key, adapter.tensors, None)
+    return adapter
 
 
 def parse_adapter(name: str, files: Mapping[str, bytes]) -> Adapter:
     """The adapter that PEFT's two files hold.
+
+    Weights of the base model that lie beside the factors stay among its `tensors`; `lorary.formats.peft_copies` says
+    which they are, and whether they are the base's.
 
     Args:
         name: label of the adapter.
@@ -80,10 +88,12 @@ def parse_adapter(name: str, files: Mapping[str, bytes]) -> Adapter:
 
 
 def _modules_of(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, LoraFactors]:
-    """Pair the factors by layer; every key must belong to a whole pair."""
+    """Pair the factors by layer; every key must belong to a whole pair, or name a weight of the base."""
     pairs: dict[str, dict[str, str]] = {}
     for key in sorted(tensors):
         place, reason = place_of(key), reason_of_wrapper(key)
+        if place is None and not reason and copied_name(key):
+            continue
         if place is None or reason:
             raise _refused(name, key, tensors, reason or reason_of_key(key, list(tensors)))
         if place.factor in pairs.setdefault(place.path, {}):

@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 
 from lorary.adapter import Adapter
-from lorary.errors import AdapterError, BaseModelError
+from lorary.errors import BaseModelError
 from lorary.formats.base import resolve_base
 from lorary.library.fingerprint import Fingerprint, compare, fingerprint_of_model
 from lorary.library.fingerprint_folder import fingerprint_of_folder
+from lorary.library.fit import check_base_copies, check_whole, misfit
 
 
 @dataclass(frozen=True)
@@ -104,21 +105,19 @@ def _in_words(fingerprint: Fingerprint) -> str:
 
 
 def check_fit(adapter: Adapter, record: BaseRecord) -> None:
-    """Check that each adapted layer exists in the base model with fitting sizes.
+    """Check that each adapted layer exists in the base model with fitting sizes, and that none of them is absent.
 
     Raises:
-        AdapterError: naming adapter, layer and both shapes.
+        AdapterError: naming adapter, layer and both shapes; or the layer that is targeted and has no factors; or the
+            weight of the base that the adapter would change.
     """
+    layers = record.fingerprint.layers
+    check_base_copies(adapter, record.name, record.revision, record.fingerprint)
     for path, factors in adapter:
-        expected = record.fingerprint.layers.shape(path)
-        found = (factors.d_in, factors.d_out)
-        if expected != found:
-            there = "has no linear layer there" if expected is None else f"has (d_in, d_out) {expected}"
-            raise AdapterError(
-                f"adapter '{adapter.name}' must fit the base model '{record.name}' at {path}",
-                found=f"the adapter has (d_in, d_out) {found}, the base {there}",
-                remedy="add it to a library of the base model that it was trained on",
-            )
+        expected = layers.shape(path)
+        if expected != (factors.d_in, factors.d_out):
+            raise misfit(adapter, path, expected, record.name, layers)
+    check_whole(adapter, layers)
 
 
 def check_origin(adapter: Adapter, own: Mapping[str, Any], record: BaseRecord, *, force_base: bool) -> None:

@@ -38,8 +38,7 @@ def test_a_pattern_that_would_take_for_ever_is_refused_within_seconds(changes: d
     check_config("a", told)
     selection, start = Selection("a", told), time.monotonic()
     with pytest.raises(AdapterError, match=rf"adapter 'a' must give patterns in {list(changes)[-1]} that can be"):
-        selection.has(PATH)
-        selection.scaling(PATH, 2)
+        (selection.has(PATH), selection.scaling(PATH, 2))
     assert time.monotonic() - start < 2 * MOST_SECONDS
 
 
