@@ -14,6 +14,7 @@ from lorary.formats.base import resolve_base
 from lorary.library.fingerprint import Fingerprint, compare, fingerprint_of_model
 from lorary.library.fingerprint_folder import fingerprint_of_folder
 from lorary.library.fit import check_base_copies, check_whole, misfit
+from lorary.library.origin import is_file
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,31 @@ def check_origin(adapter: Adapter, own: Mapping[str, Any], record: BaseRecord, *
                 found=f"its provenance names '{recorded and recorded.get('name')}', with another fingerprint",
                 remedy="add it to a library of that model, or force it (--force-base)",
             )
-    elif (Path(str(named)) / "config.json").is_file():
-        check_same_base(record, fingerprint_of_folder(str(named)), f"{what}, {named},", force_base=force_base)
+    elif is_file(Path(str(named)) / "config.json"):
+        _compare_with_folder(str(named), record, f"{what}, {named},", force_base=force_base)
     else:
         warnings.warn(
             f"{what} is '{named}' by its configuration, and that cannot be compared with the library's base "
             f"'{record.name}' by name; its shapes fit, so it is taken.",
             stacklevel=4,
         )
+
+
+def _compare_with_folder(folder: str, record: BaseRecord, what: str, *, force_base: bool) -> None:
+    """Compare the library's base with a model on disk; one that cannot be read passes by force, with a warning."""
+    try:
+        found = fingerprint_of_folder(folder)
+    except Exception as error:  # transformers lets through whatever a configuration without sense comes to
+        if not force_base:
+            raise BaseModelError(
+                f"{what} must be readable to be compared with the library's, '{record.name}'",
+                found=(error.found if isinstance(error, BaseModelError) else None)
+                or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                remedy="restore that model, or force it (--force-base) if you know that it is the library's",
+            ) from error
+        warnings.warn(
+            f"{what} cannot be read, and so not be compared with the library's, '{record.name}': taken by force.",
+            stacklevel=5,
+        )
+        return
+    check_same_base(record, found, what, force_base=force_base)
