@@ -63,12 +63,12 @@ def check_config(name: str, config: Mapping[str, Any]) -> None:
     Raises:
         AdapterError: naming the field, its value and what to do.
     """
-    reason = reason_of_config(config)
     if config.get("peft_type") != "LORA":
+        other = reason_of_config(config)
         raise AdapterError(
             f"adapter '{name}' must be a LoRA: peft_type must be LORA",
-            found=reason.found if reason else repr(config.get("peft_type"))[:200],
-            remedy=reason.remedy if reason else "train a LoRA, or convert the adapter to one",
+            found=other.found if other else repr(config.get("peft_type"))[:200],
+            remedy=other.remedy if other else "train a LoRA, or convert the adapter to one",
         )
     _check_initialisation(name, config.get("init_lora_weights", True))
     for field, value in config.items():
@@ -116,7 +116,7 @@ def _check_number(name: str, field: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MOST:
         raise AdapterError(
             f"adapter '{name}' must give {field} as a finite number in adapter_config.json, {MOST:g} at most",
-            found=repr(value)[:80],
+            found=repr(value) if len(repr(value)) < 80 else f"{repr(value)[:80]}...",
             remedy="write the value it was trained with",
         )
 

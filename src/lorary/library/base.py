@@ -150,7 +150,7 @@ def check_origin(adapter: Adapter, own: Mapping[str, Any], record: BaseRecord, *
         _compare_with_folder(str(named), record, f"{what}, {named},", force_base=force_base)
     else:
         warnings.warn(
-            f"{what} is '{named}' by its configuration, and that cannot be compared with the library's base "
+            f"{what} is '{str(named)[:200]}' by its configuration, and that cannot be compared with the library's base "
             f"'{record.name}' by name; its shapes fit, so it is taken.",
             stacklevel=4,
         )

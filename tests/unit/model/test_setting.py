@@ -99,7 +99,7 @@ def test_settings_that_do_not_fit_the_model_are_refused_and_change_nothing(
     assert torch.equal(logits(routed), before)
 
 
-@pytest.mark.parametrize("weights", [{"a": -1}, {"a": 1.0, "b": -0.5}, {"a": -1.0, "b": -1.0}])
+@pytest.mark.parametrize("weights", [{"a": -1.0}, {"a": 1.0, "b": -0.5}, {"a": -1.0, "b": -1.0}])
 def test_negative_weights_are_for_updates_and_not_for_factors(weights: dict[str, float]) -> None:
     assert Routing(experts=weights, mix="outputs").fixed == weights
     with pytest.raises(
