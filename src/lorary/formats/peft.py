@@ -43,15 +43,20 @@ _NOT_HALF = Reason(
     "not half of such a pair",
     "retrain without embeddings, DoRA, biases and modules_to_save; an unpaired factor means damage",
 )
+# Far longer than the path of any layer: what is done for each dot of a key must end.
+MOST_CHARACTERS = 1000
+_TOO_LONG = Reason(f"longer than {MOST_CHARACTERS} characters", "copy the adapter again: the file is damaged")
 _TWICE = Reason("the second of its kind for the layer", "remove one of the two, and save the adapter again")
 
 
-def read_adapter(folder: str | Path, name: str | None = None) -> Adapter:
+def read_adapter(folder: str | Path, name: str | None = None, *, with_copies: bool = False) -> Adapter:
     """Read a PEFT LoRA directory.
 
     Args:
         folder: holds adapter_config.json and adapter_model.safetensors.
         name: label of the adapter; the folder's name by default.
+        with_copies: let weights of the base model lie beside the factors, which the caller compares with the base's
+            (see `lorary.formats.peft_copies`).
 
     Returns:
         The adapter on the CPU, in the dtypes of the file.
@@ -63,7 +68,7 @@ def read_adapter(folder: str | Path, name: str | None = None) -> Adapter:
     name = folder.resolve().name if name is None else name
     adapter = parse_adapter(name, read_files(folder, name))
     for key in adapter.tensors:
-        if copied_name(key):
+        if copied_name(key) and not with_copies:
             raise _refused(name, key, adapter.tensors, None)
     return adapter
 
@@ -91,6 +96,8 @@ def _modules_of(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tens
     """Pair the factors by layer; every key must belong to a whole pair, or name a weight of the base."""
     pairs: dict[str, dict[str, str]] = {}
     for key in sorted(tensors):
+        if len(key) > MOST_CHARACTERS:
+            raise _refused(name, key, tensors, _TOO_LONG)
         place, reason = place_of(key), reason_of_wrapper(key)
         if place is None and not reason and copied_name(key):
             continue

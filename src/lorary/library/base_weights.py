@@ -1,5 +1,6 @@
 """Single weights of the base model of a library, read from its folder where there is one."""
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def base_folder(name: str, revision: str | None) -> Path | None:
     from huggingface_hub import snapshot_download  # takes a moment, and few adapters bring weights of the base
 
     try:
-        if name == EMBEDDED or Path(name).expanduser().exists():
+        if name == EMBEDDED or Path(os.path.expanduser(name)).exists():
             return resolve_base(name).path
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
     except (BaseModelError, OSError, ValueError):

@@ -1,5 +1,6 @@
 """Adapters that were trained on top of another adapter: by what they name as their base."""
 
+import os
 import re
 import warnings
 from collections.abc import Collection
@@ -51,7 +52,7 @@ def check_not_stacked(
 def _adapter_called(named: str, source: Path, base: str, names: Collection[str]) -> str | None:
     """What adapter a name of a base is, in words; None where it is none that can be found here."""
     for start in (Path(), source.parent, source):
-        folder = start / Path(named).expanduser()
+        folder = start / os.path.expanduser(named)
         if is_file(folder / CONFIG_FILE) or is_file(folder / WEIGHTS_FILE):
             return f"the folder of an adapter, {folder}"
     if is_file(Path(named) / "config.json"):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorary.adapter import Adapter
 from lorary.errors import RouterError, UsageError
-from lorary.formats.peft import parse_adapter, read_files
+from lorary.formats.peft import read_adapter
 from lorary.library.fingerprint import bare_modules
 from lorary.library.fit import check_whole
 from lorary.library.folders import check_name
@@ -150,9 +150,7 @@ def _read(model: Any, adapter: Adapter | str | Path, name: str | None) -> Adapte
     if isinstance(adapter, Adapter):
         adapter = Adapter(name or adapter.name, adapter.modules, adapter.config, adapter.tensors)
     else:
-        folder = Path(adapter)
-        name = folder.resolve().name if name is None else name
-        adapter = parse_adapter(name, read_files(folder, name))
+        adapter = read_adapter(adapter, name, with_copies=True)
         check_whole(adapter, [path for path, module in bare_modules(model) if linear_shape(module)])
         check_copies_of(adapter, model)
     check_name(adapter.name)

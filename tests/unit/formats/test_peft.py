@@ -301,6 +301,13 @@ def test_a_factor_that_is_given_under_two_keys_is_refused(tmp_path: Path) -> Non
         read_adapter(write(tmp_path / "a", config(), tensors))
 
 
+def test_a_key_that_is_longer_than_any_path_is_refused_at_once(tmp_path: Path) -> None:
+    key = f"base_model.model.{'.' * 200_000}.lora_A.weight"
+    with pytest.raises(AdapterError, match="longer than 1000 characters") as caught:
+        read_adapter(write(tmp_path / "a", config(), {**pair(), key: torch.ones(2, 32)}))
+    assert len(str(caught.value)) < 1000
+
+
 def test_factors_of_a_convolution_are_refused_by_name(tmp_path: Path) -> None:
     tensors = {KEY_A: torch.ones(2, 3, 3, 3), KEY_B: torch.ones(4, 2, 1, 1)}
     with pytest.raises(AdapterError, match=rf"must have at {Q_PROJ} two matrices"):

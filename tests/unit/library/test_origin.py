@@ -93,7 +93,9 @@ def test_what_a_provenance_says_does_not_hide_it(library: Library, source: Path,
     check_refused_unless_forced(other, library.path / "adapters" / "second", "the folder of an adapter")
 
 
-@pytest.mark.parametrize("name", [None, "", "user/llama", "/gone/base", "\0", "a" * 5000, 7, ["x"], {"a": 1}])
+@pytest.mark.parametrize(
+    "name", [None, "", "user/llama", "/gone/base", "~nobody-of-this-name/base", "\0", "a" * 5000, 7, ["x"], {"a": 1}]
+)
 def test_a_base_that_cannot_be_looked_at_is_taken_with_a_warning_at_most(
     library: Library, second: Path, name: object
 ) -> None:
