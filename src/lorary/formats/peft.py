@@ -6,47 +6,57 @@ refused by name, since an adapter that loads without a part of itself answers wr
 
 import json
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import AdapterError
-from lorary.formats.peft_config import check_config, is_targeted, new_config, scaling_of
+from lorary.formats.peft_config import check_config, new_config
+from lorary.formats.peft_copies import copied_name
+from lorary.formats.peft_files import (
+    CONFIG_FILE,
+    FLOAT_DTYPES,
+    WEIGHTS_FILE,
+    Shape,
+    key_of,
+    parse_config,
+    parse_tensors,
+    place_of,
+    read_files,
+    read_shapes,
+)
+from lorary.formats.peft_reasons import Reason, reason_of_key, reason_of_wrapper
+from lorary.formats.peft_selection import Selection
 
 __all__ = [
     "CONFIG_FILE", "WEIGHTS_FILE", "Shape", "encode_adapter", "new_config", "parse_adapter", "read_adapter",
     "read_files", "read_shapes", "tensors_of", "write_adapter",
 ]  # fmt: skip
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-PICKLE_FILE = "adapter_model.bin"
-PREFIX = "base_model.model."
-SUFFIX_A, SUFFIX_B = ".lora_A.weight", ".lora_B.weight"
-FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_NOT_HALF = Reason(
+    "not half of such a pair",
+    "retrain without embeddings, DoRA, biases and modules_to_save; an unpaired factor means damage",
+)
+# Far longer than the path of any layer: what is done for each dot of a key must end.
+MOST_CHARACTERS = 1000
+_TOO_LONG = Reason(f"longer than {MOST_CHARACTERS} characters", "copy the adapter again: the file is damaged")
+_TWICE = Reason("the second of its kind for the layer", "remove one of the two, and save the adapter again")
 
 
-class Shape(NamedTuple):
-    """What the factors of one layer measure."""
-
-    rank: int
-    d_in: int
-    d_out: int
-
-
-def read_adapter(folder: str | Path, name: str | None = None) -> Adapter:
+def read_adapter(folder: str | Path, name: str | None = None, *, with_copies: bool = False) -> Adapter:
     """Read a PEFT LoRA directory.
 
     Args:
         folder: holds adapter_config.json and adapter_model.safetensors.
         name: label of the adapter; the folder's name by default.
+        with_copies: let weights of the base model lie beside the factors, which the caller compares with the base's
+            (see `lorary.formats.peft_copies`).
 
     Returns:
         The adapter on the CPU, in the dtypes of the file.
@@ -56,37 +66,18 @@ def read_adapter(folder: str | Path, name: str | None = None) -> Adapter:
     """
     folder = Path(folder)
     name = folder.resolve().name if name is None else name
-    return parse_adapter(name, read_files(folder, name))
-
-
-def read_files(folder: Path, name: str) -> dict[str, bytes]:
-    """The bytes of PEFT's two files by file name, so that what is checked is what is hashed and copied.
-
-    Args:
-        folder: a PEFT LoRA directory.
-        name: label of the adapter, for errors.
-
-    Raises:
-        AdapterError: if a file is missing or cannot be read, or the weights are there as a pickle only.
-    """
-    if not (folder / WEIGHTS_FILE).exists() and (folder / PICKLE_FILE).exists():
-        raise AdapterError(
-            f"adapter '{name}' must be stored as safetensors: a pickle can run code and is never opened",
-            found=folder / PICKLE_FILE,
-            remedy="load it in PEFT where you trust it and save it with safe_serialization=True",
-        )
-    try:
-        return {file: (folder / file).read_bytes() for file in (CONFIG_FILE, WEIGHTS_FILE)}
-    except OSError as error:
-        raise AdapterError(
-            f"adapter '{name}' must be a folder with {CONFIG_FILE} and {WEIGHTS_FILE}",
-            found=f"{error.filename or folder}: {error.strerror}",
-            remedy="give the folder that PEFT's save_pretrained wrote",
-        ) from error
+    adapter = parse_adapter(name, read_files(folder, name))
+    for key in adapter.tensors:
+        if copied_name(key) and not with_copies:
+            raise _refused(name, key, adapter.tensors, None)
+    return adapter
 
 
 def parse_adapter(name: str, files: Mapping[str, bytes]) -> Adapter:
     """The adapter that PEFT's two files hold.
+
+    Weights of the base model that lie beside the factors stay among its `tensors`; `lorary.formats.peft_copies` says
+    which they are, and whether they are the base's.
 
     Args:
         name: label of the adapter.
@@ -95,113 +86,63 @@ def parse_adapter(name: str, files: Mapping[str, bytes]) -> Adapter:
     Raises:
         AdapterError: as for `read_adapter`.
     """
-    config = _parse_config(name, files[CONFIG_FILE])
-    tensors = _parse_tensors(name, files[WEIGHTS_FILE])
+    config = parse_config(name, files[CONFIG_FILE])
     check_config(name, config)
+    tensors = parse_tensors(name, files[WEIGHTS_FILE])
     return Adapter(name=name, modules=_modules_of(name, config, tensors), config=config, tensors=tensors)
 
 
-def _parse_config(name: str, data: bytes) -> dict[str, Any]:
-    def refuse_constant(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        config = json.loads(data.decode("utf-8"), parse_constant=refuse_constant)
-        if not isinstance(config, dict):
-            raise ValueError(f"it holds a {type(config).__name__}, not an object")
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(
-            f"adapter '{name}': {CONFIG_FILE} must be one JSON object", found=error, remedy="copy the adapter again"
-        ) from error
-    return config
-
-
-def _parse_tensors(name: str, data: bytes) -> dict[str, Tensor]:
-    try:
-        tensors = safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise AdapterError(
-            f"adapter '{name}': {WEIGHTS_FILE} must be a whole safetensors file",
-            found=f"{error} ({len(data)} bytes)",
-            remedy="copy the adapter again: the file is truncated or damaged",
-        ) from error
-    _check_finite(name, data, tensors)
-    return tensors
-
-
-def _check_finite(name: str, data: bytes, tensors: Mapping[str, Tensor]) -> None:
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    start = 8 + int.from_bytes(data[:8], "little")
-    if start < len(data) and len(dtypes) == 1 and dtypes <= {*FLOAT_DTYPES}:
-        # All numbers at once, as they lie in the file behind its header: a hundredth of the calls.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # bytes cannot be written to; nobody does
-            if bool(torch.frombuffer(data, dtype=dtypes.pop(), offset=start).isfinite().all()):
-                return
-    for key, tensor in tensors.items():
-        if tensor.dtype in FLOAT_DTYPES and not bool(torch.isfinite(tensor).all()):
-            raise AdapterError(
-                f"adapter '{name}' must have finite weights",
-                found=f"NaN or infinity in {key}",
-                remedy="take a checkpoint from before the training diverged",
-            )
-
-
-def read_shapes(folder: Path, name: str) -> dict[str, Shape]:
-    """The shapes of an adapter's factors, from the header of its weights alone: no weight is read.
-
-    Args:
-        folder: a PEFT LoRA directory.
-        name: label of the adapter, for errors.
-
-    Returns:
-        By path of the layer. What is no pair of matrices is left out: reading the adapter refuses it by name.
-
-    Raises:
-        AdapterError: if the file is missing, or its header cannot be read.
-    """
-    try:
-        with safetensors.safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-            found = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(
-            f"adapter '{name}': {WEIGHTS_FILE} must be a whole safetensors file",
-            found=error,
-            remedy="copy the adapter again: the file is truncated or damaged",
-        ) from error
-    shapes = {}
-    for key, down in found.items():
-        up = found.get(key.removesuffix(SUFFIX_A) + SUFFIX_B, ())
-        if key.startswith(PREFIX) and key.endswith(SUFFIX_A) and len(down) == len(up) == 2:
-            shapes[key.removeprefix(PREFIX).removesuffix(SUFFIX_A)] = Shape(down[0], down[1], up[0])
-    return shapes
-
-
 def _modules_of(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, LoraFactors]:
-    """Pair the factors by layer; every key must belong to a whole pair."""
-    modules: dict[str, LoraFactors] = {}
+    """Pair the factors by layer; every key must belong to a whole pair, or name a weight of the base."""
+    pairs: dict[str, dict[str, str]] = {}
     for key in sorted(tensors):
-        path = key.removeprefix(PREFIX).removesuffix(SUFFIX_A).removesuffix(SUFFIX_B)
-        key_a, key_b = f"{PREFIX}{path}{SUFFIX_A}", f"{PREFIX}{path}{SUFFIX_B}"
-        if key not in (key_a, key_b) or key_a not in tensors or key_b not in tensors:
-            raise AdapterError(
-                f"adapter '{name}' must hold nothing but pairs {PREFIX}LAYER{SUFFIX_A} and {SUFFIX_B[1:]}",
-                found=f"{key} {tuple(tensors[key].shape)}, which is not half of such a pair",
-                remedy="retrain without embeddings, DoRA, biases and modules_to_save; an unpaired factor means damage",
-            )
-        if key == key_a:
-            modules[path] = _factors_of(name, config, path, tensors[key_a], tensors[key_b])
-    if not modules:
+        if len(key) > MOST_CHARACTERS:
+            raise _refused(name, key, tensors, _TOO_LONG)
+        place, reason = place_of(key), reason_of_wrapper(key)
+        if place is None and not reason and copied_name(key):
+            continue
+        if place is None or reason:
+            raise _refused(name, key, tensors, reason or reason_of_key(key, list(tensors)))
+        if place.factor in pairs.setdefault(place.path, {}):
+            raise _refused(name, key, tensors, _TWICE)
+        pairs[place.path][place.factor] = key
+    for pair in pairs.values():
+        if len(pair) < 2:
+            raise _refused(name, next(iter(pair.values())), tensors, None)
+    if not pairs:
         raise AdapterError(f"adapter '{name}' must hold LoRA factors", found=f"no tensors in {WEIGHTS_FILE}")
-    return modules
+    selection = Selection(name, config)
+    return {
+        path: _factors_of(name, selection, path, tensors[pair["A"]], tensors[pair["B"]]) for path, pair in pairs.items()
+    }
 
 
-def _factors_of(name: str, config: Mapping[str, Any], path: str, lora_a: Tensor, lora_b: Tensor) -> LoraFactors:
+def _refused(name: str, key: str, tensors: Mapping[str, Tensor], reason: Reason | None) -> AdapterError:
+    reason = reason or _NOT_HALF
+    return AdapterError(
+        f"adapter '{name}' must hold nothing but pairs {key_of('LAYER', 'A')} and lora_B.weight",
+        found=f"{key[:200]} {tuple(tensors[key].shape)}: {reason.found}",
+        remedy=reason.remedy,
+    )
+
+
+def _factors_of(name: str, selection: Selection, path: str, lora_a: Tensor, lora_b: Tensor) -> LoraFactors:
     def found() -> str:
         return f"lora_A {lora_a.dtype} {tuple(lora_a.shape)}, lora_B {lora_b.dtype} {tuple(lora_b.shape)}"
 
-    are_matrices = lora_a.ndim == 2 and lora_b.ndim == 2 and lora_a.shape[0] == lora_b.shape[1]
-    if not are_matrices or 0 in (*lora_a.shape, *lora_b.shape):
+    if not selection.has(path):
+        raise AdapterError(
+            f"adapter '{name}' has weights for {path}, a layer that its adapter_config.json does not target",
+            found=f"target_modules = {selection.targets!r:.200}",
+            remedy="PEFT would ignore these weights: name the layer in target_modules, or remove the weights",
+        )
+    if {lora_a.ndim, lora_b.ndim} <= {0, 1} or (0 in (*lora_a.shape, *lora_b.shape)):
+        raise AdapterError(
+            f"adapter '{name}' must have at {path} two matrices (rank, d_in) and (d_out, rank), rank at least 1",
+            found=f"{found()}: empty, as DeepSpeed ZeRO-3 and FSDP leave them where weights are not gathered",
+            remedy="gather the weights before save_pretrained, and save the adapter again",
+        )
+    if not (lora_a.ndim == 2 and lora_b.ndim == 2 and lora_a.shape[0] == lora_b.shape[1]):
         raise AdapterError(
             f"adapter '{name}' must have at {path} two matrices (rank, d_in) and (d_out, rank), rank at least 1",
             found=found(),
@@ -213,13 +154,7 @@ def _factors_of(name: str, config: Mapping[str, Any], path: str, lora_a: Tensor,
             found=found(),
             remedy="cast the adapter to one dtype and save it again",
         )
-    if not is_targeted(config, path):
-        raise AdapterError(
-            f"adapter '{name}' has weights for {path}, a layer that its adapter_config.json does not target",
-            found=f"target_modules = {config.get('target_modules')!r}",
-            remedy="PEFT would ignore these weights: name the layer in target_modules, or remove the weights",
-        )
-    return LoraFactors(lora_a, lora_b, scaling_of(name, config, path, int(lora_a.shape[0])))
+    return LoraFactors(lora_a, lora_b, selection.scaling(path, int(lora_a.shape[0])))
 
 
 def tensors_of(modules: Mapping[str, LoraFactors]) -> dict[str, Tensor]:
@@ -233,8 +168,8 @@ def tensors_of(modules: Mapping[str, LoraFactors]) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for path, factors in modules.items():
-        for suffix, factor in ((SUFFIX_A, factors.lora_a), (SUFFIX_B, factors.lora_b)):
-            tensors[f"{PREFIX}{path}{suffix}"] = factor.detach().to("cpu", copy=True).contiguous()
+        for letter, factor in (("A", factors.lora_a), ("B", factors.lora_b)):
+            tensors[key_of(path, letter)] = factor.detach().to("cpu", copy=True).contiguous()
     return tensors
 
 

@@ -5,12 +5,12 @@ A field is *handled* (it changes the function and is followed exactly), *irrelev
 a way nobody here knows, so it is refused too unless it is empty.
 """
 
-import math
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sized
 from typing import Any
 
 from lorary.errors import AdapterError
+from lorary.formats.peft_reasons import reason_of_config
+from lorary.formats.peft_selection import check_expression
 
 HANDLED = frozenset({
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights",
@@ -44,6 +44,11 @@ REFUSED = {
     "ensure_weight_tying": "it shares factors between layers",
 }
 
+# Above any rank and alpha; far larger ones leave what float32 holds.
+MOST = 1e9
+# Above the number of layers of any model whose layers are listed one by one.
+MOST_ENTRIES = 100_000
+
 # Other kinds (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base weight, and only the changed base fits the adapter.
 INITS_THAT_LEAVE_THE_BASE_ALONE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
@@ -59,10 +64,11 @@ def check_config(name: str, config: Mapping[str, Any]) -> None:
         AdapterError: naming the field, its value and what to do.
     """
     if config.get("peft_type") != "LORA":
+        other = reason_of_config(config)
         raise AdapterError(
             f"adapter '{name}' must be a LoRA: peft_type must be LORA",
-            found=repr(config.get("peft_type")),
-            remedy="train a LoRA, or convert the adapter to one",
+            found=other.found if other else repr(config.get("peft_type"))[:200],
+            remedy=other.remedy if other else "train a LoRA, or convert the adapter to one",
         )
     _check_initialisation(name, config.get("init_lora_weights", True))
     for field, value in config.items():
@@ -72,7 +78,7 @@ def check_config(name: str, config: Mapping[str, Any]) -> None:
         reason = REFUSED.get(field, "the field is unknown and may change the function")
         raise AdapterError(
             f"adapter '{name}' must be a plain LoRA, but {field} is set: {reason}",
-            found=f"{field} = {value!r}",
+            found=f"{field} = {value!r:.200}",
             remedy="merge this part into the base model, or retrain without it",
         )
     for field in ("r", "lora_alpha"):
@@ -81,9 +87,18 @@ def check_config(name: str, config: Mapping[str, Any]) -> None:
         _check_pattern(name, field, config.get(field))
     for field in ("target_modules", "exclude_modules", "layers_pattern"):
         _check_names(name, field, config.get(field))
-    layers = config.get("layers_to_transform")
-    if not all(isinstance(layer, int) for layer in (layers if isinstance(layers, list) else [layers or 0])):
-        raise AdapterError(f"adapter '{name}' must give layers_to_transform as layer numbers", found=repr(layers))
+    _check_layers(name, config.get("layers_to_transform"))
+
+
+def _check_layers(name: str, layers: object) -> None:
+    numbers = layers if isinstance(layers, list) else [0 if layers is None else layers]
+    _check_size(name, "layers_to_transform", numbers)
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+        raise AdapterError(
+            f"adapter '{name}' must give layers_to_transform as layer numbers",
+            found=repr(layers)[:200],
+            remedy="write whole numbers, or leave the field out for all layers",
+        )
 
 
 def _check_initialisation(name: str, kind: object) -> None:
@@ -97,10 +112,11 @@ def _check_initialisation(name: str, kind: object) -> None:
 
 
 def _check_number(name: str, field: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    # An integer of hundreds of digits is compared exactly, where math.isfinite would overflow.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MOST:
         raise AdapterError(
-            f"adapter '{name}' must give {field} as a finite number in adapter_config.json",
-            found=repr(value),
+            f"adapter '{name}' must give {field} as a finite number in adapter_config.json, {MOST:g} at most",
+            found=repr(value) if len(repr(value)) < 80 else f"{repr(value)[:80]}...",
             remedy="write the value it was trained with",
         )
 
@@ -109,97 +125,32 @@ def _check_pattern(name: str, field: str, pattern: object) -> None:
     if pattern is None:
         return
     if not isinstance(pattern, Mapping):
-        raise AdapterError(f"adapter '{name}' must give {field} as a mapping", found=repr(pattern))
+        raise AdapterError(f"adapter '{name}' must give {field} as a mapping", found=repr(pattern)[:200])
+    _check_size(name, field, pattern)
     for key, value in pattern.items():
         _check_number(name, f"{field}[{key!r}]", value)
-        _check_expression(name, field, key)
+        check_expression(name, field, key)
 
 
 def _check_names(name: str, field: str, names: object) -> None:
-    if isinstance(names, str):
-        _check_expression(name, field, names)
-    elif names is not None and not (isinstance(names, list) and all(isinstance(entry, str) for entry in names)):
+    entries = [names] if isinstance(names, str) else [] if names is None else names
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise AdapterError(
-            f"adapter '{name}' must give {field} as a list of names or one regular expression", found=repr(names)
+            f"adapter '{name}' must give {field} as a list of names or one regular expression", found=repr(names)[:200]
         )
+    _check_size(name, field, entries)
+    # The entries of the other lists are names, not expressions.
+    for entry in entries if isinstance(names, str) or field == "layers_pattern" else ():
+        check_expression(name, field, entry)
 
 
-def _check_expression(name: str, field: str, expression: str) -> None:
-    try:
-        re.compile(expression)
-    except re.error as error:
+def _check_size(name: str, field: str, entries: Sized) -> None:
+    if len(entries) > MOST_ENTRIES:
         raise AdapterError(
-            f"adapter '{name}' must give valid regular expressions in {field}", found=f"{expression!r}: {error}"
-        ) from error
-
-
-def scaling_of(name: str, config: Mapping[str, Any], path: str, rank: int) -> float:
-    """The factor before `lora_b @ lora_a` for one layer, by PEFT's rule.
-
-    Args:
-        name: label of the adapter, for errors.
-        config: a configuration that `check_config` let pass.
-        path: dotted path of the layer in the base model.
-        rank: the rank its factors have.
-
-    Returns:
-        alpha / rank, or alpha / sqrt(rank) where use_rslora is set; alpha may differ by layer (alpha_pattern).
-
-    Raises:
-        AdapterError: if the rank is not the one that the configuration states for the layer.
-    """
-    stated = _by_pattern(config.get("rank_pattern"), path, config["r"])
-    if stated != rank:
-        raise AdapterError(
-            f"adapter '{name}' must have at {path} the rank its adapter_config.json states ({stated})",
-            found=f"rank {rank}",
-            remedy="correct r or rank_pattern in adapter_config.json",
+            f"adapter '{name}' must give {field} with {MOST_ENTRIES:,} entries at most",
+            found=f"{len(entries):,}",
+            remedy="name the layers by the ends of their paths, or by one regular expression",
         )
-    alpha = _by_pattern(config.get("alpha_pattern"), path, config["lora_alpha"])
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-
-
-def _by_pattern(pattern: Mapping[str, int | float] | None, path: str, default: int | float) -> int | float:
-    """PEFT's rule: the first key, in order, that matches the whole path or the end of it after a dot."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", path):
-            return value
-    return default
-
-
-def is_targeted(config: Mapping[str, Any], path: str) -> bool:
-    """Whether PEFT, given this configuration, puts a LoRA at a layer: weights for any other layer it would ignore.
-
-    Args:
-        config: PEFT's adapter_config.json.
-        path: dotted path of a linear layer in the base model.
-    """
-    excluded, targets = config.get("exclude_modules"), config.get("target_modules")
-    if excluded and _is_named(excluded, path):
-        return False
-    if targets is None or targets == "all-linear":
-        return True  # PEFT chooses the layers by the architecture, which a configuration does not know
-    if isinstance(targets, str) or path in targets:
-        return _is_named(targets, path)
-    return _is_named(targets, path) and _is_in_layers(config, path)
-
-
-def _is_named(names: str | Sequence[str], path: str) -> bool:
-    if isinstance(names, str):
-        return re.fullmatch(names, path) is not None
-    return path in names or any(path.endswith(f".{name}") for name in names)
-
-
-def _is_in_layers(config: Mapping[str, Any], path: str) -> bool:
-    wanted, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or r"[^.]*"
-    if wanted is None or wanted == []:
-        return True
-    # The first numbered segment is the layer; a later one may be an expert of a mixture.
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        prefix = r".*?\." if pattern == r"[^.]*" else r"(?:^|.*?\.)"
-        if match := re.match(rf"{prefix}{pattern}\.(\d+)\.", path):
-            return int(match.group(1)) in ([wanted] if isinstance(wanted, int) else wanted)
-    return False
 
 
 def new_config(

@@ -10,11 +10,13 @@ from typing import Any
 from torch import nn
 
 from lorary.adapter import Adapter
-from lorary.errors import AdapterError, BaseModelError
+from lorary.errors import BaseModelError
 from lorary.formats.base import resolve_base
 from lorary.library.configuration import differing_fields, in_words
 from lorary.library.fingerprint import Fingerprint, compare, fingerprint_of_model
 from lorary.library.fingerprint_folder import fingerprint_of_folder
+from lorary.library.fit import check_base_copies, check_whole, misfit
+from lorary.library.origin import is_file
 
 
 @dataclass(frozen=True)
@@ -113,21 +115,19 @@ def _in_words(fingerprint: Fingerprint) -> str:
 
 
 def check_fit(adapter: Adapter, record: BaseRecord) -> None:
-    """Check that each adapted layer exists in the base model with fitting sizes.
+    """Check that each adapted layer exists in the base model with fitting sizes, and that none of them is absent.
 
     Raises:
-        AdapterError: naming adapter, layer and both shapes.
+        AdapterError: naming adapter, layer and both shapes; or the layer that is targeted and has no factors; or the
+            weight of the base that the adapter would change.
     """
+    layers = record.fingerprint.layers
+    check_base_copies(adapter, record.name, record.revision, record.fingerprint)
     for path, factors in adapter:
-        expected = record.fingerprint.layers.shape(path)
-        found = (factors.d_in, factors.d_out)
-        if expected != found:
-            there = "has no linear layer there" if expected is None else f"has (d_in, d_out) {expected}"
-            raise AdapterError(
-                f"adapter '{adapter.name}' must fit the base model '{record.name}' at {path}",
-                found=f"the adapter has (d_in, d_out) {found}, the base {there}",
-                remedy="add it to a library of the base model that it was trained on",
-            )
+        expected = layers.shape(path)
+        if expected != (factors.d_in, factors.d_out):
+            raise misfit(adapter, path, expected, record.name, layers)
+    check_whole(adapter, layers)
 
 
 def check_origin(adapter: Adapter, own: Mapping[str, Any], record: BaseRecord, *, force_base: bool) -> None:
@@ -158,11 +158,11 @@ def check_origin(adapter: Adapter, own: Mapping[str, Any], record: BaseRecord, *
                 found=f"its provenance names '{recorded and recorded.get('name')}', with another fingerprint",
                 remedy="add it to a library of that model, or force it (--force-base)",
             )
-    elif (Path(str(named)) / "config.json").is_file():
-        check_same_base(record, fingerprint_of_folder(str(named)), f"{what}, {named},", force_base=force_base)
+    elif is_file(Path(str(named)) / "config.json"):
+        _compare_with_folder(str(named), record, f"{what}, {named},", force_base=force_base)
     else:
         warnings.warn(
-            f"{what} is '{named}' by its configuration, and that cannot be compared with the library's base "
+            f"{what} is '{str(named)[:200]}' by its configuration, and that cannot be compared with the library's base "
             f"'{record.name}' by name; its shapes fit, so it is taken.",
             stacklevel=4,
         )
@@ -170,9 +170,29 @@ def check_origin(adapter: Adapter, own: Mapping[str, Any], record: BaseRecord, *
 
 def _warn_of_configuration(source: str, record: BaseRecord, what: str) -> None:
     """Warn where the weights that an adapter was trained on are the library's, but under another configuration."""
-    if source == record.name or not (Path(source) / "config.json").is_file():
+    if source == record.name or not is_file(Path(source) / "config.json"):
         return
     with suppress(BaseModelError):  # what lies there now need not be what lay there then
         found = fingerprint_of_folder(source)
         if found.digest == record.fingerprint.digest:
             check_same_base(record, found, f"{what}, {source},", force_base=False)
+
+
+def _compare_with_folder(folder: str, record: BaseRecord, what: str, *, force_base: bool) -> None:
+    """Compare the library's base with a model on disk; one that cannot be read passes by force, with a warning."""
+    try:
+        found = fingerprint_of_folder(folder)
+    except Exception as error:  # transformers lets through whatever a configuration without sense comes to
+        if not force_base:
+            raise BaseModelError(
+                f"{what} must be readable to be compared with the library's, '{record.name}'",
+                found=(error.found if isinstance(error, BaseModelError) else None)
+                or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                remedy="restore that model, or force it (--force-base) if you know that it is the library's",
+            ) from error
+        warnings.warn(
+            f"{what} cannot be read, and so not be compared with the library's, '{record.name}': taken by force.",
+            stacklevel=5,
+        )
+        return
+    check_same_base(record, found, what, force_base=force_base)

@@ -7,7 +7,12 @@ from itertools import product
 from math import prod
 from typing import Any
 
-NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)")
+# As models write them: `00`, `+1` or the digits of another script name no layer, though `int` would take them.
+_NUMERAL = r"(?:0|[1-9][0-9]{0,8})"
+NUMBER = re.compile(rf"(?<=\.){_NUMERAL}(?=\.|\Z)|^{_NUMERAL}(?=\.|\Z)")
+_RANGES = re.compile(rf"{_NUMERAL}(?:-{_NUMERAL})?(?:,{_NUMERAL}(?:-{_NUMERAL})?)*")
+# Far more than any model has; a document that claims more would take the memory of the machine.
+MOST_LAYERS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,9 @@ class LayerShapes:
             return self.rows[path][:2]
         d_in, d_out, numbers = self.rows.get(NUMBER.sub("*", path), (0, 0, ()))
         found = [int(number) for number in NUMBER.findall(path)]
-        if not numbers or not all(number in column for number, column in zip(found, numbers, strict=True)):
+        if not numbers or len(found) != len(numbers):
+            return None
+        if not all(number in column for number, column in zip(found, numbers, strict=True)):
             return None
         return d_in, d_out
 
@@ -74,11 +81,23 @@ class LayerShapes:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "LayerShapes":
-        """The inverse of `to_json`."""
-        return cls({
-            pattern: (int(row["d_in"]), int(row["d_out"]), tuple(_from_ranges(column) for column in row["numbers"]))
-            for pattern, row in sorted(document.items())
-        })  # fmt: skip
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: if a row is not as `to_json` writes it, or claims too many layers.
+        """
+        if not isinstance(document, Mapping):
+            raise TypeError(f"layers must be an object, not a {type(document).__name__}")
+        rows, num_layers = {}, 0
+        for pattern, row in sorted(document.items()):
+            numbers = tuple(_from_ranges(column) for column in row["numbers"])
+            num_layers += prod(map(len, numbers))
+            if numbers and pattern.count("*") != len(numbers):
+                raise ValueError(f"the row {pattern[:80]!r} of layers must have numbers for each *")
+            if num_layers > MOST_LAYERS:
+                raise ValueError(f"the row {pattern[:80]!r} of layers makes them more than {MOST_LAYERS:,}")
+            rows[pattern] = (int(row["d_in"]), int(row["d_out"]), numbers)
+        return cls(rows)
 
 
 def _to_ranges(numbers: Sequence[int]) -> str:
@@ -93,5 +112,9 @@ def _to_ranges(numbers: Sequence[int]) -> str:
 
 
 def _from_ranges(text: str) -> tuple[int, ...]:
+    if not _RANGES.fullmatch(text):
+        raise ValueError(f"layer numbers are ranges such as 0-29,31, not {text[:80]!r}")
     bounds = [[int(number) for number in run.split("-")] for run in text.split(",")]
+    if sum(max(0, run[-1] - run[0] + 1) for run in bounds) > MOST_LAYERS:
+        raise ValueError(f"layer numbers {text[:80]!r} are more than {MOST_LAYERS:,}")
     return tuple(number for run in bounds for number in range(run[0], run[-1] + 1))

@@ -30,6 +30,7 @@ from lorary.library.document import (
 from lorary.library.files import encode_json, read_json, reported
 from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.folders import change, check_name, delete, names_in, put, read_stable
+from lorary.library.origin import check_not_stacked
 from lorary.library.provenance import PROVENANCE_FILE, check_provenance, imported_provenance, new_provenance
 from lorary.library.verify import Problem, verify_adapters
 
@@ -279,7 +280,8 @@ class Library:
         own = read_json(folder / PROVENANCE_FILE) if (folder / PROVENANCE_FILE).is_file() else {}
         told = imported_provenance(own, adapter, folder.resolve().name)
         check_fit(adapter, self.base)
-        check_origin(adapter, own, self.base, force_base=force_base)
+        if not check_not_stacked(adapter, folder, self.base.name, self.names(), force_base=force_base):
+            check_origin(adapter, own, self.base, force_base=force_base)
         return self._commit(name, files, told, is_new=is_new)
 
     def _commit(self, name: str, files: Mapping[str, bytes], told: Mapping[str, Any], *, is_new: bool) -> str:

@@ -27,9 +27,9 @@ class MixedLayer:
 
     @property
     def scaling(self) -> float:
-        """The scaling that all share; 1 where they differ, and then each lora_b takes its own in."""
+        """The scaling that all share; 1 where they differ or it is not above 0, and each lora_b takes its own in."""
         scalings = {factors.scaling for factors in self.factors}
-        return scalings.pop() if len(scalings) == 1 else 1.0
+        return max(scalings) if len(scalings) == 1 and max(scalings) > 0 else 1.0
 
     @property
     def num_ranks(self) -> int:

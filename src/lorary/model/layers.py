@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import AdapterError
 from lorary.formats.peft import Shape
+from lorary.formats.peft_copies import check_copies, copies_of
+from lorary.library.base_weights import is_plain, weights_of_model
 from lorary.lora.gated import GatedLora
 from lorary.lora.rows import append_rows, remove_rows, widen
 from lorary.lora.seat import device_of, find_linear, linear_shape
@@ -138,11 +140,27 @@ def build_layers(
             raise AdapterError(
                 f"adapter '{adapter.name}' must stay as it is while it is attached", found="other shapes than before"
             )
+        check_copies_of(adapter, model)
         for path, factors in adapter:
             stacks[path].put(positions[seat] if positions else seat, factors)
     # Small factorisations run in one thread each, and one after the other they are most of the time.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return dict(zip(stacks, pool.map(_Stack.seat, stacks.values()), strict=True))
+
+
+def check_copies_of(adapter: Adapter, model: nn.Module) -> None:
+    """Check that weights of the base which an adapter brings are those of the model.
+
+    Raises:
+        AdapterError: naming the weight that the adapter would change.
+    """
+    copies = copies_of(adapter)
+    if not copies:
+        return
+    weights = weights_of_model(model, list(copies))
+    # Where the model has them quantised or elsewhere, they were compared with its file when the adapter was added.
+    comparable = {name: copy for name, copy in copies.items() if name not in weights or is_plain(weights[name])}
+    check_copies(adapter, comparable, weights, type(model).__name__, is_cast=True)
 
 
 def _shapes_of(adapter: Adapter) -> dict[str, Shape]:

@@ -14,11 +14,13 @@ from torch import Tensor
 from lorary.adapter import Adapter
 from lorary.errors import RouterError, UsageError
 from lorary.formats.peft import read_adapter
+from lorary.library.fingerprint import bare_modules
+from lorary.library.fit import check_whole
 from lorary.library.folders import check_name
-from lorary.lora.seat import find_linear, seat, unseat
+from lorary.lora.seat import find_linear, linear_shape, seat, unseat
 from lorary.model.apply import apply_routing
 from lorary.model.general import check_general, seated_ranks
-from lorary.model.layers import build_layers, in_order
+from lorary.model.layers import build_layers, check_copies_of, in_order
 from lorary.model.prepared import kind_of, paths_of
 from lorary.model.seating import Seating, seating
 
@@ -38,10 +40,10 @@ def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = Non
         UsageError: if the model is not routed, is inside a `with lorary.routing` or `lorary.trace` block, or the name
             cannot be one.
         RouterError: if the name is taken, or the router in force cannot run over the experts that there would be.
-        AdapterError: if the adapter does not fit.
+        AdapterError: if the adapter does not fit, or is not whole.
     """
     state = _changeable(model)
-    adapter = _read(adapter, name)
+    adapter = _read(model, adapter, name)
     if adapter.name in state.experts:
         raise RouterError(
             "each expert must have a name of its own",
@@ -105,7 +107,7 @@ def replace_expert(model: Any, adapter: Adapter | str | Path, name: str | None =
         The name.
     """
     state = _changeable(model)
-    adapter = _read(adapter, name)
+    adapter = _read(model, adapter, name)
     _check_seated(state, adapter.name)
     _check_fit(model, adapter)
     _check_ranks(state, adapter)
@@ -144,11 +146,13 @@ def _changeable(model: Any) -> Seating:
     return state
 
 
-def _read(adapter: Adapter | str | Path, name: str | None) -> Adapter:
+def _read(model: Any, adapter: Adapter | str | Path, name: str | None) -> Adapter:
     if isinstance(adapter, Adapter):
         adapter = Adapter(name or adapter.name, adapter.modules, adapter.config, adapter.tensors)
     else:
-        adapter = read_adapter(adapter, name)
+        adapter = read_adapter(adapter, name, with_copies=True)
+        check_whole(adapter, [path for path, module in bare_modules(model) if linear_shape(module)])
+        check_copies_of(adapter, model)
     check_name(adapter.name)
     return adapter
 

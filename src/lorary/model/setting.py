@@ -98,6 +98,7 @@ class Routing:
             raise UsageError("candidates must be a whole number of at least 1", found=repr(self.candidates))
         if self.experts is not None:
             _check_experts(self.experts)
+            _check_signs(self)
         elif self.router not in ROUTERS:
             raise RouterError(
                 "a router must exist", found=self.router, remedy=f"one of {list(ROUTERS)}, or experts=[...]"
@@ -172,6 +173,17 @@ def _check_experts(experts: Any) -> None:
             "experts must be a list of different names, or weights by name",
             found=repr(experts),
             remedy="router 'base' uses no expert",
+        )
+
+
+def _check_signs(setting: Routing) -> None:
+    """Refuse negative weights of factors: a weight is on both of them, and twice minus is plus."""
+    negative = [name for name, weight in (setting.fixed or {}).items() if weight < 0]
+    if negative and setting.mix == "factors":
+        raise UsageError(
+            "weights of experts whose factors are mixed must not be negative: they would add the update",
+            found=f"{negative[0]!r}: {(setting.fixed or {})[negative[0]]!r}",
+            remedy="mix='outputs', which takes updates away",
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorary.adapter import LoraFactors
 from lorary.errors import LibraryError, UsageError
 from lorary.formats.peft import encode_adapter
 from lorary.formats.peft_patterns import new_adapter
@@ -65,7 +66,8 @@ def run_merge(
         out: folder of the result, which must not exist.
         method: `mean` or `concat` (the mean or the sum of the updates), `mu` (the mean of the factors), `ties`.
         experts: those to merge; where None all but results of adaptations.
-        weights: by name, in place of equal ones, for all but `ties`; they name the experts.
+        weights: by name, in place of equal ones, for all but `ties`; they name the experts. For `mu` they are of one
+            sign: the mean of the factors by their shares, times their sum.
         rank: the largest to keep; where None, that which the method gives.
 
     Returns:
@@ -82,6 +84,12 @@ def run_merge(
         raise UsageError("--weights names the adapters itself, and TIES has none", found="--experts or --method ties")
     if wrong := [f"{name}={weight}" for name, weight in (weights or {}).items() if not abs(weight) <= MOST_WEIGHT]:
         raise UsageError(f"--weights must be numbers, {MOST_WEIGHT:g} at most", found=wrong[0])
+    if method == FACTORS and weights is not None and len({weight > 0 for weight in weights.values() if weight}) > 1:
+        raise UsageError(
+            "--weights of mu must be of one sign: a sum of factors cannot take an update away",
+            found=", ".join(f"{name}={weight:g}" for name, weight in weights.items()),
+            remedy="use --method mean, which sums updates",
+        )
     if rank is not None and rank < 1:
         raise UsageError("--rank must be above 0", found=rank)
     folder = Path(out)
@@ -125,7 +133,13 @@ def _merge(method: str, adapters: Sequence[Modules], weights: Sequence[float] | 
     by_layer: dict[str, Tensor] = {
         path: by_adapter[list(layer.members)] for path, layer in mixed_layers(adapters).items()
     }
-    return sum_factors(adapters, by_layer) if method == FACTORS else sum_updates(adapters, by_layer)
+    if method != FACTORS:
+        return sum_updates(adapters, by_layer)
+    # The product of two sums is of the second degree in the weights: their sum is taken out, and put in once.
+    total = 1.0 if weights is None else float(by_adapter.sum()) or 1.0
+    shares = {path: own / total for path, own in by_layer.items()}
+    summed = sum_factors(adapters, shares)
+    return {path: LoraFactors(own.lora_a, own.lora_b * total, own.scaling) for path, own in summed.items()}
 
 
 def _write(folder: Path, modules: Modules, method: str, pool: Pool, how: Mapping[str, Any]) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ from torch import Tensor
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import AdapterError
-from lorary.formats.peft import new_config, parse_adapter, read_adapter, tensors_of, write_adapter
+from lorary.formats.peft import Shape, new_config, parse_adapter, read_adapter, read_shapes, tensors_of, write_adapter
 
 Q_PROJ = "model.layers.0.self_attn.q_proj"
+PREFIX = "base_model.model."
 KEY_A = f"base_model.model.{Q_PROJ}.lora_A.weight"
 KEY_B = f"base_model.model.{Q_PROJ}.lora_B.weight"
 
@@ -275,7 +278,7 @@ def no_prefix(tensors: dict[str, Tensor]) -> None:
 
 
 def named_adapter(tensors: dict[str, Tensor]) -> None:
-    tensors[KEY_A.replace(".weight", ".default.weight")] = tensors.pop(KEY_A)
+    tensors[KEY_A.replace(".weight", ".sst2.weight")] = tensors.pop(KEY_A)
 
 
 @pytest.mark.parametrize(
@@ -290,6 +293,19 @@ def test_a_tensor_that_is_not_half_of_a_pair_is_refused_by_name(
     with pytest.raises(AdapterError, match="must hold nothing but pairs") as caught:
         read_adapter(write(tmp_path / "a", config(), tensors))
     assert any(key in str(caught.value) for key in [*strays, KEY_B])
+
+
+def test_a_factor_that_is_given_under_two_keys_is_refused(tmp_path: Path) -> None:
+    tensors = {**pair(), KEY_A.replace(".weight", ".default.weight"): torch.ones(2, 32)}
+    with pytest.raises(AdapterError, match=rf"{KEY_A} .*: the second of its kind for the layer"):
+        read_adapter(write(tmp_path / "a", config(), tensors))
+
+
+def test_a_key_that_is_longer_than_any_path_is_refused_at_once(tmp_path: Path) -> None:
+    key = f"base_model.model.{'.' * 200_000}.lora_A.weight"
+    with pytest.raises(AdapterError, match="longer than 1000 characters") as caught:
+        read_adapter(write(tmp_path / "a", config(), {**pair(), key: torch.ones(2, 32)}))
+    assert len(str(caught.value)) < 1000
 
 
 def test_factors_of_a_convolution_are_refused_by_name(tmp_path: Path) -> None:
@@ -332,3 +348,193 @@ def test_an_adapter_without_tensors_is_refused(tmp_path: Path) -> None:
 def test_weights_for_a_layer_that_peft_would_ignore_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=rf"weights for {Q_PROJ}, a layer that its adapter_config.json does not"):
         read_adapter(write(tmp_path / "a", config(target_modules=["v_proj"]), pair()))
+
+
+RENAMED: dict[str, tuple[Callable[[str], str], str | None]] = {
+    "as they are": (lambda key: key, None),
+    "the default name of an adapter": (lambda key: key.replace(".weight", ".default.weight"), None),
+    "another name of an adapter": (lambda key: key.replace(".weight", ".sst2.weight"), "hold the name of the adapter"),
+    "torch.compile": (lambda key: f"_orig_mod.{key}", "torch.compile"),
+    "torch.compile inside": (lambda key: key.replace(PREFIX, f"{PREFIX}_orig_mod."), "torch.compile"),
+    "torch.compile of a layer": (lambda key: key.replace("layers.0.", "layers.0._orig_mod."), "torch.compile"),
+    "DataParallel": (lambda key: f"module.{key}", "DataParallel"),
+    "DataParallel inside": (lambda key: key.replace(PREFIX, f"{PREFIX}module."), "DataParallel"),
+    "FSDP": (lambda key: f"_fsdp_wrapped_module.{key}", "FSDP"),
+    "FSDP of a layer": (lambda key: key.replace("layers.0.", "layers.0._fsdp_wrapped_module."), "FSDP"),
+    "no prefix": (lambda key: key.removeprefix(PREFIX), "lack PEFT's prefix"),
+    "the prefix twice": (lambda key: PREFIX + key, "PEFT's prefix twice"),
+    "mlx": (lambda key: key.removeprefix(PREFIX).replace("_A.weight", "_a").replace("_B.weight", "_b"), "mlx"),
+    "kohya": (lambda key: "lora_unet_q.lora_down.weight" if "lora_A" in key else "lora_unet_q.lora_up.weight", "kohya"),
+    "LyCORIS": (lambda key: f"q.hada_w1_{'a' if 'lora_A' in key else 'b'}", "LyCORIS"),
+    "a whole model": (lambda key: f"model.layers.{int('lora_A' in key)}.q_proj.weight", "a whole model"),
+}
+
+
+@pytest.mark.parametrize("which", RENAMED)
+def test_what_peft_loads_is_loaded_and_what_it_ignores_is_named_for_what_it_is(
+    tmp_path: Path, tiny_model: Callable[..., Any], generator: torch.Generator, which: str
+) -> None:
+    rename, reason = RENAMED[which]
+    plain = {KEY_A: torch.randn(2, 32, generator=generator), KEY_B: torch.randn(32, 2, generator=generator)}
+    folder = write(tmp_path / "a", config(), {rename(key): tensor for key, tensor in plain.items()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.PeftModel.from_pretrained(tiny_model(), str(folder))
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    is_loaded = torch.equal(layer.lora_B["default"].weight, plain[KEY_B])
+    assert is_loaded == (reason is None)
+    if reason is None:
+        adapter = read_adapter(folder)
+        assert torch.equal(adapter.modules[Q_PROJ].lora_b, plain[KEY_B])
+        assert read_shapes(folder, "a") == {Q_PROJ: Shape(2, 32, 32)}
+        write_adapter(adapter, tmp_path / "b")
+        assert set(read_adapter(tmp_path / "b").tensors) == set(adapter.tensors)
+    else:
+        with pytest.raises(AdapterError, match=reason):
+            read_adapter(folder)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 32), (8,)])
+def test_weights_that_zero_3_left_in_pieces_are_named(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(AdapterError, match="ZeRO-3"):
+        read_adapter(write(tmp_path / "a", config(), {KEY_A: torch.ones(shape), KEY_B: torch.ones(shape)}))
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (LFS, "Git LFS pointer"),
+        (b"<!DOCTYPE html><html>Not found</html>", "HTML"),
+        (b"\n <html>", "HTML"),
+        (b"Entry not found", "text, beginning with 'Entry not found'"),
+        (b'{"error": "no access"}', "text, beginning with"),
+        (pickle.dumps({}), "a pickle"),
+        (b"PK\x03\x04" + bytes(30), "a pickle"),
+        (b"GGUF" + bytes(30), "GGUF"),
+        (b"", "an empty file"),
+        (safetensors.torch.save(pair())[:60], "ends in its header"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path: Path, data: bytes, reason: str) -> None:
+    folder = write(tmp_path / "a", config(), pair())
+    (folder / "adapter_model.safetensors").write_bytes(data)
+    with pytest.raises(AdapterError, match=rf"(?s)adapter_model\.safetensors must be a whole.*found: .*{reason}"):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize(("data", "reason"), [(LFS, "Git LFS pointer"), (b"<html>", "HTML"), (b"", "an empty file")])
+def test_a_configuration_of_another_kind_is_named_for_what_it_is(tmp_path: Path, data: bytes, reason: str) -> None:
+    folder = write(tmp_path / "a", config(), pair())
+    (folder / "adapter_config.json").write_bytes(data)
+    with pytest.raises(AdapterError, match=rf"(?s)adapter_config\.json must be one JSON object\nfound: .*{reason}"):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ({"fine_tune_type": "lora", "num_layers": 4, "lora_parameters": {"rank": 8}}, "mlx"),
+        ({"config": {"architecture": "lora"}, "model_class": "LlamaForCausalLM"}, "AdapterHub"),
+        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "configuration of a whole model"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"peft_type": "PROMPT_TUNING"}, "PROMPT_TUNING"),
+    ],
+)
+def test_a_configuration_of_another_library_is_named(tmp_path: Path, told: dict[str, Any], reason: str) -> None:
+    with pytest.raises(AdapterError, match=rf"must be a LoRA(?s:.*){reason}"):
+        read_adapter(write(tmp_path / "a", told, pair()))
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("adapters.safetensors", "mlx"),
+        ("pytorch_lora_weights.safetensors", "diffusers"),
+        ("pytorch_adapter.bin", "AdapterHub"),
+        ("adapter_model-00001-of-00003.safetensors", "in several files"),
+        ("model.safetensors", "a whole model"),
+    ],
+)
+def test_a_folder_of_another_layout_is_named_for_what_it_is(tmp_path: Path, file: str, reason: str) -> None:
+    folder = write(tmp_path / "a", config(), pair())
+    (folder / "adapter_model.safetensors").rename(folder / file)
+    with pytest.raises(AdapterError, match=rf"the folder holds .*{reason}"):
+        read_adapter(folder)
+
+
+def test_an_adapter_in_the_folder_of_its_name_is_pointed_to(tmp_path: Path, tiny_model: Callable[..., Any]) -> None:
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    peft.get_peft_model(tiny_model(), settings, adapter_name="sst2").save_pretrained(str(tmp_path / "out"))
+    with pytest.raises(AdapterError, match=rf"remedy: give one of these folders: .*{tmp_path / 'out' / 'sst2'}"):
+        read_adapter(tmp_path / "out")
+    assert read_adapter(tmp_path / "out" / "sst2").rank == 2
+
+
+def header(text: str, size: int | None = None, data: bytes = b"") -> bytes:
+    return (len(text) if size is None else size).to_bytes(8, "little") + text.encode() + data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        header("{}", 2**63),
+        header("{}", 10**8 + 1),
+        header("{}", 10**7),
+        header("{"),
+        header("[" * 100_000),
+        header(
+            '{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"b":{"dtype":"F32","shape":[4],"data_offsets":[8,24]}}',
+            data=bytes(24),
+        ),
+        header('{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,160]}}', data=bytes(16)),
+        header('{"a":{"dtype":"F32","shape":[4],"data_offsets":[16,0]}}', data=bytes(16)),
+        header(
+            '{"a":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,16]}}', data=bytes(16)
+        ),
+        header('{"a":{"dtype":"F32","shape":[-4],"data_offsets":[0,16]}}', data=bytes(16)),
+        header('{"a":{"dtype":"X9","shape":[4],"data_offsets":[0,16]}}', data=bytes(16)),
+        header(
+            '{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
+            data=bytes(16),
+        ),
+        header(
+            '{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
+            data=bytes(16),
+        ),
+    ],
+)
+def test_a_header_that_lies_is_refused_by_name(data: bytes) -> None:
+    files = {"adapter_config.json": json.dumps(config()).encode(), "adapter_model.safetensors": data}
+    with pytest.raises(AdapterError, match="must be a whole safetensors file"):
+        parse_adapter("a", files)
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(tmp_path: Path, file: str) -> None:
+    folder = write(tmp_path / "a", config(), pair())
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    with pytest.raises(AdapterError, match="not a regular file"):
+        read_adapter(folder)
+    if file.endswith(".safetensors"):
+        with pytest.raises(AdapterError, match="not a regular file"):
+            read_shapes(folder, "a")
+
+
+def test_a_folder_whose_name_is_too_long_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="File name too long"):
+        read_adapter(tmp_path / ("a" * 300))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"r": 1e999}', '{"lora_alpha": -Infinity}', '{"r": ' + "9" * 5000 + "}", '{"a": "\\ud800"}', '{"r": 1, "r": 2}'],
+)
+def test_a_configuration_that_is_no_plain_json_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    folder = write(tmp_path / "a", config(), pair())
+    (folder / "adapter_config.json").write_text(text)
+    with pytest.raises(AdapterError, match=r"adapter 'a': adapter_config\.json must be one JSON object"):
+        read_adapter(folder)

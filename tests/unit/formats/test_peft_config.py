@@ -9,7 +9,8 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from lorary.errors import AdapterError
-from lorary.formats.peft_config import HANDLED, IRRELEVANT, REFUSED, check_config, is_targeted, new_config, scaling_of
+from lorary.formats.peft_config import HANDLED, IRRELEVANT, REFUSED, check_config, new_config
+from lorary.formats.peft_selection import Selection
 
 PATHS = [
     "model.layers.0.self_attn.q_proj",
@@ -137,7 +138,7 @@ def test_a_value_of_the_wrong_kind_is_refused_by_name(changes: dict[str, Any], m
 )
 def test_patterns_choose_as_pefts_own_function_does(pattern: dict[str, int], path: str) -> None:
     expected = pattern.get(get_pattern_key(list(pattern), path), 4)
-    assert scaling_of("a", config(r=1, lora_alpha=4, alpha_pattern=pattern), path, 1) == expected
+    assert Selection("a", config(r=1, lora_alpha=4, alpha_pattern=pattern)).scaling(path, 1) == expected
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -159,9 +160,9 @@ def test_patterns_choose_as_pefts_own_function_does(pattern: dict[str, int], pat
 )
 def test_layers_are_selected_as_pefts_own_function_does(selection: dict[str, Any], path: str) -> None:
     theirs = bool(check_target_module_exists(peft.LoraConfig(**selection), path))
-    assert is_targeted(config(**selection), path) == theirs
+    assert Selection("a", config(**selection)).has(path) == theirs
 
 
 def test_target_modules_that_peft_chooses_by_itself_take_every_layer() -> None:
-    assert is_targeted(config(target_modules="all-linear"), PATHS[0])
-    assert is_targeted(config(target_modules=None), PATHS[0])
+    assert Selection("a", config(target_modules="all-linear")).has(PATHS[0])
+    assert Selection("a", config(target_modules=None)).has(PATHS[0])

@@ -99,6 +99,15 @@ def test_settings_that_do_not_fit_the_model_are_refused_and_change_nothing(
     assert torch.equal(logits(routed), before)
 
 
+@pytest.mark.parametrize("weights", [{"a": -1.0}, {"a": 1.0, "b": -0.5}, {"a": -1.0, "b": -1.0}])
+def test_negative_weights_are_for_updates_and_not_for_factors(weights: dict[str, float]) -> None:
+    assert Routing(experts=weights, mix="outputs").fixed == weights
+    with pytest.raises(
+        UsageError, match=r"whose factors are mixed must not be negative.*\nfound: .*\nremedy: mix='outp"
+    ):
+        Routing(experts=weights, mix="factors")
+
+
 def test_a_setting_keeps_what_it_does_not_name_and_a_preset_keeps_nothing() -> None:
     before = Routing("norm", 3, 0.5, calibrated=True, per="token")
     assert merged(before, "arrow") == Routing("arrow", 3, 0.5, per="token")

@@ -57,6 +57,62 @@ def test_the_mean_is_that_of_the_updates_and_weights_take_its_place(
         assert torch.allclose(factors.delta(), wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("scalings", [(2.0, 0.3), (-3.0, 1.0), (0.0, 0.0), (-2.0, -2.0)])
+@pytest.mark.parametrize(
+    "weights", [(1.0, 0.5), (-1.0, 0.5), (-1.0, -2.0), (0.0, 0.0), (0.0, -1.0), (1e6, 1e-6), (1e6, 1e6)]
+)
+@pytest.mark.parametrize("method", ["mean", "concat", "mu"])
+def test_weights_of_any_sign_and_size_give_the_dense_update_or_are_refused(
+    method: str, weights: tuple[float, float], scalings: tuple[float, float], base: Base, library: Library,
+    random_adapter: Callable[..., Any], generator: torch.Generator, tmp_path: Path,
+) -> None:  # fmt: skip
+    made = [random_adapter(base.model, name, generator, rank=3 if method == "mu" else 2 + len(name)) for name in "ab"]
+    for number, (adapter, scaling) in enumerate(zip(made, scalings, strict=True)):
+        modules = {path: replace(own, scaling=scaling) for path, own in adapter.modules.items()}
+        made[number] = replace(
+            adapter, modules=modules, config={**adapter.config, "lora_alpha": scaling * adapter.rank}
+        )
+        library.add_adapter(made[number], {"tasks": []})
+    by_name = dict(zip("ab", weights, strict=True))
+    if method == "mu" and min(weights) < 0 < max(weights):
+        with pytest.raises(
+            UsageError, match=r"--weights of mu must be of one sign.*\nfound: a=-1, b=0.5\nremedy: .*mean"
+        ):
+            run_merge(str(library.path), str(tmp_path / "merged"), method, weights=by_name)
+        assert not (tmp_path / "merged").exists()
+        return
+    run_merge(str(library.path), str(tmp_path / "merged"), method, weights=by_name)
+    merged = read_adapter(tmp_path / "merged").modules
+    for path in made[0].modules:
+        parts = [adapter.modules[path] for adapter in made]
+        total = sum(weights) or 1.0
+        if method == "mu":
+            mean_a = sum(w / total * own.lora_a.double() for w, own in zip(weights, parts, strict=True))
+            shared = scalings[0] == scalings[1]
+            ups = [own.lora_b.double() * (1.0 if shared else own.scaling) for own in parts]
+            mean_b = sum(w / total * up for w, up in zip(weights, ups, strict=True))
+            wanted = (scalings[0] if shared else 1.0) * total * (mean_b @ mean_a)
+        else:
+            wanted = sum(
+                w * own.scaling * own.lora_b.double() @ own.lora_a.double()
+                for w, own in zip(weights, parts, strict=True)
+            )
+        error = (merged[path].delta().double() - wanted).norm()
+        assert error <= 1e-5 * sum(abs(w * s) for w, s in zip(weights, scalings, strict=True)) * max(
+            own.lora_a.norm() * own.lora_b.norm() for own in parts
+        )
+
+
+@pytest.mark.parametrize("weight", [-1.0, 2.0, -0.5, 0.0])
+@pytest.mark.parametrize("method", ["mean", "concat", "mu"])
+def test_one_adapter_by_a_weight_is_its_update_by_the_weight(
+    method: str, weight: float, adapters: list[Adapter], library: Library, tmp_path: Path
+) -> None:
+    run_merge(str(library.path), str(tmp_path / "merged"), method, weights={"two": weight})
+    for path, factors in read_adapter(tmp_path / "merged"):
+        assert torch.allclose(factors.delta(), weight * adapters[2].modules[path].delta(), atol=1e-6)
+
+
 def test_a_smaller_rank_says_what_it_leaves_out(adapters: list[Adapter], library: Library, tmp_path: Path) -> None:
     result = run_merge(str(library.path), str(tmp_path / "small"), "mean", rank=2)
     assert (result.rank, read_adapter(tmp_path / "small").rank) == (2, 2)

@@ -1,0 +1,186 @@
+"""PEFT's two files as bytes: read from a folder, and taken apart into a configuration and tensors."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lorary.errors import AdapterError
+from lorary.formats.peft_reasons import PICKLE_FILE, reason_of_bytes, reason_of_folder, reason_of_weights
+from lorary.reading import open_regular, parse_json, read_regular
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# What safetensors itself takes as the header of a file.
+MOST_HEADER_BYTES = 100_000_000
+
+
+class Shape(NamedTuple):
+    """What the factors of one layer measure."""
+
+    rank: int
+    d_in: int
+    d_out: int
+
+
+def read_files(folder: Path, name: str) -> dict[str, bytes]:
+    """The bytes of PEFT's two files by file name, so that what is checked is what is hashed and copied.
+
+    Args:
+        folder: a PEFT LoRA directory.
+        name: label of the adapter, for errors.
+
+    Raises:
+        AdapterError: if a file is missing or cannot be read, or the weights are there as a pickle only.
+    """
+    try:
+        config = read_regular(folder / CONFIG_FILE)
+        return {CONFIG_FILE: config, WEIGHTS_FILE: read_regular(folder / WEIGHTS_FILE, max_bytes=None)}
+    except (OSError, ValueError) as error:
+        reason = reason_of_folder(folder) if isinstance(error, FileNotFoundError) else None
+        if reason is not None and "pickle" in reason.found:
+            raise AdapterError(
+                f"adapter '{name}' must be stored as safetensors: a pickle can run code and is never opened",
+                found=folder / PICKLE_FILE,
+                remedy=reason.remedy,
+            ) from error
+        where, why = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or error
+        raise AdapterError(
+            f"adapter '{name}' must be a folder with {CONFIG_FILE} and {WEIGHTS_FILE}",
+            found=f"{where}: {why}" + (f"; the folder holds {reason.found}" if reason else ""),
+            remedy=reason.remedy if reason else "give the folder that PEFT's save_pretrained wrote",
+        ) from error
+
+
+def parse_config(name: str, data: bytes) -> dict[str, Any]:
+    """The object in an adapter_config.json.
+
+    Raises:
+        AdapterError: if it is not one JSON object of finite numbers.
+    """
+    try:
+        config = parse_json(data)
+        if not isinstance(config, dict):
+            raise ValueError(f"it holds a {type(config).__name__}, not an object")
+        json.dumps(config, allow_nan=False)  # NaN and infinity are no JSON, and Python reads them all the same
+    except (ValueError, RecursionError) as error:
+        reason = reason_of_bytes(data)
+        raise AdapterError(
+            f"adapter '{name}': {CONFIG_FILE} must be one JSON object",
+            found=reason.found if reason else error,
+            remedy=reason.remedy if reason else "copy the adapter again",
+        ) from error
+    return config
+
+
+def parse_tensors(name: str, data: bytes) -> dict[str, Tensor]:
+    """The tensors in an adapter_model.safetensors, all finite.
+
+    Raises:
+        AdapterError: if the file is not whole, gives a tensor twice, or holds a NaN or an infinity.
+    """
+    try:
+        tensors = safetensors.torch.load(data)
+        _check_unique(data)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError, TypeError, MemoryError) as error:
+        reason = reason_of_weights(data)
+        raise AdapterError(
+            f"adapter '{name}': {WEIGHTS_FILE} must be a whole safetensors file",
+            found=reason.found if reason else f"{str(error)[:300]} ({len(data)} bytes)",
+            remedy=reason.remedy if reason else "copy the adapter again: the file is truncated or damaged",
+        ) from error
+    _check_finite(name, data, tensors)
+    return tensors
+
+
+def _check_unique(data: bytes) -> None:
+    """Refuse a tensor that is given twice, which safetensors lets the last one win."""
+    size = int.from_bytes(data[:8], "little")
+    parse_json(data[8 : 8 + min(size, MOST_HEADER_BYTES)])
+
+
+def _check_finite(name: str, data: bytes, tensors: Mapping[str, Tensor]) -> None:
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    start = 8 + int.from_bytes(data[:8], "little")
+    if start < len(data) and len(dtypes) == 1 and dtypes <= {*FLOAT_DTYPES}:
+        # All numbers at once, as they lie in the file behind its header: a hundredth of the calls.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # bytes cannot be written to; nobody does
+            if bool(torch.frombuffer(data, dtype=dtypes.pop(), offset=start).isfinite().all()):
+                return
+    for key, tensor in tensors.items():
+        if tensor.dtype in FLOAT_DTYPES and not bool(torch.isfinite(tensor).all()):
+            raise AdapterError(
+                f"adapter '{name}' must have finite weights",
+                found=f"NaN or infinity in {key}",
+                remedy="take a checkpoint from before the training diverged",
+            )
+
+
+def read_shapes(folder: Path, name: str) -> dict[str, Shape]:
+    """The shapes of an adapter's factors, from the header of its weights alone: no weight is read.
+
+    Args:
+        folder: a PEFT LoRA directory.
+        name: label of the adapter, for errors.
+
+    Returns:
+        By path of the layer. What is no pair of matrices is left out: reading the adapter refuses it by name.
+
+    Raises:
+        AdapterError: if the file is missing, or its header cannot be read.
+    """
+    try:
+        with open_regular(folder / WEIGHTS_FILE):  # safetensors would wait for a pipe, and read a device without end
+            pass
+        with safetensors.safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+            found = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(
+            f"adapter '{name}': {WEIGHTS_FILE} must be a whole safetensors file",
+            found=error,
+            remedy="copy the adapter again: the file is truncated or damaged",
+        ) from error
+    factors: dict[str, dict[str, list[int]]] = {}
+    for key, shape in found.items():
+        if (place := place_of(key)) is not None:
+            factors.setdefault(place.path, {})[place.factor] = shape
+    shapes = {}
+    for path, own in factors.items():
+        down, up = own.get("A", []), own.get("B", [])
+        if len(down) == len(up) == 2:
+            shapes[path] = Shape(down[0], down[1], up[0])
+    return shapes
+
+
+class Place(NamedTuple):
+    """The layer that a tensor belongs to, and which of its factors it is: A or B."""
+
+    path: str
+    factor: str
+
+
+def place_of(key: str) -> Place | None:
+    """Where a tensor belongs by its key, None for what is no factor of a LoRA.
+
+    Some tools leave the name that PEFT gives an adapter by default in the key, and PEFT loads such files.
+    """
+    inner = key.removeprefix(PREFIX)
+    for factor in "AB":
+        for suffix in (f".lora_{factor}.weight", f".lora_{factor}.default.weight"):
+            if key.startswith(PREFIX) and inner.endswith(suffix):
+                return Place(inner.removesuffix(suffix), factor)
+    return None
+
+
+def key_of(path: str, factor: str) -> str:
+    """The key that PEFT gives a factor on disk."""
+    return f"{PREFIX}{path}.lora_{factor}.weight"
