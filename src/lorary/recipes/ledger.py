@@ -7,16 +7,17 @@ so that a build which was killed must go on with the very shards it began with.
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lorary.data.schema import Task
 from lorary.library.files import encode_json, read_json, replace_file, reported
+from lorary.library.handles import Folder, opened
+from lorary.library.layout import BUILD_FOLDER
 from lorary.recipes.build_settings import as_recorded
 from lorary.recipes.jobs import Unit
-from lorary.recipes.open import BUILD_FOLDER
 
 # Folders of candidates begin with it, and those that are being removed with the other as well.
 CANDIDATE, OLD = "k-", "old-"
@@ -82,13 +83,13 @@ def open_shards(library: Path, key: str, pending: Sequence[str], num_shards: int
         LibraryError: if the file is damaged or cannot be written.
     """
     path = library / BUILD_FOLDER / f"{key}.json"
-    shards: list[list[str]] = read_json(path)["shards"] if path.exists() else []
+    shards: list[list[str]] = read_json(path)["shards"] if os.path.lexists(path) else []
     # Somebody may have removed experts meanwhile that were there when the shards were cut: those were cut in vain.
     if not set(pending) <= {name for shard in shards for name in shard}:
         shards = cut(pending, num_shards)
         with reported(library):
             path.parent.mkdir(exist_ok=True)
-            replace_file(path, encode_json({"shards": shards}), path.with_suffix(".tmp"))
+            replace_file(path, encode_json({"shards": shards}), path.with_suffix(".tmp"), follow_links=False)
     return [shard for shard in shards if set(shard) & set(pending)]
 
 
@@ -107,9 +108,10 @@ def close_build(library: Path, key: str) -> None:
     Raises:
         LibraryError: if it cannot be removed.
     """
-    with reported(library):
-        for path in (library / BUILD_FOLDER).glob(f"{key}*"):
-            path.unlink(missing_ok=True)
+    with _build_folder(library) as folder:
+        for name in folder.names() if folder else ():
+            if name.startswith(key):
+                folder.remove_file(name)
 
 
 def remove_candidate(folder: Path) -> None:
@@ -121,13 +123,9 @@ def remove_candidate(folder: Path) -> None:
     Raises:
         LibraryError: if it cannot be removed.
     """
-    aside = folder.with_name(f"{OLD}{folder.name}")
-    with reported(folder.parent.parent):
-        if aside.exists():
-            shutil.rmtree(aside)
-        if folder.exists():
-            os.rename(folder, aside)
-            shutil.rmtree(aside)
+    with _build_folder(folder.parent.parent) as build:
+        if build:
+            _remove(build, folder.name)
 
 
 def sweep(library: Path) -> None:
@@ -141,13 +139,32 @@ def sweep(library: Path) -> None:
     Raises:
         LibraryError: if it cannot be removed.
     """
-    folder = library / BUILD_FOLDER
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.is_file():
-            with reported(library):
-                path.unlink(missing_ok=True)
-        elif path.name.startswith((OLD, CANDIDATE, SHORT)):
-            remove_candidate(path.with_name(path.name.removeprefix(OLD)))
+    with _build_folder(library) as build:
+        for name in build.names() if build else ():
+            if build.kind(name) == "file":
+                build.remove_file(name)
+            elif name.startswith((OLD, CANDIDATE, SHORT)):
+                _remove(build, name.removeprefix(OLD))
+
+
+@contextmanager
+def _build_folder(library: Path) -> Iterator[Folder | None]:
+    """Where builds keep their state, held open; None where none is."""
+    with reported(library), opened(library) as root:
+        if not root.check(BUILD_FOLDER, "folder"):
+            yield None
+            return
+        with root.enter(BUILD_FOLDER) as folder:
+            yield folder
+
+
+def _remove(build: Folder, name: str) -> None:
+    """Rename a candidate first, so that one that is deleted half-way looks like no library."""
+    aside = f"{OLD}{name}"
+    build.remove_folder(aside)
+    if build.check(name, "folder"):
+        os.rename(name, aside, src_dir_fd=build.descriptor, dst_dir_fd=build.descriptor)
+        build.remove_folder(aside)
 
 
 def state_key(document: object) -> str:
