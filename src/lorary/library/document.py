@@ -83,7 +83,7 @@ def _check_is_library(path: Path) -> None:
     except FileNotFoundError:
         found, remedy = "nothing is there", "check the path, or make a library with `lorary build`"
     except OSError as error:
-        found, remedy = error.strerror, "check the path"
+        found, remedy = error.strerror or str(error), "check the path"
     else:
         if is_folder and os.path.lexists(path / LIBRARY_FILE):
             return

@@ -115,7 +115,7 @@ def read_stable(library: Path, name: str, read: Callable[[Path], Read]) -> Read:
     Raises:
         LoraryError: as `locate` and `read` raise it; also if a file of the adapter is a link, a FIFO or a device.
     """
-    return _read_identified(library, name, read)[1]
+    return _read_identified(library, name, lambda folder, _: read(folder))[1]
 
 
 def read_all(library: Path, read: Callable[[Path, str], Read]) -> dict[str, Read | LoraryError]:
@@ -140,7 +140,7 @@ def read_all(library: Path, read: Callable[[Path, str], Read]) -> dict[str, Read
             return {name: kept[name][1] for name in names}
         for name in missing:
             try:
-                kept[name] = _read_identified(library, name, lambda folder, name=name: read(folder, name))
+                kept[name] = _read_identified(library, name, read)
             except LoraryError as error:
                 kept[name] = None, error  # left out by the next look if somebody removed it meanwhile
     raise LibraryError(
@@ -150,7 +150,7 @@ def read_all(library: Path, read: Callable[[Path, str], Read]) -> dict[str, Read
     )
 
 
-def _read_identified(library: Path, name: str, read: Callable[[Path], Read]) -> tuple[Identity, Read]:
+def _read_identified(library: Path, name: str, read: Callable[[Path, str], Read]) -> tuple[Identity, Read]:
     for _ in range(READ_ATTEMPTS):
         folder = locate(library, name)
         try:
@@ -160,7 +160,7 @@ def _read_identified(library: Path, name: str, read: Callable[[Path], Read]) -> 
                 before = _identity(folder)
                 try:
                     _check_files(folder)
-                    result = read(folder)
+                    result = read(folder, name)
                 except (LoraryError, OSError):
                     if before is not None and _is_still(library, name, before):
                         raise

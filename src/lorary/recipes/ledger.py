@@ -7,8 +7,7 @@ so that a build which was killed must go on with the very shards it began with.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +107,13 @@ def close_build(library: Path, key: str) -> None:
     Raises:
         LibraryError: if it cannot be removed.
     """
-    with _build_folder(library) as folder:
-        for name in folder.names() if folder else ():
+
+    def remove_state(build: Folder) -> None:
+        for name in build.names():
             if name.startswith(key):
-                folder.remove_file(name)
+                build.remove_file(name)
+
+    _tidy(library, remove_state)
 
 
 def remove_candidate(folder: Path) -> None:
@@ -123,9 +125,7 @@ def remove_candidate(folder: Path) -> None:
     Raises:
         LibraryError: if it cannot be removed.
     """
-    with _build_folder(folder.parent.parent) as build:
-        if build:
-            _remove(build, folder.name)
+    _tidy(folder.parent.parent, lambda build: _remove(build, folder.name))
 
 
 def sweep(library: Path) -> None:
@@ -139,23 +139,23 @@ def sweep(library: Path) -> None:
     Raises:
         LibraryError: if it cannot be removed.
     """
-    with _build_folder(library) as build:
-        for name in build.names() if build else ():
+
+    def remove_all(build: Folder) -> None:
+        for name in build.names():
             if build.kind(name) == "file":
                 build.remove_file(name)
             elif name.startswith((OLD, CANDIDATE, SHORT)):
                 _remove(build, name.removeprefix(OLD))
 
+    _tidy(library, remove_all)
 
-@contextmanager
-def _build_folder(library: Path) -> Iterator[Folder | None]:
-    """Where builds keep their state, held open; None where none is."""
+
+def _tidy(library: Path, work: Callable[[Folder], None]) -> None:
+    """Do some work where builds keep their state, if there is such a folder."""
     with reported(library), opened(library) as root:
-        if not root.check(BUILD_FOLDER, "folder"):
-            yield None
-            return
-        with root.enter(BUILD_FOLDER) as folder:
-            yield folder
+        if root.check(BUILD_FOLDER, "folder"):
+            with root.enter(BUILD_FOLDER) as build:
+                work(build)
 
 
 def _remove(build: Folder, name: str) -> None:
