@@ -25,7 +25,9 @@ from lorary.errors import LibraryError
 from lorary.evaluate.page.cluster_contents import MOST_ADAPTERS
 from lorary.evaluate.page.clusters import ClusterMap, check_size
 from lorary.library.derived import derived_folder, load_derived, save_derived
-from lorary.library.files import encode_json
+from lorary.library.files import encode_json, reported
+from lorary.library.handles import opened
+from lorary.library.layout import check_places
 from lorary.library.store import Library
 from lorary.recipes.display import Display
 
@@ -176,6 +178,8 @@ def _encoded(clustering: Clustering, asked: Mapping[str, Any]) -> dict[str, byte
 
 def _check_readable(library: Library) -> None:
     """Clusters are of all adapters or none: those that cannot be read are named, all at once."""
+    with reported(library.path), opened(library.path) as root:
+        check_places(root)  # a link is no mere hindrance to storing the answer: it is said before the work
     _, problems = library.listing()
     if len(problems) == 1:
         raise next(iter(problems.values()))

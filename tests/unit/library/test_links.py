@@ -16,6 +16,7 @@ from lorary.evaluate.cache import ResultCache
 from lorary.library import Library
 from lorary.library.derived import iterate_derived, load_derived, save_derived
 from lorary.library.handles import Folder, opened
+from lorary.recipes.cluster import run_cluster
 from lorary.recipes.ledger import close_build, open_shards, remove_candidate, sweep
 
 MakeAdapter = Callable[..., Adapter]
@@ -345,3 +346,22 @@ def test_a_folder_held_open_refuses_a_link_for_each_way_to_write(tmp_path: Path)
         with opened(tmp_path / "a") as folder, pytest.raises((LibraryError, OSError), match="link"):
             way(folder)
     assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", [".staging", "derived", "derived/clusters"])
+def test_clustering_a_library_with_a_link_is_refused_before_the_work(
+    filled: Library, make_adapter: MakeAdapter, outside: Path, name: str
+) -> None:
+    filled.add_adapter(make_adapter("z", 3.0), {})
+    if name == "derived/clusters":
+        folder = run_cluster(str(filled.path), k=2).folder
+        assert folder is not None
+        shutil.rmtree(folder)
+        place = folder
+    else:
+        place = filled.path / name
+    place.symlink_to(outside)
+    before = picture(outside)
+    with pytest.raises(LibraryError, match=r"must be .*\nfound: a symbolic link"):
+        run_cluster(str(filled.path), k=2)
+    assert picture(outside) == before
