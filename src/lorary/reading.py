@@ -9,14 +9,15 @@ import errno
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 # Larger than any configuration, index, manifest or tokenizer description that a model or a library has.
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 
 
-def open_regular(path: Path, *, follow_links: bool = True, folder: int | None = None) -> BinaryIO:
+def open_regular(path: Path, *, follow_links: bool = True, folder: int | None = None) -> BufferedReader:
     """Open a regular file for reading; a FIFO, socket or device is refused without waiting for it.
 
     Args:
