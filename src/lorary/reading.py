@@ -9,27 +9,31 @@ import errno
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 # Larger than any configuration, index, manifest or tokenizer description that a model or a library has.
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
 
 
-def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
+def open_regular(path: Path, *, follow_links: bool = True, folder: int | None = None) -> BufferedReader:
     """Open a regular file for reading; a FIFO, socket or device is refused without waiting for it.
 
     Args:
         path: the file.
         follow_links: whether the last part of the path may be a symbolic link.
+        folder: descriptor of an open folder, in which the last part of the path is looked up; the path then only
+            names the file in errors.
 
     Raises:
         OSError: if it cannot be opened, is no regular file, or is a link and links are not followed.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
     try:
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path if folder is None else path.name, flags, dir_fd=folder)
     except OSError as error:
+        error.filename = str(path)
         if error.errno == errno.ELOOP and not follow_links:
             raise OSError(errno.ELOOP, "it is a symbolic link", str(path)) from error
         if error.errno == errno.ENXIO:  # what opening a socket says
@@ -47,18 +51,25 @@ def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
         raise
 
 
-def read_regular(path: Path, *, max_bytes: int | None = MAX_DOCUMENT_BYTES, follow_links: bool = True) -> bytes:
+def read_regular(
+    path: Path,
+    *,
+    max_bytes: int | None = MAX_DOCUMENT_BYTES,
+    follow_links: bool = True,
+    folder: int | None = None,
+) -> bytes:
     """The bytes of a regular file.
 
     Args:
         path: the file.
         max_bytes: refuse a larger file before reading it; None for weights, which may be of any size.
         follow_links: whether the last part of the path may be a symbolic link.
+        folder: as for `open_regular`.
 
     Raises:
         OSError: as for `open_regular`, or if the file is larger than `max_bytes`.
     """
-    with open_regular(path, follow_links=follow_links) as file:
+    with open_regular(path, follow_links=follow_links, folder=folder) as file:
         if max_bytes is None:
             return file.read()
         data = file.read(max_bytes + 1)

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from lorary.cli.app import app
+from lorary.cli.options import visible
 from lorary.errors import LoraryError
 
 # What shells give a command that Ctrl-C ended.
@@ -27,7 +28,7 @@ def main() -> None:
     except LoraryError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED

@@ -1,6 +1,8 @@
 """`lorary library`: what is in a library, and is it whole."""
 
 import json
+import sys
+from collections.abc import Sized
 from dataclasses import asdict
 from typing import Annotated
 
@@ -16,6 +18,7 @@ from lorary.cli.options import (
     OptionalBase,
     Route,
     split_names,
+    visible,
 )
 from lorary.cli.route import route_fields
 
@@ -27,15 +30,20 @@ def ls(library: LibraryPath, as_json: Json = False) -> None:
     """List the adapters of a library."""
     from lorary.library.store import Library
 
-    rows = Library.open(library).describe()
+    rows, problems = Library.open(library).listing()
     if as_json:
         print(json.dumps(rows))
-        return
-    print(f"{'name':<32} {'rank':>4} {'parameters':>12}  {'hash':<12}  tasks")
-    for row in rows:
-        tasks = ", ".join(row["tasks"])
-        print(f"{row['name']:<32} {row['rank']:>4} {row['num_parameters']:>12,}  {row['hash'][:12]}  {tasks}")
-    print(f"{len(rows)} adapters")
+    else:
+        print(f"{'name':<32} {'rank':>4} {'parameters':>12}  {'hash':<12}  tasks")
+        for row in rows:
+            tasks, digest = visible(", ".join(row["tasks"])), visible(row["hash"][:12])
+            print(f"{row['name']:<32} {row['rank']:>4} {row['num_parameters']:>12,}  {digest}  {tasks}")
+        unread = f", {len(problems)} more that cannot be read" if problems else ""
+        print(f"{len(rows)} adapters{unread}")
+    for name, error in problems.items():
+        print(f"error: adapter '{name}': {visible(str(error))}", file=sys.stderr)
+    if problems:
+        raise typer.Exit(1)
 
 
 @library_app.command("show")
@@ -59,7 +67,7 @@ def add(
 
     with created_for(library, base) as opened:
         added = opened.add(path, name, force_base=force_base)
-    print(f"added '{added}' to {library}")
+    print(f"added '{added}' to {visible(library)}")
 
 
 @library_app.command("remove")
@@ -68,7 +76,7 @@ def remove(library: LibraryPath, name: Annotated[str, typer.Argument(help="name 
     from lorary.library.store import Library
 
     Library.open(library).remove(name)
-    print(f"removed '{name}' from {library}")
+    print(f"removed '{name}' from {visible(library)}")
 
 
 @library_app.command("router")
@@ -138,7 +146,7 @@ def prepare(
     if as_json:
         print(json.dumps(asdict(result)))
     else:
-        print(f"{len(result.prepared)} experts prepared, {len(result.kept)} kept: {library}, {result.kind}")
+        print(f"{len(result.prepared)} experts prepared, {len(result.kept)} kept: {visible(library)}, {result.kind}")
 
 
 @library_app.command("verify")
@@ -152,7 +160,17 @@ def verify(library: LibraryPath, as_json: Json = False) -> None:
         print(json.dumps({"ok": not problems, "problems": [asdict(problem) for problem in problems]}))
     else:
         for problem in problems:
-            print(f"{problem.adapter}: {problem.rule}\n  found: {problem.found}\n  remedy: {problem.remedy}")
-        print(f"{len(opened)} adapters, {len(problems)} problems")
+            lines = f"{problem.adapter}: {problem.rule}\n  found: {problem.found}\n  remedy: {problem.remedy}"
+            print(visible(lines))
+        print(f"{_number_of_adapters(opened)} adapters, {len(problems)} problems")
     if problems:
         raise typer.Exit(1)
+
+
+def _number_of_adapters(library: Sized) -> int:
+    from lorary.errors import LibraryError
+
+    try:
+        return len(library)
+    except LibraryError:  # the folder of the adapters is a link, say, which is among the problems
+        return 0

@@ -3,13 +3,19 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
 from lorary.errors import LibraryError
+from lorary.library.handles import check_kind, kind_of, opened
+from lorary.library.layout import RESULTS
 from lorary.library.store import Library
+from lorary.reading import open_regular, parse_json
 
 RESULTS_FILE = "evaluation.jsonl"
+# Longer than any line that is written: a value is a score of a task, with its losses or answers by row.
+MAX_LINE_BYTES = 64 * 1024 * 1024
 PACKAGES = ("lorary", "torch", "transformers", "tokenizers")
 
 
@@ -26,17 +32,17 @@ class ResultCache:
     """
 
     def __init__(self, library: Library, base_content: str) -> None:
-        self._path = library.path / "results" / RESULTS_FILE
+        self._path = library.path / RESULTS / RESULTS_FILE
         self._values: dict[str, Any] = {}
         self._library = library
         self._hashes = self._read_hashes()
         self._base = base_content
         self._versions = {package: version(package) for package in PACKAGES}
-        for line in self._read().splitlines():
+        for line in self._lines():
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 self._values[entry["key"]] = entry["value"]
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError):
                 continue  # a line that was cut short by a kill: it is computed again
 
     def check_experts(self) -> None:
@@ -55,9 +61,17 @@ class ResultCache:
     def _read_hashes(self) -> dict[str, str]:
         return {row["name"]: row["hash"] for row in self._library.describe()}
 
-    def _read(self) -> str:
+    def _lines(self) -> Iterator[bytes]:
+        """The lines that were written before. One that is longer than any that is written comes in useless pieces."""
+        self._library.check_presence()
+        for path in (self._path.parent, self._path):
+            check_kind(path, "file" if path == self._path else "folder", kind_of(path))
+        if not os.path.lexists(self._path):
+            return
         try:
-            return self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
+            with open_regular(self._path, follow_links=False) as file:
+                while line := file.readline(MAX_LINE_BYTES):
+                    yield line
         except OSError as error:
             raise LibraryError(f"results must be readable at '{self._path}'", found=error) from error
 
@@ -87,10 +101,14 @@ class ResultCache:
             LibraryError: if the results cannot be written.
         """
         self._values[key] = value
+        self._library.check_presence()
         try:
-            self._path.parent.mkdir(exist_ok=True)
-            # A line of its own even after one that a kill cut short; empty lines are passed over.
-            with open(self._path, "a", encoding="utf-8") as file:
+            with (
+                opened(self._library.path) as root,
+                root.enter(RESULTS, make=True) as folder,
+                os.fdopen(folder.append(RESULTS_FILE), "a", encoding="utf-8") as file,
+            ):
+                # A line of its own even after one that a kill cut short; empty lines are passed over.
                 file.write("\n" + json.dumps({"key": key, "value": value}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

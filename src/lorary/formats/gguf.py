@@ -2,7 +2,7 @@
 
 cache folder/gguf/SHA256/            SHA256 of the GGUF file, so that a changed file is another folder
                   config.json, model.safetensors, tokenizer.json, ...
-                  manifest.json      sha256, size and mtime of each file: what a damaged copy is recognised by
+                  manifest.json      sha256, size and times of each file: what a damaged copy is recognised by
 cache folder/gguf/SHA256.lock        held while one process converts
 """
 
@@ -12,8 +12,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,13 +27,15 @@ from lorary.errors import BaseModelError
 from lorary.formats.gguf_metadata import carry_over, check_consumed, read_metadata, refused
 from lorary.formats.gguf_rope import Lost
 from lorary.formats.quiet import quiet_transformers
-from lorary.reading import open_regular
+from lorary.reading import open_regular, read_json
 
 MAGIC = b"GGUF"
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
 # Copies of an earlier reading, which lost some of what a file said, are made again.
 READING = 2
+# Endings of files that transformers looks for in a model's folder, beside those it was told to load.
+LOADED = ("config.json", "tokenizer.json", ".index.json", ".safetensors", ".bin")
 
 
 def dequantise(gguf_file: Path, *, expected_sha256: str | None = None) -> tuple[Path, str]:
@@ -41,8 +43,9 @@ def dequantise(gguf_file: Path, *, expected_sha256: str | None = None) -> tuple[
 
     Training and fingerprints need plain weights, and unpacking takes from seconds to minutes. The copy is written
     aside, synced and renamed under a lock: two processes that ask at once convert once, and a killed one leaves no
-    half-written copy. A file of the copy whose size and time of change are as recorded is trusted; otherwise its hash
-    is computed again, and a copy that fails is rebuilt, which one line on stderr says.
+    half-written copy. A file of the copy whose size and times are as recorded is trusted, since the system itself sets
+    the time of a change; otherwise its hash is computed again, and a copy that fails is rebuilt, which one line on
+    stderr says.
 
     Args:
         gguf_file: the file.
@@ -90,7 +93,7 @@ def _check_magic(gguf_file: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -206,35 +209,74 @@ def _unreadable(gguf_file: Path, found: str) -> BaseModelError:
 def _write_manifest(folder: Path, source_sha256: str) -> None:
     files = {path.name: _recorded(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     manifest = {"format": MANIFEST_FORMAT, "reading": READING, "source_sha256": source_sha256, "files": files}
+    _save_manifest(folder, manifest)
+
+
+def _save_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     aside = folder / f"{MANIFEST}.{os.getpid()}"
     aside.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     aside.replace(folder / MANIFEST)
 
 
 def _recorded(path: Path) -> dict[str, Any]:
+    return {"sha256": _sha256(path), **_stamp(path)}
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    """Size and times. Whoever edits a file may set the time of its content back, but not that of the change."""
     stat = path.stat()
-    return {"sha256": _sha256(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
 
 
 def _damage(folder: Path, reading: int) -> str | None:
     """What is wrong with a copy, in a few words; None for a good one."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
         if manifest["format"] != MANIFEST_FORMAT:
             return f"{MANIFEST} has format {manifest['format']}"
-        for name, recorded in manifest["files"].items():
-            stat = (folder / name).stat()
-            if stat.st_size != recorded["size"]:
-                return f"{name} has {stat.st_size} bytes, not {recorded['size']}"
-            # Reading half a gigabyte costs a second and more, so an untouched file is believed.
-            if stat.st_mtime_ns != recorded["mtime_ns"] and _sha256(folder / name) != recorded["sha256"]:
-                return f"{name} has another sha256"
+        if manifest["source_sha256"] != folder.name:
+            return f"{MANIFEST} is of another file"
         if manifest.get("reading", 1) < reading:
             return "an earlier Lorary made it, which read less of the file"
+        return _missing(manifest["files"]) or _stray(folder, manifest["files"]) or _changed(folder, manifest)
     except OSError as error:
         return f"{Path(str(error.filename)).name}: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
+
+
+def _missing(names: Collection[str]) -> str | None:
+    """A manifest vouches for no file that it does not name."""
+    if "config.json" not in names:
+        return f"{MANIFEST} names no config.json"
+    if not any(name.endswith(".safetensors") for name in names):
+        return f"{MANIFEST} names no weights"
+    if not any(name.startswith("tokenizer") for name in names):
+        return f"{MANIFEST} names no tokenizer"
+    return None
+
+
+def _stray(folder: Path, names: Collection[str]) -> str | None:
+    """What transformers would load with the copy, or instead of it."""
+    others = sorted(path.name for path in folder.iterdir() if path.name.endswith(LOADED) and path.name not in names)
+    return f"{others[0]} does not belong to it" if others else None
+
+
+def _changed(folder: Path, manifest: dict[str, Any]) -> str | None:
+    was_touched = False
+    for name, recorded in manifest["files"].items():
+        stamp = _stamp(folder / name)
+        if stamp["size"] != recorded["size"]:
+            return f"{name} has {stamp['size']} bytes, not {recorded['size']}"
+        # Reading half a gigabyte costs a second and more, so an untouched file is believed.
+        if any(recorded.get(key) != value for key, value in stamp.items()):
+            if _sha256(folder / name) != recorded["sha256"]:
+                return f"{name} has another sha256"
+            recorded.update(stamp)
+            was_touched = True
+    if was_touched:
+        with suppress(OSError):  # where nobody may write, the hashes are computed each time
+            _save_manifest(folder, manifest)
     return None
 
 

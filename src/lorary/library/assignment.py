@@ -4,7 +4,6 @@ It lies beside the skills, in `derived/poly-HASH/`, and names each by the hash o
 replaced since no longer have an assignment.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,9 +14,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lorary.errors import LibraryError, ShapeError
-from lorary.library.derived import DERIVED, DerivedEntry, derived_folder, iterate_derived, save_derived
+from lorary.library.derived import DerivedEntry, derived_folder, iterate_derived, save_derived
 from lorary.library.files import encode_json, sha256
+from lorary.library.layout import DERIVED
 from lorary.library.store import Library
+from lorary.reading import parse_json
 
 KIND = "poly"
 DOCUMENT, TENSORS = "assignment.json", "assignment.safetensors"
@@ -146,7 +147,7 @@ def _changed_skills(library: Library, assignment: Assignment) -> str:
 def _parse(library: Library, entry: DerivedEntry) -> Assignment:
     folder = derived_folder(library.path, KIND, entry.key)
     try:
-        document = json.loads(entry.files[DOCUMENT])
+        document = parse_json(entry.files[DOCUMENT])
         if document["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format_version is {document['format_version']!r}")
         skills = {str(skill["name"]): str(skill["content_hash"]) for skill in document["skills"]}

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lorary.adapter import Adapter
-from lorary.errors import LibraryError
-from lorary.library.document import LIBRARY_FILE
 from lorary.library.files import encode_json, read_json, reported, write_file
-from lorary.library.folders import change, put, read_stable
+from lorary.library.folders import change, put
+from lorary.library.handles import opened
+from lorary.library.layout import LIBRARY_FILE
+from lorary.library.readers import read_stable
 from lorary.library.store import Library
 
 
@@ -31,8 +32,8 @@ def copy_library(source: Library, target: Path, names: Sequence[str], added: Map
         write_file(target / LIBRARY_FILE, encode_json(read_json(source.path / LIBRARY_FILE)))
     for name in names:
         files = read_stable(source.path, name, _files_in)
-        with change(target):
-            put(target, name, files, is_new=True)
+        with change(target) as root:
+            put(root, name, files, is_new=True)
     copy = Library.open(target)
     for adapter in added.values():
         copy.add_adapter(adapter, {"tasks": []})
@@ -40,7 +41,5 @@ def copy_library(source: Library, target: Path, names: Sequence[str], added: Map
 
 
 def _files_in(folder: Path) -> dict[str, bytes]:
-    try:
-        return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-    except OSError as error:
-        raise LibraryError(f"{folder} must be readable", found=error.strerror) from error
+    with opened(folder, follow_links=False) as held:
+        return {name: held.read(name, max_bytes=None) for name in held.names() if held.kind(name) == "file"}

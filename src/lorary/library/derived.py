@@ -7,20 +7,24 @@ ever found. Entries are written aside and renamed, and each file is held to its 
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lorary.errors import LibraryError, UsageError
-from lorary.library.files import encode_json, read_json, sha256, sync_folder, write_folder
-from lorary.library.folders import change
+from lorary.library.files import encode_json, fill_folder, sha256
+from lorary.library.folders import REMOVED, change
+from lorary.library.handles import Folder, check_kind, kind_of, opened
+from lorary.library.layout import DERIVED, STAGING
+from lorary.library.readers import READ_ATTEMPTS
+from lorary.reading import parse_json
 
-DERIVED = "derived"
 ENTRY_FILE = "entry.json"
 KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
 HASH_DIGITS = 16
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,9 @@ def save_derived(library: Path, kind: str, key: Mapping[str, Any], files: Mappin
             raise UsageError(f"a file of derived data must have a plain name other than {ENTRY_FILE}", found=repr(name))
     entry = {"files": {name: sha256(data) for name, data in files.items()}, "key": dict(key), "kind": kind}
     content = {**files, ENTRY_FILE: encode_json(entry)}
-    with change(library):
-        if not _holds(target, content):
-            _put(library, target, content)
+    with change(library) as root, root.enter(DERIVED, make=True) as derived:
+        if not _holds(derived, target.name, content):
+            _put(root, derived, target.name, content)
     return target
 
 
@@ -98,12 +102,26 @@ def load_derived(library: Path, kind: str, key: Mapping[str, Any]) -> dict[str, 
         LibraryError: if it is damaged.
     """
     folder = derived_folder(library, kind, key)
-    if not folder.is_dir():
-        return None
     entry = _read(folder)
+    if entry is None:
+        return None
     if (entry.kind, entry.key) != (kind, json.loads(json.dumps(key))):  # copied from elsewhere, or renamed
         raise _damaged(folder, f"something of kind '{entry.kind}' that was derived from something else")
     return dict(entry.files)
+
+
+def derived_hashes(library: Path, kind: str, key: Mapping[str, Any]) -> dict[str, str]:
+    """The recorded hash of each file of a derived document, without reading them; empty where there is none.
+
+    Args:
+        library: the library's folder.
+        kind: as for `derived_folder`.
+        key: as for `derived_folder`.
+
+    Raises:
+        LibraryError: if it is damaged.
+    """
+    return _stable(derived_folder(library, kind, key), lambda folder: _index(folder)[0]) or {}
 
 
 def iterate_derived(library: Path, kind: str) -> Iterator[DerivedEntry]:
@@ -118,56 +136,97 @@ def iterate_derived(library: Path, kind: str) -> Iterator[DerivedEntry]:
     """
     pattern = re.compile(rf"{re.escape(kind)}-[0-9a-f]{{{HASH_DIGITS}}}")
     root = library / DERIVED
-    for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        if folder.is_dir() and pattern.fullmatch(folder.name):
-            yield _read(folder)
+    check_kind(root, "folder", kind_of(root))
+    for name in sorted(os.listdir(root)) if kind_of(root) else []:
+        if pattern.fullmatch(name) and kind_of(root / name) in ("folder", "symbolic link"):
+            entry = _read(root / name)
+            if entry is not None:
+                yield entry
 
 
-def _holds(folder: Path, content: Mapping[str, bytes]) -> bool:
-    try:
-        return {file.name: file.read_bytes() for file in folder.iterdir()} == dict(content)
-    except OSError:
+def _holds(derived: Folder, name: str, content: Mapping[str, bytes]) -> bool:
+    if not derived.check(name, "folder"):
         return False
+    with derived.enter(name) as folder:
+        try:
+            return {file: folder.read(file, max_bytes=None) for file in folder.names()} == dict(content)
+        except OSError:
+            return False
 
 
-def _put(library: Path, target: Path, content: Mapping[str, bytes]) -> None:
+def _put(root: Folder, derived: Folder, name: str, content: Mapping[str, bytes]) -> None:
     """Write aside and rename, inside `change`, which clears the staging folder behind us."""
-    staging = library / ".staging" / DERIVED
-    write_folder(staging / target.name, content)
-    if not target.parent.exists():
-        target.parent.mkdir()
-        sync_folder(library)
-    if target.exists():
-        # Between the two renames readers find nothing, which for derived data only means to compute it again.
-        shutil.rmtree(staging / "old", ignore_errors=True)
-        os.rename(target, staging / "old")
-    os.rename(staging / target.name, target)
-    sync_folder(target.parent)
+    with (
+        root.enter(STAGING, make=True) as above,
+        above.enter(DERIVED, make=True) as staging,
+        above.enter(REMOVED, make=True) as removed,
+    ):
+        fill_folder(staging, name, content)
+        if derived.kind(name):
+            # Between the two renames readers find nothing, which for derived data only means to compute it again.
+            derived.move(name, removed)
+        staging.move(name, derived)
 
 
-def _read(folder: Path) -> DerivedEntry:
-    entry = read_json(folder / ENTRY_FILE)
-    hashes, key, kind = entry.get("files"), entry.get("key"), entry.get("kind")
+def _read(folder: Path) -> DerivedEntry | None:
+    return _stable(folder, _entry)
+
+
+def _stable(folder: Path, read: Callable[[Folder], Read]) -> Read | None:
+    """Read a document as of one moment, though a writer may replace it meanwhile; None where there is none."""
+    check_kind(folder.parent, "folder", kind_of(folder.parent))
+    for _ in range(READ_ATTEMPTS):
+        try:
+            with opened(folder, follow_links=False) as held:
+                try:
+                    return read(held)
+                except (LibraryError, OSError) as error:
+                    with opened(folder, follow_links=False) as again:
+                        if os.path.sameopenfile(held.descriptor, again.descriptor):
+                            raise error if isinstance(error, LibraryError) else _damaged(folder, error) from error
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _damaged(folder, error.strerror or error) from error
+    raise LibraryError(
+        f"{folder} must hold still to be read",
+        found=f"replaced during each of {READ_ATTEMPTS} attempts",
+        remedy="stop the process that keeps writing to it",
+    )
+
+
+def _index(held: Folder) -> tuple[dict[str, str], dict[str, Any], str]:
+    """Hashes of the files, the key and the kind."""
+    try:
+        entry = parse_json(held.read(ENTRY_FILE))
+    except (OSError, ValueError) as error:
+        raise _damaged(held.path, f"{ENTRY_FILE}: {getattr(error, 'strerror', None) or error}") from error
+    hashes, key, kind = (entry.get(part) if isinstance(entry, dict) else None for part in ("files", "key", "kind"))
     if not (isinstance(hashes, dict) and isinstance(key, dict) and isinstance(kind, str)):
-        raise _damaged(folder, f"{ENTRY_FILE} does not say kind, key and files")
+        raise _damaged(held.path, f"{ENTRY_FILE} does not say kind, key and files")
+    return hashes, key, kind
+
+
+def _entry(held: Folder) -> DerivedEntry:
+    hashes, key, kind = _index(held)
     files = {}
     for name, recorded in hashes.items():
         if not _is_plain(name):  # a foreign library must not lead out of its folder
-            raise _damaged(folder, f"a file named {name!r}")
+            raise _damaged(held.path, f"a file named {name!a}")
         try:
-            files[name] = (folder / name).read_bytes()
+            files[name] = held.read(name, max_bytes=None)
         except OSError as error:
-            raise _damaged(folder, f"{name}: {error.strerror}") from error
+            raise _damaged(held.path, f"{name}: {error.strerror}") from error
         if (found := sha256(files[name])) != recorded:
-            raise _damaged(folder, f"{name} has sha256 {found}, not {recorded}")
+            raise _damaged(held.path, f"{name} has sha256 {found}, not {recorded}")
     return DerivedEntry(kind, key, files)
 
 
 def _is_plain(name: str) -> bool:
-    return Path(name).name == name and name not in ("", "..", ENTRY_FILE)
+    return Path(name).name == name and "\0" not in name and name not in ("", "..", ENTRY_FILE)
 
 
-def _damaged(folder: Path, found: str) -> LibraryError:
+def _damaged(folder: Path, found: object) -> LibraryError:
     return LibraryError(
         f"{folder} must hold what was derived, unchanged", found=found, remedy="delete the folder and compute it again"
     )

@@ -1,5 +1,7 @@
 """library.json: the format's version, the base model and the default router."""
 
+import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +9,10 @@ from typing import Any
 
 from lorary.errors import LibraryError, UsageError
 from lorary.library.base import BaseRecord
-from lorary.library.files import encode_json, read_json, replace_file
-from lorary.library.lock import WRITE_LOCK
+from lorary.library.files import encode_json, read_json
+from lorary.library.handles import Folder
+from lorary.library.layout import LIBRARY_FILE, WRITE_LOCK
 
-LIBRARY_FILE = "library.json"
 FORMAT_VERSION = 1
 # What an interrupted `create` may leave in a folder that is otherwise empty.
 OWN_TRACES = frozenset({WRITE_LOCK, f"{LIBRARY_FILE}.new"})
@@ -76,14 +78,18 @@ def read_document(library: Path) -> LibraryDocument:
 
 
 def _check_is_library(path: Path) -> None:
-    if not path.exists():
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
         found, remedy = "nothing is there", "check the path, or make a library with `lorary build`"
-    elif not path.is_dir():
-        found, remedy = "it is a file", "give the folder of a library"
-    elif not (path / LIBRARY_FILE).is_file():
-        found, remedy = f"no {LIBRARY_FILE} in it", f"give the folder of a library, or restore its {LIBRARY_FILE}"
+    except OSError as error:
+        found, remedy = error.strerror or str(error), "check the path"
     else:
-        return
+        if is_folder and os.path.lexists(path / LIBRARY_FILE):
+            return
+        found, remedy = "it is a file", "give the folder of a library"
+        if is_folder:
+            found, remedy = f"no {LIBRARY_FILE} in it", f"give the folder of a library, or restore its {LIBRARY_FILE}"
     raise LibraryError(f"{path} must be a library", found=found, remedy=remedy)
 
 
@@ -130,6 +136,8 @@ def local_folder(path: str | Path) -> Path:
             found=path,
             remedy="download it and give its folder",
         )
+    if "\0" in str(path):
+        raise UsageError("the path of a library must be one of a file system", found=ascii(str(path)))
     return Path(path)
 
 
@@ -139,15 +147,15 @@ def check_vacant(folder: Path) -> None:
     Raises:
         LibraryError: naming what is there.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise LibraryError("a new library must get a folder of its own", found=f"{folder} is a file")
-    if (folder / LIBRARY_FILE).exists():
+    if os.path.exists(folder / LIBRARY_FILE):
         raise LibraryError(
             "a new library must get a folder of its own",
             found=f"{folder} is a library already",
             remedy="open it, or choose another path",
         )
-    if folder.is_dir() and (others := sorted({entry.name for entry in folder.iterdir()} - OWN_TRACES)):
+    if os.path.isdir(folder) and (others := sorted({entry.name for entry in folder.iterdir()} - OWN_TRACES)):
         raise LibraryError(
             "a new library must get a folder of its own",
             found=f"{folder} holds {others[0]}" + (f" and {len(others) - 1} more" if len(others) > 1 else ""),
@@ -155,6 +163,6 @@ def check_vacant(folder: Path) -> None:
         )
 
 
-def write_document(folder: Path, document: LibraryDocument) -> None:
+def write_document(root: Folder, document: LibraryDocument) -> None:
     """Replace library.json atomically, inside `change`: its one writer makes one fixed name beside it enough."""
-    replace_file(folder / LIBRARY_FILE, encode_json(document.to_json()), folder / f"{LIBRARY_FILE}.new")
+    root.replace(LIBRARY_FILE, encode_json(document.to_json()), f"{LIBRARY_FILE}.new")

@@ -8,13 +8,14 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lorary.errors import LibraryError
+from lorary.library.handles import Folder, opened
+from lorary.reading import parse_json, read_regular
 
 
 def sha256(data: bytes) -> str:
@@ -27,19 +28,23 @@ def encode_json(document: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, follow_links: bool = False) -> dict[str, Any]:
     """The JSON object in a file of a library.
+
+    Args:
+        path: the file.
+        follow_links: whether it may be a symbolic link: only where it lies outside of a library.
 
     Raises:
         LibraryError: if the file is missing or damaged.
     """
     try:
-        document = json.loads(path.read_bytes().decode("utf-8"))
+        document = parse_json(read_regular(path, follow_links=follow_links))
         if not isinstance(document, dict):
             raise ValueError(f"it holds a {type(document).__name__}, not an object")
     except OSError as error:
         raise LibraryError(f"{path} must be readable", found=error.strerror, remedy="restore it from a copy") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise LibraryError(
             f"{path} must hold one JSON object", found=error, remedy="restore it from a copy: it is damaged"
         ) from error
@@ -48,47 +53,48 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def sync_folder(folder: Path) -> None:
     """Force the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with opened(folder) as held:
+        held.sync()
 
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a new file and force its bytes to the disk; its name is durable once its folder is forced too."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    with opened(path.parent) as folder:
+        folder.write(path.name, data)
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Make a folder with these files in it, all forced to the disk; on failure nothing stays."""
-    folder.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with opened(folder.parent) as above:
+        fill_folder(above, folder.name, files)
+
+
+def fill_folder(above: Folder, name: str, files: Mapping[str, bytes]) -> None:
+    """As `write_folder`, in a folder that is held open."""
+    os.mkdir(name, dir_fd=above.descriptor)
     try:
-        for name, data in files.items():
-            write_file(folder / name, data)
-        sync_folder(folder)
+        with above.enter(name) as folder:
+            for file, data in files.items():
+                folder.write(file, data)
+            folder.sync()
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            above.remove_folder(name)
         raise
 
 
-def replace_file(path: Path, data: bytes, aside: Path) -> None:
+def replace_file(path: Path, data: bytes, aside: Path, *, follow_links: bool = True) -> None:
     """Replace a file atomically.
 
     Args:
         path: the final name.
         data: the new content.
-        aside: a name on the same file system which nobody else uses.
+        aside: a name in the same folder which nobody else uses.
+        follow_links: whether that folder may be a symbolic link: False for one that lies in a library.
     """
-    try:
-        write_file(aside, data)
-        os.replace(aside, path)
-        sync_folder(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
+    with opened(path.parent, follow_links=follow_links) as folder:
+        folder.replace(path.name, data, aside.name)
 
 
 @contextmanager
@@ -105,6 +111,8 @@ def reported(library: Path) -> Iterator[None]:
             remedy = "free some space and repeat the command: nothing is half-written"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             remedy = "make the folder writable, or copy the library to one that is"
+        elif error.errno in (errno.ENOENT, errno.ENOTDIR):
+            remedy = "check the path, and repeat the command: a folder was moved or deleted"
         else:
             remedy = "repair the file system and repeat the command"
         raise LibraryError(

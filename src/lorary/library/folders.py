@@ -6,27 +6,24 @@
     .staging/removed/NAME      being deleted
 
 Readers look at the first and third place, in that order, and never change anything. A writer first repairs what a
-killed writer left: an adapter that was moved aside goes back if its successor never came.
+killed writer left: an adapter that was moved aside goes back if its successor never came. It touches these places
+only, and holds each folder open, so that no link leads it elsewhere.
 """
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
 
-from lorary.errors import LibraryError, LoraryError, UsageError
-from lorary.library.files import reported, sync_folder, write_folder
+from lorary.errors import LibraryError, UsageError
+from lorary.library.files import fill_folder, reported
+from lorary.library.handles import Folder, opened
+from lorary.library.layout import ADAPTERS, DERIVED, STAGING, check_places
 from lorary.library.lock import write_lock
 
-ADAPTERS = "adapters"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-# Each attempt meets another replacement in the very moment of reading, so a second one is rare already.
-READ_ATTEMPTS = 100
-
-Read = TypeVar("Read")
+NEW, REPLACED, REMOVED = "new", "replaced", "removed"
 
 
 def check_name(name: str) -> None:
@@ -39,114 +36,71 @@ def check_name(name: str) -> None:
         raise UsageError(
             "the name of an adapter must be 1 to 128 letters, digits, dots, dashes and underscores, "
             "and not begin with a dot or a dash",
-            found=repr(name),
+            found=ascii(name[:200]),
             remedy="choose another name",
         )
 
 
-def names_in(library: Path) -> list[str]:
-    """The names of all adapters, in canonical order.
-
-    An adapter moves between two folders while it is replaced, so one look at each could miss it both times.
-    """
-    adapters, replaced = library / ADAPTERS, library / ".staging" / "replaced"
-    looks = (_subfolders(adapters), _subfolders(replaced), _subfolders(adapters))
-    return sorted({name for look in looks for name in look if NAME.fullmatch(name)})
-
-
-def _subfolders(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if entry.is_dir()]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise LibraryError(
-            f"{folder} must be readable", found=error.strerror, remedy="give yourself the right to read it"
-        ) from error
-
-
-def locate(library: Path, name: str) -> Path:
-    """The folder that holds an adapter right now.
-
-    Raises:
-        UsageError: if the name can be no adapter's.
-        LibraryError: if there is no such adapter.
-    """
-    check_name(name)
-    places = (library / ADAPTERS / name, library / ".staging" / "replaced" / name, library / ADAPTERS / name)
-    for place in places:
-        if place.is_dir():
-            return place
-    raise LibraryError(
-        f"library {library} must have the adapter that is asked for",
-        found=f"no adapter '{name}'",
-        remedy=f"it has {len(names_in(library))}: list them with `lorary library ls {library}`",
-    )
-
-
-def read_stable(library: Path, name: str, read: Callable[[Path], Read]) -> Read:
-    """Read several files of one adapter as of one moment, though a writer may replace it meanwhile.
+@contextmanager
+def change(library: Path, check: Callable[[], None] = lambda: None) -> Iterator[Folder]:
+    """Make one change of a library: alone, on a repaired library, with errors that say what to do.
 
     Args:
         library: the library's folder.
-        name: the adapter's name.
-        read: reads what is wanted from the adapter's folder; called again if the folder changed under it.
+        check: refuses a library that is not the one that was opened; called before anything is made, and once more
+            under the lock.
 
-    Raises:
-        LoraryError: as `locate` and `read` raise it.
+    Yields:
+        The library's folder, held open.
     """
-    for _ in range(READ_ATTEMPTS):
-        folder = locate(library, name)
-        before = _identity(folder)
-        try:
-            result = read(folder)
-        except (LoraryError, OSError):
-            if before is not None and _identity(folder) == before:
-                raise
-            continue
-        if before is not None and _identity(folder) == before:
-            return result
-    raise LibraryError(
-        f"adapter '{name}' of library {library} must hold still to be read",
-        found=f"replaced during each of {READ_ATTEMPTS} attempts",
-        remedy="stop the process that keeps writing to it",
-    )
+    check()
+    with reported(library), opened(library) as root:
+        check_places(root)
+        with write_lock(library):
+            check()
+            _recover(root)
+            try:
+                yield root
+            finally:
+                _recover(root)
 
 
-def _identity(folder: Path) -> tuple[int, int, int] | None:
-    try:
-        stat = folder.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_dev, stat.st_ino, stat.st_ctime_ns
+def _recover(root: Folder) -> None:
+    """Put back what was moved aside without a successor, then clear the staging folder of what writers make in it."""
+    if not root.check(STAGING, "folder"):
+        return
+    with root.enter(STAGING) as staging:
+        if staging.check(REPLACED, "folder"):
+            _put_back(root, staging)
+        for place in (NEW, REPLACED, REMOVED, DERIVED):
+            if staging.check(place, "folder"):
+                _clear(staging, place)
+    with suppress(OSError):  # something else lies in it
+        os.rmdir(STAGING, dir_fd=root.descriptor)
 
 
-@contextmanager
-def change(library: Path) -> Iterator[None]:
-    """Make one change of a library: alone, on a repaired library, with errors that say what to do."""
-    with reported(library), write_lock(library):
-        _recover(library)
-        try:
-            yield
-        finally:
-            _recover(library)
+def _put_back(root: Folder, staging: Folder) -> None:
+    with staging.enter(REPLACED) as replaced, root.enter(ADAPTERS, make=True) as adapters:
+        for name in replaced.names():
+            if NAME.fullmatch(name) and replaced.check(name, "folder") and not adapters.check(name, "folder"):
+                replaced.move(name, adapters)
 
 
-def _recover(library: Path) -> None:
-    """Put back what was moved aside without a successor, then clear the staging folder."""
-    staging = library / ".staging"
-    for name in _subfolders(staging / "replaced"):
-        if not (library / ADAPTERS / name).exists():
-            _move(staging / "replaced" / name, library / ADAPTERS / name)
-    shutil.rmtree(staging, ignore_errors=True)
+def _clear(staging: Folder, place: str) -> None:
+    with staging.enter(place) as folder:
+        for name in folder.names():
+            if NAME.fullmatch(name) and folder.check(name, "folder"):
+                with suppress(OSError):  # what stays is cleared by the next writer
+                    folder.remove_folder(name)
+    with suppress(OSError):
+        os.rmdir(place, dir_fd=staging.descriptor)
 
 
-def put(library: Path, name: str, files: Mapping[str, bytes], *, is_new: bool) -> None:
+def put(root: Folder, name: str, files: Mapping[str, bytes], *, is_new: bool) -> None:
     """Put an adapter in place, inside `change`.
 
     Args:
-        library: the library's folder.
+        root: the library's folder, from `change`.
         name: a checked name.
         files: content by file name.
         is_new: True to add: the name must be free. False to replace: the adapter must be there.
@@ -154,43 +108,73 @@ def put(library: Path, name: str, files: Mapping[str, bytes], *, is_new: bool) -
     Raises:
         LibraryError: if the name is taken, also in other upper or lower case, or not there.
     """
-    target, staging = library / ADAPTERS / name, library / ".staging"
     if is_new:
-        _check_free(library, name)
+        _check_free(root, name)
     else:
-        locate(library, name)
-    if not target.parent.exists():
-        target.parent.mkdir()
-        sync_folder(library)
-    write_folder(staging / "new" / name, files)
-    if not is_new:
-        _move(target, staging / "replaced" / name)
-    _move(staging / "new" / name, target)
+        _check_there(root, name)
+    with (
+        root.enter(ADAPTERS, make=True) as adapters,
+        root.enter(STAGING, make=True) as staging,
+        staging.enter(NEW, make=True) as new,
+    ):
+        fill_folder(new, name, files)
+        if not is_new:
+            with staging.enter(REPLACED, make=True) as replaced:
+                adapters.move(name, replaced)
+        new.move(name, adapters)
 
 
-def delete(library: Path, name: str) -> None:
+def delete(root: Folder, name: str) -> None:
     """Remove an adapter, inside `change`.
 
     Raises:
         LibraryError: if it is not there.
     """
-    _move(locate(library, name), library / ".staging" / "removed" / name)
+    _check_there(root, name)
+    with (
+        root.enter(ADAPTERS) as adapters,
+        root.enter(STAGING, make=True) as staging,
+        staging.enter(REMOVED, make=True) as removed,
+    ):
+        adapters.move(name, removed)
 
 
-def _check_free(library: Path, name: str) -> None:
-    for taken in names_in(library):
+def _check_free(root: Folder, name: str) -> None:
+    for taken in _entries(root):
         # Some file systems do not tell upper case from lower, and a library must be able to move there.
         if taken.casefold() == name.casefold():
             raise LibraryError(
-                f"each adapter of library {library} must have a name of its own, upper and lower case counted as one",
+                f"each adapter of library {root.path} must have a name of its own, upper and lower case counted as one",
                 found=f"'{name}' is taken by '{taken}'",
                 remedy="replace that adapter, remove it first, or give another name (--name)",
             )
 
 
-def _move(source: Path, target: Path) -> None:
-    """Rename a folder and force both names to the disk."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(source, target)
-    sync_folder(target.parent)
-    sync_folder(source.parent)
+def _check_there(root: Folder, name: str) -> None:
+    entries = _entries(root)
+    if name not in entries:
+        raise no_adapter(root.path, name, len(entries))
+    with root.enter(ADAPTERS) as adapters:
+        adapters.check(name, "folder")
+
+
+def _entries(root: Folder) -> list[str]:
+    if root.kind(ADAPTERS) is None:
+        return []
+    with root.enter(ADAPTERS) as adapters:
+        return adapters.names()
+
+
+def no_adapter(library: Path, name: str, number: int) -> LibraryError:
+    """The error for an adapter that is asked for and not there.
+
+    Args:
+        library: the library's folder.
+        name: of the adapter.
+        number: of adapters that are there.
+    """
+    return LibraryError(
+        f"library {library} must have the adapter that is asked for",
+        found=f"no adapter '{name}'",
+        remedy=f"it has {number}: list them with `lorary library ls {library}`",
+    )

@@ -5,16 +5,20 @@ Both are locks of the operating system, so a process that is killed gives them b
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from lorary.errors import LibraryError
 from lorary.library.files import reported
+from lorary.library.handles import Folder, opened
+from lorary.library.layout import BUILD_FOLDER, LOGS, WRITE_LOCK, check_places, check_tree
+from lorary.reading import read_regular
 
-WRITE_LOCK, BUILD_PID = ".write.lock", ".build.pid"
 WAIT_S = 30.0
+# A process number and a line's end.
+MAX_PID_BYTES = 32
 
 
 @contextmanager
@@ -27,8 +31,12 @@ def write_lock(library: Path, *, wait_s: float = WAIT_S) -> Iterator[None]:
 
     Raises:
         LibraryError: if another process still writes after that time.
+        OSError: if the lock's file cannot be opened.
     """
     try:
+        # Asked first, since an older filelock would follow a link, and would make a library's folder that is gone.
+        with opened(library) as root:
+            root.check(WRITE_LOCK, "file")
         lock = FileLock(library / WRITE_LOCK).acquire(timeout=wait_s)
     except Timeout as error:
         raise LibraryError(
@@ -40,19 +48,27 @@ def write_lock(library: Path, *, wait_s: float = WAIT_S) -> Iterator[None]:
         yield
 
 
-def build_lock(library: Path) -> AbstractContextManager[None]:
+@contextmanager
+def build_lock(library: Path) -> Iterator[None]:
     """Hold the lock of a whole build, so that two builds never train the same experts side by side.
 
     Args:
         library: the library's folder.
 
     Raises:
-        LibraryError: at once, if another build holds it; the error names the process.
+        LibraryError: at once, if another build holds it, and the error names the process; or if something in the
+            library is a link, through which the build would write.
     """
-    return _alone(library, "build", f"library {library}")
+    with reported(library), opened(library) as root:
+        check_places(root)
+    for name in (BUILD_FOLDER, LOGS):
+        check_tree(library / name)
+    with _alone(library, "build", f"library {library}"):
+        yield
 
 
-def study_lock(folder: Path) -> AbstractContextManager[None]:
+@contextmanager
+def study_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a study, so that two runs never move libraries and replace results under each other.
 
     Args:
@@ -63,32 +79,44 @@ def study_lock(folder: Path) -> AbstractContextManager[None]:
     """
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    return _alone(folder, "run", f"study {folder}")
+    with _alone(folder, "run", f"study {folder}"):
+        yield
 
 
 @contextmanager
 def _alone(folder: Path, what: str, where: str) -> Iterator[None]:
-    pid_file = folder / f".{what}.pid"
-    with reported(folder):
-        try:
-            lock = FileLock(folder / f".{what}.lock").acquire(timeout=0)
-        except Timeout as error:  # an OSError too, so it is caught before `reported` sees it
-            raise LibraryError(
-                f"one {what} at a time may run on {where}",
-                found=f"a {what} holds it, process {_read_pid(pid_file)}",
-                remedy=f"wait for that {what}, or stop it: what it finished is kept",
-            ) from error
-    with lock:
-        try:
-            with reported(folder):
-                pid_file.write_text(f"{os.getpid()}\n")
+    lock_file, pid_file = f".{what}.lock", f".{what}.pid"
+    with ExitStack() as stack:
+        with reported(folder):
+            root = stack.enter_context(opened(folder))
+            root.check(lock_file, "file")
+            root.check(pid_file, "file")
+            try:
+                lock = FileLock(folder / lock_file).acquire(timeout=0)
+            except Timeout as error:  # an OSError too, so it is caught before `reported` sees it
+                raise LibraryError(
+                    f"one {what} at a time may run on {where}",
+                    found=f"a {what} holds it, process {holder_of(folder / pid_file) or 'unknown'}",
+                    remedy=f"wait for that {what}, or stop it: what it finished is kept",
+                ) from error
+        with lock, _pid_written(root, pid_file):
             yield
-        finally:
-            pid_file.unlink(missing_ok=True)
 
 
-def _read_pid(pid_file: Path) -> str:
+@contextmanager
+def _pid_written(root: Folder, pid_file: str) -> Iterator[None]:
     try:
-        return pid_file.read_text().strip()
+        with reported(root.path):
+            root.write(pid_file, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        with suppress(OSError, LibraryError):
+            root.remove_file(pid_file)
+
+
+def holder_of(pid_file: Path) -> str | None:
+    """The number of the process that holds a lock, as it wrote it down; None where nothing readable is there."""
+    try:
+        return read_regular(pid_file, max_bytes=MAX_PID_BYTES, follow_links=False).decode("ascii", "replace").strip()
     except OSError:  # the holder is between taking the lock and writing its number, or leaving
-        return "unknown"
+        return None

@@ -5,7 +5,6 @@ itself at any time. So an adapter that changed asks for another key, and what wa
 found. What else decided the tensors (data, rows, seed, ...) is recorded beside them: whoever has the data compares.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,10 @@ import safetensors.torch
 from torch import Tensor
 
 from lorary.errors import LibraryError
-from lorary.library.derived import ENTRY_FILE, derived_folder, iterate_derived, load_derived, save_derived
-from lorary.library.files import encode_json, read_json
+from lorary.library.derived import derived_folder, derived_hashes, iterate_derived, load_derived, save_derived
+from lorary.library.files import encode_json
 from lorary.library.store import Library
+from lorary.reading import parse_json
 
 TENSORS_FILE, MADE_FILE = "prepared.safetensors", "made.json"
 Key = dict[str, Any]
@@ -89,7 +89,7 @@ def load_prepared(library: Library, kind: str, key: Key) -> Prepared | None:
     if files is None:
         return None
     try:
-        made = json.loads(files[MADE_FILE])
+        made = parse_json(files[MADE_FILE])
         return Prepared(safetensors.torch.load(files[TENSORS_FILE]), made["made_of"], made["notes"])
     except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise LibraryError(
@@ -101,8 +101,7 @@ def load_prepared(library: Library, kind: str, key: Key) -> Prepared | None:
 
 def prepared_hashes(library: Library, kind: str, key: Key) -> Mapping[str, str]:
     """Hash of each file that was prepared under a key, without reading them; empty where there is nothing."""
-    entry = derived_folder(library.path, kind, key) / ENTRY_FILE
-    return dict(read_json(entry)["files"]) if entry.is_file() else {}
+    return derived_hashes(library.path, kind, key)
 
 
 def was_prepared_before(library: Library, kind: str, name: str) -> bool:

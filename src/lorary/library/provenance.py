@@ -5,7 +5,8 @@ from typing import Any
 
 from lorary.adapter import Adapter, content_hash
 from lorary.errors import LibraryError, UsageError
-from lorary.library.files import sha256
+from lorary.library.files import encode_json, sha256
+from lorary.reading import MAX_DOCUMENT_BYTES, parse_json
 
 PROVENANCE_FILE = "provenance.json"
 
@@ -60,12 +61,43 @@ def check_provenance(name: str, provenance: Mapping[str, Any]) -> None:
     """
     kinds = {"tasks": list, "base": dict, "content_hash": str, "files": dict, "num_parameters": int, "rank": int}
     for key, kind in kinds.items():
-        if not isinstance(provenance.get(key), kind):
-            raise LibraryError(
-                f"{PROVENANCE_FILE} of adapter '{name}' must give {key} as a {kind.__name__}",
-                found=repr(provenance.get(key)),
-                remedy="restore the file from a copy, or remove the adapter and add it again",
-            )
+        if not isinstance(provenance.get(key), kind) or isinstance(provenance[key], bool):
+            raise _unusable(name, f"{key} as a {kind.__name__}", provenance.get(key))
+    if wrong := [task for task in provenance["tasks"] if not isinstance(task, str)]:
+        raise _unusable(name, "tasks as a list of names", wrong[0])
+    if not all(0 < provenance[key] < 2**63 for key in ("num_parameters", "rank")):
+        raise _unusable(name, "rank and num_parameters as counts", [provenance["rank"], provenance["num_parameters"]])
+
+
+def _unusable(name: str, rule: str, found: object) -> LibraryError:
+    return LibraryError(
+        f"{PROVENANCE_FILE} of adapter '{name}' must give {rule}",
+        found=ascii(found)[:200],
+        remedy="restore the file from a copy, or remove the adapter and add it again",
+    )
+
+
+def encode_provenance(name: str, provenance: Mapping[str, Any]) -> bytes:
+    """The bytes of provenance.json.
+
+    Args:
+        name: label of the adapter, for errors.
+        provenance: as `new_provenance` gives it.
+
+    Raises:
+        UsageError: if it holds what a JSON file cannot: NaN, half a character, a value of another kind, or more
+            levels or bytes than it is read with.
+    """
+    try:
+        data = encode_json(provenance)
+        if len(data) > MAX_DOCUMENT_BYTES:
+            raise ValueError(f"it has {len(data):,} bytes, more than {MAX_DOCUMENT_BYTES:,}")
+        parse_json(data)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"provenance of adapter '{name}' must hold values of JSON", found=ascii(str(error))[1:201]
+        ) from error
+    return data
 
 
 def imported_provenance(own: Mapping[str, Any], adapter: Adapter, source: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Reading takes no lock and meets whole adapters only; each change is atomic, durable, and made by one writer at a time.
 """
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -13,13 +14,12 @@ from typing import Any
 from torch import nn
 
 from lorary.adapter import Adapter
-from lorary.errors import UsageError
+from lorary.errors import LoraryError, UsageError
 from lorary.formats.peft import Shape, encode_adapter, parse_adapter, read_files, read_shapes
 from lorary.library import lock
 from lorary.library.base import BaseRecord, check_fit, check_origin, check_same_base, record_of
 from lorary.library.document import (
     DEFAULT_ROUTER,
-    LIBRARY_FILE,
     LibraryDocument,
     check_router,
     check_vacant,
@@ -27,12 +27,21 @@ from lorary.library.document import (
     read_document,
     write_document,
 )
-from lorary.library.files import encode_json, read_json, reported
+from lorary.library.files import read_json, reported
 from lorary.library.fingerprint import fingerprint_of_model
-from lorary.library.folders import change, check_name, delete, names_in, put, read_stable
+from lorary.library.folders import change, check_name, delete, put
+from lorary.library.layout import LIBRARY_FILE
 from lorary.library.origin import check_not_stacked
-from lorary.library.provenance import PROVENANCE_FILE, check_provenance, imported_provenance, new_provenance
-from lorary.library.verify import Problem, verify_adapters
+from lorary.library.presence import Presence
+from lorary.library.provenance import (
+    PROVENANCE_FILE,
+    check_provenance,
+    encode_provenance,
+    imported_provenance,
+    new_provenance,
+)
+from lorary.library.readers import names_in, read_all, read_stable
+from lorary.library.verify import Problem, verify_library
 
 
 class Library:
@@ -48,6 +57,7 @@ class Library:
     def __init__(self, path: Path, document: LibraryDocument) -> None:
         self._path = path
         self._document = document
+        self._presence = Presence(path, document.base)
 
     @classmethod
     def create(
@@ -67,15 +77,15 @@ class Library:
         folder = local_folder(path)
         check_vacant(folder)
         document = LibraryDocument(record_of(base, base_name), DEFAULT_ROUTER)
-        is_new = not folder.exists()
+        is_new = not os.path.exists(folder)
         try:
             with reported(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            with change(folder):
+            with change(folder) as root:
                 check_vacant(folder)
-                write_document(folder, document)
+                write_document(root, document)
         except BaseException:
-            if is_new and not (folder / LIBRARY_FILE).exists():
+            if is_new and not os.path.lexists(folder / LIBRARY_FILE):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         return cls(folder, document)
@@ -119,6 +129,7 @@ class Library:
 
     def names(self) -> list[str]:
         """The names of all adapters, sorted: the canonical order."""
+        self.check_presence()
         return names_in(self._path)
 
     def __len__(self) -> int:
@@ -137,6 +148,7 @@ class Library:
             LibraryError: if there is no such adapter.
             AdapterError: if its files are damaged.
         """
+        self.check_presence()
         return parse_adapter(name, read_stable(self._path, name, lambda folder: read_files(folder, name)))
 
     def shapes(self, name: str) -> dict[str, Shape]:
@@ -146,6 +158,7 @@ class Library:
             LibraryError: if there is no such adapter.
             AdapterError: if its file is missing, or its header damaged.
         """
+        self.check_presence()
         return read_stable(self._path, name, lambda folder: read_shapes(folder, name))
 
     def provenance(self, name: str) -> dict[str, Any]:
@@ -154,18 +167,37 @@ class Library:
         Raises:
             LibraryError: if there is no such adapter, or its provenance is damaged.
         """
-        provenance = read_stable(self._path, name, lambda folder: read_json(folder / PROVENANCE_FILE))
-        check_provenance(name, provenance)
-        return provenance
+        self.check_presence()
+        return read_stable(self._path, name, lambda folder: _provenance_in(folder, name))
 
     def describe(self) -> list[dict[str, Any]]:
-        """One row for each adapter (name, tasks, rank, num_parameters, hash), read from provenance alone."""
-        rows = []
-        for name in self:
-            known = self.provenance(name)
-            row = {key: known[key] for key in ("tasks", "rank", "num_parameters")}
-            rows.append({"name": name, **row, "hash": known["content_hash"]})
+        """One row for each adapter (name, tasks, rank, num_parameters, hash), read from provenance alone.
+
+        Raises:
+            LibraryError: at the first adapter whose provenance is missing or damaged; `listing` goes on.
+        """
+        rows, problems = self.listing()
+        for error in problems.values():
+            raise error
         return rows
+
+    def listing(self) -> tuple[list[dict[str, Any]], dict[str, LoraryError]]:
+        """The rows of `describe` for adapters that can be read, and for the others, by name, why they cannot be.
+
+        All are as of one moment, whatever another process writes meanwhile.
+
+        Raises:
+            LibraryError: if the library itself cannot be read.
+        """
+        self.check_presence()
+        rows, problems = [], {}
+        for name, provenance in read_all(self._path, _provenance_in).items():
+            if isinstance(provenance, LoraryError):
+                problems[name] = provenance
+            else:
+                row = {key: provenance[key] for key in ("tasks", "rank", "num_parameters")}
+                rows.append({"name": name, **row, "hash": provenance["content_hash"]})
+        return rows, problems
 
     def add(self, source: str | Path, name: str | None = None, *, force_base: bool = False) -> str:
         """Take in a PEFT LoRA directory: both files are copied byte for byte.
@@ -229,8 +261,8 @@ class Library:
             LibraryError: if there is none of that name, or the library cannot be written.
         """
         check_name(name)
-        with change(self._path):
-            delete(self._path, name)
+        with change(self._path, self.check_presence) as root:
+            delete(root, name)
 
     def set_default_router(self, settings: Mapping[str, Any]) -> None:
         """Record the settings for callers who give none.
@@ -244,17 +276,27 @@ class Library:
             UsageError: if a key is missing, unknown or out of range.
         """
         check_router(settings)
-        with change(self._path):
+        with change(self._path, self.check_presence) as root:
             document = replace(read_document(self._path), default_router=dict(settings))
-            write_document(self._path, document)
+            write_document(root, document)
         self._document = document
 
     def verify(self) -> list[Problem]:
         """Check every adapter in full against its hashes and the base model; an empty list means all is well."""
-        return verify_adapters(self._path, self.base)
+        self.check_presence()
+        return verify_library(self._path, self.base)
+
+    def check_presence(self) -> None:
+        """Check that this library still lies where it was opened; each method that reads or writes does so itself.
+
+        Raises:
+            LibraryError: if its folder was moved, deleted or replaced by another.
+        """
+        self._presence.check()
 
     def build_lock(self) -> AbstractContextManager[None]:
         """The lock to hold during a whole build; refused at once, naming the process, while another build holds it."""
+        self.check_presence()
         return lock.build_lock(self._path)
 
     def check_base(self, model: nn.Module, *, force_base: bool = False) -> None:
@@ -271,14 +313,22 @@ class Library:
 
     def _import(self, source: str | Path, name: str | None, *, force_base: bool, is_new: bool) -> str:
         folder = Path(source)
-        name = folder.resolve().name if name is None else name
+        if name is not None:
+            check_name(name)
+        if not os.path.isdir(folder):
+            raise UsageError(
+                "the adapter to take in must be a folder", found=ascii(str(source)), remedy="check the path"
+            )
+        source_name = folder.resolve().name
+        name = source_name if name is None else name
         check_name(name)
-        if not folder.is_dir():
-            raise UsageError("the adapter to take in must be a folder", found=source, remedy="check the path")
         files = read_files(folder, name)
         adapter = parse_adapter(name, files)
-        own = read_json(folder / PROVENANCE_FILE) if (folder / PROVENANCE_FILE).is_file() else {}
-        told = imported_provenance(own, adapter, folder.resolve().name)
+        beside = folder / PROVENANCE_FILE
+        # Outside of a library links are ordinary: a download of a Hub repository is made of them.
+        own = read_json(beside, follow_links=True) if os.path.lexists(beside) else {}
+        # The name of a folder may hold bytes that are no text.
+        told = imported_provenance(own, adapter, os.fsencode(source_name).decode("utf-8", "replace"))
         check_fit(adapter, self.base)
         if not check_not_stacked(adapter, folder, self.base.name, self.names(), force_base=force_base):
             check_origin(adapter, own, self.base, force_base=force_base)
@@ -288,7 +338,13 @@ class Library:
         adapter = parse_adapter(name, files)
         check_fit(adapter, self.base)
         base = {"name": self.base.name, "fingerprint": self.base.fingerprint.digest}
-        provenance = new_provenance(adapter, files, base, told)
-        with change(self._path):
-            put(self._path, name, {**files, PROVENANCE_FILE: encode_json(provenance)}, is_new=is_new)
+        provenance = encode_provenance(name, new_provenance(adapter, files, base, told))
+        with change(self._path, self.check_presence) as root:
+            put(root, name, {**files, PROVENANCE_FILE: provenance}, is_new=is_new)
         return name
+
+
+def _provenance_in(folder: Path, name: str) -> dict[str, Any]:
+    provenance = read_json(folder / PROVENANCE_FILE)
+    check_provenance(name, provenance)
+    return provenance

@@ -1,17 +1,21 @@
 """Verify a library: every byte against its recorded hash, every adapter against its base model."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorary.adapter import content_hash
-from lorary.errors import LoraryError
+from lorary.errors import LibraryError, LoraryError
 from lorary.formats.peft import CONFIG_FILE, WEIGHTS_FILE, parse_adapter, read_files
 from lorary.library.base import BaseRecord, check_fit
 from lorary.library.files import read_json, sha256
-from lorary.library.folders import ADAPTERS, NAME, names_in, read_stable
+from lorary.library.folders import NAME
+from lorary.library.handles import check_kind, kind_of
+from lorary.library.layout import ADAPTERS, PLACES, STAGING, odd_entries
 from lorary.library.provenance import PROVENANCE_FILE, check_provenance
+from lorary.library.readers import read_all
 
 KNOWN_FILES = (CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE)
 
@@ -38,11 +42,12 @@ class Problem:
         return cls(adapter, error.rule, error.found or "", error.remedy or "")
 
 
-def verify_adapters(library: Path, base: BaseRecord) -> list[Problem]:
-    """Check all adapters of a library.
+def verify_library(library: Path, base: BaseRecord) -> list[Problem]:
+    """Check all that lies in a library.
 
-    Each is read in full: hashes of files and of content, finite weights, a provenance with what others rely on,
-    shapes that the base model has. Whatever else lies in the adapters folder is named too.
+    Each adapter is read in full: hashes of files and of content, finite weights, a provenance with what others rely
+    on, shapes that the base model has. Whatever else lies in the adapters folder is named too, and anywhere in the
+    library what is neither folder nor file: a link, through which nothing is read or written, a FIFO, a device.
 
     Args:
         library: the library's folder.
@@ -50,44 +55,58 @@ def verify_adapters(library: Path, base: BaseRecord) -> list[Problem]:
 
     Returns:
         The problems in the order of the adapters' names; empty if all is well.
+
+    Raises:
+        LibraryError: if the library never holds still.
     """
-    problems = list(_stray_entries(library))
-    for name in names_in(library):
-        problems.extend(_problems_of(library, name, base))
-    return sorted(problems, key=lambda problem: problem.adapter)
+    problems = [*_odd_places(library), *_stray_entries(library)]
+    if all(kind_of(library / folder) in (None, "folder") for folder in (ADAPTERS, STAGING)):
+        checked = read_all(library, lambda folder, name: list(_check(folder, name, base)))
+        for name, found in checked.items():
+            problems.extend([Problem.of(name, found)] if isinstance(found, LoraryError) else found)
+    return sorted(dict.fromkeys(problems), key=lambda problem: problem.adapter)
+
+
+def _odd_places(library: Path) -> Iterator[Problem]:
+    """What in a library is neither folder nor file where it has to be one; adapters are looked at on their own."""
+    for name, wanted in PLACES.items():
+        paths = [(library / name, kind_of(library / name))]
+        if wanted == "folder":
+            paths.extend(path for path in odd_entries(library / name) if path[0].parent != library / ADAPTERS)
+        for path, found in paths:
+            try:
+                check_kind(path, wanted if path == library / name else "file", found)
+            except LibraryError as error:
+                yield Problem.of(ascii(str(path.relative_to(library)))[1:-1], error)
 
 
 def _stray_entries(library: Path) -> Iterator[Problem]:
     adapters = library / ADAPTERS
-    entries = sorted(adapters.iterdir()) if adapters.is_dir() else []
     seen: dict[str, str] = {}
-    for entry in entries:
-        if not entry.is_dir() or not NAME.fullmatch(entry.name):
-            rule, found = f"{adapters} must hold folders of adapters only", f"{entry.name} is none"
-            yield Problem(entry.name, rule, found, "move it out of the library")
-        elif (other := seen.setdefault(entry.name.casefold(), entry.name)) != entry.name:
+    for name in sorted(os.listdir(adapters)) if kind_of(adapters) == "folder" else []:
+        shown, found = ascii(name)[1:-1], kind_of(adapters / name)
+        if not NAME.fullmatch(name) or found not in ("folder", "symbolic link"):
+            rule = f"{adapters} must hold folders of adapters only"
+            yield Problem(shown, rule, f"{shown} is none", "move it out of the library")
+        elif (other := seen.setdefault(name.casefold(), name)) != name:
             rule = "names of adapters must differ in more than upper and lower case"
-            yield Problem(entry.name, rule, f"'{other}' is there too", "rename one of the two folders")
-
-
-def _problems_of(library: Path, name: str, base: BaseRecord) -> list[Problem]:
-    try:
-        return read_stable(library, name, lambda folder: list(_check(folder, name, base)))
-    except LoraryError as error:
-        # An adapter that another process has removed since the names were listed is no problem.
-        return [Problem.of(name, error)] if name in names_in(library) else []
+            yield Problem(name, rule, f"'{other}' is there too", "rename one of the two folders")
 
 
 def _check(folder: Path, name: str, base: BaseRecord) -> Iterator[Problem]:
-    for stray in sorted({entry.name for entry in folder.iterdir()} - set(KNOWN_FILES)):
+    for stray in sorted(set(os.listdir(folder)) - set(KNOWN_FILES)):
         rule = f"the folder of adapter '{name}' must hold {', '.join(KNOWN_FILES)} only"
-        yield Problem(name, rule, stray, "move it out of the library")
+        yield Problem(name, rule, ascii(stray)[1:-1], "move it out of the library")
     try:
         provenance = read_json(folder / PROVENANCE_FILE)
         check_provenance(name, provenance)
         yield from _check_content(folder, name, provenance, base)
     except LoraryError as error:
         yield Problem.of(name, error)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # Whatever a damaged file makes of the arithmetic, the other adapters are still to be checked.
+        rule = f"adapter '{name}' must hold values that can be computed with"
+        yield Problem(name, rule, f"{type(error).__name__}: {error}"[:200], "remove it and add it again")
 
 
 def _check_content(folder: Path, name: str, provenance: Mapping[str, Any], base: BaseRecord) -> Iterator[Problem]:

@@ -96,7 +96,7 @@ def load(path: str | Path, *, device: str = "auto") -> Any:
     folder = Path(path)
     if not (folder / MODEL_FILE).is_file():
         raise UsageError(f"{folder} must be a saved routed model", found=f"no {MODEL_FILE} in it")
-    known = read_json(folder / MODEL_FILE)
+    known = read_json(folder / MODEL_FILE, follow_links=True)
     if known.get("format_version") != FORMAT_VERSION:
         raise LibraryError(
             f"{folder / MODEL_FILE} must have format version {FORMAT_VERSION}",

@@ -161,7 +161,7 @@ def _search(shop: Shop, job: Job, mixtures: _Mixtures, path: Path) -> list[Gener
             if number >= len(known):
                 document = {"generations": [vars(generation) for generation in generations]}
                 with reported(shop.into.path):
-                    replace_file(path, encode_json(document), path.with_suffix(".tmp"))
+                    replace_file(path, encode_json(document), path.with_suffix(".tmp"), follow_links=False)
     return generations
 
 

@@ -8,8 +8,8 @@ import torch
 from lorary.cluster.similarity import adapter_similarity
 from lorary.data.template import Example
 from lorary.keys import keyed_generator
-from lorary.library.document import LIBRARY_FILE
 from lorary.library.files import encode_json, read_json, replace_file, reported
+from lorary.library.layout import BUILD_FOLDER, LIBRARY_FILE
 from lorary.library.store import Library
 from lorary.recipes.adapt_settings import NEAREST
 from lorary.recipes.adapt_shop import Shop
@@ -68,7 +68,7 @@ def _by_loss(shop: Shop, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
             rows = shop.job(task).train[: shop.settings.retrieve_rows]
             known[task] = losses_of(shop, shop.pool.names, rows)
             with reported(shop.into.path):
-                replace_file(path, encode_json(known), path.with_suffix(".tmp"))
+                replace_file(path, encode_json(known), path.with_suffix(".tmp"), follow_links=False)
             bar.advance(task)
     return {task: known[task] for task in tasks}
 
@@ -142,4 +142,4 @@ def _short_adapters(shop: Shop, tasks: Sequence[str]) -> Library:
 
 def short_folder(shop: Shop) -> Path:
     """Where the short adapters lie until the adaptation ends."""
-    return shop.into.path / ".build" / f"{SHORT}{shop.key}"
+    return shop.into.path / BUILD_FOLDER / f"{SHORT}{shop.key}"

@@ -13,6 +13,7 @@ from lorary.data.template import Example
 from lorary.errors import LibraryError
 from lorary.evaluate.loglik import answer_losses
 from lorary.formats.peft_patterns import new_adapter
+from lorary.library.layout import BUILD_FOLDER, LOGS
 from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.recipes.adapt_pool import ADAPTATION, Pool
@@ -24,8 +25,6 @@ from lorary.recipes.jobs import Unit, make_job
 from lorary.recipes.ledger import state_key
 from lorary.recipes.shards import template_for
 from lorary.train.units import Job
-
-LOGS = "logs"
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Shop:
 
     def state(self, suffix: str) -> Path:
         """A file that lasts until the adaptation ends."""
-        return self.into.path / ".build" / f"{self.key}{suffix}"
+        return self.into.path / BUILD_FOLDER / f"{self.key}{suffix}"
 
     @property
     def log_folder(self) -> Path:

@@ -9,8 +9,8 @@ from typing import Any
 from lorary.data.schema import Task
 from lorary.evaluate.loglik import answer_losses
 from lorary.library.derived import load_derived, save_derived
-from lorary.library.document import LIBRARY_FILE
 from lorary.library.files import encode_json
+from lorary.library.layout import LIBRARY_FILE
 from lorary.library.provenance import COMPUTED
 from lorary.library.store import Library
 from lorary.model.attach import attach, detach, routing

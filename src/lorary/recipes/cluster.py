@@ -25,7 +25,9 @@ from lorary.errors import LibraryError
 from lorary.evaluate.page.cluster_contents import MOST_ADAPTERS
 from lorary.evaluate.page.clusters import ClusterMap, check_size
 from lorary.library.derived import derived_folder, load_derived, save_derived
-from lorary.library.files import encode_json
+from lorary.library.files import encode_json, reported
+from lorary.library.handles import opened
+from lorary.library.layout import check_places
 from lorary.library.store import Library
 from lorary.recipes.display import Display
 
@@ -105,6 +107,7 @@ def run_cluster(
         AdapterError: if an adapter is damaged, or two cannot be compared by the method.
     """
     library = Library.open(library_path)
+    _check_readable(library)
     known = {name: library.provenance(name) for name in library.names()}
     if len(known) < 2:
         raise LibraryError(
@@ -171,6 +174,22 @@ def _encoded(clustering: Clustering, asked: Mapping[str, Any]) -> dict[str, byte
     if len(clustering.names) <= MOST_ADAPTERS:
         files[COSINES] = encode_tensors({"cosine": clustering.similarity.float().contiguous()})
     return files
+
+
+def _check_readable(library: Library) -> None:
+    """Clusters are of all adapters or none: those that cannot be read are named, all at once."""
+    with reported(library.path), opened(library.path) as root:
+        check_places(root)  # a link is no mere hindrance to storing the answer: it is said before the work
+    _, problems = library.listing()
+    if len(problems) == 1:
+        raise next(iter(problems.values()))
+    if problems:
+        named = "; ".join(f"'{name}': {error.rule}" for name, error in list(problems.items())[:10])
+        raise LibraryError(
+            f"all adapters of library {library.path} must be readable to be clustered",
+            found=f"{len(problems)} that are not: {named}",
+            remedy=f"restore or remove them: lorary library verify {library.path}",
+        )
 
 
 def _keep(library: Library, key: Mapping[str, Any], files: Mapping[str, bytes]) -> bool:

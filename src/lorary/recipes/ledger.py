@@ -7,16 +7,16 @@ so that a build which was killed must go on with the very shards it began with.
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorary.data.schema import Task
 from lorary.library.files import encode_json, read_json, replace_file, reported
+from lorary.library.handles import Folder, opened
+from lorary.library.layout import BUILD_FOLDER
 from lorary.recipes.build_settings import as_recorded
 from lorary.recipes.jobs import Unit
-from lorary.recipes.open import BUILD_FOLDER
 
 # Folders of candidates begin with it, and those that are being removed with the other as well.
 CANDIDATE, OLD = "k-", "old-"
@@ -82,13 +82,13 @@ def open_shards(library: Path, key: str, pending: Sequence[str], num_shards: int
         LibraryError: if the file is damaged or cannot be written.
     """
     path = library / BUILD_FOLDER / f"{key}.json"
-    shards: list[list[str]] = read_json(path)["shards"] if path.exists() else []
+    shards: list[list[str]] = read_json(path)["shards"] if os.path.lexists(path) else []
     # Somebody may have removed experts meanwhile that were there when the shards were cut: those were cut in vain.
     if not set(pending) <= {name for shard in shards for name in shard}:
         shards = cut(pending, num_shards)
         with reported(library):
             path.parent.mkdir(exist_ok=True)
-            replace_file(path, encode_json({"shards": shards}), path.with_suffix(".tmp"))
+            replace_file(path, encode_json({"shards": shards}), path.with_suffix(".tmp"), follow_links=False)
     return [shard for shard in shards if set(shard) & set(pending)]
 
 
@@ -107,9 +107,13 @@ def close_build(library: Path, key: str) -> None:
     Raises:
         LibraryError: if it cannot be removed.
     """
-    with reported(library):
-        for path in (library / BUILD_FOLDER).glob(f"{key}*"):
-            path.unlink(missing_ok=True)
+
+    def remove_state(build: Folder) -> None:
+        for name in build.names():
+            if name.startswith(key):
+                build.remove_file(name)
+
+    _tidy(library, remove_state)
 
 
 def remove_candidate(folder: Path) -> None:
@@ -121,13 +125,7 @@ def remove_candidate(folder: Path) -> None:
     Raises:
         LibraryError: if it cannot be removed.
     """
-    aside = folder.with_name(f"{OLD}{folder.name}")
-    with reported(folder.parent.parent):
-        if aside.exists():
-            shutil.rmtree(aside)
-        if folder.exists():
-            os.rename(folder, aside)
-            shutil.rmtree(aside)
+    _tidy(folder.parent.parent, lambda build: _remove(build, folder.name))
 
 
 def sweep(library: Path) -> None:
@@ -141,13 +139,32 @@ def sweep(library: Path) -> None:
     Raises:
         LibraryError: if it cannot be removed.
     """
-    folder = library / BUILD_FOLDER
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.is_file():
-            with reported(library):
-                path.unlink(missing_ok=True)
-        elif path.name.startswith((OLD, CANDIDATE, SHORT)):
-            remove_candidate(path.with_name(path.name.removeprefix(OLD)))
+
+    def remove_all(build: Folder) -> None:
+        for name in build.names():
+            if build.kind(name) == "file":
+                build.remove_file(name)
+            elif name.startswith((OLD, CANDIDATE, SHORT)):
+                _remove(build, name.removeprefix(OLD))
+
+    _tidy(library, remove_all)
+
+
+def _tidy(library: Path, work: Callable[[Folder], None]) -> None:
+    """Do some work where builds keep their state, if there is such a folder."""
+    with reported(library), opened(library) as root:
+        if root.check(BUILD_FOLDER, "folder"):
+            with root.enter(BUILD_FOLDER) as build:
+                work(build)
+
+
+def _remove(build: Folder, name: str) -> None:
+    """Rename a candidate first, so that one that is deleted half-way looks like no library."""
+    aside = f"{OLD}{name}"
+    build.remove_folder(aside)
+    if build.check(name, "folder"):
+        os.rename(name, aside, src_dir_fd=build.descriptor, dst_dir_fd=build.descriptor)
+        build.remove_folder(aside)
 
 
 def state_key(document: object) -> str:

@@ -14,7 +14,7 @@ from lorary.cluster.baselines import check_k
 from lorary.data.schema import Task
 from lorary.errors import LibraryError, UsageError
 from lorary.library.configuration import differing_fields, in_words
-from lorary.library.document import LIBRARY_FILE
+from lorary.library.layout import BUILD_FOLDER, LIBRARY_FILE
 from lorary.library.store import Library
 from lorary.recipes.build_settings import BuildSettings
 from lorary.recipes.choose_k import choose_k
@@ -22,7 +22,6 @@ from lorary.recipes.cluster_settings import ClusterSettings
 from lorary.recipes.experts import check_clusters, check_same_build, other_build
 from lorary.recipes.jobs import Unit, cluster_units, override, private_units
 from lorary.recipes.ledger import sweep
-from lorary.recipes.open import BUILD_FOLDER
 from lorary.recipes.task_clusters import cluster_tasks
 from lorary.recipes.workshop import Workshop, train_units
 

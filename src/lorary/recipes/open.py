@@ -1,6 +1,5 @@
 """Opening what a command names: its library, its base model, and the template the experts were trained with."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -8,12 +7,11 @@ from pathlib import Path
 from lorary.errors import LibraryError, UsageError
 from lorary.formats.base import resolve_base
 from lorary.library.base import check_same_base
-from lorary.library.document import LIBRARY_FILE, OWN_TRACES
+from lorary.library.document import OWN_TRACES
 from lorary.library.fingerprint_folder import fingerprint_of_folder
+from lorary.library.handles import opened
+from lorary.library.layout import BUILD_FOLDER, LIBRARY_FILE
 from lorary.library.store import Library
-
-# Where passes of a build keep their state inside a library.
-BUILD_FOLDER = ".build"
 
 
 def open_or_create(path: str, base: str | None) -> Library:
@@ -85,9 +83,11 @@ def _remove_unused(library: Library, *, keep_folder: bool) -> None:
         kept = ("**/*.safetensors", "*-search-*.json", "*-retrieved.json")
         is_started = any(any((library.path / BUILD_FOLDER).glob(pattern)) for pattern in kept)
         if not library.names() and not is_started:
-            shutil.rmtree(library.path)
-            if keep_folder:
-                library.path.mkdir()
+            with opened(library.path) as folder:
+                for name in folder.names():
+                    (folder.remove_folder if folder.kind(name) == "folder" else folder.remove_file)(name)
+            if not keep_folder:
+                library.path.rmdir()
 
 
 def template_of(library: Library, asked: str | None) -> str:

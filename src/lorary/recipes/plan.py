@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.data.schema import Task
-from lorary.library.document import LIBRARY_FILE
+from lorary.library.layout import LIBRARY_FILE
 from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.recipes.build_settings import BuildSettings, RunSettings

@@ -7,6 +7,7 @@ from pathlib import Path
 from lorary.data.tasks import BUILTIN, Task
 from lorary.errors import TrainError
 from lorary.formats.base import EMBEDDED
+from lorary.library.layout import LOGS
 from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.recipes.build_settings import RunSettings
@@ -18,7 +19,6 @@ from lorary.recipes.shards import Shard, build_shard, train_shard
 from lorary.train.callbacks import Callback
 from lorary.train.executor import Executor, LocalExecutor
 
-LOGS = "logs"
 # Shards are cut for so many workers where nobody says how many there are: small enough to keep that many busy.
 WORKERS = 4
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.errors import MissingExtraError
+from lorary.library.handles import opened
 from lorary.train.units import Factors, Job, TrainedUnit
 
 
@@ -60,7 +61,9 @@ class JsonlCallback(Callback):
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        with opened(path.parent, follow_links=False) as folder:
+            descriptor = folder.append(path.name)
+        self._file = open(descriptor, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def on_start(self, jobs: Sequence[Job]) -> None:
         """Write the names and steps of all jobs."""

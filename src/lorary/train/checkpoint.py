@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lorary.errors import TrainError
 from lorary.library.files import replace_file
+from lorary.reading import open_regular
 from lorary.train.slots import Progress, Slots
 from lorary.train.units import Job
 
@@ -38,7 +39,7 @@ def save_checkpoint(path: Path, slots: Slots) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A worker that was given up may still write beside its successor: each has a file of its own.
         aside = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-        replace_file(path, save(tensors, {"progress": progress}), aside)
+        replace_file(path, save(tensors, {"progress": progress}), aside, follow_links=False)
     except OSError as error:
         raise TrainError(
             f"the checkpoint '{path}' must be writable", found=error, remedy="free space, then rerun"
@@ -58,9 +59,11 @@ def load_checkpoint(path: Path, slots: Slots) -> bool:
     Raises:
         TrainError: if the file is damaged or of another queue.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return False
     try:
+        with open_regular(path, follow_links=False):  # safetensors itself would follow a link
+            pass
         stored, waiting, seats = _read(path, slots)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise TrainError(

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lorary.errors import LibraryError, LoraryError, TrainError
-from lorary.library.lock import BUILD_PID
+from lorary.library.layout import BUILD_PID
+from lorary.library.lock import holder_of
 
 # What must agree between the coordinator and a worker: shards and settings are pickled, and numbers must be the same.
 PACKAGES = ("lorary", "torch", "transformers")
@@ -75,8 +76,7 @@ def site_of(library: str) -> Site:
     """
     # What follows a plus is the kind of build: a coordinator without a GPU may have another.
     versions = {package: version(package).split("+")[0] for package in PACKAGES}
-    path = Path(library) / BUILD_PID
-    holder = path.read_text(encoding="utf-8").strip() if path.exists() else None
+    holder = holder_of(Path(library) / BUILD_PID)
     python = ".".join(platform.python_version_tuple()[:2])
     return Site({"python": python, **versions}, library, holder)
 

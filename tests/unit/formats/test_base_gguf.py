@@ -190,9 +190,56 @@ def forget_a_file_in_the_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text('{"format": 1}')
 
 
+def name_no_files_in_the_manifest(folder: Path) -> None:
+    edit_manifest(folder, files={})
+
+
+def name_no_weights_in_the_manifest(folder: Path) -> None:
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    edit_manifest(folder, files={name: entry for name, entry in files.items() if not name.endswith("safetensors")})
+    (folder / "model.safetensors").write_bytes(b"half")
+
+
+def take_the_manifest_of_another_file(folder: Path) -> None:
+    edit_manifest(folder, source_sha256="0" * 64)
+
+
+def edit_manifest(folder: Path, **changes: Any) -> None:
+    document = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**document, **changes}))
+
+
+def flip_a_byte_and_keep_the_time(folder: Path) -> None:
+    stat = (folder / "model.safetensors").stat()
+    flip_a_byte(folder)
+    os.utime(folder / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def edit_the_config_and_keep_the_time(folder: Path) -> None:
+    stat, text = (folder / "config.json").stat(), (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace("1", "2", 1))
+    os.utime(folder / "config.json", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def add_an_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def put_a_fifo(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    os.mkfifo(folder / "manifest.json")
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
+        (name_no_files_in_the_manifest, r"manifest\.json names no config\.json"),
+        (name_no_weights_in_the_manifest, r"manifest\.json names no weights"),
+        (take_the_manifest_of_another_file, r"manifest\.json is of another file"),
+        (flip_a_byte_and_keep_the_time, r"model\.safetensors has another sha256"),
+        (edit_the_config_and_keep_the_time, r"config\.json has another sha256"),
+        (add_an_adapter, r"adapter_config\.json does not belong to it"),
+        (put_a_fifo, r"manifest\.json: it is not a regular file"),
         (cut_off, r"model\.safetensors has 1000 bytes"),
         (flip_a_byte, r"model\.safetensors has another sha256"),
         (lose_the_tokenizer, r"tokenizer\.json: No such file"),
@@ -219,6 +266,8 @@ def test_a_copy_that_was_only_touched_is_kept(gguf_file: Path, capfd: pytest.Cap
     capfd.readouterr()
     os.utime(folder / "model.safetensors", (1, 1))
     dequantise(gguf_file)
+    recorded = json.loads((folder / "manifest.json").read_text())["files"]["model.safetensors"]
+    assert recorded["mtime_ns"] == 10**9  # so that its hash is not computed again the next time
     assert capfd.readouterr().err == ""
     assert (folder / "model.safetensors").stat().st_mtime == 1
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorary.errors import LibraryError, UsageError
-from lorary.library import files as files_module
 from lorary.library.derived import derived_folder, iterate_derived, load_derived, save_derived
+from lorary.library.handles import Folder
 
 KEY = {"adapters": {"a": "12", "b": "34"}, "settings": {"k": 3, "sparsity": 0.5}}
 FILES = {"clusters.json": b"{}", "similarity.safetensors": b"\x00\x01"}
@@ -44,10 +44,10 @@ def test_an_equal_document_stays_untouched_and_another_takes_its_place(tmp_path:
 def test_a_write_that_fails_leaves_the_old_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_derived(tmp_path, "clusters", KEY, FILES)
 
-    def full(path: Path, data: bytes) -> None:
+    def full(folder: Folder, name: str, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files_module, "write_file", full)
+    monkeypatch.setattr(Folder, "write", full)
     with pytest.raises(LibraryError, match="free some space"):
         save_derived(tmp_path, "clusters", KEY, {"clusters.json": b"[]"})
     assert load_derived(tmp_path, "clusters", KEY) == FILES

@@ -13,7 +13,8 @@ import pytest
 
 from lorary.adapter import Adapter
 from lorary.errors import LibraryError
-from lorary.library import Library, lock
+from lorary.library import Library
+from lorary.library.layout import BUILD_PID
 from lorary.library.lock import build_lock, write_lock
 
 MakeAdapter = Callable[..., Adapter]
@@ -294,7 +295,7 @@ def test_a_second_build_is_refused_at_once_with_the_holders_number(library: Libr
         kill(child)
     with library.build_lock():
         pass
-    assert not (library.path / lock.BUILD_PID).exists()
+    assert not (library.path / BUILD_PID).exists()
 
 
 def test_a_build_may_commit_while_it_holds_its_lock(library: Library, make_adapter: MakeAdapter) -> None:

@@ -7,8 +7,7 @@ from shlex import quote
 from typing import Any
 
 from lorary.errors import LibraryError
-from lorary.library.document import LIBRARY_FILE
-from lorary.library.folders import ADAPTERS
+from lorary.library.layout import ADAPTERS, LIBRARY_FILE
 from lorary.library.store import Library
 from lorary.recipes.build import run_build
 from lorary.recipes.build_settings import PRESETS, BuildSettings, as_recorded, preset

@@ -62,7 +62,7 @@ def write_record(out: Path, record: Record) -> None:
 def read_document(path: Path) -> dict[str, Any]:
     """A JSON document of the study; empty where there is none or it is damaged, since a study can make each again."""
     try:
-        return read_json(path)
+        return read_json(path, follow_links=True)
     except LibraryError:
         return {}
 

@@ -9,8 +9,8 @@ from lorary.errors import TaskError
 from lorary.evaluate.cache import ResultCache
 from lorary.evaluate.cells import BASE
 from lorary.evaluate.sandbox import make_sandbox
-from lorary.library.document import LIBRARY_FILE
 from lorary.library.files import sha256
+from lorary.library.layout import LIBRARY_FILE
 from lorary.library.store import Library
 from lorary.model.base import Base, load_base
 from lorary.model.spec import parse_spec

@@ -1,0 +1,49 @@
+"""The names in a library's folder, and the check that each is what it has to be."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from lorary.library.handles import Folder, Kind, check_kind, kind_of
+
+LIBRARY_FILE = "library.json"
+ADAPTERS, STAGING, DERIVED, RESULTS = "adapters", ".staging", "derived", "results"
+# Where passes of a build keep their state, and what they write down about themselves.
+BUILD_FOLDER, LOGS = ".build", "logs"
+WRITE_LOCK, BUILD_LOCK, BUILD_PID = ".write.lock", ".build.lock", ".build.pid"
+FOLDERS = (ADAPTERS, STAGING, DERIVED, RESULTS, BUILD_FOLDER, LOGS)
+FILES = (LIBRARY_FILE, f"{LIBRARY_FILE}.new", WRITE_LOCK, BUILD_LOCK, BUILD_PID)
+PLACES: dict[str, Kind] = {**dict.fromkeys(FOLDERS, "folder"), **dict.fromkeys(FILES, "file")}
+
+
+def check_places(library: Folder) -> None:
+    """Check, before anything is written, that what stands in a library's folder is what has to stand there.
+
+    Raises:
+        LibraryError: naming the first folder or file that is a link or something else.
+    """
+    for name, wanted in PLACES.items():
+        library.check(name, wanted)
+
+
+def check_tree(folder: Path) -> None:
+    """Check that a folder below a library and all that is in it are plain folders and files.
+
+    Raises:
+        LibraryError: naming the first link, FIFO, socket or device.
+    """
+    check_kind(folder, "folder", kind_of(folder))
+    for path, found in odd_entries(folder):
+        check_kind(path, "file", found)
+
+
+def odd_entries(folder: Path) -> Iterator[tuple[Path, Kind]]:
+    """Everything in a folder and below that is neither folder nor file; nothing where it is no folder itself."""
+    if kind_of(folder) != "folder":
+        return
+    for above, folders, files in os.walk(folder, followlinks=False):
+        for name in sorted([*folders, *files]):
+            path = Path(above, name)
+            found = kind_of(path)
+            if found not in (None, "folder", "file"):
+                yield path, found

@@ -1,0 +1,202 @@
+"""Reading adapters beside a writer: each as of one moment, and all of them together as of one moment too.
+
+A reader takes no lock and changes nothing. It compares what folders say of themselves before and after it reads, and
+reads again what a writer has changed meanwhile.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from lorary.errors import LibraryError, LoraryError
+from lorary.formats.peft import CONFIG_FILE, WEIGHTS_FILE
+from lorary.library.folders import NAME, REPLACED, check_name, no_adapter
+from lorary.library.handles import Folder, check_kind, kind_of, opened
+from lorary.library.layout import ADAPTERS, STAGING
+from lorary.library.provenance import PROVENANCE_FILE
+
+# Each attempt meets another replacement in the very moment of reading, so a second one is rare already.
+READ_ATTEMPTS = 100
+
+Read = TypeVar("Read")
+Identity = tuple[int, int, int]
+
+
+def names_in(library: Path) -> list[str]:
+    """The names of all adapters, in canonical order.
+
+    A link among them is named too, so that whoever asks for it hears what it is. An adapter moves between two folders
+    while it is replaced, so they are looked at until nothing moved meanwhile.
+
+    Raises:
+        LibraryError: if one of the folders is a link, or cannot be read.
+    """
+    names: set[str] = set()
+    for _ in range(READ_ATTEMPTS):
+        before = _identity(library / ADAPTERS)
+        names = {*_adapters_in(library, ADAPTERS), *_adapters_in(library, STAGING, REPLACED)}
+        if _identity(library / ADAPTERS) == before:
+            break
+    return sorted(names)
+
+
+def _adapters_in(library: Path, *way: str) -> list[str]:
+    try:
+        with _entered(library, *way) as folder, os.scandir(folder.descriptor) as entries:
+            return [
+                entry.name
+                for entry in entries
+                if NAME.fullmatch(entry.name) and (entry.is_symlink() or entry.is_dir(follow_symlinks=False))
+            ]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise LibraryError(
+            f"{library.joinpath(*way)} must be readable",
+            found=error.strerror,
+            remedy="give yourself the right to read it",
+        ) from error
+
+
+@contextmanager
+def _entered(library: Path, *way: str) -> Iterator[Folder]:
+    with opened(library) as root, root.enter(way[0]) as first:
+        if len(way) == 1:
+            yield first
+        else:
+            with first.enter(way[1]) as second:
+                yield second
+
+
+def locate(library: Path, name: str) -> Path:
+    """The folder that holds an adapter right now.
+
+    Raises:
+        UsageError: if the name can be no adapter's.
+        LibraryError: if there is none of that name, or a link in its place.
+    """
+    check_name(name)
+    places = (library / ADAPTERS, library / STAGING / REPLACED, library / ADAPTERS)
+    for _ in range(READ_ATTEMPTS):
+        before = _identity(library / ADAPTERS)
+        for place in places:
+            if _is_folder(library, place / name):
+                return place / name
+        if _identity(library / ADAPTERS) == before:
+            break
+    raise no_adapter(library, name, len(names_in(library)))
+
+
+def _is_folder(library: Path, path: Path) -> bool:
+    """Whether there is a folder, reached by folders alone."""
+    parts = path.relative_to(library).parts
+    for number in range(1, len(parts) + 1):
+        part = library.joinpath(*parts[:number])
+        try:
+            found = kind_of(part)
+        except OSError as error:
+            raise LibraryError(f"{part} must be readable", found=error.strerror) from error
+        check_kind(part, "folder", found)
+        if found is None:
+            return False
+    return True
+
+
+def read_stable(library: Path, name: str, read: Callable[[Path], Read]) -> Read:
+    """Read several files of one adapter as of one moment, though a writer may replace it meanwhile.
+
+    Args:
+        library: the library's folder.
+        name: the adapter's name.
+        read: reads what is wanted from the adapter's folder; called again if the folder changed under it.
+
+    Raises:
+        LoraryError: as `locate` and `read` raise it; also if a file of the adapter is a link, a FIFO or a device.
+    """
+    return _read_identified(library, name, lambda folder, _: read(folder))[1]
+
+
+def read_all(library: Path, read: Callable[[Path, str], Read]) -> dict[str, Read | LoraryError]:
+    """Read something of every adapter, all as of one moment.
+
+    Args:
+        library: the library's folder.
+        read: reads what is wanted of an adapter from its folder.
+
+    Returns:
+        By name, in canonical order: what was read, or why it cannot be read, as for `read_stable`.
+
+    Raises:
+        LibraryError: if the library cannot be read, or never holds still.
+    """
+    kept: dict[str, tuple[Identity | None, Read | LoraryError]] = {}
+    for _ in range(READ_ATTEMPTS):
+        names = names_in(library)
+        kept = {name: kept[name] for name in names if name in kept and _is_still(library, name, kept[name][0])}
+        missing = [name for name in names if name not in kept]
+        if not missing:
+            return {name: kept[name][1] for name in names}
+        for name in missing:
+            try:
+                kept[name] = _read_identified(library, name, read)
+            except LoraryError as error:
+                kept[name] = None, error  # left out by the next look if somebody removed it meanwhile
+    raise LibraryError(
+        f"the adapters of library {library} must hold still to be read together",
+        found=f"some were replaced during each of {READ_ATTEMPTS} attempts",
+        remedy="stop the process that keeps writing to it",
+    )
+
+
+def _read_identified(library: Path, name: str, read: Callable[[Path, str], Read]) -> tuple[Identity, Read]:
+    for _ in range(READ_ATTEMPTS):
+        folder = locate(library, name)
+        try:
+            # Held open, so that no successor gets its number; and a folder that was moved aside is believed only as
+            # long as it has no successor, since it is deleted then.
+            with opened(folder, follow_links=False):
+                before = _identity(folder)
+                try:
+                    _check_files(folder)
+                    result = read(folder, name)
+                except (LoraryError, OSError):
+                    if before is not None and _is_still(library, name, before):
+                        raise
+                    continue
+                if before is not None and _is_still(library, name, before):
+                    return before, result
+        except OSError as error:
+            if _identity(folder) is not None:
+                raise LibraryError(
+                    f"{error.filename or folder} must be readable",
+                    found=error.strerror,
+                    remedy="restore it from a copy, or give yourself the right to read it",
+                ) from error
+    raise LibraryError(
+        f"adapter '{name}' of library {library} must hold still to be read",
+        found=f"replaced during each of {READ_ATTEMPTS} attempts",
+        remedy="stop the process that keeps writing to it",
+    )
+
+
+def _check_files(folder: Path) -> None:
+    for file in (CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE):
+        check_kind(folder / file, "file", kind_of(folder / file))
+
+
+def _is_still(library: Path, name: str, identity: Identity | None) -> bool:
+    """Whether an adapter is the one that was read; one that could not be read was said to be so once and for all."""
+    try:
+        return identity is None or _identity(locate(library, name)) == identity
+    except LibraryError:
+        return False
+
+
+def _identity(folder: Path) -> Identity | None:
+    try:
+        stat = os.stat(folder, follow_symlinks=False)
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_ctime_ns
