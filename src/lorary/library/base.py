@@ -13,6 +13,7 @@ from lorary.errors import AdapterError, BaseModelError
 from lorary.formats.base import resolve_base
 from lorary.library.fingerprint import Fingerprint, compare, fingerprint_of_model
 from lorary.library.fingerprint_folder import fingerprint_of_folder
+from lorary.library.placing import placed_layers
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,9 @@ def check_fit(adapter: Adapter, record: BaseRecord) -> None:
     """Check that each adapted layer exists in the base model with fitting sizes.
 
     Raises:
-        AdapterError: naming adapter, layer and both shapes.
+        AdapterError: naming adapter, layer and both shapes, or as `placed_layers` raises it.
     """
-    for path, factors in adapter:
+    for path, factors in placed_layers(adapter.name, adapter.modules, record.fingerprint).items():
         expected = record.fingerprint.layers.shape(path)
         found = (factors.d_in, factors.d_out)
         if expected != found:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lorary.library.layers import LayerShapes
 from lorary.lora.seat import CHILD, linear_shape
+from lorary.lora.targets import language_paths
 
 NUM_MATRICES = 8
 NUM_SAMPLES = 32
@@ -37,6 +38,7 @@ class Fingerprint:
         layers: its linear layers.
         dtype: dtype of the first sampled matrix; no part of the digest, since a cast up changes no value.
         samples: by name of the weight matrix, evenly spaced entries as float32.
+        language: where the language model of a multimodal one lies (`language_paths`); nothing for others.
     """
 
     architecture: str
@@ -44,6 +46,7 @@ class Fingerprint:
     layers: LayerShapes
     dtype: str
     samples: Mapping[str, tuple[float, ...]]
+    language: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -54,6 +57,7 @@ class Fingerprint:
     def to_json(self) -> dict[str, Any]:
         """A document for library.json; floats survive JSON exactly."""
         return {
+            **({"language": list(self.language)} if self.language else {}),
             "architecture": self.architecture,
             "digest": self.digest,
             "dtype": self.dtype,
@@ -75,6 +79,7 @@ class Fingerprint:
             layers=LayerShapes.from_json(document["layers"]),
             dtype=str(document["dtype"]),
             samples={name: tuple(map(float, entries)) for name, entries in document["samples"].items()},
+            language=tuple(map(str, document.get("language", ()))),
         )
         if fingerprint.digest != document["digest"]:
             raise ValueError(f"the fingerprint's digest is {document['digest']}, its content has {fingerprint.digest}")
@@ -90,12 +95,14 @@ class Skeleton:
         shapes: sha256 over the sorted names and shapes of all parameters.
         layers: its linear layers.
         matrices: by name, the weights to sample, in the order in which the model defines them.
+        language: as in `Fingerprint`.
     """
 
     architecture: str
     shapes: str
     layers: LayerShapes
     matrices: Mapping[str, Tensor]
+    language: tuple[str, ...] = ()
 
 
 def fingerprint_of_model(model: nn.Module) -> Fingerprint:
@@ -115,7 +122,7 @@ def fingerprint_of_model(model: nn.Module) -> Fingerprint:
             dtype = dtype if samples else str(weight.dtype).removeprefix("torch.")
             rows, columns = sampled_positions(weight.shape[0], weight.shape[1])
             samples[name] = tuple(plain_tensor(weight)[rows, columns].float().cpu().tolist())
-    return Fingerprint(skeleton.architecture, skeleton.shapes, skeleton.layers, dtype, samples)
+    return Fingerprint(skeleton.architecture, skeleton.shapes, skeleton.layers, dtype, samples, skeleton.language)
 
 
 def plain_tensor(weight: Tensor) -> Tensor:
@@ -152,6 +159,7 @@ def skeleton_of(model: nn.Module) -> Skeleton:
         shapes=_sha256([[name, shape] for name, shape in shapes]),
         layers=LayerShapes.of(linears),
         matrices=_chosen_matrices(weights, linears),
+        language=language_paths(base),
     )
 
 

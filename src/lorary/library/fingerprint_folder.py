@@ -47,7 +47,7 @@ def fingerprint_of_folder(path: str | Path) -> Fingerprint:
             found=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
             remedy="give a folder with config.json and model.safetensors of an architecture that transformers knows",
         ) from error
-    return Fingerprint(skeleton.architecture, skeleton.shapes, skeleton.layers, dtype, samples)
+    return Fingerprint(skeleton.architecture, skeleton.shapes, skeleton.layers, dtype, samples, skeleton.language)
 
 
 def empty_model(folder: Path) -> nn.Module:

@@ -4,6 +4,7 @@ Reading takes no lock and meets whole adapters only; each change is atomic, dura
 """
 
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -30,6 +31,7 @@ from lorary.library.document import (
 from lorary.library.files import encode_json, read_json, reported
 from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.folders import change, check_name, delete, names_in, put, read_stable
+from lorary.library.placing import place, placed_adapter, placed_layers
 from lorary.library.provenance import PROVENANCE_FILE, check_provenance, imported_provenance, new_provenance
 from lorary.library.verify import Problem, verify_adapters
 
@@ -130,13 +132,14 @@ class Library:
         return name in self.names()
 
     def get(self, name: str) -> Adapter:
-        """Read one adapter. Hashes are not compared: `verify` does that.
+        """Read one adapter, its layers under the paths of the base. Hashes are not compared: `verify` does that.
 
         Raises:
             LibraryError: if there is no such adapter.
             AdapterError: if its files are damaged.
         """
-        return parse_adapter(name, read_stable(self._path, name, lambda folder: read_files(folder, name)))
+        adapter = parse_adapter(name, read_stable(self._path, name, lambda folder: read_files(folder, name)))
+        return placed_adapter(adapter, self.base.fingerprint)
 
     def shapes(self, name: str) -> dict[str, Shape]:
         """The shapes of one adapter's factors by layer, without reading its weights.
@@ -145,7 +148,8 @@ class Library:
             LibraryError: if there is no such adapter.
             AdapterError: if its file is missing, or its header damaged.
         """
-        return read_stable(self._path, name, lambda folder: read_shapes(folder, name))
+        shapes = read_stable(self._path, name, lambda folder: read_shapes(folder, name))
+        return placed_layers(name, shapes, self.base.fingerprint)
 
     def provenance(self, name: str) -> dict[str, Any]:
         """What is recorded about one adapter: tasks, hashes, rank, base, and what its builder told.
@@ -279,6 +283,7 @@ class Library:
         own = read_json(folder / PROVENANCE_FILE) if (folder / PROVENANCE_FILE).is_file() else {}
         told = imported_provenance(own, adapter, folder.resolve().name)
         check_fit(adapter, self.base)
+        _warn_of_silent_layers(adapter, self.base)
         check_origin(adapter, own, self.base, force_base=force_base)
         return self._commit(name, files, told, is_new=is_new)
 
@@ -290,3 +295,14 @@ class Library:
         with change(self._path):
             put(self._path, name, {**files, PROVENANCE_FILE: encode_json(provenance)}, is_new=is_new)
         return name
+
+
+def _warn_of_silent_layers(adapter: Adapter, base: BaseRecord) -> None:
+    """Say which layers of an adapter are left out, since no text reaches them."""
+    silent = [path for path, own in place(adapter.modules, base.fingerprint).items() if own is None]
+    if silent:
+        warnings.warn(
+            f"adapter '{adapter.name}' adapts {len(silent)} layers outside the language model of the base model "
+            f"'{base.name}', the first {silent[0]}: they are left out, and only text is routed",
+            stacklevel=4,
+        )

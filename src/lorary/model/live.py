@@ -15,6 +15,7 @@ from lorary.adapter import Adapter
 from lorary.errors import RouterError, UsageError
 from lorary.formats.peft import read_adapter
 from lorary.library.folders import check_name
+from lorary.library.placing import placed_adapter
 from lorary.lora.seat import find_linear, seat, unseat
 from lorary.model.apply import apply_routing
 from lorary.model.general import check_general, seated_ranks
@@ -41,7 +42,7 @@ def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = Non
         AdapterError: if the adapter does not fit.
     """
     state = _changeable(model)
-    adapter = _read(adapter, name)
+    adapter = _read(state, adapter, name)
     if adapter.name in state.experts:
         raise RouterError(
             "each expert must have a name of its own",
@@ -105,7 +106,7 @@ def replace_expert(model: Any, adapter: Adapter | str | Path, name: str | None =
         The name.
     """
     state = _changeable(model)
-    adapter = _read(adapter, name)
+    adapter = _read(state, adapter, name)
     _check_seated(state, adapter.name)
     _check_fit(model, adapter)
     _check_ranks(state, adapter)
@@ -144,13 +145,13 @@ def _changeable(model: Any) -> Seating:
     return state
 
 
-def _read(adapter: Adapter | str | Path, name: str | None) -> Adapter:
+def _read(state: Seating, adapter: Adapter | str | Path, name: str | None) -> Adapter:
     if isinstance(adapter, Adapter):
         adapter = Adapter(name or adapter.name, adapter.modules, adapter.config, adapter.tensors)
     else:
         adapter = read_adapter(adapter, name)
     check_name(adapter.name)
-    return adapter
+    return placed_adapter(adapter, state.library.base.fingerprint)
 
 
 def _check_seated(state: Seating, name: str) -> None:
