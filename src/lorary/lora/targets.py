@@ -65,7 +65,7 @@ def language_paths(model: nn.Module) -> tuple[str, ...]:
         model: of transformers, or any other module, which is no multimodal one.
     """
     whole: Any = model
-    config = getattr(whole, "config", None)
+    config: Any = getattr(whole, "config", None)
     if not hasattr(config, "get_text_config") or getattr(config, "is_encoder_decoder", False):
         return ()
     if config.get_text_config(decoder=True) is config or not hasattr(whole, "get_decoder"):

@@ -87,6 +87,8 @@ class Prober:
 
     def _recall(self, cache: Any) -> None:
         """What was decided for the request that filled a cache; nothing for a cache of other settings."""
+        if not hasattr(cache, "__dict__"):  # a list of states: it can bear no mark, and goes on with the last request
+            return
         key, decided = getattr(cache, _DECIDED, (None, []))
         if key != self._key:
             decided = [None] * len(self.requests)
@@ -146,9 +148,24 @@ def is_filled(cache: Any) -> bool:
     """Whether a cache holds tokens already."""
     if cache is None:
         return False
-    if hasattr(cache, "get_seq_length"):
-        return int(cache.get_seq_length()) > 0
-    return True  # the states of a recurrent model, which come from a pass
+    if not hasattr(cache, "get_seq_length"):
+        return True  # the states of a recurrent model, which come from a pass
+    return cached_length(cache) > 0 or (hasattr(cache, "has_previous_state") and _has_states(cache))
+
+
+def cached_length(cache: Any) -> int:
+    """How many tokens a cache holds; 0 for one of states, which do not tell."""
+    try:
+        return int(cache.get_seq_length())
+    except (AttributeError, ValueError):
+        return 0
+
+
+def _has_states(cache: Any) -> bool:
+    try:
+        return bool(cache.has_previous_state())
+    except ValueError:  # of attention alone
+        return False
 
 
 @contextmanager
@@ -200,7 +217,7 @@ def real_tokens(given: Mapping[str, Any]) -> Tensor:
 
 def _uncached(given: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that keep the probe out of the cache, whose empty places a mask may already show."""
-    changed: dict[str, Any] = {"past_key_values": None, "use_cache": False}
+    changed: dict[str, Any] = {name: None for name in _CACHES if name in given} | {"use_cache": False}
     seq = (given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]).shape[1]
     mask = given.get("attention_mask")
     if isinstance(mask, Mapping):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lorary.errors import UsageError
 from lorary.model.attach import Seating, seating
-from lorary.model.probe import cache_of
+from lorary.model.probe import cache_of, cached_length
 
 
 class Trace:
@@ -89,7 +89,7 @@ class Trace:
         """
         mask, cache = given.get("attention_mask"), cache_of(given)
         self._mask = mask.detach().bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        length = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+        length = cached_length(cache)
         num_recorded = max((sum(one.shape[1] for one in steps) for steps in self._steps.values()), default=0)
         whose, ahead = self._segment
         if whose != id(cache) or not length:  # other text: what was recorded before it stays

@@ -153,3 +153,33 @@ def test_nothing_is_left_on_the_model_and_copies_decide_for_themselves(routed: A
     detach(other)
     assert "_prefill" not in vars(other)
     assert seating(routed).pass_handles == []
+
+
+FAMILIES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "MambaConfig": ({"state_size": 4}, ("in_proj", "out_proj")),
+    "Mamba2Config": ({"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 1}, ("in_proj",)),
+    "RwkvConfig": ({"attention_hidden_size": 32, "intermediate_size": 48, "context_length": 64}, ("key", "value")),
+    "RecurrentGemmaConfig": (
+        {"num_hidden_layers": 3, "intermediate_size": 48, "num_attention_heads": 4, "lru_width": 32}, ("q_proj",),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_recurrent_model_remembers_goes_on_with_its_request(
+    family: str, random_adapter: Make, route: Make, generator: torch.Generator
+) -> None:
+    fields, targets = FAMILIES[family]
+    shape = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0, "eos_token_id": 0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = getattr(transformers, family)(**{**shape, **fields})
+        model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    route(model, [random_adapter(model, name, generator, targets=targets) for name in "abc"], top_k=2)
+    with routing(model, REQUEST):
+        cached, record = traced(model, ids=IDS[:1])
+        uncached = generate(model, IDS[:1], use_cache=False)
+    weights = record.stacked()
+    assert torch.equal(weights, weights[:, :, :1].expand_as(weights))
+    assert torch.equal(cached[0], uncached[0])
+    assert torch.allclose(cached[1], uncached[1], atol=1e-4)
