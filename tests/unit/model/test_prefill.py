@@ -162,11 +162,17 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "RecurrentGemmaConfig": (
         {"num_hidden_layers": 3, "intermediate_size": 48, "num_attention_heads": 4, "lru_width": 32}, ("q_proj",),
     ),
+    # Their heads call a decoder inside of the model that has no head.
+    "OPTConfig": ({"ffn_dim": 48, "num_attention_heads": 4, "word_embed_proj_dim": 32}, ("q_proj", "v_proj")),
+    "BartConfig": (
+        {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "is_decoder": True,
+         "is_encoder_decoder": False, "encoder_layers": 1, "forced_eos_token_id": None}, ("fc1",),
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_a_recurrent_model_remembers_goes_on_with_its_request(
+def test_what_other_families_remember_goes_on_with_its_request(
     family: str, random_adapter: Make, route: Make, generator: torch.Generator
 ) -> None:
     fields, targets = FAMILIES[family]
