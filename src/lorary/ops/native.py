@@ -104,7 +104,8 @@ def is_native(tensor: Tensor) -> bool:
 def is_watched(*tensors: Tensor | None) -> bool:
     """Whether PyTorch follows what is done to tensors, so that compiled code must not do it unseen.
 
-    It does for gradients, either way, and under `torch.func`, tracing, compilation and dispatch modes.
+    It does for gradients, either way, and under `torch.func`, tracing and dispatch modes. Whether it compiles is for
+    the caller to ask first.
 
     Args:
         tensors: all that take part, the layer's own output among them: its weights may be trained.
@@ -116,7 +117,6 @@ def is_watched(*tensors: Tensor | None) -> bool:
         or peek_interpreter_stack() is not None
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
-        or torch.compiler.is_compiling()
     )
 
 
