@@ -88,7 +88,7 @@ def _layouts(model: Any, examples: Sequence[Example], max_tokens: int) -> Iterat
 
 def _packed_length(model: Any, longest: int) -> int:
     found = _FOUND.setdefault(model, {})
-    key = (longest, model.config._attn_implementation, model.dtype, model.device)
+    key = (longest, model.config.get_text_config(decoder=True)._attn_implementation, model.dtype, model.device)
     if key not in found:
         found[key] = packed_length(model, longest)
     return found[key]

@@ -17,6 +17,8 @@ from lorary.library.fingerprint import Fingerprint, compare, fingerprint_of_mode
 from lorary.library.fingerprint_folder import fingerprint_of_folder
 from lorary.library.fit import check_base_copies, check_whole, misfit
 from lorary.library.origin import is_file
+from lorary.library.placing import placed_layers
+from lorary.lora.targets import is_language
 
 
 @dataclass(frozen=True)
@@ -119,15 +121,16 @@ def check_fit(adapter: Adapter, record: BaseRecord) -> None:
 
     Raises:
         AdapterError: naming adapter, layer and both shapes; or the layer that is targeted and has no factors; or the
-            weight of the base that the adapter would change.
+            weight of the base that the adapter would change; or as `placed_layers` raises it.
     """
-    layers = record.fingerprint.layers
-    check_base_copies(adapter, record.name, record.revision, record.fingerprint)
-    for path, factors in adapter:
-        expected = layers.shape(path)
+    base = record.fingerprint
+    check_base_copies(adapter, record.name, record.revision, base)
+    placed = placed_layers(adapter.name, adapter.modules, base)
+    for path, factors in placed.items():
+        expected = base.layers.shape(path)
         if expected != (factors.d_in, factors.d_out):
-            raise misfit(adapter, path, expected, record.name, layers)
-    check_whole(adapter, layers)
+            raise misfit(adapter.name, factors, path, expected, record.name, base.layers)
+    check_whole(adapter, [path for path in base.layers if is_language(path, base.language)], placed)
 
 
 def check_origin(adapter: Adapter, own: Mapping[str, Any], record: BaseRecord, *, force_base: bool) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lorary.library.configuration import configuration_of, differing_fields
 from lorary.library.layers import LayerShapes
 from lorary.lora.seat import CHILD, linear_shape
+from lorary.lora.targets import language_paths
 
 NUM_MATRICES = 8
 NUM_SAMPLES = 32
@@ -40,6 +41,8 @@ class Fingerprint:
         samples: by name of the weight matrix, evenly spaced entries as float32.
         configuration: the fields that change what the model computes; None where an older Lorary recorded none. No
             part of the digest, which provenance of that time holds.
+        language: where the language model of a multimodal one lies (`language_paths`); nothing for others. No part of
+            the digest either.
     """
 
     architecture: str
@@ -48,6 +51,7 @@ class Fingerprint:
     dtype: str
     samples: Mapping[str, tuple[float, ...]]
     configuration: Mapping[str, Any] | None = None
+    language: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -60,6 +64,7 @@ class Fingerprint:
         configuration = {} if self.configuration is None else {"configuration": dict(self.configuration)}
         return {
             **configuration,
+            **({"language": list(self.language)} if self.language else {}),
             "architecture": self.architecture,
             "digest": self.digest,
             "dtype": self.dtype,
@@ -83,6 +88,7 @@ class Fingerprint:
             dtype=str(document["dtype"]),
             samples={name: tuple(map(float, entries)) for name, entries in document["samples"].items()},
             configuration=None if configuration is None else dict(configuration),
+            language=tuple(map(str, document.get("language", ()))),
         )
         if fingerprint.digest != document["digest"]:
             raise ValueError(f"the fingerprint's digest is {document['digest']}, its content has {fingerprint.digest}")
@@ -99,6 +105,7 @@ class Skeleton:
         layers: its linear layers.
         matrices: by name, the weights to sample, in the order in which the model defines them.
         configuration: the fields that change what the model computes.
+        language: as in `Fingerprint`.
     """
 
     architecture: str
@@ -106,10 +113,13 @@ class Skeleton:
     layers: LayerShapes
     matrices: Mapping[str, Tensor]
     configuration: Mapping[str, Any] | None
+    language: tuple[str, ...] = ()
 
     def with_samples(self, dtype: str, samples: Mapping[str, tuple[float, ...]]) -> Fingerprint:
         """The whole fingerprint."""
-        return Fingerprint(self.architecture, self.shapes, self.layers, dtype, samples, self.configuration)
+        return Fingerprint(
+            self.architecture, self.shapes, self.layers, dtype, samples, self.configuration, self.language
+        )
 
 
 def fingerprint_of_model(model: nn.Module) -> Fingerprint:
@@ -167,6 +177,7 @@ def skeleton_of(model: nn.Module) -> Skeleton:
         layers=LayerShapes.of(linears),
         matrices=_chosen_matrices(weights, linears),
         configuration=configuration_of(base),
+        language=language_paths(base),
     )
 
 

@@ -1,11 +1,11 @@
 """Whether an adapter has what its configuration says, and why it does not fit a base model."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import torch
 
-from lorary.adapter import Adapter
+from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import AdapterError
 from lorary.formats.peft_copies import check_copied_shape, check_copies, copies_of, other_values
 from lorary.formats.peft_selection import Selection
@@ -13,14 +13,15 @@ from lorary.library.base_weights import base_folder, base_weights
 from lorary.library.fingerprint import Fingerprint, sampled_positions
 
 
-def check_whole(adapter: Adapter, layers: Iterable[str]) -> None:
+def check_whole(adapter: Adapter, layers: Iterable[str], present: Container[str]) -> None:
     """Check that an adapter has factors for each layer of the base that its configuration targets.
 
     PEFT warns of absent ones and leaves these layers as they were initialised, so that a damaged adapter answers.
 
     Args:
         adapter: with a configuration of PEFT's.
-        layers: dotted paths of the base model's linear layers.
+        layers: dotted paths of the base model's linear layers that can be adapted.
+        present: the layers of the base that it has factors for.
 
     Raises:
         AdapterError: naming the first layer without factors.
@@ -30,7 +31,7 @@ def check_whole(adapter: Adapter, layers: Iterable[str]) -> None:
         return
     # `all-linear` leaves the head out, which stands outside of the numbered layers.
     chosen = (path for path in layers if selection.targets != "all-linear" or any(map(str.isdigit, path.split("."))))
-    absent = [path for path in chosen if path not in adapter.modules and selection.has(path)]
+    absent = [path for path in chosen if path not in present and selection.has(path)]
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise AdapterError(
@@ -41,18 +42,18 @@ def check_whole(adapter: Adapter, layers: Iterable[str]) -> None:
 
 
 def misfit(
-    adapter: Adapter, path: str, expected: tuple[int, int] | None, base: str, layers: Iterable[str]
+    name: str, factors: LoraFactors, path: str, expected: tuple[int, int] | None, base: str, layers: Iterable[str]
 ) -> AdapterError:
     """The error for factors that do not fit the base at a layer, with the likeliest reason.
 
     Args:
-        adapter: the adapter.
+        name: of the adapter.
+        factors: that it has for the layer.
         path: of the layer.
         expected: (d_in, d_out) of the base's layer, None where it has none there.
         base: what to call the base.
         layers: dotted paths of the base model's linear layers.
     """
-    factors = adapter.modules[path]
     found = (factors.d_in, factors.d_out)
     remedy = "add it to a library of the base model that it was trained on"
     if expected is None:
@@ -70,11 +71,11 @@ def misfit(
         there = f"has (d_in, d_out) {expected}"
         if factors.d_in == expected[0] and not any(map(str.isdigit, path.split("."))):
             try:
-                check_copied_shape(adapter.name, path, (factors.d_out, factors.d_in), expected[::-1], base)
+                check_copied_shape(name, path, (factors.d_out, factors.d_in), expected[::-1], base)
             except AdapterError as error:
                 return error
     return AdapterError(
-        f"adapter '{adapter.name}' must fit the base model '{base}' at {path[:200]}",
+        f"adapter '{name}' must fit the base model '{base}' at {path[:200]}",
         found=f"the adapter has (d_in, d_out) {found}, the base {there}",
         remedy=remedy,
     )

@@ -5,6 +5,7 @@ Reading takes no lock and meets whole adapters only; each change is atomic, dura
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -32,6 +33,7 @@ from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.folders import change, check_name, delete, put
 from lorary.library.layout import LIBRARY_FILE
 from lorary.library.origin import check_not_stacked
+from lorary.library.placing import place, placed_adapter, placed_layers
 from lorary.library.presence import Presence
 from lorary.library.provenance import (
     PROVENANCE_FILE,
@@ -142,14 +144,15 @@ class Library:
         return name in self.names()
 
     def get(self, name: str) -> Adapter:
-        """Read one adapter. Hashes are not compared: `verify` does that.
+        """Read one adapter, its layers under the paths of the base. Hashes are not compared: `verify` does that.
 
         Raises:
             LibraryError: if there is no such adapter.
             AdapterError: if its files are damaged.
         """
         self.check_presence()
-        return parse_adapter(name, read_stable(self._path, name, lambda folder: read_files(folder, name)))
+        adapter = parse_adapter(name, read_stable(self._path, name, lambda folder: read_files(folder, name)))
+        return placed_adapter(adapter, self.base.fingerprint)
 
     def shapes(self, name: str) -> dict[str, Shape]:
         """The shapes of one adapter's factors by layer, without reading its weights.
@@ -159,7 +162,8 @@ class Library:
             AdapterError: if its file is missing, or its header damaged.
         """
         self.check_presence()
-        return read_stable(self._path, name, lambda folder: read_shapes(folder, name))
+        shapes = read_stable(self._path, name, lambda folder: read_shapes(folder, name))
+        return placed_layers(name, shapes, self.base.fingerprint)
 
     def provenance(self, name: str) -> dict[str, Any]:
         """What is recorded about one adapter: tasks, hashes, rank, base, and what its builder told.
@@ -330,6 +334,7 @@ class Library:
         # The name of a folder may hold bytes that are no text.
         told = imported_provenance(own, adapter, os.fsencode(source_name).decode("utf-8", "replace"))
         check_fit(adapter, self.base)
+        _warn_of_silent_layers(adapter, self.base)
         if not check_not_stacked(adapter, folder, self.base.name, self.names(), force_base=force_base):
             check_origin(adapter, own, self.base, force_base=force_base)
         return self._commit(name, files, told, is_new=is_new)
@@ -348,3 +353,14 @@ def _provenance_in(folder: Path, name: str) -> dict[str, Any]:
     provenance = read_json(folder / PROVENANCE_FILE)
     check_provenance(name, provenance)
     return provenance
+
+
+def _warn_of_silent_layers(adapter: Adapter, base: BaseRecord) -> None:
+    """Say which layers of an adapter are left out, since no text reaches them."""
+    silent = [path for path, own in place(adapter.modules, base.fingerprint).items() if own is None]
+    if silent:
+        warnings.warn(
+            f"adapter '{adapter.name}' adapts {len(silent)} layers outside the language model of the base model "
+            f"'{base.name}', the first {silent[0]}: they are left out, and only text is routed",
+            stacklevel=4,
+        )

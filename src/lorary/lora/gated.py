@@ -11,7 +11,7 @@ from lorary.lora.gate import Gate, Seen
 from lorary.lora.rows import append_rows, remove_rows
 from lorary.ops.choose import Chosen
 from lorary.ops.mix import Mix, mix_chosen, weigh
-from lorary.ops.native import FEW_TOKENS, MOST_CHOSEN, NativeRoute, Quick, is_native, native_mix
+from lorary.ops.native import FEW_TOKENS, MOST_CHOSEN, NativeRoute, Quick, is_native, is_watched, native_mix
 
 # The choice of fewer than one in so many experts is applied by itself; of more, all are computed.
 SPARSE = 2
@@ -114,7 +114,7 @@ class GatedLora(nn.Module):
         tokens = x.reshape(-1, x.shape[-1]).to(self.down.dtype)
         if self.gate is None:
             delta = self._fixed(tokens)
-        elif self._is_native(tokens):
+        elif self._is_native(tokens, output):
             return self._routed_natively(self.gate, tokens, x.shape[:-1], output)
         else:
             delta = self._routed(self.gate, tokens, x.shape[:-1])
@@ -123,15 +123,20 @@ class GatedLora(nn.Module):
     def _is_at_once(self, x: Tensor, output: Tensor) -> bool:
         if torch.compiler.is_compiling() or self.at_once is None or self.recorders:
             return False
-        return self.at_once.down is self._buffers["down"] and self.at_once.takes(x, output)
+        up = self._buffers["up"]
+        assert up is not None
+        return self.at_once.down is self._buffers["down"] and self.at_once.takes(x, output, up)
 
-    def _is_native(self, tokens: Tensor) -> bool:
-        """Whether compiled code may apply the experts: it knows no gradients, and dense matrix products no equal."""
-        if torch.compiler.is_compiling() or not self._is_plain or not is_native(tokens) or not is_native(self.down):
+    def _is_native(self, tokens: Tensor, output: Tensor) -> bool:
+        """Whether compiled code may apply the experts: nobody follows them, and dense products would not be faster."""
+        if torch.compiler.is_compiling() or not self._is_plain:
             return False
-        if torch.is_grad_enabled() and (tokens.requires_grad or self.down.requires_grad or self.up.requires_grad):
+        if not (is_native(tokens) and is_native(self.down) and is_native(self.up)):
             return False
         assert self.gate is not None
+        quick = self.gate.quick
+        if not output.is_cpu or is_watched(tokens, output, self.down, self.up, *(quick[:2] if quick else ())):
+            return False
         is_sparse = self.gate.most * SPARSE <= self.num_experts or len(tokens) <= FEW_TOKENS
         return is_sparse and self.gate.most <= MOST_CHOSEN
 

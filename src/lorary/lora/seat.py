@@ -6,6 +6,7 @@ the base stay as they are, and `detach` leaves nothing behind (docs/adr/0001).
 """
 
 from collections.abc import Mapping
+from inspect import signature
 from itertools import chain
 from typing import Any
 
@@ -115,7 +116,7 @@ def seat(model: nn.Module, children: Mapping[str, nn.Module]) -> list[RemovableH
     for path, child in children.items():
         layer = model.get_submodule(path)
         layer.add_module(CHILD, child)
-        handles.append(layer.register_forward_hook(_add_seated))
+        handles.append(layer.register_forward_hook(_add_seated, with_kwargs=True))
     return handles
 
 
@@ -127,7 +128,42 @@ def unseat(model: nn.Module, paths: list[str], handles: list[RemovableHandle]) -
         delattr(model.get_submodule(path), CHILD)
 
 
-def _add_seated(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def given_to(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """What a linear layer was called with, by position or by keyword: `input` of nn.Linear, `x` of Conv1D.
+
+    Args:
+        layer: the layer.
+        args: given by position.
+        kwargs: given by keyword.
+
+    Raises:
+        AdapterError: if it is no tensor.
+    """
+    if args:
+        given = args[0]
+    else:
+        name = next((name for name in ("input", "x") if name in kwargs), None)
+        given = kwargs[name or next((n for n in signature(layer.forward).parameters if n in kwargs), "")]
+    if not isinstance(given, Tensor):
+        raise _no_tensor("be given", layer, given)
+    return given
+
+
+def _add_seated(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     child: Any = layer._modules[CHILD]  # twice as fast as the attribute, for each layer of each token
-    result: Tensor = child(args[0], output)
-    return result
+    x = given_to(layer, args, kwargs)
+    if isinstance(output, Tensor):
+        return child(x, output)
+    # Some layers give their bias, or what they counted, beside what they computed.
+    if not (isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor)):
+        raise _no_tensor("compute", layer, output)
+    parts = (child(x, output[0]), *output[1:])
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+
+def _no_tensor(what: str, layer: nn.Module, found: object) -> AdapterError:
+    return AdapterError(
+        f"a routed layer ({type(layer).__name__}) must {what} a tensor",
+        found=type(found).__name__,
+        remedy="leave it out of the target modules",
+    )

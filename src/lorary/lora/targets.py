@@ -1,7 +1,8 @@
 """Which linear layers to adapt."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -17,6 +18,8 @@ def find_targets(
 ) -> dict[str, tuple[int, int]]:
     """Paths and shapes of the linear layers that a choice of targets means, in the model's order.
 
+    Of a multimodal model those of its language model alone: no text reaches the others.
+
     Args:
         model: the base model.
         target_modules: last parts of the paths (`q_proj`), as PEFT takes them; `all-linear` alone means every linear
@@ -31,9 +34,8 @@ def find_targets(
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
     found: dict[str, tuple[int, int]] = {}
-    for path, module in model.named_modules():
-        shape = linear_shape(module)
-        if shape is None or module is head:
+    for path, module, shape in _linear_layers(model):
+        if module is head:
             continue
         if list(target_modules) != [ALL_LINEAR] and path.rsplit(".", 1)[-1] not in target_modules:
             continue
@@ -52,8 +54,44 @@ def layer_number(path: str) -> int | None:
 
 def num_layers(model: nn.Module) -> int:
     """Number of transformer layers of a model, counted from the paths of its linear layers."""
-    numbers = (layer_number(path) for path, module in model.named_modules() if linear_shape(module))
+    numbers = (layer_number(path) for path, _, _ in _linear_layers(model))
     return max((number for number in numbers if number is not None), default=-1) + 1
+
+
+def language_paths(model: nn.Module) -> tuple[str, ...]:
+    """Where the language model of a multimodal model lies: its decoder and its output head; nothing for others.
+
+    Args:
+        model: of transformers, or any other module, which is no multimodal one.
+    """
+    whole: Any = model
+    config: Any = getattr(whole, "config", None)
+    if not hasattr(config, "get_text_config") or getattr(config, "is_encoder_decoder", False):
+        return ()
+    if config.get_text_config(decoder=True) is config or not hasattr(whole, "get_decoder"):
+        return ()
+    decoder, head = whole.get_decoder(), whole.get_output_embeddings()
+    if decoder is model:
+        return ()
+    return tuple(path for path, module in model.named_modules() if module is decoder or (module is head is not None))
+
+
+def is_language(path: str, language: Sequence[str]) -> bool:
+    """Whether a layer belongs to the language model.
+
+    Args:
+        path: of the layer.
+        language: as `language_paths` gives it.
+    """
+    return not language or any(path == own or path.startswith(f"{own}.") for own in language)
+
+
+def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[int, int]]]:
+    language = language_paths(model)
+    for path, module in model.named_modules():
+        shape = linear_shape(module)
+        if shape is not None and is_language(path, language):
+            yield path, module, shape
 
 
 def _check_all_used(
@@ -62,7 +100,7 @@ def _check_all_used(
     names = {path.rsplit(".", 1)[-1] for path in found}
     unused = [] if list(target_modules) == [ALL_LINEAR] else [t for t in target_modules if t not in names]
     if unused or not found:
-        linear = sorted({p.rsplit(".", 1)[-1] for p, m in model.named_modules() if linear_shape(m)})
+        linear = sorted({path.rsplit(".", 1)[-1] for path, _, _ in _linear_layers(model)})
         raise UsageError(
             f"every target module must name linear layers of {type(model).__name__}",
             found=unused or list(target_modules),

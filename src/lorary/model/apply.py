@@ -10,6 +10,7 @@ from lorary.model.features import decoder_of
 from lorary.model.general import subtract_general
 from lorary.model.layers import SeatedLayer
 from lorary.model.plan import Plan, make_plan
+from lorary.model.prefill import STEP, Prefill
 from lorary.model.probe import Prober
 from lorary.model.row_gates import FixedGate, RowGate
 from lorary.model.seating import Seating
@@ -73,6 +74,9 @@ def _set_pass_hooks(model: Any, state: Seating, plans: Sequence[Plan], of_row: S
         state.prober = Prober([plan.request for plan in plans], of_row)
         state.pass_handles.append(decoder.register_forward_pre_hook(state.prober, with_kwargs=True))
         state.pass_handles.append(model.register_forward_pre_hook(state.prober.note, with_kwargs=True))
+        state.pass_handles.append(decoder.register_forward_hook(state.prober.mark))
+        if hasattr(type(model), STEP):
+            state.pass_handles.append(Prefill(model, state.prober))
 
 
 def _on(gate: Any, layer: SeatedLayer) -> Any:

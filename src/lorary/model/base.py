@@ -53,7 +53,7 @@ def context_of(model: Any) -> int | None:
     Args:
         model: a transformers model for causal language modelling.
     """
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     return None if context is None else int(context)
 
 

@@ -21,6 +21,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 _ITS_OWN: Mapping[str, Any] = {
     "experts": None, "calibrated": False, "tie": "none", "zeros": "skip", "features": "hidden"
 }  # fmt: skip
+# Scores in the units of one rule: they mean nothing to another one.
+_IN_UNITS = ("threshold", "null")
 
 
 def merged(before: Routing, setting: "str | Mapping[str, Any] | Routing") -> Routing:
@@ -47,14 +49,21 @@ def merged(before: Routing, setting: "str | Mapping[str, Any] | Routing") -> Rou
     if preset is not None:
         return Routing(**{**preset_fields(preset), **changes})
     if "router" in changes:
-        changes = {**_its_own(before), **changes}
+        is_same = before.experts is None and changes["router"] == before.router
+        changes = {**_its_own(before), **({} if is_same else dict.fromkeys(_IN_UNITS)), **changes}
     return replace(before, **changes)
 
 
 def without_router(setting: Routing) -> dict[str, Any]:
     """The fields of a setting that stay when another router is named, as values of JSON."""
-    own = {"router", *_its_own(setting)}
+    own = {"router", *_its_own(setting), *_IN_UNITS}
     return {key: value for key, value in setting.to_json().items() if key not in own}
+
+
+def in_units(setting: Routing) -> dict[str, dict[str, Any]]:
+    """By the name of its router, the fields of a setting in that rule's own units; nothing where there are none."""
+    own = {key: value for key in _IN_UNITS if (value := getattr(setting, key)) is not None}
+    return {setting.router: own} if own and setting.experts is None else {}
 
 
 def _its_own(setting: Routing) -> dict[str, Any]:

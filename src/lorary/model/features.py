@@ -15,6 +15,7 @@ from lorary.data.encoder import embed_texts
 from lorary.errors import RouterError, UsageError
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.store import Library
+from lorary.lora.targets import language_paths
 from lorary.model.layers import SeatedLayer
 from lorary.model.prepared import REQUEST, Known, not_prepared
 from lorary.model.setting import Routing
@@ -184,8 +185,15 @@ def prompt_batches(model: Any, prompts: Sequence[Sequence[int]]) -> Iterator[tup
 
 
 def decoder_of(model: Any) -> Any:
-    """The model without its head: what hidden states come from."""
-    return getattr(model, "base_model", model)
+    """The model without its head, as it is called: what hidden states come from.
+
+    Some models call the decoder inside of it and never itself (OPT, BART). Of a multimodal one it is all that comes
+    before the head.
+    """
+    whole = getattr(model, "base_model", model)
+    inner = getattr(whole, "decoder", None)
+    is_alone = inner is not None and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return inner if is_alone and not language_paths(model) else whole
 
 
 def _own_tokenizer(model: Any) -> Any:

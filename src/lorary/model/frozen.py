@@ -70,8 +70,8 @@ def reordered(weight: Tensor) -> tuple[Tensor, Tensor]:
         return reorder(weight.detach()), reorder(weight.detach().mT.contiguous())
 
 
-def _forward(forward: Tensor, backward: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    result: Tensor = _Product.apply(x, forward, backward, bias)  # type: ignore[no-untyped-call]
+def _forward(forward: Tensor, backward: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:  # as nn.Linear calls it
+    result: Tensor = _Product.apply(input, forward, backward, bias)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -17,7 +17,9 @@ from lorary.formats.peft import read_adapter
 from lorary.library.fingerprint import bare_modules
 from lorary.library.fit import check_whole
 from lorary.library.folders import check_name
+from lorary.library.placing import placed_adapter, placed_layers
 from lorary.lora.seat import find_linear, linear_shape, seat, unseat
+from lorary.lora.targets import is_language
 from lorary.model.apply import apply_routing
 from lorary.model.general import check_general, seated_ranks
 from lorary.model.layers import build_layers, check_copies_of, in_order
@@ -43,7 +45,7 @@ def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = Non
         AdapterError: if the adapter does not fit, or is not whole.
     """
     state = _changeable(model)
-    adapter = _read(model, adapter, name)
+    adapter = _read(model, state, adapter, name)
     if adapter.name in state.experts:
         raise RouterError(
             "each expert must have a name of its own",
@@ -107,7 +109,7 @@ def replace_expert(model: Any, adapter: Adapter | str | Path, name: str | None =
         The name.
     """
     state = _changeable(model)
-    adapter = _read(model, adapter, name)
+    adapter = _read(model, state, adapter, name)
     _check_seated(state, adapter.name)
     _check_fit(model, adapter)
     _check_ranks(state, adapter)
@@ -146,15 +148,18 @@ def _changeable(model: Any) -> Seating:
     return state
 
 
-def _read(model: Any, adapter: Adapter | str | Path, name: str | None) -> Adapter:
+def _read(model: Any, state: Seating, adapter: Adapter | str | Path, name: str | None) -> Adapter:
+    base = state.library.base.fingerprint
     if isinstance(adapter, Adapter):
         adapter = Adapter(name or adapter.name, adapter.modules, adapter.config, adapter.tensors)
     else:
         adapter = read_adapter(adapter, name, with_copies=True)
-        check_whole(adapter, [path for path, module in bare_modules(model) if linear_shape(module)])
+        layers = [path for path, module in bare_modules(model) if linear_shape(module)]
+        language = [path for path in layers if is_language(path, base.language)]
+        check_whole(adapter, language, placed_layers(adapter.name, adapter.modules, base))
         check_copies_of(adapter, model)
     check_name(adapter.name)
-    return adapter
+    return placed_adapter(adapter, base)
 
 
 def _check_seated(state: Seating, name: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from lorary.data.batching import Batch
 from lorary.data.packing import PACKED_LENGTH, Group, micro_batches
 from lorary.data.template import Example
+from lorary.lora.seat import given_to
 from lorary.model.row_attention import NAMES, attending_rows
 
 # Fields in which models say how far back their attention reaches, which attention to rows does not know.
@@ -30,10 +31,14 @@ def target_logits(model: Any, batch: Batch) -> Float[Tensor, "targets vocabulary
         One row of logits per target token, in the model's dtype.
     """
 
-    def keep_targets(_head: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][batch.rows, batch.positions].unsqueeze(0), *args[1:])
+    def keep_targets(head: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = given_to(head, args, kwargs)
+        kept = hidden[batch.rows, batch.positions].unsqueeze(0)
+        return (kept, *args[1:])[: len(args)], {
+            name: kept if value is hidden else value for name, value in kwargs.items()
+        }
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(keep_targets)
+    handle = model.get_output_embeddings().register_forward_pre_hook(keep_targets, with_kwargs=True)
     try:
         with attending_rows(model, batch) as places:
             positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}

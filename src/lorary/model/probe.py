@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
+from itertools import count
 from typing import Any
 
 import torch
@@ -10,15 +11,22 @@ from torch import Tensor
 
 from lorary.errors import UsageError
 from lorary.model.decision import Request
+from lorary.model.features import decoder_of
 from lorary.model.row_gates import spread
+
+# Arguments in which families are given what they keep of earlier tokens.
+_CACHES = ("past_key_values", "cache_params", "state", "mems")
+_DECIDED = "_lorary_decided"
+_KEYS = count()
 
 
 class Prober:
     """A forward pre-hook of the base's decoder that decides for each new request.
 
     A pass without cached tokens is a new request, and its real tokens are the prompt. One with cached tokens goes on
-    with the last request. So does one that repeats the last prompt and is one token longer than the pass before: that
-    is generation without a cache.
+    with the request that filled the cache, which keeps its decision, also in a copy. One that repeats the last prompt
+    and is one token longer than the pass before goes on with the last request: that is generation without a cache.
+    A prompt that comes in pieces is decided beforehand (`lorary.model.prefill`).
 
     Args:
         requests: one for each different setting, None for settings that decide otherwise.
@@ -31,6 +39,8 @@ class Prober:
         self._ids: Tensor | None = None
         self._length = 0
         self._num_behind = 0
+        self._is_decided = False
+        self._key = next(_KEYS)
 
     def note(self, _model: torch.nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the whole model: where logits of the last n tokens are asked for, n - 1 are no prompt.
@@ -43,8 +53,50 @@ class Prober:
     def __call__(self, decoder: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Probe if the pass that begins is a new request."""
         given = {**dict(zip(signature(decoder.forward).parameters, args, strict=False)), **kwargs}
-        if self._goes_on(given):
+        cache, self._is_decided, is_decided = cache_of(given), False, self._is_decided
+        if is_filled(cache):
+            self._recall(cache)
+        elif not (is_decided or self._goes_on(given)):
+            self._probe(decoder, given)
+        self._keep(cache)
+
+    def decide(self, model: Any, given: Mapping[str, Any]) -> None:
+        """Decide by a whole prompt, of which the next pass brings the first piece.
+
+        Args:
+            model: whose decoder is probed.
+            given: what it would be given for the whole prompt, by name.
+        """
+        decoder = decoder_of(model)
+        names = signature(decoder.forward).parameters
+        self._num_behind = 0
+        self._probe(decoder, {name: value for name, value in given.items() if name in names})
+        self._ids, self._is_decided = None, True
+
+    def mark(self, _decoder: torch.nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        """A forward hook of the decoder: a cache that it made itself belongs to the request, too."""
+        parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
+        for part in parts:
+            if hasattr(part, "get_seq_length"):
+                self._keep(part)
+
+    def _keep(self, cache: Any) -> None:
+        """Write down in a cache what was decided for its request."""
+        if hasattr(cache, "__dict__"):
+            vars(cache)[_DECIDED] = (self._key, [each and each.chosen for each in self.requests])
+
+    def _recall(self, cache: Any) -> None:
+        """What was decided for the request that filled a cache; nothing for a cache of other settings."""
+        if not hasattr(cache, "__dict__"):  # a list of states: it can bear no mark, and goes on with the last request
             return
+        key, decided = getattr(cache, _DECIDED, (None, []))
+        if key != self._key:
+            decided = [None] * len(self.requests)
+        for request, chosen in zip(self.requests, decided, strict=True):
+            if request is not None:
+                request.chosen = chosen
+
+    def _probe(self, decoder: torch.nn.Module, given: Mapping[str, Any]) -> None:
         ids = given.get("input_ids")
         try:
             started = self._start(given)
@@ -76,9 +128,7 @@ class Prober:
         return real & is_prompt
 
     def _goes_on(self, given: Mapping[str, Any]) -> bool:
-        cache, ids = given.get("past_key_values"), given.get("input_ids")
-        if cache is not None and int(cache.get_seq_length()) > 0:
-            return True
+        ids = given.get("input_ids")
         old, self._ids = self._ids, ids
         length, self._length = self._length, 0 if ids is None else ids.shape[1]
         if old is None or ids is None or len(old) != len(ids) or ids.shape[1] != length + 1:
@@ -87,6 +137,35 @@ class Prober:
             return False
         self._ids = old
         return True
+
+
+def cache_of(given: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a pass, by whatever name its family gives it; None where there is none."""
+    return next((given[name] for name in _CACHES if given.get(name) is not None), None)
+
+
+def is_filled(cache: Any) -> bool:
+    """Whether a cache holds tokens already."""
+    if cache is None:
+        return False
+    if not hasattr(cache, "get_seq_length"):
+        return True  # the states of a recurrent model, which come from a pass
+    return cached_length(cache) > 0 or (hasattr(cache, "has_previous_state") and _has_states(cache))
+
+
+def cached_length(cache: Any) -> int:
+    """How many tokens a cache holds; 0 for one of states, which do not tell."""
+    try:
+        return int(cache.get_seq_length())
+    except (AttributeError, ValueError):
+        return 0
+
+
+def _has_states(cache: Any) -> bool:
+    try:
+        return bool(cache.has_previous_state())
+    except ValueError:  # of attention alone
+        return False
 
 
 @contextmanager
@@ -138,7 +217,7 @@ def real_tokens(given: Mapping[str, Any]) -> Tensor:
 
 def _uncached(given: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that keep the probe out of the cache, whose empty places a mask may already show."""
-    changed: dict[str, Any] = {"past_key_values": None, "use_cache": False}
+    changed: dict[str, Any] = {name: None for name in _CACHES if name in given} | {"use_cache": False}
     seq = (given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]).shape[1]
     mask = given.get("attention_mask")
     if isinstance(mask, Mapping):

@@ -40,7 +40,7 @@ def attending_rows(model: Any, batch: Batch) -> Iterator[dict[str, Any]]:
     if batch.places is None:
         yield {}
         return
-    config = model.config
+    config = model.config.get_text_config(decoder=True)  # its own, where a language model is part of another
     before = config._attn_implementation
     config._attn_implementation = NAMES.get(before, before)  # a context may stand in another
     try:

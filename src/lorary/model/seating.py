@@ -1,7 +1,7 @@
 """What `attach` leaves on a model."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch.utils.hooks import RemovableHandle
 
@@ -15,6 +15,14 @@ from lorary.model.setting import Routing
 from lorary.route.arrow import AMBIGUOUS_GAP
 
 STATE = "_lorary"
+
+
+@runtime_checkable
+class Handle(Protocol):
+    """Something that was put on a model and can be taken away."""
+
+    def remove(self) -> None:
+        """Take it away."""
 
 
 @dataclass
@@ -49,7 +57,7 @@ class Seating:
     num_blocks: int = 0
     tokenizer: Any = None
     prober: Prober | None = None
-    pass_handles: list[RemovableHandle] = field(default_factory=list)
+    pass_handles: list[Handle] = field(default_factory=list)
 
     def ambiguous(self) -> list[tuple[str, str, float]]:
         """(expert, layer, σ2/σ1) of every prototype whose direction is not well defined."""

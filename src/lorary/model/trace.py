@@ -1,6 +1,6 @@
 """Seeing what a routed model chose: routing weights per token, layer and expert."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
@@ -11,14 +11,16 @@ from torch import Tensor
 
 from lorary.errors import UsageError
 from lorary.model.attach import Seating, seating
+from lorary.model.probe import cache_of, cached_length
 
 
 class Trace:
     """Routing weights of every forward pass inside `with lorary.trace(model)`.
 
     Passes are joined along `seq`, so that cached generation reads as one row of positions; they must have one batch
-    size. Under beam search a row is a place in the beam: it is not followed when beams change places. Experts that a
-    layer lacks have weight 0 there. A router with fixed weights decides nothing and records nothing.
+    size. What a cache forgets again, as it does a draft that is not accepted, goes from the trace too. Under beam
+    search a row is a place in the beam: it is not followed when beams change places. Experts that a layer lacks have
+    weight 0 there. A router with fixed weights decides nothing and records nothing.
     """
 
     def __init__(self, state: Seating) -> None:
@@ -27,6 +29,7 @@ class Trace:
         self._steps: dict[str, list[Tensor]] = {path: [] for path in state.layers}
         self._masks: dict[str, list[Tensor]] = {path: [] for path in state.layers}
         self._mask: Tensor | None = None
+        self._segment: tuple[int | None, int] = (None, 0)
 
     @property
     def layers(self) -> list[str]:
@@ -78,6 +81,23 @@ class Trace:
             _join([], next(iter(self._steps)))
         return self.layers
 
+    def _begin(self, given: Mapping[str, Any]) -> None:
+        """A pass begins: note its padding, and forget what its cache has forgotten since the pass before.
+
+        Args:
+            given: its arguments, by name.
+        """
+        mask, cache = given.get("attention_mask"), cache_of(given)
+        self._mask = mask.detach().bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        length = cached_length(cache)
+        num_recorded = max((sum(one.shape[1] for one in steps) for steps in self._steps.values()), default=0)
+        whose, ahead = self._segment
+        if whose != id(cache) or not length:  # other text: what was recorded before it stays
+            self._segment = (None if cache is None else id(cache), num_recorded - length)
+        elif (forgotten := num_recorded - ahead - length) > 0:
+            for parts in (*self._steps.values(), *self._masks.values()):
+                _cut(parts, forgotten)
+
     def _record(self, path: str, weights: Tensor) -> None:
         batched = weights if weights.dim() == 3 else weights.unsqueeze(0)
         self._steps[path].append(batched.float().cpu())
@@ -108,11 +128,10 @@ def trace(model: Any) -> Iterator[Trace]:
 
     parameters = list(signature(model.forward).parameters)
 
-    def note_mask(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        mask = {**dict(zip(parameters, args, strict=False)), **kwargs}.get("attention_mask")
-        recorded._mask = mask.detach().bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+    def begin(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        recorded._begin({**dict(zip(parameters, args, strict=False)), **kwargs})
 
-    handle = model.register_forward_pre_hook(note_mask, with_kwargs=True)
+    handle = model.register_forward_pre_hook(begin, with_kwargs=True)
     recorders = {path: partial(recorded._record, path) for path in state.layers}
     for path, layer in state.layers.items():
         layer.lora.recorders.append(recorders[path])
@@ -122,6 +141,14 @@ def trace(model: Any) -> Iterator[Trace]:
         handle.remove()
         for path, layer in state.layers.items():
             layer.lora.recorders.remove(recorders[path])
+
+
+def _cut(passes: list[Tensor], number: int) -> None:
+    """Take positions away from the end of what passes recorded."""
+    while passes and number >= passes[-1].shape[1]:
+        number -= passes.pop().shape[1]
+    if passes and number:
+        passes[-1] = passes[-1][:, :-number]
 
 
 def _join(passes: Sequence[Tensor], layer: str) -> Tensor:

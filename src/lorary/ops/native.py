@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 
 from lorary.caching import cache_folder
 from lorary.ops.choose import Chosen
@@ -96,7 +98,31 @@ def native() -> ctypes.CDLL | None:
 
 def is_native(tensor: Tensor) -> bool:
     """Whether compiled code can read a tensor: an ordinary one, float32, on the CPU, and a compiler was there."""
-    return type(tensor) is Tensor and tensor.dtype == torch.float32 and tensor.is_cpu and native() is not None
+    return _is_readable(tensor) and native() is not None
+
+
+def is_watched(*tensors: Tensor | None) -> bool:
+    """Whether PyTorch follows what is done to tensors, so that compiled code must not do it unseen.
+
+    It does for gradients, either way, and under `torch.func`, tracing and dispatch modes. Whether it compiles is for
+    the caller to ask first.
+
+    Args:
+        tensors: all that take part, the layer's own output among them: its weights may be trained.
+    """
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        return True
+    return (
+        forward_ad._current_level >= 0
+        or peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    is_plain = type(tensor) is Tensor and tensor.dtype is torch.float32 and tensor.is_cpu
+    return is_plain and tensor.layout is torch.strided and not tensor.is_neg()
 
 
 def native_mix(
@@ -171,17 +197,16 @@ class NativeRoute:
         self._call, self._kept = library.lorary_route, (quick, starts, experts, router)
         self._tail = ctypes.byref(router), ctypes.byref(experts)
 
-    def takes(self, x: Tensor, output: Tensor) -> bool:
-        """Whether it can compute what a layer was given: float32 on the CPU, few tokens, no gradient wanted."""
+    def takes(self, x: Tensor, output: Tensor, up: Tensor) -> bool:
+        """Whether it can compute what a layer was given: few plain tokens, which nobody follows, for these experts."""
         return (
-            type(x) is Tensor
-            and x.dtype is torch.float32
-            and output.dtype is torch.float32
-            and x.is_cpu
+            up is self._up
+            and _is_readable(x)
+            and _is_readable(output)
             and x.numel() <= FEW_TOKENS * self.d_in
             and x.is_contiguous()
             and output.is_contiguous()
-            and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, output, self.down, self._up)))
+            and not is_watched(x, output, self.down, up, *self._kept[0][:2])
         )
 
     def __call__(
@@ -212,7 +237,9 @@ class NativeRoute:
 
     def room(self, num_tokens: int) -> Chosen:
         """Room for the experts of some tokens."""
-        return Chosen(torch.empty(num_tokens, self._places, dtype=torch.int64), torch.empty(num_tokens, self._places))
+        # Said outright: a user's default dtype and device are not those of compiled code.
+        experts = torch.empty(num_tokens, self._places, dtype=torch.int64, device="cpu")
+        return Chosen(experts, torch.empty(num_tokens, self._places, dtype=torch.float32, device="cpu"))
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()

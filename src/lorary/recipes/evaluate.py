@@ -14,7 +14,7 @@ from lorary.evaluate.sandbox import make_sandbox
 from lorary.library.store import Library
 from lorary.model.attach import Routing
 from lorary.model.base import Base
-from lorary.model.changes import without_router
+from lorary.model.changes import in_units, without_router
 from lorary.recipes.bench import Bench, KnownBase, at_bench, known, known_unloaded
 from lorary.recipes.display import Display
 from lorary.recipes.evaluate_settings import EvaluateSettings
@@ -127,9 +127,16 @@ def run_evaluate(
             raise LibraryError(f"library '{library.path}' must hold an adapter to be evaluated", found="none")
     first = libraries[0]
     given = {key: value for key, value in changes.items() if value is not None}
-    asked = without_router(Routing(**first.default_router)) | dict(route or {})
+    default = Routing(**first.default_router)
+    asked = without_router(default) | dict(route or {})
     own = {key: asked.pop(key) for key in ("top_k", "temperature", "mix")}
-    fields = {**own, "route": asked, **given, "template": template_of(first, given.get("template"))}
+    fields = {
+        **own,
+        "route": asked,
+        "units": in_units(default),
+        **given,
+        "template": template_of(first, given.get("template")),
+    }
     settings = EvaluateSettings(routers=tuple(routers), **fields)
     tasks = {
         name: task for name, task in load_tasks(tasks_reference, names=names).items() if names or task.split("test")

@@ -27,6 +27,7 @@ class EvaluateSettings:
         route: further fields of `lorary.model.setting.Routing`. Routers that look at nothing take those alone that say
             which experts there are; base and oracle take none, and a router with a preset in its brackets neither these
             nor the three above.
+        units: by router, further fields in its own units, such as a default router's threshold; `route` comes first.
         template: how rows become prompts; must be the one the experts were trained with.
         max_length: tokens of a row.
         rows: use the first so many test rows of a task.
@@ -46,6 +47,7 @@ class EvaluateSettings:
     temperature: float | Mapping[str, float] = 1.0
     mix: str = "outputs"
     route: Mapping[str, Any] = field(default_factory=dict)
+    units: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     template: str = "plain"
     max_length: int = 1024
     rows: int = 100
@@ -93,5 +95,6 @@ class EvaluateSettings:
                 f"router '{spec.name}' looks at nothing and takes {list(_WITHOUT_LOOKING)} alone", found=meaningless
             )
         asked: dict[str, Any] = {"top_k": self.top_k, "temperature": self.temperature, "mix": self.mix}
+        asked.update(self.units.get(spec.name, {}) if looks else {})
         asked.update({key: value for key, value in self.route.items() if looks or key in _WITHOUT_LOOKING})
         return {**asked, **spec.fields}

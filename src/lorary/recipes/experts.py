@@ -12,7 +12,7 @@ from lorary.errors import LibraryError, UsageError
 from lorary.formats.peft import tensors_of
 from lorary.formats.peft_config import new_config
 from lorary.library.store import Library
-from lorary.lora.targets import ALL_LINEAR, find_targets, num_layers
+from lorary.lora.targets import ALL_LINEAR, find_targets, language_paths, num_layers
 from lorary.model.base import Base
 from lorary.recipes.build_settings import BuildSettings, as_recorded, recorded_settings
 from lorary.recipes.jobs import CLUSTER, Unit
@@ -46,7 +46,9 @@ def to_adapter(unit: Unit, modules: Mapping[str, LoraFactors], base: Base) -> Ad
         base: what it was trained on.
     """
     settings = unit.settings
-    whole = settings.upper_layers is None and ALL_LINEAR not in settings.target_modules
+    # PEFT would look for factors of these names in the other parts of a multimodal model too.
+    is_part = settings.upper_layers is not None or bool(language_paths(base.model))
+    whole = not is_part and ALL_LINEAR not in settings.target_modules
     config = new_config(
         base.files.name,
         rank=settings.rank,

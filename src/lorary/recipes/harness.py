@@ -23,7 +23,7 @@ from lorary.library.base_content import content_of_model
 from lorary.library.store import Library
 from lorary.model.attach import Routing, attach, detach, routing
 from lorary.model.base import Base, load_base
-from lorary.model.changes import without_router
+from lorary.model.changes import in_units, without_router
 from lorary.model.prepared import prepared_marks
 from lorary.recipes.display import Bar, Display
 from lorary.recipes.evaluate_settings import EvaluateSettings
@@ -177,10 +177,11 @@ def _settings(library: Library, routers: Sequence[str], route: Mapping[str, Any]
     """The routers' settings, as `lorary evaluate` makes them; without the oracle, who needs a task's other rows."""
     if ORACLE in routers:
         display.say("oracle: left out, it is for tasks with rows to choose an expert by")
-    asked = without_router(Routing(**library.default_router)) | dict(route)
+    default = Routing(**library.default_router)
+    asked = without_router(default) | dict(route)
     own = {key: asked.pop(key) for key in ("top_k", "temperature", "mix")}
     known = tuple(dict.fromkeys(("base", *(router for router in routers if router != ORACLE))))
-    return EvaluateSettings(routers=known, route=asked, **own)
+    return EvaluateSettings(routers=known, route=asked, units=in_units(default), **own)
 
 
 def _check(names: Sequence[str], include_path: str | None, rows: int | None, shots: int | None) -> None:

@@ -69,6 +69,8 @@ def _described(settings: EvaluateSettings) -> str:
     temperature = settings.temperature
     shown = "by layer" if isinstance(temperature, Mapping) else f"{temperature:g}"
     further = [f"{key} {value}" for key, value in settings.route.items()]
+    for router, own in settings.units.items():
+        further += [f"{key} {value} of {router}" for key, value in own.items() if key not in settings.route]
     return ", ".join([f"top_k {settings.top_k}", f"temperature {shown}", f"mixing {settings.mix}", *further])
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import AdapterError, LibraryError, RouterError, UsageError
 from lorary.formats.peft import new_config
+from lorary.library.document import DEFAULT_ROUTER
 from lorary.model.attach import Routing, attach, detach, routing, seating
 from lorary.model.layers import build_layers
 from lorary.model.trace import trace
@@ -278,3 +279,23 @@ def test_the_library_gives_the_settings_that_the_caller_leaves_out(
     library.set_default_router({"router": "uniform", "top_k": 3, "temperature": 0.5, "mix": "factors"})
     attach(model, str(tmp_path / "lib"), temperature=2.0)
     assert seating(model).routing == Routing("uniform", 3, 2.0, "factors")
+
+
+def test_a_librarys_threshold_goes_with_its_router(model: Any, adapters: list[Adapter], route: Make) -> None:
+    attached = route(model, adapters, top_k=1)
+    library = seating(attached).library
+    library.set_default_router({**DEFAULT_ROUTER, "top_k": 1, "threshold": 1e9, "null": 2e9})
+    expected = logits(attached)
+    with routing(attached, "norm"):
+        by_norm = logits(attached)
+    detach(attached)
+    bare = logits(attached)
+    attach(attached, library)
+    assert torch.equal(logits(attached), bare)  # no score reaches the bound
+    for setting in ("norm", ["norm"] * len(IDS), {"preset": "peft", "router": "norm", "top_k": 1}):
+        with routing(attached, setting):
+            assert torch.allclose(logits(attached), by_norm, atol=1e-6)
+    detach(attached)
+    attach(attached, library, router="norm")
+    assert torch.allclose(logits(attached), by_norm, atol=1e-6)
+    assert not torch.allclose(expected, bare)

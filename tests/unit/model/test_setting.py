@@ -119,6 +119,19 @@ def test_a_setting_keeps_what_it_does_not_name_and_a_preset_keeps_nothing() -> N
     assert merged(Routing(experts=["a"]), "arrow").experts is None
 
 
+def test_scores_in_a_rules_own_units_go_when_another_one_is_named() -> None:
+    before = Routing("arrow", 3, threshold=0.3, null=0.5, top_p=0.9)
+    for other in ("norm", "projection", "logo", "uniform", "base", {"router": "contrast", "top_k": 2}):
+        after = merged(before, other)
+        assert (after.threshold, after.null, after.top_p) == (None, None, 0.9)
+    assert merged(before, {"router": "norm", "threshold": 2.0}) == Routing("norm", 3, threshold=2.0, top_p=0.9)
+    for same in ("arrow", {"router": "arrow"}, {"top_k": 3}, {"experts": None}):
+        assert merged(before, same) == before
+    assert merged(Routing(experts=["a"], threshold=0.3), "arrow").threshold is None
+    # A bound that lies above the new rule's null would be refused, though nobody asked for both.
+    assert merged(Routing("norm", null=0.5), {"router": "arrow", "threshold": 0.6}).null is None
+
+
 def test_what_a_setting_leaves_open_is_the_rules_own_way() -> None:
     assert (Routing().decides, Routing("logo").decides, Routing("uniform").decides) == ("layer", "request", "always")
     assert merged(Routing("logo"), "arrow") == Routing()

@@ -13,11 +13,19 @@ import torch
 from lorary.data.tasks import Task, load_tasks
 from lorary.errors import LibraryError, LoraryError, TaskError, UsageError
 from lorary.evaluate.answers import RowScores
+from lorary.library.document import DEFAULT_ROUTER
 from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.model.setting import Routing
 from lorary.recipes import bench, scorer
-from lorary.recipes.evaluate import EvaluateSettings, combine, evaluate_libraries, evaluate_library, library_names
+from lorary.recipes.evaluate import (
+    EvaluateSettings,
+    combine,
+    evaluate_libraries,
+    evaluate_library,
+    library_names,
+    run_evaluate,
+)
 from lorary.recipes.evaluation import Evaluation
 
 ROWS = 3
@@ -100,6 +108,23 @@ def test_a_router_is_given_what_all_are_given_and_its_brackets_win() -> None:
     assert s.setting("uniform[allow=b+c]").allow == ["b", "c"]
     assert s.setting("experts[a+b]") == Routing(experts=("a", "b"), mix="factors")
     assert s.setting("contrast[preset=contrast,temperature=0.2]") == Routing("contrast", 10_000, 0.2)
+
+
+def test_a_default_threshold_stays_with_its_own_router(
+    tmp_path: Path, tiny_base_folder: Path, make_library: Callable[..., Library], tested: dict[str, Task]
+) -> None:
+    library = make_library("lib", "a", "b")
+    library.set_default_router({**DEFAULT_ROUTER, "top_k": 1, "threshold": 0.25, "null": 0.5, "per": "token"})
+    asked = {"routers": ("arrow", "norm"), "base": str(tiny_base_folder), "rows": 1, "routing_rows": 0}
+    found = run_evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked)
+    settings = found.settings
+    assert settings.setting("arrow") == Routing("arrow", 1, threshold=0.25, null=0.5, per="token")
+    assert settings.setting("norm") == Routing("norm", 1, per="token")
+    assert settings.setting("arrow[threshold=0.1]").threshold == 0.1
+    asked["route"] = {"threshold": 0.4, "null": None}  # for all routers, since somebody said so
+    settings = run_evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked).settings
+    assert [settings.setting(router).threshold for router in ("arrow", "norm")] == [0.4, 0.4]
+    assert settings.setting("arrow").null is None
 
 
 def test_routers_are_called_by_the_one_way_to_write_them() -> None:

@@ -173,7 +173,7 @@ def _adapt(name: str, entry: Mapping[str, Any], where: str, shared: object, scor
 def _scoring(shared: object, own: object, where: str) -> dict[str, Any]:
     """Fields of `EvaluateSettings` of one stage over those of all."""
     given = {**_mapping(shared, "evaluate"), **_mapping(own, where)}
-    return fields_for(EvaluateSettings, given, where, leave_out=("routers", "rows"))
+    return fields_for(EvaluateSettings, given, where, leave_out=("routers", "rows", "units"))
 
 
 def _mapping(value: object, where: str) -> Mapping[str, Any]:
