@@ -83,9 +83,15 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tenso
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:
     """Ids that end an answer: the tokenizer's EOS and those of the model's generation config."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    listed = own if isinstance(own, list) else [own]
-    return sorted({int(i) for i in [tokenizer.eos_token_id, *listed] if i is not None})
+    return sorted(
+        {*eos_ids(model.generation_config), *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
+    )
+
+
+def eos_ids(generation_config: Any) -> list[int]:
+    """Ids that end an answer by a generation config, sorted; none where it names none, or is None."""
+    own = getattr(generation_config, "eos_token_id", None)
+    return sorted({int(i) for i in (own if isinstance(own, list) else [own]) if i is not None})
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from lorary.model.pooled import pooled_moments
 from lorary.model.prepared import JOINT, REQUEST, kind_of
 from lorary.model.setting import Routing
 from lorary.ops.logistic import fit_logistic
+from lorary.recipes.experts import text_of
 from lorary.recipes.prepare_data import OwnData
 from lorary.route import ROUTERS
 from lorary.route.rule import Features
@@ -182,7 +183,7 @@ class Preparer:
         made_of: dict[str, Any] = {
             "data": dict(own.hashes), "rows": s.num_rows, "seed": s.seed, "template": self.template.name,
             "max_length": self.template.max_length, "model": fingerprint_of_model(model).digest,
-            "dtype": str(model.dtype),
+            "dtype": str(model.dtype), **text_of(self.base, self.template.name),
         }  # fmt: skip
         if s.router == "phatgoose":
             made_of |= {"steps": s.steps, "batch_size": s.batch_size, "learning_rate": s.learning_rate}
