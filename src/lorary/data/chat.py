@@ -6,8 +6,8 @@ from typing import Any
 
 from lorary.errors import UsageError
 
-# What a template prints in the place of the date if it asks for one.
-_DATE = "\N{SYMBOL FOR RECORD SEPARATOR}date\N{SYMBOL FOR RECORD SEPARATOR}"
+# Before a template, it lets that print no date but this word.
+_NO_DATE = "{% macro strftime_now(format) %}the-date{% endmacro %}"
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,21 @@ class ChatFrame:
     is_lasting: bool
 
 
-def render_chat(tokenizer: Any, message: str, **variables: Any) -> str:
+def render_chat(tokenizer: Any, message: str, chat_template: str | None = None) -> str:
     """A user's message alone in the base's chat template, up to where the answer begins.
 
     Args:
         tokenizer: with a chat template.
         message: of the user.
-        variables: further ones for the template.
+        chat_template: in place of the tokenizer's own.
 
     Raises:
         UsageError: if the template takes no such message.
     """
     messages = [{"role": "user", "content": message}]
+    other = {} if chat_template is None else {"chat_template": chat_template}
     try:
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **variables))
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **other))
     except Exception as error:  # whatever a template raises: it is a program of its own
         raise UsageError(
             "the base model's chat template must take a user's message alone",
@@ -55,10 +56,15 @@ def chat_frame(tokenizer: Any) -> ChatFrame:
     """
     one, other = render_chat(tokenizer, "0"), render_chat(tokenizer, "1")
     common = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    asks = "strftime_now" in str(tokenizer.chat_template)
-    dated = render_chat(tokenizer, "0", strftime_now=lambda _format: _DATE) if asks else one
-    is_lasting = dated == one and all(render_chat(tokenizer, "0") == one for _ in range(2))
+    is_lasting = _undated(tokenizer) in (None, one) and all(render_chat(tokenizer, "0") == one for _ in range(2))
     return ChatFrame(one, one[:common], is_lasting)
+
+
+def _undated(tokenizer: Any) -> str | None:
+    """The same message with a word in the place of each date; None where the template asks for no date."""
+    if "strftime_now" not in str(tokenizer.chat_template):
+        return None
+    return render_chat(tokenizer, "0", chat_template=_NO_DATE + tokenizer.get_chat_template())
 
 
 def warn_of_dates(frame: ChatFrame) -> None:
