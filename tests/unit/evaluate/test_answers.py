@@ -391,3 +391,20 @@ def test_tasks_that_need_programs_to_run_are_left_out_by_name_where_others_go_on
         assert list(leave_out_code({"code": code, "text": text})) == ["text"]
     with pytest.raises(TaskError, match="must be allowed"):
         leave_out_code({"code": code})
+
+
+def test_an_answer_of_a_word_level_tokenizer_keeps_its_spaces_before_punctuation(model: Any) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<end>": 0} | {f"w{i}" if i % 2 else f",{'.' * i}": i for i in range(1, 300)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<end>", pad_token="<end>", clean_up_tokenization_spaces=True
+    )
+    prompt = [3, 5, 9]
+    output = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=6, do_sample=False)[0, 3:].tolist()
+    own = {number: word for word, number in vocabulary.items()}
+    expected = "".join(f" {own[i]}" for i in output if i)
+    assert generate_answers(model, tokenizer, [prompt, [7]], max_new_tokens=6)[0] == expected
