@@ -14,7 +14,7 @@ LOWEST = 1e-3
 # Above it every token is drawn alike.
 HIGHEST = 1e6
 # Tokens of an answer, and answers of a row; more would never end.
-MOST = 1_000_000
+MOST_TOKENS, MOST_SAMPLES = 1_000_000, 10_000
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def decoding_of(row: Row, default: Decoding) -> Decoding:
     for name, value in asked.items():
         if name not in names or not _CHECKS[name](value):
             raise TaskError(
-                f"'{FIELD}' in extra of task '{row.task}' may give max_new_tokens and samples (1 to {MOST:,}), "
+                f"'{FIELD}' in extra of task '{row.task}' may give max_new_tokens (1 to {MOST_TOKENS:,}), "
+                f"samples (1 to {MOST_SAMPLES:,}), "
                 f"stop (a list of texts), temperature (0, or {LOWEST} to {HIGHEST:g}) and top_p (above 0, at most 1)",
                 found=f"{name}: {shorten(value)}",
             )
@@ -78,13 +79,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST
+def _is_count(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 _CHECKS: Mapping[str, Callable[[Any], bool]] = {
-    "max_new_tokens": _is_count,
-    "samples": _is_count,
+    "max_new_tokens": lambda value: _is_count(value, MOST_TOKENS),
+    "samples": lambda value: _is_count(value, MOST_SAMPLES),
     "stop": lambda value: isinstance(value, list) and all(isinstance(text, str) and text for text in value),
     "temperature": lambda value: _is_number(value) and (value == 0 or LOWEST <= value <= HIGHEST),
     "top_p": lambda value: _is_number(value) and 0 < value <= 1,
