@@ -23,7 +23,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     warnings.showwarning = _print_warning
     # Names and texts of strangers are printed all over: a control character in one must not reach the terminal.
-    sys.stdout, sys.stderr = PrintableStream(sys.stdout), PrintableStream(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = PrintableStream(sys.stdout), PrintableStream(sys.stderr)
     try:
         # Not standalone: typer would end the process itself, on Ctrl-C without a word.
         code = app(arguments, prog_name="lorary", standalone_mode=False)

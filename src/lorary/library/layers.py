@@ -9,6 +9,9 @@ from typing import Any
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)")
 
+# More linear layers than any model has.
+MOST_LAYERS = 1_000_000
+
 
 @dataclass(frozen=True)
 class LayerShapes:
@@ -74,11 +77,18 @@ class LayerShapes:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "LayerShapes":
-        """The inverse of `to_json`."""
-        return cls({
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: if a key is missing or of the wrong kind, or it names too many layers.
+        """
+        shapes = cls({
             pattern: (int(row["d_in"]), int(row["d_out"]), tuple(_from_ranges(column) for column in row["numbers"]))
             for pattern, row in sorted(document.items())
         })  # fmt: skip
+        if sum(prod(map(len, numbers)) for _, _, numbers in shapes.rows.values()) > MOST_LAYERS:
+            raise ValueError(f"more than {MOST_LAYERS:,} layers")
+        return shapes
 
 
 def _to_ranges(numbers: Sequence[int]) -> str:
@@ -94,4 +104,6 @@ def _to_ranges(numbers: Sequence[int]) -> str:
 
 def _from_ranges(text: str) -> tuple[int, ...]:
     bounds = [[int(number) for number in run.split("-")] for run in text.split(",")]
+    if sum(run[-1] - run[0] + 1 for run in bounds) > MOST_LAYERS:
+        raise ValueError(f"more than {MOST_LAYERS:,} numbers in {text[:80]!r}")
     return tuple(number for run in bounds for number in range(run[0], run[-1] + 1))

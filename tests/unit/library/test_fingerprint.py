@@ -224,3 +224,10 @@ def test_a_table_of_layers_says_exactly_what_was_put_in(linears: dict[str, tuple
     assert {path: table.shape(path) for path in table} == linears
     for path in ("a.7", "a.0.b", "0", "nothing"):
         assert table.shape(path) == linears.get(path)
+
+
+@pytest.mark.parametrize("numbers", [["0-10000000000"], ["0-999", "0-999", "0-999"], [",".join(["0-999999"] * 9)]])
+def test_layers_without_end_are_refused_before_they_are_counted_out(numbers: list[str]) -> None:
+    pattern = ".".join(["*"] * len(numbers))
+    with pytest.raises(ValueError, match="more than 1,000,000"):
+        LayerShapes.from_json({pattern: {"d_in": 1, "d_out": 1, "numbers": numbers}})
