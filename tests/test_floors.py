@@ -18,6 +18,7 @@ FLOORS = {
     "errors": 0,
     "keys": 0,
     "reading": 0,
+    "terminal": 0,
     "version": 0,
     "ops": 1,
     "data": 1,

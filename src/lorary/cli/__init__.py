@@ -9,6 +9,7 @@ import typer
 from lorary.cli.app import app
 from lorary.cli.options import visible
 from lorary.errors import LoraryError
+from lorary.terminal import PrintableStream
 
 # What shells give a command that Ctrl-C ended.
 INTERRUPTED = 130
@@ -22,6 +23,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     warnings.showwarning = _print_warning
+    # Names and texts of strangers are printed all over: a control character in one must not reach the terminal.
+    sys.stdout, sys.stderr = PrintableStream(sys.stdout), PrintableStream(sys.stderr)
     try:
         # Not standalone: typer would end the process itself, on Ctrl-C without a word.
         code = app(arguments, prog_name="lorary", standalone_mode=False)

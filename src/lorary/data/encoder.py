@@ -108,12 +108,22 @@ def encoder_folder() -> Path:
     return Path(folders[0]) / "model"
 
 
-@lru_cache(maxsize=1)
 def _load(folder: Path) -> tuple[Any, Any]:
     """Model and tokenizer of a folder, every weight accounted for; the global random state is left as it was.
 
-    The last one is kept: a router that reads text asks for every request.
+    The last one is kept while its files stay as they are: a router that reads text asks for every request.
     """
+    try:
+        # The time of the last change to a file itself, which nobody can set back.
+        files = [(entry.name, stat.st_size, stat.st_ctime_ns, stat.st_ino)
+                 for entry in sorted(folder.iterdir()) for stat in [entry.stat()]]  # fmt: skip
+    except OSError as error:
+        raise _unusable(folder, str(error)) from error
+    return _loaded(folder, tuple(files))
+
+
+@lru_cache(maxsize=1)
+def _loaded(folder: Path, files: tuple[tuple[str, int, int, int], ...]) -> tuple[Any, Any]:
     # Imported here: transformers takes seconds, and the commands that never embed a text import this file's room.
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 

@@ -1,26 +1,28 @@
-"""Rows out of Hugging Face data sets: an id on the Hub, or a local folder or file that `datasets` reads."""
+"""Rows out of Hugging Face data sets: an id on the Hub, or a local folder or file laid out as data sets are."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lorary.data.dataset_folder import DataFiles, data_files
 from lorary.data.schema import FIELDS, SPLITS, Row, parse_row, shorten
+from lorary.data.tables import READERS, read_table
 from lorary.errors import TaskError
 
 # The names under which data sets keep their splits, and ours.
 SPLIT_NAMES = {split: split for split in SPLITS} | {"validation": "val", "dev": "val"}
-# File endings that `datasets` reads by itself, and the builder that does it. JSONL files are ours: they are streamed.
-BUILDERS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
+# Files that are a data set by themselves; JSONL files are rows of ours, which name task and split.
+SINGLE = frozenset(READERS) - {".jsonl"}
 
 
 def is_dataset_path(path: Path) -> bool:
-    """Whether `datasets` reads this file."""
-    return path.suffix in BUILDERS
+    """Whether this file is a data set by its ending."""
+    return path.suffix.lower() in SINGLE
 
 
 def is_dataset_folder(folder: Path) -> bool:
-    """Whether the folder or one below it holds files that `datasets` reads; no deeper, to be quick anywhere."""
-    return any(is_dataset_path(path) for pattern in ("*", "*/*") for path in folder.glob(pattern))
+    """Whether the folder or one below it holds data files; no deeper, to be quick anywhere."""
+    return any(path.suffix.lower() in READERS for pattern in ("*", "*/*") for path in folder.glob(pattern))
 
 
 def read_dataset(reference: str | Path) -> Iterator[Row]:
@@ -42,8 +44,7 @@ def read_dataset(reference: str | Path) -> Iterator[Row]:
     """
     place = Path(str(reference).partition(":")[0])
     default_task = place.resolve().name if place.is_dir() else place.stem
-    splits = _load(reference)
-    for name, rows in splits.items():
+    for name, rows in _splits(reference):
         where = f"data set '{reference}', split '{name}'"
         if name not in SPLIT_NAMES:
             raise TaskError(
@@ -51,29 +52,40 @@ def read_dataset(reference: str | Path) -> Iterator[Row]:
                 found=shorten(name),
                 remedy="save the rows as JSONL with a field 'split', and name that file",
             )
-        _check_columns(rows.column_names, where)
         for index, columns in enumerate(rows):
+            if index == 0:
+                _check_columns(list(columns), where)
             yield parse_row(_to_record(columns, default_task, SPLIT_NAMES[name]), f"{where}, row {index}")
 
 
-def _load(reference: str | Path) -> Mapping[str, Any]:
+def _splits(reference: str | Path) -> Iterator[tuple[str, Iterable[Mapping[str, Any]]]]:
+    path = Path(reference)
+    if path.exists():
+        files = data_files(path) if path.is_dir() else DataFiles({"train": [path]})
+        for name, own in files.splits.items():
+            yield name, (row for file in own for row in read_table(file, files.delimiter))
+    else:
+        yield from _load(str(reference)).items()
+
+
+def _load(reference: str) -> Mapping[str, Any]:
     # Slow to import (1-2 s), and most tasks are JSONL or builtin.
     import datasets
 
+    name, _, config = reference.partition(":")
     try:
-        path = Path(reference)
-        if path.is_file():
-            return datasets.load_dataset(BUILDERS[path.suffix], data_files=str(path))
-        if path.is_dir():
-            return datasets.load_dataset(str(path))
-        name, _, config = str(reference).partition(":")
-        return datasets.load_dataset(name, config or None)
+        found = datasets.load_dataset(name, config or None)
+        if any(rows.info.builder_name == "csv" for rows in found.values()):
+            # Texts as they stand, where `datasets` would make numbers of them, and nothing of NA.
+            found = datasets.load_dataset(name, config or None, dtype=str, keep_default_na=False)
     except Exception as error:  # The loader passes on what its readers, the Hub and the network raise: no common class.
         raise TaskError(
             f"data set '{reference}' must load with the package 'datasets'",
             found=f"{type(error).__name__}: {shorten(str(error), 200)}",
             remedy="check the id (user/name or user/name:config), the network and, for private ones, the login",
         ) from error
+    loaded: Mapping[str, Any] = found
+    return loaded
 
 
 def _check_columns(names: list[str], where: str) -> None:

@@ -1,14 +1,21 @@
 """Rows out of a JSONL file: streamed, and every line checked."""
 
 import json
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lorary.data.schema import Row, parse_row, shorten
 from lorary.errors import TaskError, UsageError
+from lorary.reading import open_regular
 
 UTF8_BOM = b"\xef\xbb\xbf"
+# More than any row of text has. A line is held in memory, and what is parsed takes a multiple of it.
+MAX_LINE_BYTES = 16 * 1024 * 1024
+# Objects and lists that a document may hold, as far as its brackets tell: each takes a hundred bytes of memory.
+MAX_OPENINGS = 8_000_000
 
 
 def iter_rows(path: str | Path) -> Iterator[Row]:
@@ -44,8 +51,13 @@ def iter_records(path: str | Path, kind: str) -> Iterator[tuple[str, object]]:
         UsageError: if there is no such file.
         TaskError: if the file cannot be read, or a line is no JSON.
     """
-    with _open(path, kind) as file:
-        for number, line in enumerate(file, start=1):
+    with _open(path, kind) as file, reported(path, kind):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+            if len(line) > MAX_LINE_BYTES:
+                raise TaskError(
+                    f"{path}:{number}: a line must have at most {MAX_LINE_BYTES:,} bytes", found="a longer one",
+                    remedy="write one row a line, and long texts as several rows",
+                )  # fmt: skip
             if number == 1:
                 line = line.removeprefix(UTF8_BOM)
             if line.strip():
@@ -55,15 +67,41 @@ def iter_records(path: str | Path, kind: str) -> Iterator[tuple[str, object]]:
 
 def _open(path: str | Path, kind: str) -> BinaryIO:
     try:
-        return Path(path).open("rb")
+        return open_regular(Path(path))
     except FileNotFoundError:
         raise UsageError(f"the {kind} file must exist", found=path, remedy="check the path") from None
     except OSError as error:
-        raise TaskError(f"{path}: the {kind} file must be readable", found=error.strerror) from error
+        raise _unreadable(path, kind, error) from error
+
+
+@contextmanager
+def reported(path: str | Path, kind: str) -> Iterator[None]:
+    """What goes wrong while a file is read, as an error that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise _unreadable(path, kind, error) from error
+
+
+def _unreadable(path: str | Path, kind: str, error: OSError) -> TaskError:
+    return TaskError(f"{path}: the {kind} file must be readable", found=error.strerror or str(error))
+
+
+def check_openings(data: bytes, where: str) -> None:
+    """Refuse a document of more objects and lists than memory holds, before it is parsed.
+
+    Raises:
+        TaskError: naming the place.
+    """
+    if (openings := data.count(b"[") + data.count(b"{")) > MAX_OPENINGS:
+        raise TaskError(
+            f"{where}: a document must hold at most {MAX_OPENINGS:,} objects and lists", found=f"{openings:,} brackets",
+            remedy="save the rows as JSONL, one object a line",
+        )  # fmt: skip
 
 
 def decode_json(data: bytes, where: str) -> object:
-    """Decode JSON strictly: UTF-8, no key twice in one object, no NaN or Infinity.
+    """Decode JSON strictly: UTF-8, no key twice in one object, no NaN, Infinity or number beyond floats.
 
     Python's own decoder keeps the last of two equal keys and drops the other without a word.
 
@@ -104,4 +142,17 @@ def _refuse_constant(text: str) -> Any:
     raise ValueError(f"{text} is no JSON number")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text[:40]} is larger than a number can be")
+    return value
+
+
+def _whole(text: str) -> int:
+    _finite(text)
+    return int(text)
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole
+)

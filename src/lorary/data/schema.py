@@ -13,6 +13,8 @@ SPLITS = ("train", "val", "test")
 REQUIRED_FIELDS = ("task", "split", "source", "target")
 FIELDS = frozenset((*REQUIRED_FIELDS, "family", "targets", "options", "extra"))
 NO_FAMILY = "none"
+# Objects and lists within each other, in `extra`.
+MAX_DEPTH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,17 +219,34 @@ def _choices(value: object, name: str, target: str, where: str) -> tuple[str, ..
     return choices
 
 
+def _check_depth(value: object, depth: int = 0) -> None:
+    """Refuse what could be read, and would be too deep where it is written, hashed or compared."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    if isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_depth(inner, depth + 1)
+
+
+def _shown(value: object) -> str:
+    try:
+        return shorten(value)
+    except RecursionError:
+        return "an object"
+
+
 def _extra(value: object, where: str) -> Mapping[str, Any]:
     if not value and (value is None or value == {}):
         return {}
     if not isinstance(value, dict):
         raise _field_error(where, "extra", "be a JSON object", value, 'write {"key": value}')
     try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        _check_depth(value)
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:  # UnicodeEncodeError over half a character is a ValueError
         raise TaskError(
             f"{where}: field 'extra' may only hold JSON values",
-            found=f"{shorten(value)} ({error})",
+            found=f"{_shown(value)} ({error})",
             remedy="turn the value into texts, numbers, lists or objects, or remove it",
         ) from None
     return value

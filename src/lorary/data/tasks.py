@@ -77,8 +77,8 @@ def _load_folder(folder: Path, wanted: frozenset[str] | None) -> dict[str, Task]
         if not is_dataset_folder(folder):
             raise TaskError(
                 f"{folder}: a folder of tasks must hold {MANIFEST}, .jsonl files, or a data set",
-                found="none of them",
-                remedy="check the path",
+                found=", ".join(sorted(shorten(path.name) for path in folder.iterdir())[:5]) or "none of them",
+                remedy="check the path; archives, pickled data and scripts are never opened",
             )
         return _gather(read_dataset(folder), str(folder))
     named = [file for file in files if file.stem in (wanted or ())]

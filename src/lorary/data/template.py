@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lorary.data.chat import chat_frame, render_chat, warn_of_dates
 from lorary.data.schema import shorten
 from lorary.errors import TaskError, UsageError
 
@@ -46,6 +47,7 @@ class Template:
         gap: stands between prompt and target.
         leading: special ids before the prompt's text (BOS).
         head: the ids with which every prompt begins, `leading` included; they are never cut.
+        prefix: the text with which every prompt begins, as a chat template writes it now; "" for plain.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Template:
     gap: str
     leading: Ids
     head: Ids
+    prefix: str = ""
 
     def encode_prompt(self, source: str, most: int | None = None) -> Ids:
         """The ids that generation feeds, without an EOS, cut from the left to `max_length`, or to fewer.
@@ -151,21 +154,15 @@ def _chat(tokenizer: Tokenizer, max_length: int) -> Template:
             remedy="use --template plain",
         )
 
-    def render(source: str) -> str:
-        messages = [{"role": "user", "content": source}]
-        try:
-            return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        except Exception as error:  # whatever a template raises: it is a program of its own
-            raise UsageError(
-                "the base model's chat template must take a user's message alone",
-                found=f"{type(error).__name__}: {error}",
-                remedy="use --template plain",
-            ) from error
+    frame = chat_frame(tokenizer)
+    warn_of_dates(frame)
 
-    # What two conversations share on the left stands before every message. BOS, where there is one, is in the text.
-    one, other = render("0"), render("1")
-    head = _pieces(tokenizer, one[: num_common(one, other)])
-    return Template("chat", tokenizer, max_length, render=render, gap="", leading=(), head=head)
+    def render(source: str) -> str:
+        return render_chat(tokenizer, source)
+
+    # What stands before every message is in the text, BOS included, where there is one.
+    head = _pieces(tokenizer, frame.prefix)
+    return Template("chat", tokenizer, max_length, render, gap="", leading=(), head=head, prefix=frame.prefix)
 
 
 TEMPLATES: dict[str, Callable[[Tokenizer, int], Template]] = {"plain": _plain, "chat": _chat}

@@ -1,5 +1,6 @@
 """How a model answers the rows of one task: the loss of the reference and the task's metric, row by row."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -163,7 +164,9 @@ def _fitted(template: Template, rows: Sequence[Row], max_new_tokens: int, contex
         return prompts, max_new_tokens
     least = len(template.head) + 1
     if max_new_tokens > context - least:
-        max_new_tokens = min(context // 2, context - least)
+        asked, max_new_tokens = max_new_tokens, min(context // 2, context - least)
+        message = f"task '{rows[0].task}': answers have at most {max_new_tokens} of the {asked} tokens they ask for"
+        warnings.warn(f"{message}, since the base has {context} positions", stacklevel=2)
     room = context - max_new_tokens
     cut = [
         prompt if len(prompt) <= room else template.encode_prompt(row.source, room)

@@ -32,6 +32,7 @@ class Cell:
         peak_bytes: most memory that the process held meanwhile, base model and library included: on CUDA what torch
             had allocated there, else the resident set. None where it was not measured.
         data: hash of the task's data.
+        prefix: text with which every prompt began, as the chat template wrote it; "" for plain.
         values: one per row, for paired comparisons.
     """
 
@@ -51,6 +52,7 @@ class Cell:
     expert: str | None = None
     peak_bytes: int | None = None
     data: str = ""
+    prefix: str = ""
     values: list[float] = field(default_factory=list)
 
 

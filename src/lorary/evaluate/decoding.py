@@ -1,7 +1,6 @@
 """How the answer to a row is generated: what the task's metric needs, and what the row itself asks for."""
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -12,6 +11,10 @@ from lorary.errors import TaskError
 FIELD = "generation"
 # Below it, logits divided by the temperature could leave what a float holds.
 LOWEST = 1e-3
+# Above it every token is drawn alike.
+HIGHEST = 1e6
+# Tokens of an answer, and answers of a row; more would never end.
+MOST_TOKENS, MOST_SAMPLES = 1_000_000, 10_000
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,9 @@ def decoding_of(row: Row, default: Decoding) -> Decoding:
     for name, value in asked.items():
         if name not in names or not _CHECKS[name](value):
             raise TaskError(
-                f"'{FIELD}' in extra of task '{row.task}' may give max_new_tokens and samples (1 or more), "
-                f"stop (a list of texts), temperature (0, or {LOWEST} or more) and top_p (above 0, at most 1)",
+                f"'{FIELD}' in extra of task '{row.task}' may give max_new_tokens (1 to {MOST_TOKENS:,}), "
+                f"samples (1 to {MOST_SAMPLES:,}), "
+                f"stop (a list of texts), temperature (0, or {LOWEST} to {HIGHEST:g}) and top_p (above 0, at most 1)",
                 found=f"{name}: {shorten(value)}",
             )
     return replace(default, **{name: _KINDS[name](value) for name, value in asked.items()})
@@ -75,15 +79,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _is_count(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 _CHECKS: Mapping[str, Callable[[Any], bool]] = {
-    "max_new_tokens": _is_count,
-    "samples": _is_count,
+    "max_new_tokens": lambda value: _is_count(value, MOST_TOKENS),
+    "samples": lambda value: _is_count(value, MOST_SAMPLES),
     "stop": lambda value: isinstance(value, list) and all(isinstance(text, str) and text for text in value),
-    "temperature": lambda value: _is_number(value) and (value == 0 or LOWEST <= value < math.inf),
+    "temperature": lambda value: _is_number(value) and (value == 0 or LOWEST <= value <= HIGHEST),
     "top_p": lambda value: _is_number(value) and 0 < value <= 1,
 }
 _KINDS: Mapping[str, Callable[[Any], Any]] = {

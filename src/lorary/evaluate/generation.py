@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from lorary.data.batching import length_buckets
+from lorary.data.text_of_ids import text_of_ids
 from lorary.evaluate.decoding import cut_at
 from lorary.evaluate.sampling import Sampler
 
@@ -53,16 +54,15 @@ def generate_answers(
         input_ids, mask = left_pad([prompts[i] for i in bucket], tokenizer.pad_token_id)
         more: dict[str, Any] = {}
         if stop:
-            more["stopping_criteria"] = StoppingCriteriaList([_Stops(tokenizer, stop, input_ids.shape[1])])
+            more["stopping_criteria"] = StoppingCriteriaList([_Stops(tokenizer, stop, [prompts[i] for i in bucket])])
         if temperature > 0 and seeds is not None:
             more["logits_processor"] = [Sampler(temperature, top_p, [seeds[i] for i in bucket])]
         with plain_generation(model, tokenizer):
             output = model.generate(
                 input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=config, **more
             )
-        texts = tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
-        for i, text in zip(bucket, texts, strict=True):
-            answers[i] = cut_at(text, stop)
+        for i, new in zip(bucket, output[:, input_ids.shape[1] :].tolist(), strict=True):
+            answers[i] = cut_at(text_of_ids(tokenizer, new, prompts[i], special=False), stop)
     return answers
 
 
@@ -83,9 +83,15 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tenso
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:
     """Ids that end an answer: the tokenizer's EOS and those of the model's generation config."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    listed = own if isinstance(own, list) else [own]
-    return sorted({int(i) for i in [tokenizer.eos_token_id, *listed] if i is not None})
+    return sorted(
+        {*eos_ids(model.generation_config), *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
+    )
+
+
+def eos_ids(generation_config: Any) -> list[int]:
+    """Ids that end an answer by a generation config, sorted; none where it names none, or is None."""
+    own = getattr(generation_config, "eos_token_id", None)
+    return sorted({int(i) for i in (own if isinstance(own, list) else [own]) if i is not None})
 
 
 @contextmanager
@@ -111,11 +117,13 @@ def plain_generation(model: Any, tokenizer: Any) -> Iterator[None]:
 class _Stops(StoppingCriteria):
     """Ends a row as soon as its text holds a stop; only saves time, since answers are cut afterwards."""
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...], num_prompt: int) -> None:
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...], prompts: Sequence[Sequence[int]]) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
-        self._num_prompt = num_prompt
+        self._prompts = prompts
+        self._longest = max(map(len, prompts))
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        texts = self._tokenizer.batch_decode(input_ids[:, self._num_prompt :], skip_special_tokens=True)
+        rows = zip(input_ids[:, self._longest :].tolist(), self._prompts, strict=True)
+        texts = [text_of_ids(self._tokenizer, new, prompt, special=False) for new, prompt in rows]
         return torch.tensor([cut_at(text, self._stop) != text for text in texts], device=input_ids.device)

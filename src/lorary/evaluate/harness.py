@@ -63,8 +63,26 @@ class HarnessModel(HFLM):
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
         """An answer to each context, up to its stop words."""
+        self._check_lengths(requests)
         with plain_generation(self.model, self.tokenizer):
             return self._by_task("generate_until", requests, super().generate_until)
+
+    def _check_lengths(self, requests: Sequence[Any]) -> None:
+        for request in requests:
+            asked = _hf.normalize_gen_kwargs(dict(request.args[1]), self.max_gen_toks)["max_gen_toks"]
+            if asked >= self.max_length:
+                raise TaskError(
+                    f"an answer to task '{request.task_name}' must leave room for a prompt in the base's "
+                    f"{self.max_length} positions",
+                    found=f"max_gen_toks {asked}",
+                    remedy="a base with a longer context, or a copy of the task with a smaller max_gen_toks",
+                )
+
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> Any:
+        """The text of ids, spaces before punctuation as they stand."""
+        return self.tokenizer.decode(
+            tokens, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
 
     def get_model_info(self) -> dict[str, Any]:
         """Nothing: the harness would ask the Hub for what it takes for the model's name."""

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from lorary.data.batching import length_buckets
 from lorary.data.encoder import embed_texts
+from lorary.data.text_of_ids import text_of_ids
 from lorary.errors import RouterError, UsageError
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.store import Library
@@ -65,7 +66,7 @@ def mean_hidden(hidden: Float[Tensor, "batch seq d"], real: Bool[Tensor, "batch 
 def texts_of(tokenizer: Any, ids: Int[Tensor, "batch seq"], real: Bool[Tensor, "batch seq"]) -> list[str]:
     """The text of each row, without padding and special tokens."""
     rows = [row[own].tolist() for row, own in zip(ids.cpu(), real.cpu(), strict=True)]
-    return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+    return [text_of_ids(tokenizer, row, special=False) for row in rows]
 
 
 def hidden_embedding(hidden: Tensor, ids: Tensor | None, real: Tensor) -> Tensor:

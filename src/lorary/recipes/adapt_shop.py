@@ -10,6 +10,7 @@ from typing import Any
 from lorary.adapter import LoraFactors
 from lorary.data.schema import Task
 from lorary.data.template import Example
+from lorary.data.tokenizer_content import content_of_tokenizer
 from lorary.errors import LibraryError
 from lorary.evaluate.loglik import answer_losses
 from lorary.formats.peft_patterns import new_adapter
@@ -20,7 +21,7 @@ from lorary.recipes.adapt_pool import ADAPTATION, Pool
 from lorary.recipes.adapt_settings import AdaptSettings, recorded_adaptation
 from lorary.recipes.build_settings import RunSettings, as_recorded
 from lorary.recipes.display import Display
-from lorary.recipes.experts import other_build
+from lorary.recipes.experts import other_build, text_of
 from lorary.recipes.jobs import Unit, make_job
 from lorary.recipes.ledger import state_key
 from lorary.recipes.shards import template_for
@@ -93,7 +94,8 @@ class Shop:
         name = self.settings.name_for(task)
         if name not in self.into:
             return False
-        other = other_build(self.into, self.unit(task), self.tasks, str(self.base.model.dtype))
+        tokenizer = content_of_tokenizer(self.base.tokenizer)
+        other = other_build(self.into, self.unit(task), self.tasks, str(self.base.model.dtype), tokenizer)
         recorded = self.into.provenance(name).get(ADAPTATION)
         known = {**recorded_adaptation(AdaptSettings()), **(recorded or {})}
         wanted = self._identity()
@@ -133,6 +135,7 @@ class Shop:
             "seed": s.train.seed,
             "template": s.train.template,
             "base_dtype": str(self.base.model.dtype),
+            **text_of(self.base, s.train.template),
             "parents": list(parents.values()),
             "parent_names": list(parents),
             "versions": {package: version(package) for package in ("lorary", "torch", "transformers")},

@@ -4,18 +4,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
-from lorary.errors import BaseModelError
+from lorary.data.chat import chat_frame
+from lorary.errors import BaseModelError, UsageError
 from lorary.evaluate.cache import ResultCache
 from lorary.formats.base import resolve_base
-from lorary.library.base_content import content_of_folder, content_of_model
 from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.fingerprint_folder import fingerprint_of_folder
 from lorary.library.store import Library
 from lorary.model.attach import attach, detach
 from lorary.model.base import Base, choose_device, choose_dtype, load_base, load_tokenizer
+from lorary.recipes.base_content import content_of_base, content_of_files
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,10 @@ class KnownBase:
 
     Args:
         name: of the model.
-        content: hash of all that it computes with, as it will be in memory.
+        content: hash of all that it computes with, as it will be in memory, and of what its tokenizer does.
         device: kind of device.
         dtype: of its weights there, as torch writes it.
-        has_chat_template: whether it can be scored in a template of its own.
+        chat_prompt: a message of one character in its own chat template as that writes it now, "" without a template.
         load: gives the model, the same one every time.
     """
 
@@ -35,7 +37,7 @@ class KnownBase:
     content: str
     device: str
     dtype: str
-    has_chat_template: bool
+    chat_prompt: str
     load: Callable[[], Base]
 
 
@@ -43,10 +45,10 @@ def known(base: Base) -> KnownBase:
     """What is known of a model in memory."""
     return KnownBase(
         base.files.name,
-        content_of_model(base.model),
+        content_of_base(base),
         base.model.device.type,
         str(base.model.dtype),
-        bool(getattr(base.tokenizer, "chat_template", None)),
+        _chat_prompt(base.tokenizer),
         lambda: base,
     )
 
@@ -71,7 +73,7 @@ def known_unloaded(reference: str, *, dtype: str, device: str) -> KnownBase:
     files = resolve_base(reference)
     if kind not in (torch.float32, torch.float64):
         return known(load_base(files, dtype=dtype, device=device))
-    digest, content = fingerprint_of_folder(files.path).digest, content_of_folder(files.path)
+    digest, content = fingerprint_of_folder(files.path).digest, content_of_files(files)
     tokenizer = load_tokenizer(files)
 
     @cache
@@ -84,8 +86,16 @@ def known_unloaded(reference: str, *, dtype: str, device: str) -> KnownBase:
             )
         return base
 
-    has_template = bool(getattr(tokenizer, "chat_template", None))
-    return KnownBase(files.name, content, place.type, str(kind), has_template, load)
+    return KnownBase(files.name, content, place.type, str(kind), _chat_prompt(tokenizer), load)
+
+
+def _chat_prompt(tokenizer: Any) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        return ""
+    try:
+        return chat_frame(tokenizer).prompt
+    except UsageError as error:  # it is said where a prompt is made
+        return str(error)
 
 
 class Bench:
@@ -100,7 +110,7 @@ class Bench:
     def __init__(self, base: KnownBase, library: Library, *, force_base: bool) -> None:
         self.library = library
         self.cache = ResultCache(library, base.content)
-        self.device, self.dtype, self.has_chat_template = base.device, base.dtype, base.has_chat_template
+        self.device, self.dtype, self.chat_prompt = base.device, base.dtype, base.chat_prompt
         self._base, self._force_base = base, force_base
         self._seated: Base | None = None
 

@@ -1,10 +1,10 @@
 """The clusters of a library as tables in the terminal."""
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from lorary.recipes.cluster import ClusterResult
+from lorary.recipes.display import table_console
 
 NUM_NEAREST = 3
 # The neighbours of more adapters fill screens that nobody reads; --json and --report have them.
@@ -17,7 +17,7 @@ def print_clusters(result: ClusterResult) -> None:
     Args:
         result: the clusters of a library.
     """
-    console = Console(width=None if Console().is_terminal else 120)
+    console = table_console()
     console.print(_clusters(result))
     if len(result.labels) <= NUM_LISTED:
         console.print(_nearest(result))

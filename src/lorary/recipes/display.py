@@ -4,14 +4,33 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
+
+from lorary.terminal import printable, unescaped
 
 # Seconds between two lines where stderr is not a terminal.
 LINE_EVERY_S = 10.0
 # Seconds over which a bar averages its speed: single steps may take longer than rich's own half minute.
 SPEED_OVER_S = 600.0
+
+
+class PrintableConsole(Console):
+    """A console that writes out the control characters of what it shows, and colours as it likes."""
+
+    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """The pieces of what is shown."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+def table_console() -> Console:
+    """Where tables are printed: as wide as the terminal, or 120 columns elsewhere."""
+    stream = unescaped(sys.stdout)
+    return PrintableConsole(file=stream, width=None if Console(file=stream).is_terminal else 120)
 
 
 class Bar:
@@ -64,7 +83,7 @@ class Display:
     """Writes to stderr, so that stdout holds results only."""
 
     def __init__(self) -> None:
-        self.console = Console(file=sys.stderr)
+        self.console = PrintableConsole(file=unescaped(sys.stderr))
 
     def say(self, text: str) -> None:
         """Print one line."""

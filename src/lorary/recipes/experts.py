@@ -7,7 +7,9 @@ from importlib.metadata import version
 from typing import Any
 
 from lorary.adapter import Adapter, LoraFactors
+from lorary.data.chat import chat_frame
 from lorary.data.schema import Task
+from lorary.data.tokenizer_content import content_of_tokenizer
 from lorary.errors import LibraryError, UsageError
 from lorary.formats.peft import tensors_of
 from lorary.formats.peft_config import new_config
@@ -70,11 +72,23 @@ def provenance_of(unit: Unit, trained: TrainedUnit, tasks: Mapping[str, Task], b
         "seed": unit.settings.seed,
         "template": unit.settings.template,
         "base_dtype": str(base.model.dtype),
+        **text_of(base, unit.settings.template),
         "metrics": metrics_of(trained),
         "parents": list(unit.parents),
         **({"clustering": dict(unit.origin)} if unit.origin else {}),
         "versions": {package: version(package) for package in ("lorary", "torch", "transformers")},
     }
+
+
+def text_of(base: Base, template: str) -> dict[str, str]:
+    """What is recorded of how text became tokens: the tokenizer's hash, and what a chat template wrote before prompts.
+
+    Args:
+        base: whose tokenizer it was.
+        template: `plain` or `chat`.
+    """
+    prefix = {"prompt_prefix": chat_frame(base.tokenizer).prefix} if template == "chat" else {}
+    return {"tokenizer": content_of_tokenizer(base.tokenizer), **prefix}
 
 
 def metrics_of(trained: TrainedUnit) -> dict[str, Any]:
@@ -90,7 +104,11 @@ def metrics_of(trained: TrainedUnit) -> dict[str, Any]:
 
 
 def check_same_build(
-    library: Library, units: Sequence[Unit], tasks: Mapping[str, Task], base_dtype: str | None
+    library: Library,
+    units: Sequence[Unit],
+    tasks: Mapping[str, Task],
+    base_dtype: str | None,
+    tokenizer: str | None = None,
 ) -> None:
     """An expert that is there already counts as finished only if this build would train it alike.
 
@@ -99,12 +117,13 @@ def check_same_build(
         units: those of this build that it holds.
         tasks: all tasks, by name.
         base_dtype: of the base in this process; None where other machines train, each with a base of its own.
+        tokenizer: hash of that base's tokenizer.
 
     Raises:
         LibraryError: naming the first expert of another build, and what differs.
     """
     for unit in units:
-        if other := other_build(library, unit, tasks, base_dtype):
+        if other := other_build(library, unit, tasks, base_dtype, tokenizer):
             raise LibraryError(
                 f"library '{library.path}' must not hold an expert '{unit.name}' from another build",
                 found=other,
@@ -112,7 +131,9 @@ def check_same_build(
             )
 
 
-def other_build(library: Library, unit: Unit, tasks: Mapping[str, Task], base_dtype: str | None) -> str | None:
+def other_build(
+    library: Library, unit: Unit, tasks: Mapping[str, Task], base_dtype: str | None, tokenizer: str | None = None
+) -> str | None:
     """What an expert that is there differs in from what this build would make; None where it is the same.
 
     Args and errors as for `check_same_build`.
@@ -124,6 +145,8 @@ def other_build(library: Library, unit: Unit, tasks: Mapping[str, Task], base_dt
     }
     if base_dtype is not None:
         wanted["base_dtype"] = base_dtype
+    if tokenizer is not None and "tokenizer" in known:  # older experts do not say
+        wanted["tokenizer"] = tokenizer
     if isinstance(known.get("settings"), Mapping):
         known = {**known, "settings": recorded_settings(known["settings"])}
     for key, value in wanted.items():

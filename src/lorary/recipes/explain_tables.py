@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorary.evaluate.explanation import Compared, Explanation, Group, SeenPrompt
+from lorary.recipes.display import table_console
 
 # More rows fill screens that nobody reads; --json and --report have them.
 NUM_TOKENS = 80
@@ -21,7 +22,7 @@ def print_explanation(explanation: Explanation) -> None:
     Args:
         explanation: what was seen.
     """
-    console = Console(width=None if Console().is_terminal else 120)
+    console = table_console()
     for i in range(len(explanation.prompts)):
         _print_prompt(console, explanation, i)
     console.print(_answers(explanation))

@@ -1,9 +1,7 @@
 """One prompt and its answer, run through a routed model in one pass that is recorded."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +9,7 @@ from torch import Tensor
 from lorary.data.jsonl import iter_records
 from lorary.data.schema import shorten
 from lorary.data.template import Example, make_template
+from lorary.data.text_of_ids import text_of_ids, texts_of_ids
 from lorary.errors import TaskError
 from lorary.evaluate.explanation import SeenPrompt, SeenToken
 from lorary.evaluate.generation import stop_ids
@@ -101,7 +100,9 @@ def see(base: Base, prompt: Prompt, template: str, other: Routing | None, max_ne
     stops = {*stop_ids(base.model, base.tokenizer)}
     is_finished = example.target_ids[-1] in stops
     shown = example.target_ids[:-1] if is_finished else example.target_ids
-    answer = prompt.answer if prompt.answer is not None else base.tokenizer.decode(shown).strip()
+    answer = prompt.answer
+    if answer is None:
+        answer = text_of_ids(base.tokenizer, shown, example.prompt_ids).strip()
     layers, weights, left_out = _trace(base, example)
     against = None
     if other is not None and weights is not None:
@@ -109,31 +110,13 @@ def see(base: Base, prompt: Prompt, template: str, other: Routing | None, max_ne
             others, against, _ = _trace(base, example)
         assert against is None or others == layers
     parts = ["prompt"] * len(example.prompt_ids) + ["answer"] * (len(example.target_ids) - 1)
-    texts = token_texts(base.tokenizer, (*example.prompt_ids, *example.target_ids[:-1]))
+    texts = texts_of_ids(base.tokenizer, (*example.prompt_ids, *example.target_ids[:-1]))
     tokens = [SeenToken(*fields) for fields in zip(texts, parts, left_out, strict=True)]
     given = prompt.answer is not None
     seen = SeenPrompt(
         prompt.text, answer, given, is_finished, len(example.target_ids), tokens, weights, against
     )  # fmt: skip
     return Seen(seen, example, layers)
-
-
-def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text of each token; a character of several tokens stands at its last one, and those before are empty.
-
-    Args:
-        tokenizer: transformers' own.
-        ids: of the tokens.
-    """
-    texts: list[str] = []
-    pending: list[int] = []
-    for number, token in enumerate(ids, start=1):
-        pending.append(token)
-        text = str(tokenizer.decode(pending))
-        is_part = text.endswith("\N{REPLACEMENT CHARACTER}") and number < len(ids)
-        texts.append("" if is_part else text)
-        pending = pending if is_part else []
-    return texts
 
 
 def _example(base: Base, prompt: Prompt, template: str, max_new_tokens: int) -> Example:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
@@ -11,6 +12,8 @@ from lorary.evaluate.page.markup import markdown_text as md
 from lorary.evaluate.summary import Comparison
 from lorary.recipes.evaluation import Evaluation
 
+# Signs with which a cell of a spreadsheet begins to be a formula.
+FORMULA = ("=", "+", "-", "@")
 READING = (
     "Values are means over tasks, in points of 100. Round brackets hold the 95 % interval had other rows of these "
     "tasks been drawn, square brackets had other tasks been drawn; p-values are those of paired sign-flip tests, over "
@@ -30,10 +33,15 @@ def evaluation_csv(evaluation: Evaluation) -> str:
 
 
 def _plain(value: object) -> object:
-    """A value in a line of its own; a text that a spreadsheet would take for a formula stays a text."""
+    """A value in a line of its own; a text that a spreadsheet would take for a formula stays a text.
+
+    Some pass over what cannot be seen before the sign, and some take its wide forms for it.
+    """
     if not isinstance(value, str):
         return value
-    return ("'" if value.startswith(("=", "+", "-", "@")) else "") + value.replace("\r", " ")
+    first = next((char for char in value if not char.isspace() and char.isprintable()), "")
+    is_formula = unicodedata.normalize("NFKC", first)[:1] in FORMULA or value[:1] in ("\t", "\r", "\n")
+    return ("'" if value and is_formula else "") + value.replace("\r", " ")
 
 
 def evaluation_markdown(evaluation: Evaluation) -> str:

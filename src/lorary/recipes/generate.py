@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig, TextStreamer
 
 from lorary.data.template import Ids, make_template
+from lorary.data.text_of_ids import text_of_ids, texts_of_ids
 from lorary.errors import UsageError
 from lorary.evaluate.generation import left_pad, plain_generation, stop_ids
 from lorary.evaluate.report import RoutedPrompt
@@ -135,7 +136,7 @@ def answer(
     with trace(base.model) as traced:
         new = complete(base, ids, max_new_tokens=max_new_tokens, sample=sample, stream=stream)
     state = seating(base.model)
-    text = base.tokenizer.decode(new, skip_special_tokens=True).strip()
+    text = text_of_ids(base.tokenizer, new, ids, special=False).strip()
     label = "fixed" if state.routing.fixed is not None else state.routing.router
     usage = traced.usage() if traced.layers else {}
     return Answer(text, prompt, label, len(new), usage)
@@ -179,7 +180,8 @@ def complete(base: Base, ids: Ids, *, max_new_tokens: int, sample: bool = False,
         eos_token_id=stop_ids(base.model, base.tokenizer),
         pad_token_id=base.tokenizer.pad_token_id,
     )
-    streamer = TextStreamer(base.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+    shown = {"skip_prompt": True, "skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    streamer = TextStreamer(base.tokenizer, **shown) if stream else None
     with torch.no_grad(), plain_generation(base.model, base.tokenizer):
         output = base.model.generate(
             input_ids=input_ids, attention_mask=mask, generation_config=config, streamer=streamer
@@ -207,6 +209,6 @@ def trace_prompt(base: Base, prompt: str, template: str, router: str, max_new_to
         tokens = [*ids.prompt_ids, *ids.target_ids]
         with torch.no_grad(), trace(base.model) as traced:
             base.model(input_ids=torch.tensor([tokens], device=base.model.device), use_cache=False)
-    words = [base.tokenizer.decode([token]) for token in tokens]
+    words = texts_of_ids(base.tokenizer, tokens)
     weights = traced.stacked()[:, 0]
     return RoutedPrompt(prompt, made.text, words, traced.layers, list(traced.experts), weights)

@@ -13,18 +13,19 @@ from typing import Any
 
 import datasets
 
+from lorary.data.chat import chat_frame, warn_of_dates
 from lorary.errors import LibraryError, UsageError
 from lorary.evaluate.cache import ResultCache
 from lorary.evaluate.cells import ORACLE
 from lorary.evaluate.harness import HarnessModel, evaluate_tasks, load_tasks
 from lorary.evaluate.harness_cells import HarnessCell, cells_of, choose_primary
 from lorary.evaluate.summary import Summary
-from lorary.library.base_content import content_of_model
 from lorary.library.store import Library
 from lorary.model.attach import Routing, attach, detach, routing
 from lorary.model.base import Base, load_base
 from lorary.model.changes import in_units, without_router
 from lorary.model.prepared import prepared_marks
+from lorary.recipes.base_content import content_of_base
 from lorary.recipes.display import Bar, Display
 from lorary.recipes.evaluate_settings import EvaluateSettings
 from lorary.recipes.open import base_of, template_of
@@ -131,7 +132,12 @@ class _Run:
     chat: bool
 
     def __post_init__(self) -> None:
-        self._cache = ResultCache(self.library, content_of_model(self.base.model))
+        self._cache = ResultCache(self.library, content_of_base(self.base))
+        self._prefix = ""
+        if self.chat and getattr(self.base.tokenizer, "chat_template", None):
+            frame = chat_frame(self.base.tokenizer)
+            warn_of_dates(frame)
+            self._prefix = frame.prefix
         self._held_in = {task for row in self.library.describe() for task in row["tasks"]}
 
     def cells(self, router: str) -> list[HarnessCell]:
@@ -145,7 +151,8 @@ class _Run:
             model = HarnessModel(self.base.model, self.base.tokenizer, self._recall(setting, seconds, bar))
             found = evaluate_tasks(model, self.tasks, rows=self.rows, shots=self.shots, chat=self.chat)
         labels = {
-            "library": self.library.name, "router": router, "template": "chat" if self.chat else "plain"
+            "library": self.library.name, "router": router, "template": "chat" if self.chat else "plain",
+            "prefix": self._prefix,
         }  # fmt: skip
         return cells_of(found, seconds, self._held_in, **labels)
 

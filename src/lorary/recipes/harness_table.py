@@ -1,9 +1,9 @@
 """Results of lm-evaluation-harness as a table in the terminal."""
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lorary.recipes.display import table_console
 from lorary.recipes.harness import HarnessResult
 
 
@@ -13,7 +13,7 @@ def print_harness(result: HarnessResult) -> None:
     Args:
         result: the cells.
     """
-    console = Console(width=None if Console().is_terminal else 120)
+    console = table_console()
     routers = list(dict.fromkeys(cell.router for cell in result.cells))
     by_row: dict[tuple[str, str, str], dict[str, str]] = {}
     sizes: dict[tuple[str, str, str], tuple[int, int]] = {}

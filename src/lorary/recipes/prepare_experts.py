@@ -22,6 +22,7 @@ from lorary.model.pooled import pooled_moments
 from lorary.model.prepared import JOINT, REQUEST, kind_of
 from lorary.model.setting import Routing
 from lorary.ops.logistic import fit_logistic
+from lorary.recipes.experts import text_of
 from lorary.recipes.prepare_data import OwnData
 from lorary.route import ROUTERS
 from lorary.route.rule import Features
@@ -184,7 +185,7 @@ class Preparer:
         made_of: dict[str, Any] = {
             "data": dict(own.hashes), "rows": s.num_rows, "seed": s.seed, "template": self.template.name,
             "max_length": self.template.max_length, "model": fingerprint.digest,
-            "dtype": str(model.dtype),
+            "dtype": str(model.dtype), **text_of(self.base, self.template.name),
         }  # fmt: skip
         if differing := differing_fields(self.library.base.fingerprint.configuration, fingerprint.configuration):
             made_of["configuration"] = {name: found for name, (_, found) in differing.items()}

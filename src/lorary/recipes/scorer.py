@@ -93,7 +93,7 @@ class Scorer:
     def _base_cells(self, task: Task) -> list[Cell]:
         """The base under both templates; the better one is primary, or the only one that can be scored."""
         templates = [self._settings.template]
-        if self._bench.has_chat_template and "chat" not in templates:
+        if self._bench.chat_prompt and "chat" not in templates:
             templates.append("chat")
         runs, failed = [], dict[str, _CellError]()
         for template in templates:
@@ -122,8 +122,8 @@ class Scorer:
         metric = "acc_raw" if s.raw and task.metric == "acc" else task.metric
         key = self._cache.key(
             task=task.name, data=task.data_hash, rows=s.rows, metric=metric, template=template,
-            routing=setting.to_json(), with_experts=router != BASE, **self._conditions(), **self._prepared(setting),
-            **self._judged(metric),
+            routing=setting.to_json(), with_experts=router != BASE, **self._conditions(template),
+            **self._prepared(setting), **self._judged(metric),
         )  # fmt: skip
 
         def make(base: Base) -> list[dict[str, Any]]:
@@ -184,6 +184,7 @@ class Scorer:
                     n=len(values),
                     seconds=cost.seconds,
                     template=template,
+                    prefix=made.prefix,
                     peak_bytes=cost.peak_bytes,
                     values=values,
                 )
@@ -203,7 +204,7 @@ class Scorer:
         rows = next((rows for rows in splits if rows), ())
         key = self._cache.key(
             oracle=task.name, data=task.data_hash, rows=len(rows), template=self._settings.template,
-            **self._conditions(),
+            **self._conditions(self._settings.template),
         )  # fmt: skip
 
         def choose(base: Base) -> str:
@@ -226,7 +227,7 @@ class Scorer:
         setting = s.setting(router)
         key = self._cache.key(
             traced=task.name, data=task.data_hash, rows=len(rows), template=s.template, expert=expert,
-            routing=setting.to_json(), **self._conditions(), **self._prepared(setting),
+            routing=setting.to_json(), **self._conditions(s.template), **self._prepared(setting),
         )  # fmt: skip
 
         def look(base: Base) -> list[float]:
@@ -242,9 +243,10 @@ class Scorer:
         where = (self._name, router, task.name, task.family, expert)
         return [RoutingAccuracy(*where, share, top1, chance, len(rows))]
 
-    def _conditions(self) -> dict[str, Any]:
-        """What decides a score beside experts, task and router."""
-        return {"max_length": self._settings.max_length, "device": self._bench.device, "dtype": self._bench.dtype}
+    def _conditions(self, template: str) -> dict[str, Any]:
+        """What decides a score beside experts, task and router; a chat template may write another prompt each day."""
+        asked = {"max_length": self._settings.max_length, "device": self._bench.device, "dtype": self._bench.dtype}
+        return {**asked, "prompt": self._bench.chat_prompt} if template == "chat" else asked
 
     def _prepared(self, setting: Routing) -> dict[str, Any]:
         """What the router read beyond weights: prepared anew from other data, it scores anew."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lorary.data.tasks import Task, load_tasks
 from lorary.data.template import Template, make_template
+from lorary.data.tokenizer_content import content_of_tokenizer
 from lorary.errors import BaseModelError, TaskError
 from lorary.library.store import Library
 from lorary.model.base import Base, load_base
@@ -80,6 +81,12 @@ def build_shard(shard: Shard) -> None:
     train_shard(shard, base, library, tasks, Display())
 
 
+def _checkpoint(shard: Shard, base: Base) -> Path:
+    """The file of the training's state: one that was made of other tokens is not gone on with."""
+    path = Path(shard.checkpoint)
+    return path.with_name(f"{path.stem}-{content_of_tokenizer(base.tokenizer)[:8]}{path.suffix}")
+
+
 def _check_data(shard: Shard, tasks: Mapping[str, Task]) -> None:
     for name, planned in shard.data.items():
         if tasks[name].data_hash != planned:
@@ -145,7 +152,7 @@ def train_shard(
             jobs,
             expert_stack(base.model, shapes, jobs, shard.run.window),
             loop_settings(settings, shard.run),
-            checkpoint=Path(shard.checkpoint),
+            checkpoint=_checkpoint(shard, base),
             on_finish=commit,
             callbacks=[watch, *logs, *callbacks],
         )

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from lorary.evaluate.cells import BASE, ORACLE, Cell, Column, columns_of, grouped_tasks, primary_cells
 from lorary.evaluate.page.markup import counted, left_out_words
 from lorary.evaluate.summary import Comparison, Mean
+from lorary.recipes.display import table_console
 from lorary.recipes.evaluation import Evaluation
 
 # With more columns than these, no single tasks are printed, nor comparisons of two routers inside a library.
@@ -21,7 +21,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     Args:
         evaluation: the cells and comparisons.
     """
-    console = Console(width=None if Console().is_terminal else 120)
+    console = table_console()
     columns = columns_of(evaluation.cells)
     several, few = len(evaluation.libraries) > 1, len(columns) <= MOST_COLUMNS
     for table in _task_tables(evaluation, columns, several=several) if few else [_means_table(evaluation)]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorary.data.tasks import BUILTIN, Task
+from lorary.data.tokenizer_content import content_of_tokenizer
 from lorary.errors import TrainError
 from lorary.formats.base import EMBEDDED
 from lorary.library.layout import LOGS
@@ -88,7 +89,8 @@ def train_units(shop: Workshop, units: Sequence[Unit]) -> tuple[list[str], list[
     kept = [unit for unit in units if unit.name in there]
     # Where other processes train, the experts themselves say on what, and must agree.
     dtype = shop.base_dtype or (library.provenance(kept[0].name).get("base_dtype") if kept else None)
-    check_same_build(library, kept, shop.tasks, dtype)
+    tokenizer = content_of_tokenizer(shop.base.tokenizer) if kept and shop.base is not None else None
+    check_same_build(library, kept, shop.tasks, dtype, tokenizer)
     if kept:
         shop.display.say(f"{len(kept)} of {len(units)} experts are in the library already")
     _train_pending(shop, units, dtype)

@@ -1,11 +1,15 @@
 """Data sets: a folder and files that `datasets` itself loads, offline; an id that cannot be reached."""
 
+import csv
 import json
+import os
 from pathlib import Path
 
 import datasets
+import pyarrow
 import pytest
 
+from lorary.data.hub import read_dataset
 from lorary.data.tasks import load_tasks
 from lorary.errors import TaskError, UsageError
 
@@ -48,13 +52,102 @@ def test_a_column_split_says_where_the_rows_of_a_single_file_belong(tmp_path):
     assert [len(task.split(name)) for name in ("train", "val", "test")] == [1, 0, 1]
 
 
-def test_a_csv_file_is_read_and_its_numbers_are_refused_where_texts_belong(tmp_path):
+AS_IT_STANDS = [
+    "None",
+    "NA",
+    "nan",
+    "null",
+    "007",
+    "True",
+    "1e5",
+    "1.50",
+    "2026-01-02",
+    "2026-01-02T03:04:05Z",
+    "#N/A",
+    " x ",
+]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl", "parquet", "arrow"])
+def test_texts_stay_as_they_stand_in_a_file_of_any_kind(tmp_path, ending):
+    rows = [{"source": f"row {i}", "target": text, "family": "NA", "when": text} for i, text in enumerate(AS_IT_STANDS)]
+    path = tmp_path / "texts" / f"train.{ending}"
+    path.parent.mkdir()
+    if ending in ("csv", "tsv"):
+        with open(path, "w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="," if ending == "csv" else "\t")
+            writer.writeheader()
+            writer.writerows(rows)
+    elif ending == "json":
+        path.write_text(json.dumps(rows))
+    elif ending == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif ending == "parquet":
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    else:
+        table = pyarrow.Table.from_pylist(rows)
+        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    if ending == "jsonl":  # one in the folder itself would hold rows of ours
+        path.parent.joinpath("data").mkdir()
+        path = path.rename(path.parent / "data" / path.name)
+    [task] = load_tasks(tmp_path / "texts").values()
+    assert [row.target for row in task.split("train")] == AS_IT_STANDS
+    assert [row.extra["when"] for row in task.split("train")] == AS_IT_STANDS
+    assert task.family == "NA"
+
+
+def test_cells_may_hold_quotes_delimiters_and_line_breaks_and_empty_ones_give_no_optional_field(tmp_path):
+    path = tmp_path / "sums.csv"
+    path.write_bytes(b'source,target,family\r\n"a ""b"", c","x\r\ny",\r\n\r\nd,e,f\r\n')
+    rows = [row for task in load_csv(path) for row in task]
+    assert rows == [('a "b", c', "x\r\ny", None), ("d", "e", "f")]
+
+
+def load_csv(path):
+    yield [(row.source, row.target, row.family) for row in read_dataset(path)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("source,target\na,b,c\n", r"sums\.csv:2: a row must have a cell for each of the 2 columns\nfound: 3 cells"),
+        ("source,target\na\n", r"sums\.csv:2: .*\nfound: 1 cells"),
+        ("source,target,target\na,b,c\n", r"a column must have a name of its own\nfound: 'target', twice"),
+        ('source,target\na,"b"c\n', r"sums\.csv:2: the text must be cells, quoted as CSV"),
+        ("source,target\na,\xff\n", r"must be UTF-8\nfound: byte 0xff"),
+        ("source;target\na;b\n", r"no source and no target among source;target"),
+    ],
+)
+def test_cells_that_are_not_a_table_are_refused_by_line(tmp_path, text, message):
+    path = tmp_path / "sums.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(TaskError, match=message):
+        load_tasks(path)
+
+
+@pytest.mark.parametrize("rows", ['[{"source": "a", "target": 7}]', '{"source": ["a"], "target": [7]}'])
+def test_a_number_in_json_is_refused_where_a_text_belongs(tmp_path, rows):
+    path = tmp_path / "sums.json"
+    path.write_text(rows)
+    with pytest.raises(TaskError, match=r"sums\.json', split 'train', row 0: field 'target' .* text\nfound: 7"):
+        load_tasks(path)
+
+
+def test_rows_of_json_keep_their_own_objects(tmp_path):
+    path = tmp_path / "sums.json"
+    path.write_text(json.dumps([ROW | {"extra": {"a": 1}}, ROW | {"extra": {"b": "2020-01-01"}}]))
+    assert [row.extra for row in read_dataset(path)] == [{"a": 1}, {"b": "2020-01-01"}]
+
+
+def test_a_file_edited_with_its_time_kept_is_read_anew(tmp_path):
     path = tmp_path / "sums.csv"
     path.write_text("source,target\none,eins\n")
+    os.utime(path, (1, 1))
     assert load_tasks(path)["sums"].split("train")[0].target == "eins"
-    path.write_text("source,target\none,1\n")
-    with pytest.raises(TaskError, match=r"sums\.csv', split 'train', row 0: field 'target' .* text\nfound: 1"):
-        load_tasks(path)
+    path.write_text("source,target\none,zwei\n")
+    os.utime(path, (1, 1))
+    assert load_tasks(path)["sums"].split("train")[0].target == "zwei"
 
 
 def test_a_bad_row_is_refused_by_data_set_split_and_row(tmp_path):

@@ -1,6 +1,7 @@
 """The row format: what is read exactly, and what is refused by name."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from lorary.data.jsonl import iter_rows
 from lorary.data.schema import Row, Task, make_task, parse_row
+from lorary.data.tasks import load_tasks
 from lorary.errors import TaskError, UsageError
 
 GOOD = {"task": "t", "split": "train", "source": "2 + 2 =", "target": "4"}
@@ -178,3 +180,46 @@ def test_a_task_without_rows_or_with_two_families_is_refused():
         task(Row("t", "train", "a", "b", family="f"), Row("t", "train", "a", "b", family="g"))
     with pytest.raises(UsageError, match="train, val, test"):
         task(Row("t", "train", "a", "b")).split("validation")
+
+
+DEEP = "[" * 150 + "]" * 150
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ('{"n": 1e400}', r"1e400 is larger than a number can be"),
+        ('{"n": -1e999}', r"-1e999 is larger than a number can be"),
+        ('{"n": 1' + "0" * 400 + "}", r"is larger than a number can be"),
+        ('{"n": 1' + "0" * 9000 + "}", r"is larger than a number can be"),
+        ('{"n": "\\ud800"}', r"field 'extra' may only hold JSON values"),
+        ('{"\\udfff": 1}', r"field 'extra' may only hold JSON values"),
+        ('{"n": ' + DEEP + "}", r"nested more than 100 deep"),
+        ('{"n": ' + "[" * 100_000, r"must be (plain|valid) JSON"),
+    ],
+)
+def test_numbers_depths_and_halves_of_characters_that_nothing_can_hold_are_refused_by_line(tmp_path, extra, message):
+    line = json.dumps(GOOD | {"extra": "EXTRA"}).replace('"EXTRA"', extra)
+    with pytest.raises(TaskError, match=r"tasks\.jsonl:1: ") as caught:
+        list(iter_rows(write(tmp_path, line)))
+    assert re.search(message, str(caught.value))
+
+
+def test_a_line_without_end_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("lorary.data.jsonl.MAX_LINE_BYTES", 1000)
+    line = json.dumps(GOOD)
+    path = write(tmp_path, line, line.replace("}", " " * 1000 + "}"))
+    with pytest.raises(TaskError, match=r"tasks\.jsonl:2: a line must have at most 1,000 bytes"):
+        list(iter_rows(path))
+    assert len(list(iter_rows(write(tmp_path, *[line] * 50)))) == 50
+
+
+def test_a_document_of_endless_brackets_is_refused_before_it_is_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr("lorary.data.jsonl.MAX_OPENINGS", 100)
+    path = tmp_path / "rows.json"
+    path.write_text("[" + "[]," * 200 + "[]]")
+    with pytest.raises(TaskError, match=r"at most 100 objects and lists\nfound: 202 brackets"):
+        load_tasks(path)
+    (tmp_path / "manifest.json").write_text(path.read_text())
+    with pytest.raises(TaskError, match=r"manifest\.json: a document must hold at most 100"):
+        load_tasks(tmp_path)

@@ -256,3 +256,13 @@ def test_one_metric_of_a_task_counts_for_all_routers() -> None:
     for base, metric in ((-0.02, "acc"), (0.02, "mcc")):
         primary = [c for c in choose_primary([*cells("base", base), *cells("arrow", 0.3)]) if c.primary]
         assert [(c.router, c.metric) for c in primary] == [("base", metric), ("arrow", metric)]
+
+
+@pytest.mark.parametrize("options", [{"max_gen_toks": 256}, {"max_new_tokens": 300}, {}])
+def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused_with_both_numbers(
+    options: dict[str, Any], pair: tuple[Any, Any]
+) -> None:
+    asked = Asked(("one two", {"until": ["."], "do_sample": False, **options}))
+    number = next(iter(options.values()), 256)
+    with pytest.raises(TaskError, match=rf"task 'made' must leave room .* 256 positions\nfound: max_gen_toks {number}"):
+        pair[0].generate_until([asked])

@@ -11,6 +11,7 @@ import torch
 
 from lorary.adapter import LoraFactors
 from lorary.data.template import make_template
+from lorary.data.text_of_ids import texts_of_ids
 from lorary.errors import LoraryError, RouterError, TaskError, UsageError
 from lorary.evaluate.explanation import Explanation
 from lorary.evaluate.explanation_json import explanation_json
@@ -22,7 +23,7 @@ from lorary.model.base import Base, load_base
 from lorary.model.setting import Routing
 from lorary.recipes.explain import explain, run_explain, without_expert
 from lorary.recipes.explain_tables import print_explanation
-from lorary.recipes.explain_trace import FIRST_TOKEN, Prompt, read_prompts, token_texts
+from lorary.recipes.explain_trace import FIRST_TOKEN, Prompt, read_prompts
 
 Make = Callable[..., Any]
 TEXT = Prompt("Name the colour of the sky:", "blue")
@@ -253,10 +254,10 @@ def test_the_document_is_json_and_its_weights_are_those_of_the_trace(
 
 def test_a_character_of_several_tokens_stands_at_its_last_one(tiny_tokenizer: Any) -> None:
     ids = tiny_tokenizer("a ü😀")["input_ids"]
-    texts = token_texts(tiny_tokenizer, ids)
+    texts = texts_of_ids(tiny_tokenizer, ids)
     assert "".join(texts) == "a ü😀"
     assert texts[-1] == "😀"
-    assert "\N{REPLACEMENT CHARACTER}" in token_texts(tiny_tokenizer, ids[:-1])[-1]
+    assert "\N{REPLACEMENT CHARACTER}" in texts_of_ids(tiny_tokenizer, ids[:-1])[-1]
 
 
 def test_weights_that_are_no_numbers_are_refused_with_their_layer(routed: Make) -> None:

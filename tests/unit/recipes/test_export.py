@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from dataclasses import replace
 
 import pytest
@@ -31,6 +32,49 @@ def test_names_neither_break_a_line_of_csv_nor_are_formulas_nor_images() -> None
     assert [line["task"] for line in found] == ["a b", "'=1+1", names[2]]
     cells = [replace(cell, library=names[2]) for cell in evaluation.cells]
     assert "](" not in evaluation_markdown(replace(evaluation, cells=cells)).replace("]\\(", "")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["=1", "+1", "-1", "@A1", " =1", "\u00a0=1", "\t=1", "\n=1", "\u200b=1", "\ufeff=1", "\x00=1", "＝1", "＋1", "－1",
+     "＠A", "﹦1", " ＝1", "\tplain", "\rplain"],
+)  # fmt: skip
+def test_a_cell_that_a_spreadsheet_could_take_for_a_formula_is_a_text(name: str) -> None:
+    evaluation = made_up()
+    cells = [replace(cell, task=name) for cell in evaluation.cells]
+    found = list(csv.DictReader(io.StringIO(evaluation_csv(replace(evaluation, cells=cells)))))
+    assert {line["task"] for line in found} == {"'" + name.replace("\r", " ")}
+
+
+@pytest.mark.parametrize("name", ["plain", "a=b", "2-1", "", "größer"])
+def test_a_cell_of_plain_text_is_as_it_is(name: str) -> None:
+    evaluation = made_up()
+    cells = [replace(cell, task=name) for cell in evaluation.cells]
+    found = list(csv.DictReader(io.StringIO(evaluation_csv(replace(evaluation, cells=cells)))))
+    assert {line["task"] for line in found} == {name}
+
+
+HOSTILE = "a\x1b[31m|`<b>\u202e www.x.org https://x.org \\| ![i](u) [r][s]\nb\x9b"
+
+
+def test_a_hostile_name_stays_one_cell_of_markdown_without_links_code_or_tags() -> None:
+    evaluation = made_up()
+    cells = [replace(cell, task=HOSTILE) for cell in evaluation.cells]
+    row = next(line for line in evaluation_markdown(replace(evaluation, cells=cells)).splitlines() if "x.org" in line)
+    bare, plain = (re.sub(r"\\.", "", line) for line in (row, evaluation_markdown(made_up()).splitlines()[-1]))
+    assert bare.count("|") == plain.count("|")
+    for sign in ("\x1b", "\x9b", "\u202e", "<b", "://", "www.", "](", "]["):
+        assert sign not in bare
+    assert "`" not in bare
+
+
+def test_a_hostile_name_moves_nothing_in_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation = made_up()
+    cells = [replace(cell, task=HOSTILE, library="l\x1b]0;x\x07") for cell in evaluation.cells]
+    print_evaluation(evaluation_of(Found(cells), evaluation.settings, ["l\x1b]0;x\x07"], "tiny"))
+    out = capsys.readouterr().out
+    assert not set(out) & {"\x1b", "\x9b", "\x07", "\u202e"}
+    assert "a\\x1b[31m" in out
 
 
 def tables_of(markdown: str) -> dict[str, list[list[str]]]:

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lorary.data.dataset_folder import data_files
 from lorary.data.schema import Row, Task, make_task, parse_row, shorten
+from lorary.data.tables import read_table
 from lorary.errors import TaskError
 
 R = TypeVar("R")
+# Larger copies go through the cache of `datasets`, which leaves them on the disk.
+MAX_IN_MEMORY = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -44,27 +48,7 @@ def read_public(source: Public, columns: Collection[str], copies: Path | None) -
     Raises:
         TaskError: if it cannot be loaded, or lacks a column.
     """
-    # Slow to import (1-2 s), and most tasks are JSONL or builtin.
-    import datasets
-
-    place, config = source.name, source.config
-    if copies is not None:
-        place = str(copies / source.name)
-        if config is not None and (copies / source.name / config).is_dir():
-            place, config = str(copies / source.name / config), None
-        if not Path(place).is_dir():
-            raise TaskError(
-                f"a copy of data set {source} must lie below {copies}", found=f"no folder {place}",
-                remedy=f"hf download {source.name} --repo-type dataset --local-dir {copies / source.name}",
-            )  # fmt: skip
-    try:
-        found = datasets.load_dataset(place, config, split=source.split)
-    except Exception as error:  # The loader passes on what its readers, the Hub and the network raise: no common class.
-        raise TaskError(
-            f"data set {source} must load with the package 'datasets'",
-            found=f"{type(error).__name__}: {shorten(str(error), 200)}",
-            remedy="check the network; or put a copy below a folder and name the suite as SUITE@FOLDER",
-        ) from error
+    found = _from_hub(source) if copies is None else _from_copies(source, copies)
     if missing := sorted(set(columns) - set(found.column_names)):
         raise TaskError(
             f"data set {source} must have the columns {', '.join(sorted(columns))}",
@@ -72,6 +56,47 @@ def read_public(source: Public, columns: Collection[str], copies: Path | None) -
             remedy="take the copy from the Hub as it is",
         )
     return found
+
+
+def _from_copies(source: Public, copies: Path) -> Any:
+    # Slow to import (1-2 s), and most tasks are JSONL or builtin.
+    import datasets
+
+    place = copies / source.name
+    if source.config is not None and (place / source.config).is_dir():
+        place, config = place / source.config, None
+    else:
+        config = source.config
+    if not place.is_dir():
+        raise TaskError(
+            f"a copy of data set {source} must lie below {copies}", found=f"no folder {place}",
+            remedy=f"hf download {source.name} --repo-type dataset --local-dir {copies / source.name}",
+        )  # fmt: skip
+    splits = data_files(place, config).splits
+    if source.split not in splits:
+        raise TaskError(
+            f"a copy of data set {source} must have that split",
+            found=f"{', '.join(splits)} in {place}",
+            remedy="take the copy from the Hub as it is",
+        )
+    files = splits[source.split]
+    if all(path.suffix == ".parquet" for path in files) and sum(path.stat().st_size for path in files) > MAX_IN_MEMORY:
+        listed = [str(path) for path in files]
+        return datasets.load_dataset("parquet", data_files={source.split: listed}, split=source.split)
+    return datasets.Dataset.from_list([dict(row) for path in files for row in read_table(path)])
+
+
+def _from_hub(source: Public) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(source.name, source.config, split=source.split)
+    except Exception as error:  # The loader passes on what its readers, the Hub and the network raise: no common class.
+        raise TaskError(
+            f"data set {source} must load with the package 'datasets'",
+            found=f"{type(error).__name__}: {shorten(str(error), 200)}",
+            remedy="check the network; or put a copy below a folder and name the suite as SUITE@FOLDER",
+        ) from error
 
 
 def choice(source: str, options: Sequence[str], right: int, **more: Any) -> dict[str, Any]:

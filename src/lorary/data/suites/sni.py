@@ -1,6 +1,5 @@
 """The twelve held-out tasks of Super-NaturalInstructions, with the paper's prompt and its 100 instances a task."""
 
-import json
 import string
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from lorary.data.schema import Task
 from lorary.data.suites.public import Public, read_public, suite_task
 from lorary.errors import TaskError
+from lorary.reading import read_json
 
 SNI_TASKS = (
     "task035_winogrande_question_modification_person",
@@ -81,7 +81,7 @@ def _ended(text: str) -> str:
 def _from_file(name: str, copies: Path) -> tuple[str, list[Instance]]:
     path = copies / REPOSITORY / "tasks" / f"{name}.json"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         definition = document["Definition"]
         instances = [(item["input"], list(item["output"])) for item in document["Instances"]]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -3,7 +3,8 @@
 import re
 from math import comb
 
-_PASS = re.compile(r"pass@([1-9][0-9]*)")
+# Each of the k programs of a row is generated and run: more of them would never end.
+_PASS = re.compile(r"pass@([1-9][0-9]{0,3})", re.ASCII)
 
 
 def parse_pass(metric: str) -> int | None:

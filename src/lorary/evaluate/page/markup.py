@@ -1,11 +1,18 @@
 """Text, numbers and data made safe and readable for HTML and Markdown. Every string of a report passes through here."""
 
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from lorary.terminal import printable
+
 MISSING = "–"
+
+# What ends a cell, opens a tag or code, or makes a link; an address becomes one without any mark around it.
+_MARKDOWN = {"|": "\\|", "<": "&lt;", "`": "\\`", "](": "]\\(", "][": "]\\[", "://": ":\\//"}
+_WWW = re.compile(r"(www)\.", re.IGNORECASE)
 
 METRIC_NAMES = {"acc": "accuracy", "acc_raw": "accuracy, raw", "em": "exact match", "rougeL": "ROUGE-L"}
 
@@ -18,14 +25,16 @@ METRIC_MEANINGS = {
 
 
 def text(value: object) -> str:
-    """A string as HTML text or as a quoted attribute; no character of it can become markup."""
-    return escape(str(value), quote=True)
+    """A string as HTML text or as a quoted attribute; no character of it can become markup, or move other text."""
+    return escape(printable(str(value)), quote=True)
 
 
 def markdown_text(value: object) -> str:
-    """A string in a table of Markdown; nothing of it can end the cell or the line, or become a tag, link or image."""
-    flat = " ".join(str(value).splitlines())
-    return flat.replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
+    """A string in a table of Markdown; nothing of it can end the cell or the line, or become a tag, link or code."""
+    flat = printable(" ".join(str(value).splitlines())).replace("\\", "\\\\")
+    for plain, escaped in _MARKDOWN.items():
+        flat = flat.replace(plain, escaped)
+    return _WWW.sub(r"\1\\.", flat)
 
 
 def hundredths(value: float, digits: int = 1) -> str:
@@ -86,5 +95,13 @@ def left_out_words(failed: Sequence[tuple[str, str]]) -> str:
 def script_json(document: Any) -> str:
     """JSON that is safe inside a script element: nothing in it can end the element or open a comment."""
     # An escape means the same to a JSON parser, and nothing to an HTML parser.
-    encoded = json.dumps(document, allow_nan=False, separators=(",", ":"))
+    encoded = json.dumps(_printable(document), allow_nan=False, separators=(",", ":"))
     return encoded.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _printable(document: Any) -> Any:
+    if isinstance(document, str):
+        return printable(document)
+    if isinstance(document, dict):
+        return {_printable(key): _printable(value) for key, value in document.items()}
+    return [_printable(value) for value in document] if isinstance(document, (list, tuple)) else document

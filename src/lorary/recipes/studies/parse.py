@@ -6,8 +6,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from lorary.data.strict_yaml import MAX_BYTES, strict_yaml
 from lorary.errors import UsageError
 from lorary.library.folders import check_name
+from lorary.reading import read_regular
 from lorary.recipes.build_settings import BuildSettings, RunSettings, preset
 from lorary.recipes.evaluate_settings import EvaluateSettings
 from lorary.recipes.methods import MethodSettings, method_settings
@@ -23,7 +25,6 @@ from lorary.recipes.studies.config import (
     TaskSet,
 )
 from lorary.recipes.studies.question import Question
-from lorary.recipes.studies.strict_yaml import strict_yaml
 from lorary.recipes.studies.values import check_keys, fields_for
 
 KEYS = ("about", "base", "tasks", "train", "run", "evaluate", "stages", "questions", "assume")
@@ -70,7 +71,7 @@ def read_study(reference: str) -> Study:
         text = (files("lorary.recipes.studies") / f"{reference}.yaml").read_text(encoding="utf-8")
     else:
         try:
-            text = Path(reference).read_text(encoding="utf-8")
+            text = read_regular(Path(reference), max_bytes=4 * MAX_BYTES).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(
                 "the study must be a YAML file, or one that comes with Lorary",

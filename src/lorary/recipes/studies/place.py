@@ -9,7 +9,7 @@ from pathlib import Path
 from lorary.data.tasks import Task, load_tasks
 from lorary.errors import TaskError, UsageError
 from lorary.formats.base import resolve_base
-from lorary.library.base_content import content_of_folder
+from lorary.recipes.base_content import content_of_files
 from lorary.recipes.build import choose_tasks
 from lorary.recipes.display import Display
 from lorary.recipes.studies.config import BuildStage, Study, TaskSet
@@ -69,8 +69,8 @@ class Place:
 
     @cached_property
     def base_content(self) -> str:
-        """Hash of what the base model computes with, from its files."""
-        return content_of_folder(resolve_base(self.study.base).path)
+        """Hash of what the base model and its tokenizer do, from their files."""
+        return content_of_files(resolve_base(self.study.base))
 
     @cached_property
     def _loaded(self) -> dict[str, dict[str, Task]]:

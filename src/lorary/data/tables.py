@@ -1,0 +1,167 @@
+"""Rows out of one file of a data set, as they stand in it: no text becomes a number, a date or nothing.
+
+CSV and TSV hold texts and nothing else. JSON and JSONL hold what they hold. Parquet and Arrow have types of their own.
+Nothing is cached, so that a file that changed is read as it is.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorary.data.jsonl import MAX_LINE_BYTES, check_openings, decode_json, iter_records
+from lorary.data.schema import FIELDS, REQUIRED_FIELDS, shorten
+from lorary.errors import TaskError
+from lorary.reading import open_regular, read_regular
+
+# Larger than a data set in one JSON document should be; JSONL is streamed, and may be of any size.
+MAX_JSON_BYTES = 256 * 1024 * 1024
+# Rows of a Parquet or Arrow file that are turned into Python's values at once.
+BATCH_ROWS = 1024
+
+# A row: its columns by name.
+Columns = Mapping[str, Any]
+# Fields of a row that need not be given: an empty cell does not give them.
+OPTIONAL = FIELDS - {*REQUIRED_FIELDS}
+
+
+def read_table(path: Path, delimiter: str | None = None) -> Iterator[Columns]:
+    """The rows of a file whose ending is in `READERS`.
+
+    Args:
+        path: the file.
+        delimiter: between the cells of a CSV file, where it is not the usual one.
+
+    Raises:
+        TaskError: if the file cannot be read, or is not what its ending says; names it and the place.
+    """
+    try:
+        if delimiter is not None and path.suffix.lower() in DELIMITERS:
+            yield from _read_cells(path, delimiter)
+        else:
+            yield from READERS[path.suffix.lower()](path)
+    except OSError as error:
+        raise TaskError(f"{path}: the data file must be readable", found=error.strerror or str(error)) from error
+
+
+def _read_cells(path: Path, delimiter: str) -> Iterator[Columns]:
+    # One text may be longer than the package's own bound; it is ours that holds.
+    csv.field_size_limit(MAX_LINE_BYTES)
+    with open_regular(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        try:
+            head = next(reader, [])
+            if len(set(head)) < len(head):
+                twice = next(name for name in head if head.count(name) > 1)
+                raise TaskError(f"{path}: a column must have a name of its own", found=f"{shorten(twice)}, twice")
+            for cells in reader:
+                if not cells:  # a blank line
+                    continue
+                where = f"{path}:{reader.line_num}"
+                if len(cells) != len(head):
+                    raise TaskError(
+                        f"{where}: a row must have a cell for each of the {len(head)} columns",
+                        found=f"{len(cells)} cells",
+                        remedy="put a text that holds the delimiter or a line break in double quotes",
+                    )
+                row = zip(head, cells, strict=True)
+                yield {name: cell for name, cell in row if cell or name not in OPTIONAL}
+        except UnicodeDecodeError as error:
+            raise TaskError(
+                f"{path}: the text must be UTF-8", found=f"byte 0x{error.object[error.start]:02x}",
+                remedy="save the file as UTF-8",
+            ) from None  # fmt: skip
+        except csv.Error as error:
+            raise TaskError(
+                f"{path}:{reader.line_num}: the text must be cells, quoted as CSV quotes them", found=error,
+                remedy="write a double quote inside a quoted cell twice",
+            ) from None  # fmt: skip
+
+
+def _read_json(path: Path) -> Iterator[Columns]:
+    """A list of objects, an object of lists (the columns), or an object a line."""
+    data = read_regular(path, max_bytes=MAX_JSON_BYTES)
+    begin = data.removeprefix(b"\xef\xbb\xbf").lstrip()
+    first, _, rest = begin.partition(b"\n")
+    if first.rstrip().startswith(b"{") and first.rstrip().endswith(b"}") and rest.strip():
+        yield from _read_lines(path)
+        return
+    check_openings(begin, str(path))
+    document = decode_json(begin, str(path))
+    if isinstance(document, dict):
+        document = _from_columns(document, path)
+    if not isinstance(document, list):
+        raise TaskError(f"{path}: a data set must be a list of objects", found=shorten(document))
+    for number, row in enumerate(document):
+        yield _object(row, f"{path}, row {number}")
+
+
+def _from_columns(document: Mapping[str, Any], path: Path) -> list[Any]:
+    """The rows of an object whose values are the columns; an object that is one row is that row."""
+    if not all(isinstance(column, list) for column in document.values()):
+        return [document]
+    if len({len(column) for column in document.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(column)}" for name, column in document.items())
+        raise TaskError(f"{path}: all columns must be of one length", found=lengths[:200])
+    return [dict(zip(document, row, strict=True)) for row in zip(*document.values(), strict=True)]
+
+
+def _read_lines(path: Path) -> Iterator[Columns]:
+    for where, row in iter_records(path, "data"):
+        yield _object(row, where)
+
+
+def _object(row: object, where: str) -> Columns:
+    if not isinstance(row, dict):
+        raise TaskError(f"{where}: a row must be a JSON object", found=shorten(row))
+    return row
+
+
+def _read_parquet(path: Path) -> Iterator[Columns]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with open_regular(path) as file:
+        try:
+            yield from _rows(pq.ParquetFile(file).iter_batches(BATCH_ROWS))
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(path, "a Parquet file", error) from error
+
+
+def _read_arrow(path: Path) -> Iterator[Columns]:
+    import pyarrow as pa
+
+    with open_regular(path) as file:
+        try:
+            is_file = file.read(6) == b"ARROW1"
+            file.seek(0)
+            if is_file:
+                reader = pa.ipc.open_file(file)
+                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+            else:
+                batches = iter(pa.ipc.open_stream(file))
+            yield from _rows(batches)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(path, "an Arrow file", error) from error
+
+
+def _rows(batches: Iterator[Any]) -> Iterator[Columns]:
+    for batch in batches:
+        yield from batch.to_pylist()
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> TaskError:
+    found = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return TaskError(f"{path} must be {kind} that can be read", found=found, remedy="copy or download it again")
+
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+READERS: Mapping[str, Callable[[Path], Iterator[Columns]]] = {
+    ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+    ".csv": lambda path: _read_cells(path, DELIMITERS[".csv"]),
+    ".tsv": lambda path: _read_cells(path, DELIMITERS[".tsv"]),
+    ".jsonl": _read_lines,
+    ".json": _read_json,
+}
