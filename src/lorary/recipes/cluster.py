@@ -27,6 +27,7 @@ from lorary.evaluate.page.clusters import ClusterMap, check_size
 from lorary.library.derived import derived_folder, load_derived, save_derived
 from lorary.library.files import encode_json
 from lorary.library.store import Library
+from lorary.numbers import check_count, check_seed
 from lorary.recipes.display import Display
 
 KIND = "clusters"
@@ -104,6 +105,9 @@ def run_cluster(
         UsageError: if an option is out of range, or there are fewer distinct adapters than clusters.
         AdapterError: if an adapter is damaged, or two cannot be compared by the method.
     """
+    if k != "auto":
+        check_count("--k", k)
+    check_seed("--seed", seed, most=2**32 - 1)  # of scikit-learn
     library = Library.open(library_path)
     known = {name: library.provenance(name) for name in library.names()}
     if len(known) < 2:

@@ -16,6 +16,7 @@ from lorary.library.store import Library
 from lorary.model.attach import attach, routing, seating
 from lorary.model.base import Base, load_base
 from lorary.model.trace import trace
+from lorary.numbers import check_count, check_seed
 from lorary.recipes.open import base_of, template_of
 
 
@@ -103,10 +104,8 @@ def _check_options(prompt: str, experts: Sequence[str] | None, max_new_tokens: i
     check_text(prompt, "--prompt")
     if experts is not None and not experts:
         raise UsageError("--experts must name an expert", found="none", remedy="--router base uses no expert")
-    if max_new_tokens < 1:
-        raise UsageError("--max-new-tokens must be at least 1", found=max_new_tokens)
-    if not 0 <= seed < 2**63:
-        raise UsageError("--seed must be at least 0 and below 2**63", found=seed)
+    check_count("--max-new-tokens", max_new_tokens)
+    check_seed("--seed", seed)
 
 
 def check_text(value: str, where: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lorary.data.encoder import ENCODER_PACKAGE, encoder_folder
 from lorary.data.template import Example, Template, warn_of_cuts
-from lorary.errors import RouterError, UsageError
+from lorary.errors import RouterError
 from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.prepared import Prepared, expert_key, group_key, load_prepared, save_prepared
 from lorary.library.store import Library
@@ -20,6 +20,7 @@ from lorary.model.own_data import layer_centroids, norm_statistics
 from lorary.model.pooled import pooled_moments
 from lorary.model.prepared import JOINT, REQUEST, kind_of
 from lorary.model.setting import Routing
+from lorary.numbers import check_count, check_seed
 from lorary.ops.logistic import fit_logistic
 from lorary.recipes.prepare_data import OwnData
 from lorary.route import ROUTERS
@@ -59,10 +60,9 @@ class PrepareSettings:
     def __post_init__(self) -> None:
         if self.router not in BY_DATA:
             raise RouterError("the router must be one that needs data", found=self.router, remedy=f"one of {BY_DATA}")
-        if self.num_rows < 1:
-            raise UsageError("--rows must be at least 1", found=self.rows)
-        if not 0 <= self.seed < 2**63:
-            raise UsageError("--seed must be at least 0 and below 2**63", found=self.seed)
+        check_count("--rows", self.num_rows)
+        check_count("--max-length", self.max_length)
+        check_seed("--seed", self.seed)
         # What these refuse is refused here.
         _ = self.routing, self.gates
 
