@@ -18,7 +18,7 @@ from lorary.library.folders import check_name
 from lorary.lora.seat import find_linear, seat, unseat
 from lorary.model.apply import apply_routing
 from lorary.model.general import check_general, seated_ranks
-from lorary.model.layers import build_layers, in_order
+from lorary.model.layers import beyond, build_layers, in_order
 from lorary.model.prepared import kind_of, paths_of
 from lorary.model.seating import Seating, seating
 
@@ -161,6 +161,8 @@ def _check_seated(state: Seating, name: str) -> None:
 def _check_fit(model: Any, adapter: Adapter) -> None:
     for path, factors in adapter:
         find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
+        if not bool((factors.lora_b.float() * factors.scaling).isfinite().all() and factors.lora_a.isfinite().all()):
+            raise beyond(adapter.name, path, factors.scaling)
 
 
 def _check_ranks(state: Seating, adapter: Adapter) -> None:

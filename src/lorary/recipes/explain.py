@@ -15,6 +15,7 @@ from lorary.library.store import Library
 from lorary.model.attach import attach, routing, seating
 from lorary.model.base import Base, load_base
 from lorary.model.changes import merged
+from lorary.model.finite import finite_layers
 from lorary.model.plan import constant_weights
 from lorary.model.setting import Routing
 from lorary.numbers import check_count
@@ -117,7 +118,8 @@ def explain(
     with display.bar("tracing", len(prompts)) as bar:
         seen = []
         for prompt in prompts:
-            seen.append(see(base, prompt, template, other, max_new_tokens))
+            with finite_layers(base.model):
+                seen.append(see(base, prompt, template, other, max_new_tokens))
             bar.advance()
     layers = seen[0].layers
     constant = constant_weights(setting, names)
@@ -174,7 +176,7 @@ def _scored(
     found = []
     with Display().bar("scoring", len(settings) + len(names)) as bar:
         for one in (*settings.values(), *taken_out):
-            with routing(base.model, one):
+            with routing(base.model, one), finite_layers(base.model):
                 found.append([-loss.total for loss in answer_losses(base.model, examples)])
             bar.advance()
     by_name = dict(zip(settings, found, strict=False))

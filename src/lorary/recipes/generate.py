@@ -10,6 +10,7 @@ from transformers import GenerationConfig, TextStreamer
 
 from lorary.data.template import Ids, make_template
 from lorary.errors import UsageError
+from lorary.evaluate.finite import finite_logits
 from lorary.evaluate.generation import left_pad, stop_ids
 from lorary.evaluate.report import RoutedPrompt
 from lorary.library.store import Library
@@ -177,7 +178,7 @@ def complete(base: Base, ids: Ids, *, max_new_tokens: int, sample: bool = False,
         pad_token_id=base.tokenizer.pad_token_id,
     )
     streamer = TextStreamer(base.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
-    with torch.no_grad():
+    with torch.no_grad(), finite_logits(base.model, at_once=True):
         output = base.model.generate(
             input_ids=input_ids, attention_mask=mask, generation_config=config, streamer=streamer
         )
