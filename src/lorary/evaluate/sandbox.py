@@ -137,7 +137,20 @@ class Sandbox:
             binds = [part for path in _paths() for part in _bind(path)]
             own = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
             size = str(self.limits.disk_bytes)
-            return [_program("bwrap"), *own, *binds, "--dev", "/dev", "--size", size, "--tmpfs", "/work", *launch]
+            return [
+                _program("bwrap"),
+                *own,
+                *binds,
+                "--dev",
+                "/dev",
+                "--remount-ro",
+                "/dev",
+                "--size",
+                size,
+                "--tmpfs",
+                "/work",
+                *launch,
+            ]
         return launch
 
     def _job(self, program: str, folder: str, uid: int | None) -> dict[str, object]:

@@ -24,15 +24,16 @@ def finite_layers(model: Any) -> Iterator[None]:
     Raises:
         BaseModelError: when the block ends or fails, naming the layer that was the first to give none.
     """
-    spreads: dict[str, Tensor] = {}  # in the order in which layers run
+    totals: dict[str, Tensor] = {}  # in the order in which layers run
 
     def look(path: str, _layer: nn.Module, _args: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or not isinstance(output, Tensor) or not output.numel():
             return
         # One number for all passes, left where it is: to look at it each time would make a GPU wait.
-        low, high = output.detach().aminmax()
-        spread = high.float() - low.float()
-        spreads[path] = spread + spreads[path] if path in spreads else spread
+        if path in totals and output.dim() == 3 and output.shape[1] == 1:
+            return  # a token of an answer: its prompt was looked at, and its logits are
+        total = output.detach().sum(dtype=torch.promote_types(output.dtype, torch.float32))
+        totals[path] = total + totals[path] if path in totals else total
 
     head = model.get_output_embeddings()
     layers = {path: layer for path, layer in model.named_modules() if linear_shape(layer) and layer is not head}
@@ -41,18 +42,18 @@ def finite_layers(model: Any) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:  # of sampling from what is no distribution, or of the logits
         if isinstance(error, BaseModelError) or not isinstance(error, LoraryError):
-            _check(model, spreads, error)
+            _check(model, totals, error)
         raise
     finally:
         for handle in handles:
             handle.remove()
-    _check(model, spreads, None)
+    _check(model, totals, None)
 
 
-def _check(model: Any, spreads: dict[str, Tensor], cause: Exception | None) -> None:
-    if not spreads or bool(torch.stack([spread.cpu() for spread in spreads.values()]).isfinite().all()):
+def _check(model: Any, totals: dict[str, Tensor], cause: Exception | None) -> None:
+    if not totals or bool(torch.stack([total.cpu() for total in totals.values()]).isfinite().all()):
         return
-    path = next(path for path, spread in spreads.items() if not bool(spread.isfinite()))
+    path = next(path for path, total in totals.items() if not bool(total.isfinite()))
     raise BaseModelError(
         f"layer '{path}' must give finite numbers",
         found=cause_of(model),

@@ -118,8 +118,7 @@ def explain(
     with display.bar("tracing", len(prompts)) as bar:
         seen = []
         for prompt in prompts:
-            with finite_layers(base.model):
-                seen.append(see(base, prompt, template, other, max_new_tokens))
+            seen.append(see(base, prompt, template, other, max_new_tokens))
             bar.advance()
     layers = seen[0].layers
     constant = constant_weights(setting, names)

@@ -47,7 +47,7 @@ def test_numbers_that_leave_a_dtype_are_told_from_weights_that_are_none(tiny_mod
     model = tiny_model(dtype=torch.float16)
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.weight.mul_(60_000)
-    with pytest.raises(BaseModelError, match="q_proj' must give finite numbers(.|\n)*out of finite weights"):
+    with pytest.raises(BaseModelError, match=r"q_proj' must give finite numbers(.|\n)*out of finite weights"):
         run(model)
 
 
