@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lorary.caching import cache_folder
+from lorary.errors import UsageError
 from lorary.ops.choose import Chosen
 
 SOURCE, HEADER = (Path(__file__).with_name(name) for name in ("native.cpp", "native_kernels.h"))
@@ -81,7 +82,7 @@ def native() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(str(_built()))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, subprocess.SubprocessError, UsageError) as error:  # no place for it is no reason to stop
         _logger.info("routing without compiled code: %s", error)
         return None
     library.lorary_mix.argtypes = [
