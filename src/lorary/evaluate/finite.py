@@ -30,13 +30,16 @@ def finite_logits(model: Any, *, at_once: bool = False) -> Iterator[None]:
     def look(_head: torch.nn.Module, _args: Any, logits: Tensor) -> None:
         # Added up where they are: to look at each pass would make a GPU wait.
         bad = (logits.isnan() | logits.isposinf()).sum()
-        found[:] = [found[0] + bad if found else bad]
+        is_first = not found
+        found[:] = [bad if is_first else found[0] + bad]
         if at_once:
+            if is_first:  # of the prompt: of what follows the logits are judged
+                check_layers()
             _check(model, found)
 
     handle = model.get_output_embeddings().register_forward_hook(look)
     try:
-        with finite_layers(model):
+        with finite_layers(model) as check_layers:
             yield
     finally:
         handle.remove()

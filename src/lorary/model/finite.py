@@ -1,6 +1,6 @@
 """A pass whose layers give no numbers must not count: attention on some machines turns them into numbers again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,13 +13,16 @@ from lorary.lora.seat import linear_shape
 
 
 @contextmanager
-def finite_layers(model: Any) -> Iterator[None]:
+def finite_layers(model: Any) -> Iterator[Callable[[], None]]:
     """Watch the outputs of all linear layers, experts included, and refuse at the end what was computed from others.
 
     The head is left out: some models rule words out by minus infinity.
 
     Args:
         model: a transformers model for causal language modelling, routed or not.
+
+    Yields:
+        A function that refuses what there is so far.
 
     Raises:
         BaseModelError: when the block ends or fails, naming the layer that was the first to give none.
@@ -39,7 +42,7 @@ def finite_layers(model: Any) -> Iterator[None]:
     layers = {path: layer for path, layer in model.named_modules() if linear_shape(layer) and layer is not head}
     handles = [layer.register_forward_hook(partial(look, path)) for path, layer in layers.items()]
     try:
-        yield
+        yield partial(_check, model, totals, None)
     except (RuntimeError, ValueError) as error:  # of sampling from what is no distribution, or of the logits
         if isinstance(error, BaseModelError) or not isinstance(error, LoraryError):
             _check(model, totals, error)
