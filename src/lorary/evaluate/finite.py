@@ -41,9 +41,9 @@ def finite_logits(model: Any, *, at_once: bool = False) -> Iterator[None]:
     try:
         with finite_layers(model) as check_layers:
             yield
+            _check(model, found)
     finally:
         handle.remove()
-    _check(model, found)
 
 
 def _check(model: Any, found: list[Tensor]) -> None:

@@ -44,7 +44,7 @@ def finite_layers(model: Any) -> Iterator[Callable[[], None]]:
     try:
         yield partial(_check, model, totals, None)
     except (RuntimeError, ValueError) as error:  # of sampling from what is no distribution, or of the logits
-        if isinstance(error, BaseModelError) or not isinstance(error, LoraryError):
+        if not isinstance(error, LoraryError):
             _check(model, totals, error)
         raise
     finally:
