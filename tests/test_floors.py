@@ -17,6 +17,7 @@ FLOORS = {
     "caching": 0,
     "errors": 0,
     "keys": 0,
+    "numbers": 0,
     "reading": 0,
     "terminal": 0,
     "version": 0,

@@ -4,7 +4,6 @@ The names below are loaded when they are first used, so that `import lorary` (an
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from lorary.errors import (
     AdapterError,
@@ -20,6 +19,8 @@ from lorary.errors import (
 )
 from lorary.version import __version__
 
+# As `typing` has it, which takes most of the time of this import; type checkers know the name.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from lorary.adapter import Adapter, LoraFactors
     from lorary.library.store import Library

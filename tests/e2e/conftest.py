@@ -1,5 +1,6 @@
 """Running commands."""
 
+import signal
 import sys
 
 import pytest
@@ -15,11 +16,16 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
         monkeypatch.setattr(sys, "argv", ["lorary", *map(str, arguments)])
         capsys.readouterr()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
         try:
             main()
             code = 0
         except SystemExit as exit_:
             code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        finally:  # a process that goes on needs its own again
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         captured = capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
 

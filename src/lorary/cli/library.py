@@ -18,7 +18,6 @@ from lorary.cli.options import (
     OptionalBase,
     Route,
     split_names,
-    visible,
 )
 from lorary.cli.route import route_fields
 
@@ -36,12 +35,12 @@ def ls(library: LibraryPath, as_json: Json = False) -> None:
     else:
         print(f"{'name':<32} {'rank':>4} {'parameters':>12}  {'hash':<12}  tasks")
         for row in rows:
-            tasks, digest = visible(", ".join(row["tasks"])), visible(row["hash"][:12])
+            tasks, digest = ", ".join(row["tasks"]), row["hash"][:12]
             print(f"{row['name']:<32} {row['rank']:>4} {row['num_parameters']:>12,}  {digest}  {tasks}")
         unread = f", {len(problems)} more that cannot be read" if problems else ""
         print(f"{len(rows)} adapters{unread}")
     for name, error in problems.items():
-        print(f"error: adapter '{name}': {visible(str(error))}", file=sys.stderr)
+        print(f"error: adapter '{name}': {error!s}", file=sys.stderr)
     if problems:
         raise typer.Exit(1)
 
@@ -67,7 +66,7 @@ def add(
 
     with created_for(library, base) as opened:
         added = opened.add(path, name, force_base=force_base)
-    print(f"added '{added}' to {visible(library)}")
+    print(f"added '{added}' to {library}")
 
 
 @library_app.command("remove")
@@ -76,7 +75,7 @@ def remove(library: LibraryPath, name: Annotated[str, typer.Argument(help="name 
     from lorary.library.store import Library
 
     Library.open(library).remove(name)
-    print(f"removed '{name}' from {visible(library)}")
+    print(f"removed '{name}' from {library}")
 
 
 @library_app.command("router")
@@ -146,7 +145,7 @@ def prepare(
     if as_json:
         print(json.dumps(asdict(result)))
     else:
-        print(f"{len(result.prepared)} experts prepared, {len(result.kept)} kept: {visible(library)}, {result.kind}")
+        print(f"{len(result.prepared)} experts prepared, {len(result.kept)} kept: {library}, {result.kind}")
 
 
 @library_app.command("verify")
@@ -161,7 +160,7 @@ def verify(library: LibraryPath, as_json: Json = False) -> None:
     else:
         for problem in problems:
             lines = f"{problem.adapter}: {problem.rule}\n  found: {problem.found}\n  remedy: {problem.remedy}"
-            print(visible(lines))
+            print(lines)
         print(f"{_number_of_adapters(opened)} adapters, {len(problems)} problems")
     if problems:
         raise typer.Exit(1)

@@ -32,8 +32,3 @@ ForceBase = Annotated[bool, typer.Option("--force-base", help="accept unrelated 
 def split_names(names: str | None) -> list[str] | None:
     """`a,b` as a list; None stays None."""
     return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
-
-
-def visible(text: str) -> str:
-    """Text of a file or a path for a terminal: what would steer it, or cannot be written to it, stands as an escape."""
-    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)

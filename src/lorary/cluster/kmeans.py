@@ -55,7 +55,9 @@ def kmeans_labels(rows: Float[Tensor, "experts features"], k: int, seed: int) ->
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # for too few distinct rows
-        found = KMeans(n_clusters=k, init="k-means++", n_init=STARTS, random_state=seed).fit_predict(rows.numpy())
+        found = KMeans(n_clusters=k, init="k-means++", n_init=STARTS, random_state=seed % 2**32).fit_predict(
+            rows.numpy()
+        )
     return [int(label) for label in found]
 
 

@@ -8,16 +8,19 @@ import torch
 from torch import Tensor
 
 from lorary.errors import BaseModelError
+from lorary.model.finite import cause_of, finite_layers
 
 
 @contextmanager
-def finite_logits(model: Any) -> Iterator[None]:
-    """Watch the output head, and refuse at the end what was computed from logits that are NaN or plus infinity.
+def finite_logits(model: Any, *, at_once: bool = False) -> Iterator[None]:
+    """Watch the output head, and refuse what was computed from logits that are NaN or plus infinity.
 
-    Minus infinity stays: some models rule words out that way. The head sees the positions alone that count.
+    Minus infinity stays: some models rule words out that way. The head sees the positions alone that count. Before the
+    logits are judged the outputs of all linear layers are, which say where it began (`lorary.model.finite`).
 
     Args:
         model: a transformers model for causal language modelling.
+        at_once: end the very pass whose logits are none, as generation must, whose next token would come out of them.
 
     Raises:
         BaseModelError: when the block ends, if there were any.
@@ -27,17 +30,27 @@ def finite_logits(model: Any) -> Iterator[None]:
     def look(_head: torch.nn.Module, _args: Any, logits: Tensor) -> None:
         # Added up where they are: to look at each pass would make a GPU wait.
         bad = (logits.isnan() | logits.isposinf()).sum()
-        found[:] = [found[0] + bad if found else bad]
+        is_first = not found
+        found[:] = [bad if is_first else found[0] + bad]
+        if at_once:
+            if is_first:  # of the prompt: of what follows the logits are judged
+                check_layers()
+            _check(model, found)
 
     handle = model.get_output_embeddings().register_forward_hook(look)
     try:
-        yield
+        with finite_layers(model) as check_layers:
+            yield
+            _check(model, found)
     finally:
         handle.remove()
+
+
+def _check(model: Any, found: list[Tensor]) -> None:
     count = int(found[0]) if found else 0
     if count:
         raise BaseModelError(
             "a model must give logits that are numbers to be scored",
-            found=f"{count} of them NaN or infinite",
+            found=f"{count} of them NaN or infinite; {cause_of(model)}",
             remedy="another --dtype where activations overflow, and lorary library verify for the adapters",
         )

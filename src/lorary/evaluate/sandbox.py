@@ -136,8 +136,9 @@ class Sandbox:
         if self.isolation == "bubblewrap":
             binds = [part for path in _paths() for part in _bind(path)]
             own = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-            size = str(self.limits.disk_bytes)
-            return [_program("bwrap"), *own, *binds, "--dev", "/dev", "--size", size, "--tmpfs", "/work", *launch]
+            # Its folder is the one place to write to: what bubblewrap puts into /dev has no bound.
+            places = ["--dev", "/dev", "--remount-ro", "/dev", "--size", str(self.limits.disk_bytes)]
+            return [_program("bwrap"), *own, *binds, *places, "--tmpfs", "/work", *launch]
         return launch
 
     def _job(self, program: str, folder: str, uid: int | None) -> dict[str, object]:

@@ -6,10 +6,12 @@ neither: its stdin, stdout and stderr are /dev/null.
 """
 
 import ctypes
+import errno
 import json
 import os
 import resource
 import signal
+import struct
 import sys
 import time
 from contextlib import suppress
@@ -21,7 +23,29 @@ MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE = 442, -100, 0x8000
 READ_ONLY = 1 | 2 | 4  # MOUNT_ATTR_RDONLY, _NOSUID, _NODEV
 PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 24, 36, 38
 CAPABILITY_VERSION = 0x20080522
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER, KEYCTL, JOIN_SESSION_KEYRING = 22, 2, "keyctl", 1
 LIBC = ctypes.CDLL(None, use_errno=True)
+# System calls through which a program could reach or leave what no namespace or limit of memory covers: keys of the
+# kernel, shared memory and other objects outside of files, and ways around this very filter. By machine, with the
+# number that the kernel knows the machine by.
+FORBIDDEN: dict[str, tuple[int, dict[str, int]]] = {
+    "x86_64": (
+        0xC000003E,
+        {
+            "add_key": 248, "request_key": 249, KEYCTL: 250, "shmget": 29, "shmat": 30, "shmctl": 31, "semget": 64,
+            "msgget": 68, "mq_open": 240, "mq_unlink": 241, "memfd_create": 319, "memfd_secret": 447, "bpf": 321,
+            "perf_event_open": 298, "userfaultfd": 323, "io_uring_setup": 425,
+        },
+    ),
+    "aarch64": (
+        0xC00000B7,
+        {
+            "add_key": 217, "request_key": 218, KEYCTL: 219, "shmget": 194, "shmctl": 195, "shmat": 196, "semget": 190,
+            "msgget": 186, "mq_open": 180, "mq_unlink": 181, "memfd_create": 279, "memfd_secret": 447, "bpf": 280,
+            "perf_event_open": 241, "userfaultfd": 282, "io_uring_setup": 425,
+        },
+    ),
+}  # fmt: skip
 IS_LINUX = sys.platform == "linux"
 # Most bytes that are read of what a program reports.
 MOST_SAID = 65536
@@ -93,6 +117,28 @@ def lower_rights(uid: int | None, drop: bool) -> None:
         check(LIBC.capset((ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()), "capset")
     if IS_LINUX:
         LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        forbid_calls()
+
+
+def forbid_calls() -> None:
+    """Let the calls of `FORBIDDEN` fail as not permitted, and all calls of another machine's kind (32 bits).
+
+    Where the kernel has no such filter, the program at least gets a session keyring of its own.
+    """
+    if os.uname().machine not in FORBIDDEN or ctypes.sizeof(ctypes.c_void_p) != 8:
+        return
+    machine, calls = FORBIDDEN[os.uname().machine]
+    LIBC.syscall(calls[KEYCTL], JOIN_SESSION_KEYRING, None)
+    numbers = sorted(calls.values())
+    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06  # of classic BPF
+    allow, refuse = 0x7FFF0000, 0x00050000 | errno.EPERM
+    rules = [(load, 0, 0, 4), (equal, 0, len(numbers) + 3, machine), (load, 0, 0, 0)]
+    rules.append((at_least, len(numbers) + 1, 0, 0x40000000))  # x32, which has numbers of its own
+    rules += [(equal, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
+    rules += [(answer, 0, 0, allow), (answer, 0, 0, refuse)]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+    described = ctypes.create_string_buffer(struct.pack("HL", len(rules), ctypes.addressof(program)))
+    LIBC.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, described, 0, 0)
 
 
 def make_root(root: str, paths: list[str], disk_bytes: int) -> None:

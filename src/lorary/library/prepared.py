@@ -90,7 +90,10 @@ def load_prepared(library: Library, kind: str, key: Key) -> Prepared | None:
         return None
     try:
         made = parse_json(files[MADE_FILE])
-        return Prepared(safetensors.torch.load(files[TENSORS_FILE]), made["made_of"], made["notes"])
+        tensors = safetensors.torch.load(files[TENSORS_FILE])
+        if wrong := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+            raise ValueError(f"NaN or infinity in {wrong[0]}")
+        return Prepared(tensors, made["made_of"], made["notes"])
     except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise LibraryError(
             f"{derived_folder(library.path, kind, key)} must hold {TENSORS_FILE} and {MADE_FILE}, as they were written",

@@ -77,7 +77,7 @@ def preset_fields(name: str) -> dict[str, Any]:
     Raises:
         UsageError: if there is none of that name.
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise UsageError("a routing preset must exist", found=repr(name), remedy=f"one of {list(PRESETS)}")
     return dict(PRESETS[name])
 

@@ -127,14 +127,17 @@ def build_layers(
         AdapterError: if an adapter does not fit the model.
     """
     members: dict[str, list[tuple[int, int]]] = {}
+    names: dict[int, str] = {}
     outlines: Iterable[tuple[str, Mapping[str, Shape]]] = (
         shapes.items() if shapes is not None else ((adapter.name, _shapes_of(adapter)) for adapter in adapters)
     )
     for seat, (name, outline) in enumerate(outlines):
+        position = positions[seat] if positions else seat
+        names[position] = name
         for path, (rank, d_in, d_out) in outline.items():
             find_linear(model, path, name, d_in, d_out)
-            members.setdefault(path, []).append((positions[seat] if positions else seat, rank))
-    stacks = {path: _Stack(model, path, members[path]) for path in in_order(model, members)}
+            members.setdefault(path, []).append((position, rank))
+    stacks = {path: _Stack(model, path, members[path], names) for path in in_order(model, members)}
     for seat, adapter in enumerate(adapters):
         if shapes is not None and shapes[adapter.name] != _shapes_of(adapter):
             raise AdapterError(
@@ -194,9 +197,13 @@ class _Stack:
         model: the base model.
         path: of the linear layer.
         members: (position in the order of names, rank) of each expert that has the layer, in the order of seats.
+        names: of the experts, by that position.
     """
 
-    def __init__(self, model: nn.Module, path: str, members: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self, model: nn.Module, path: str, members: Sequence[tuple[int, int]], names: Mapping[int, str]
+    ) -> None:
+        self.path, self.names = path, names
         layer = model.get_submodule(path)
         shape = linear_shape(layer)
         assert shape is not None
@@ -219,7 +226,13 @@ class _Stack:
         self.scalings[position] = factors.scaling
 
     def seat(self) -> SeatedLayer:
-        """Compute what the rules know and make the module."""
+        """Compute what the rules know and make the module.
+
+        Raises:
+            AdapterError: if a factor, or lora_b with its scaling, is more than the dtype of the experts can hold.
+        """
+        if not bool(self.down.isfinite().all() and self.up.isfinite().all()):
+            self._refuse()
         experts, width = len(self.experts), int(self.ranks.max())
         prototypes, gap = self.down[-experts:], torch.zeros(experts, dtype=torch.float64)
         row_space = self.down.new_zeros(len(self.up), width)
@@ -240,6 +253,20 @@ class _Stack:
         alive = prototypes.any(dim=1)
         scalings = tuple(self.scalings[position] for position in self.experts)
         return SeatedLayer(self.experts, tuple(self.ranks.tolist()), alive, gap, row_space, outputs, scalings, lora)
+
+    def _refuse(self) -> None:
+        for position, rows in self.slices.items():
+            if not bool(self.down[rows].isfinite().all() and self.up[rows].isfinite().all()):
+                raise beyond(self.names[position], self.path, self.scalings[position])
+
+
+def beyond(name: str, path: str, scaling: float) -> AdapterError:
+    """The error over an expert whose numbers are too large to compute with."""
+    return AdapterError(
+        f"adapter '{name}' must have factors and a scaling at {path} that float32 can hold",
+        found=f"scaling {scaling:g}",
+        remedy="leave it out: training diverged, or lora_alpha is a slip",
+    )
 
 
 def _compute_dtype(layer: nn.Module) -> torch.dtype:

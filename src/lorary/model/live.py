@@ -22,7 +22,7 @@ from lorary.lora.seat import find_linear, linear_shape, seat, unseat
 from lorary.lora.targets import is_language
 from lorary.model.apply import apply_routing
 from lorary.model.general import check_general, seated_ranks
-from lorary.model.layers import build_layers, check_copies_of, in_order
+from lorary.model.layers import beyond, build_layers, check_copies_of, in_order
 from lorary.model.prepared import kind_of, paths_of
 from lorary.model.seating import Seating, seating
 
@@ -170,6 +170,8 @@ def _check_seated(state: Seating, name: str) -> None:
 def _check_fit(model: Any, adapter: Adapter) -> None:
     for path, factors in adapter:
         find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
+        if not bool((factors.lora_b.float() * factors.scaling).isfinite().all() and factors.lora_a.isfinite().all()):
+            raise beyond(adapter.name, path, factors.scaling)
 
 
 def _check_ranks(state: Seating, adapter: Adapter) -> None:

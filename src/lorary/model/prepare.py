@@ -31,4 +31,9 @@ def prepare(model: Any, kind: str, tensors: Mapping[str, Mapping[str, Tensor]]) 
                         f"'{kind}' of expert '{name}' at {path} must be a mean and a deviation above 0",
                         found=known.tolist(),
                     )
+    for name, by_path in tensors.items():
+        if wrong := [path for path, known in by_path.items() if not bool(known.isfinite().all())]:
+            raise UsageError(
+                f"'{kind}' of expert '{name}' at {wrong[0]} must be finite numbers", found="NaN or infinity"
+            )
     state.prepared[kind] = {name: dict(by_path) for name, by_path in tensors.items()}

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from lorary.errors import RouterError, UsageError
 from lorary.lora.targets import layer_number
+from lorary.numbers import MOST_COUNT, is_number, shown
 from lorary.ops.choose import Choice, Scale
 from lorary.ops.mix import Mix
 from lorary.ops.normalise import InputNorm
@@ -21,6 +22,8 @@ _WORDS: Mapping[str, tuple[str | None, ...]] = {
     "features": get_args(Features),
     "general_mode": get_args(GeneralMode),
 }
+# Larger ones are slips: their squares, which the base's norms take, leave what float32 holds, and no number shows it.
+MOST_WEIGHT = 1e6
 # The fields there were from the start: they are always written.
 _FIRST_FIELDS = ("router", "top_k", "temperature", "mix", "experts")
 
@@ -84,6 +87,12 @@ class Routing:
     general_mode: GeneralMode = "delta"
 
     def __post_init__(self) -> None:
+        if self.experts is None and (not isinstance(self.router, str) or self.router not in ROUTERS):
+            raise RouterError(
+                "a router must exist",
+                found=self.router if isinstance(self.router, str) else shown(self.router),
+                remedy=f"one of {list(ROUTERS)}, or experts=[...]",
+            )
         by_layer = self.temperature if isinstance(self.temperature, Mapping) else {"": self.temperature}
         for temperature in by_layer.values():
             self._choice(temperature)
@@ -94,15 +103,11 @@ class Routing:
                 raise UsageError(f"{name} must be one of {list(words)}", found=repr(getattr(self, name)))
         if type(self.calibrated) is not bool:
             raise UsageError("calibrated must be true or false", found=repr(self.calibrated))
-        if type(self.candidates) is not int or self.candidates < 1:
-            raise UsageError("candidates must be a whole number of at least 1", found=repr(self.candidates))
+        if type(self.candidates) is not int or not 1 <= self.candidates <= MOST_COUNT:
+            raise UsageError("candidates must be a whole number of at least 1", found=shown(self.candidates))
         if self.experts is not None:
             _check_experts(self.experts)
             _check_signs(self)
-        elif self.router not in ROUTERS:
-            raise RouterError(
-                "a router must exist", found=self.router, remedy=f"one of {list(ROUTERS)}, or experts=[...]"
-            )
         _check_allow(self)
         _check_general(self)
         _check_per(self)
@@ -166,14 +171,19 @@ class Routing:
 def _check_experts(experts: Any) -> None:
     """Refuse what is no list of different names, and no weights by name."""
     is_weights = isinstance(experts, Mapping) and all(
-        isinstance(weight, (int, float)) and not isinstance(weight, bool) for weight in experts.values()
+        isinstance(name, str) and isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        for name, weight in experts.items()
     )
     if not experts or not (is_weights or _are_names(experts)):
         raise RouterError(
             "experts must be a list of different names, or weights by name",
-            found=repr(experts),
+            found=shown(experts),
             remedy="router 'base' uses no expert",
         )
+    for name, weight in experts.items() if isinstance(experts, Mapping) else ():
+        if not (is_number(weight) and abs(weight) <= MOST_WEIGHT):
+            rule = f"the weight of expert '{name}' must be finite, {MOST_WEIGHT:g} at most"
+            raise RouterError(rule, found=shown(weight), remedy="larger ones leave what the base's norms can hold")
 
 
 def _check_signs(setting: Routing) -> None:

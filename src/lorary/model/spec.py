@@ -127,7 +127,7 @@ def field_value(key: str, text: str, separator: str = ",") -> Any:
 def _read(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -3,7 +3,6 @@
 An expert is out when its logit is minus infinity. A score that is not a number stays visible in the weights.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -13,7 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lorary.errors import UsageError
+from lorary.numbers import check_count, check_number, is_number, shown
 
+# Scores in float32, divided by the one at most as large as the other, stay what float32 holds.
+MOST_SCORE, LEAST_TEMPERATURE = 1e15, 1e-20
 Scale = Literal["softmax", "unit", "uniform", "proportional"]
 
 
@@ -45,7 +47,10 @@ class Choice:
     def __post_init__(self) -> None:
         check_choice(self.top_k, self.temperature)
         for name in ("top_p", "threshold", "null"):
-            _check_number(name, getattr(self, name))
+            value = getattr(self, name)
+            if value is not None and not (is_number(value) and abs(value) <= MOST_SCORE):
+                rule = f"{name} must be a finite number, {MOST_SCORE:g} at most in size"
+                raise UsageError(rule, found=shown(value), remedy="leave it out for none")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError(
                 "top_p must be above 0 and at most 1", found=self.top_p, remedy="leave it out for no limit"
@@ -70,20 +75,13 @@ def check_choice(top_k: int, temperature: float) -> None:
     Raises:
         UsageError: if `top_k` is below 1, or `temperature` is not a positive finite number.
     """
-    if isinstance(top_k, bool) or not isinstance(top_k, int):
-        raise UsageError("top_k must be a whole number", found=repr(top_k))
+    check_count("top_k", top_k, remedy="router 'base' uses no expert at all")
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
-        raise UsageError("temperature must be a number", found=repr(temperature))
-    if top_k < 1:
-        raise UsageError("top_k must be at least 1", found=top_k, remedy="router 'base' uses no expert at all")
-    if not 0 < temperature < float("inf"):
-        raise UsageError("temperature must be a positive number", found=temperature)
-
-
-def _check_number(name: str, value: object) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if value is not None and not is_number:
-        raise UsageError(f"{name} must be a finite number", found=repr(value), remedy="leave it out for none")
+        raise UsageError("temperature must be a number", found=shown(temperature))
+    if not (is_number(temperature) and temperature > 0):
+        raise UsageError("temperature must be a positive number", found=shown(temperature))
+    # Scores divided by less, or by more, leave what float32 holds: all experts would be alike, or none a number.
+    check_number("temperature", temperature, least=LEAST_TEMPERATURE, most=1 / LEAST_TEMPERATURE)
 
 
 class Chosen(NamedTuple):

@@ -24,6 +24,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from lorary.caching import cache_folder
+from lorary.errors import UsageError
 from lorary.ops.choose import Chosen
 
 SOURCE, HEADER = (Path(__file__).with_name(name) for name in ("native.cpp", "native_kernels.h"))
@@ -83,7 +84,7 @@ def native() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(str(_built()))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, subprocess.SubprocessError, UsageError) as error:  # no place for it is no reason to stop
         _logger.info("routing without compiled code: %s", error)
         return None
     library.lorary_mix.argtypes = [

@@ -1,12 +1,12 @@
 """Settings of an adaptation: the method, and which of the other settings each method looks at."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lorary.errors import UsageError
-from lorary.recipes.build_settings import BuildSettings
+from lorary.numbers import check_count, check_number
+from lorary.recipes.build_settings import BuildSettings, option
 
 LORA, JOINT, MU, NEAREST, POLY, POLY_Z, CAT, LORAHUB = (
     "lora", "joint", "mu", "nearest", "poly", "poly-z", "cat", "lorahub"
@@ -78,12 +78,11 @@ class AdaptSettings:
             if getattr(self, key) not in words:
                 known = ", ".join(word for word in words if word)
                 raise UsageError(f"--{key} must be one of {known}", found=getattr(self, key))
-        for key in ("rank", "sk", "retrieve_rows", "weights_learning_rate", "budget"):
-            value = getattr(self, key)
-            if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"--{key.replace('_', '-')} must be above 0", found=value)
-        if not 0 <= self.l1 < math.inf:
-            raise UsageError("--l1 must be at least 0", found=self.l1)
+        for key in ("rank", "sk", "retrieve_rows", "budget"):
+            if getattr(self, key) is not None:
+                check_count(option(key), getattr(self, key), above=0)
+        check_number("--weights-learning-rate", self.weights_learning_rate, above=0.0)
+        check_number("--l1", self.l1, least=0.0)
         self._refuse_foreign()
         if self.method != NEAREST and self.sk is None and (self.retrieve, self.retrieve_rows) != ("loss", 16):
             raise UsageError("--retrieve and --retrieve-rows need --sk", found="none", remedy="give --sk")

@@ -6,9 +6,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lorary.errors import UsageError
+from lorary.numbers import MOST, MOST_COUNT, MOST_SEED, check_count, check_number, is_number, shown
 
 PROPORTIONAL, UNIFORM = "proportional", "uniform"
 LOGS = ("jsonl", "tensorboard", "wandb", "trackio")
+# More of these are no machine's, and would fail as memory that cannot be had.
+_MOST = {"rank": 1 << 16, "batch_size": 1 << 20}
 # Below it the chances of tasks lie so far apart that only the largest are ever met.
 LOWEST_TEMPERATURE = 0.05
 
@@ -67,33 +70,33 @@ class BuildSettings:
     sampling: str | float = PROPORTIONAL
 
     def __post_init__(self) -> None:
-        positive = ("rank", "batch_size", "evals", "val_rows", "max_length", "learning_rate", "alpha", "clip")
-        for key in positive:
-            if not 0 < getattr(self, key) < math.inf:
-                raise UsageError(f"--{key.replace('_', '-')} must be above 0", found=getattr(self, key))
+        for key in ("rank", "batch_size", "evals", "val_rows", "max_length"):
+            check_count(option(key), getattr(self, key), above=0, most=_MOST.get(key, MOST_COUNT))
+        for key in ("learning_rate", "alpha", "clip"):
+            check_number(option(key), getattr(self, key), above=0.0)
         if (self.steps is None) == (self.epochs is None):
             raise UsageError(
                 "a build needs either --steps or --epochs", found=f"steps {self.steps}, epochs {self.epochs}"
             )
-        for key in ("steps", "epochs", "train_rows", "upper_layers", "patience"):
-            if getattr(self, key) is not None and not 0 < getattr(self, key) < math.inf:
-                raise UsageError(f"--{key.replace('_', '-')} must be above 0", found=getattr(self, key))
-        for key, most in (("warmup", 1.0), ("weight_decay", math.inf), ("init_scale", math.inf)):
-            if not 0 <= getattr(self, key) <= most or getattr(self, key) == math.inf:
-                upper = " and at most 1" if most == 1 else ""
-                raise UsageError(f"{key} must be at least 0{upper}", found=getattr(self, key))
-        if not 0 <= self.dropout < 1:
-            raise UsageError("--dropout must be at least 0 and below 1", found=self.dropout)
+        for key in ("steps", "train_rows", "upper_layers", "patience"):
+            if getattr(self, key) is not None:
+                check_count(option(key), getattr(self, key), above=0)
+        if self.epochs is not None:
+            check_number("--epochs", self.epochs, above=0.0, most=float(MOST_COUNT))
+        for key, most in (("warmup", 1.0), ("weight_decay", MOST), ("init_scale", MOST)):
+            check_number(key, getattr(self, key), least=0.0, most=most)
+        check_number("--dropout", self.dropout, least=0.0, below=1.0)
+        check_count("--seed", self.seed, least=-MOST_SEED, most=MOST_SEED)
         if self.init not in ("shared", "own"):
             raise UsageError("--init must be shared or own", found=self.init)
         self._check_sampling()
 
     def _check_sampling(self) -> None:
         words = isinstance(self.sampling, str) and self.sampling in (PROPORTIONAL, UNIFORM)
-        if not words and (isinstance(self.sampling, str) or not LOWEST_TEMPERATURE <= self.sampling < math.inf):
+        if not words and not (is_number(self.sampling) and float(self.sampling) >= LOWEST_TEMPERATURE):
             raise UsageError(
                 f"--sampling must be {PROPORTIONAL}, {UNIFORM} or a temperature of at least {LOWEST_TEMPERATURE}",
-                found=self.sampling,
+                found=shown(self.sampling),
             )
 
     def task_weights(self, num_rows: Sequence[int]) -> tuple[float, ...]:
@@ -141,12 +144,16 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         for key in ("window", "max_tokens"):
-            if getattr(self, key) < 1:
-                raise UsageError(f"--{key.replace('_', '-')} must be at least 1", found=getattr(self, key))
-        if not self.save_every_s > 0:
-            raise UsageError("--save-every must be above 0", found=self.save_every_s)
+            check_count(option(key), getattr(self, key))
+        if self.save_every_s != math.inf:  # which is never
+            check_number("--save-every", self.save_every_s, above=0.0)
         if unknown := [kind for kind in self.logs if kind not in LOGS]:
             raise UsageError(f"--log must be one of {', '.join(LOGS)}", found=unknown[0])
+
+
+def option(field: str) -> str:
+    """The option of the command line that sets a field."""
+    return f"--{field.replace('_', '-')}"
 
 
 def parse_sampling(text: str | None) -> str | float | None:

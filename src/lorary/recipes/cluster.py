@@ -29,6 +29,7 @@ from lorary.library.files import encode_json, reported
 from lorary.library.handles import opened
 from lorary.library.layout import check_places
 from lorary.library.store import Library
+from lorary.numbers import check_count, check_seed
 from lorary.recipes.display import Display
 
 KIND = "clusters"
@@ -106,6 +107,9 @@ def run_cluster(
         UsageError: if an option is out of range, or there are fewer distinct adapters than clusters.
         AdapterError: if an adapter is damaged, or two cannot be compared by the method.
     """
+    if k != "auto":
+        check_count("--k", k)
+    check_seed("--seed", seed, most=2**32 - 1)  # of scikit-learn
     library = Library.open(library_path)
     _check_readable(library)
     known = {name: library.provenance(name) for name in library.names()}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from lorary.errors import UsageError
+from lorary.numbers import check_count, check_number, check_seed
 from lorary.recipes.build_settings import BuildSettings
 
 CLUSTER_BY = ("mbc", "random", "text", "family")
@@ -34,7 +35,14 @@ class ClusterSettings:
     private_epochs: float | None = None
 
     def __post_init__(self) -> None:
-        if any(k < 1 for k in self.k) or len(set(self.k)) != len(self.k):
+        for k in self.k:
+            check_count("--k", k)
+        check_seed("--cluster-seed", self.seed, most=2**32 - 1)  # of scikit-learn
+        if self.private_steps is not None:
+            check_count("--private-steps", self.private_steps, above=0)
+        if self.private_epochs is not None:
+            check_number("--private-epochs", self.private_epochs, above=0.0)
+        if len(set(self.k)) != len(self.k):
             raise UsageError("--k must be auto, a number above 0, or several different ones", found=self.k)
         if self.by not in CLUSTER_BY:
             raise UsageError(f"--cluster-by must be one of {', '.join(CLUSTER_BY)}", found=self.by)

@@ -8,6 +8,7 @@ from lorary.errors import UsageError
 from lorary.model.changes import preset_fields
 from lorary.model.setting import Routing
 from lorary.model.spec import EXPERTS, ORACLE, RouterSpec, parse_spec
+from lorary.numbers import check_count
 from lorary.route import ROUTERS
 
 # Fields of a setting that mean something to a router which looks at nothing.
@@ -71,8 +72,8 @@ class EvaluateSettings:
         if self.unsafe_code and not self.allow_code:
             raise UsageError("--unsafe-code only says how code may run", found="no --allow-code", remedy="give both")
         for key, least in (("rows", 1), ("oracle_rows", 1), ("routing_rows", 0)):
-            if getattr(self, key) < least:
-                raise UsageError(f"--{key.replace('_', '-')} must be at least {least}", found=getattr(self, key))
+            check_count(f"--{key.replace('_', '-')}", getattr(self, key), least=least)
+        check_count("--max-length", self.max_length)
 
     def setting(self, router: str) -> Routing:
         """What a router is asked for.

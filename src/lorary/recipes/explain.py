@@ -15,8 +15,10 @@ from lorary.library.store import Library
 from lorary.model.attach import attach, routing, seating
 from lorary.model.base import Base, load_base
 from lorary.model.changes import merged
+from lorary.model.finite import finite_layers
 from lorary.model.plan import constant_weights
 from lorary.model.setting import Routing
+from lorary.numbers import check_count
 from lorary.recipes.display import Display
 from lorary.recipes.explain_trace import Prompt, see
 from lorary.recipes.generate import check_text
@@ -173,7 +175,7 @@ def _scored(
     found = []
     with Display().bar("scoring", len(settings) + len(names)) as bar:
         for one in (*settings.values(), *taken_out):
-            with routing(base.model, one):
+            with routing(base.model, one), finite_layers(base.model):
                 found.append([-loss.total for loss in answer_losses(base.model, examples)])
             bar.advance()
     by_name = dict(zip(settings, found, strict=False))
@@ -213,10 +215,8 @@ def _check_options(prompts: Sequence[Prompt], experts: Sequence[str] | None, mos
             check_text(prompt.answer, "--answer")
     if experts is not None and not experts:
         raise UsageError("--experts must name an expert", found="none", remedy="--router base uses no expert")
-    if max_new_tokens < 1:
-        raise UsageError("--max-new-tokens must be at least 1", found=max_new_tokens)
-    if most < 0:
-        raise UsageError("--most must be at least 0", found=most)
+    check_count("--max-new-tokens", max_new_tokens)
+    check_count("--most", most, least=0)
 
 
 def _check_names(library: Library, names: Sequence[str]) -> None:

@@ -11,12 +11,14 @@ from transformers import GenerationConfig, TextStreamer
 from lorary.data.template import Ids, make_template
 from lorary.data.text_of_ids import text_of_ids, texts_of_ids
 from lorary.errors import UsageError
+from lorary.evaluate.finite import finite_logits
 from lorary.evaluate.generation import left_pad, plain_generation, stop_ids
 from lorary.evaluate.report import RoutedPrompt
 from lorary.library.store import Library
 from lorary.model.attach import attach, routing, seating
 from lorary.model.base import Base, load_base
 from lorary.model.trace import trace
+from lorary.numbers import check_count, check_seed
 from lorary.recipes.open import base_of, template_of
 
 
@@ -104,10 +106,8 @@ def _check_options(prompt: str, experts: Sequence[str] | None, max_new_tokens: i
     check_text(prompt, "--prompt")
     if experts is not None and not experts:
         raise UsageError("--experts must name an expert", found="none", remedy="--router base uses no expert")
-    if max_new_tokens < 1:
-        raise UsageError("--max-new-tokens must be at least 1", found=max_new_tokens)
-    if not 0 <= seed < 2**63:
-        raise UsageError("--seed must be at least 0 and below 2**63", found=seed)
+    check_count("--max-new-tokens", max_new_tokens)
+    check_seed("--seed", seed)
 
 
 def check_text(value: str, where: str) -> None:
@@ -182,7 +182,11 @@ def complete(base: Base, ids: Ids, *, max_new_tokens: int, sample: bool = False,
     )
     shown = {"skip_prompt": True, "skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     streamer = TextStreamer(base.tokenizer, **shown) if stream else None
-    with torch.no_grad(), plain_generation(base.model, base.tokenizer):
+    with (
+        torch.no_grad(),
+        plain_generation(base.model, base.tokenizer),
+        finite_logits(base.model, at_once=True),
+    ):
         output = base.model.generate(
             input_ids=input_ids, attention_mask=mask, generation_config=config, streamer=streamer
         )

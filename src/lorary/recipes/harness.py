@@ -25,6 +25,7 @@ from lorary.model.attach import Routing, attach, detach, routing
 from lorary.model.base import Base, load_base
 from lorary.model.changes import in_units, without_router
 from lorary.model.prepared import prepared_marks
+from lorary.numbers import check_count
 from lorary.recipes.base_content import content_of_base
 from lorary.recipes.display import Bar, Display
 from lorary.recipes.evaluate_settings import EvaluateSettings
@@ -197,8 +198,8 @@ def _check(names: Sequence[str], include_path: str | None, rows: int | None, sho
     if include_path is not None and not Path(include_path).is_dir():
         raise UsageError("--harness-path must be a folder of tasks", found=include_path)
     for option, value, least in (("--rows", rows, 1), ("--shots", shots, 0)):
-        if value is not None and value < least:
-            raise UsageError(f"{option} must be at least {least}", found=value)
+        if value is not None:
+            check_count(option, value, least=least)
 
 
 @contextmanager

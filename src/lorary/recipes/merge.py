@@ -22,13 +22,13 @@ from lorary.merge.layers import Modules, mixed_layers
 from lorary.merge.outputs import sum_updates
 from lorary.merge.ties import DENSITY, ties
 from lorary.merge.truncate import truncate
+from lorary.model.setting import MOST_WEIGHT
+from lorary.numbers import check_count, is_number, shown
 from lorary.recipes.adapt_pool import Pool, pool_of
 from lorary.recipes.adapt_settings import MU, AdaptSettings
 
 MEAN, CONCAT, FACTORS, TIES = "mean", "concat", "mu", "ties"
 MERGES = (MEAN, CONCAT, FACTORS, TIES)
-# Larger ones are slips, and leave what float32 holds.
-MOST_WEIGHT = 1e6
 
 
 @dataclass(frozen=True)
@@ -82,16 +82,17 @@ def run_merge(
         raise UsageError(f"--method must be one of {', '.join(MERGES)}", found=method)
     if weights is not None and (method == TIES or experts is not None):
         raise UsageError("--weights names the adapters itself, and TIES has none", found="--experts or --method ties")
-    if wrong := [f"{name}={weight}" for name, weight in (weights or {}).items() if not abs(weight) <= MOST_WEIGHT]:
-        raise UsageError(f"--weights must be numbers, {MOST_WEIGHT:g} at most", found=wrong[0])
+    for name, weight in (weights or {}).items():
+        if not (is_number(weight) and abs(weight) <= MOST_WEIGHT):
+            raise UsageError(f"--weights must be numbers, {MOST_WEIGHT:g} at most", found=f"{name}={shown(weight)}")
     if method == FACTORS and weights is not None and len({weight > 0 for weight in weights.values() if weight}) > 1:
         raise UsageError(
             "--weights of mu must be of one sign: a sum of factors cannot take an update away",
             found=", ".join(f"{name}={weight:g}" for name, weight in weights.items()),
             remedy="use --method mean, which sums updates",
         )
-    if rank is not None and rank < 1:
-        raise UsageError("--rank must be above 0", found=rank)
+    if rank is not None:
+        check_count("--rank", rank, above=0)
     folder = Path(out)
     if folder.exists():
         raise UsageError("--out must be a new folder", found=f"{out} exists", remedy="name another one")

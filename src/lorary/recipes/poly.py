@@ -1,6 +1,5 @@
 """Poly and MHR: what the model is made of, and what becomes of it: skills in the library, their assignment beside."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,7 +12,8 @@ from lorary.errors import LibraryError, UsageError
 from lorary.library.assignment import Assignment, find_assignment, save_assignment
 from lorary.library.store import Library
 from lorary.model.base import Base
-from lorary.recipes.build_settings import BuildSettings
+from lorary.numbers import check_count, check_number
+from lorary.recipes.build_settings import BuildSettings, option
 from lorary.recipes.experts import check_same_build, provenance_of, targets_of, to_adapter
 from lorary.recipes.jobs import Unit
 from lorary.train.poly import PolyStack, skill_names
@@ -38,9 +38,9 @@ class PolySettings:
     logits_learning_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        for key in ("skills", "splits", "logits_learning_rate"):
-            if not 0 < getattr(self, key) < math.inf:
-                raise UsageError(f"--{key.replace('_', '-')} must be above 0", found=getattr(self, key))
+        for key in ("skills", "splits"):
+            check_count(option(key), getattr(self, key), above=0, most=1 << 16)
+        check_number("--logits-learning-rate", self.logits_learning_rate, above=0.0)
 
     @property
     def method(self) -> str:

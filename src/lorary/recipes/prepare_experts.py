@@ -10,17 +10,19 @@ from torch import Tensor
 
 from lorary.data.encoder import ENCODER_PACKAGE, encoder_folder
 from lorary.data.template import Example, Template, warn_of_cuts
-from lorary.errors import RouterError, UsageError
+from lorary.errors import BaseModelError, RouterError
 from lorary.library.configuration import differing_fields
 from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.prepared import Prepared, expert_key, group_key, load_prepared, save_prepared
 from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.model.features import embedding, prompt_vectors
+from lorary.model.finite import finite_layers
 from lorary.model.own_data import layer_centroids, norm_statistics
 from lorary.model.pooled import pooled_moments
 from lorary.model.prepared import JOINT, REQUEST, kind_of
 from lorary.model.setting import Routing
+from lorary.numbers import check_count, check_seed
 from lorary.ops.logistic import fit_logistic
 from lorary.recipes.experts import text_of
 from lorary.recipes.prepare_data import OwnData
@@ -61,10 +63,9 @@ class PrepareSettings:
     def __post_init__(self) -> None:
         if self.router not in BY_DATA:
             raise RouterError("the router must be one that needs data", found=self.router, remedy=f"one of {BY_DATA}")
-        if self.num_rows < 1:
-            raise UsageError("--rows must be at least 1", found=self.rows)
-        if not 0 <= self.seed < 2**63:
-            raise UsageError("--seed must be at least 0 and below 2**63", found=self.seed)
+        check_count("--rows", self.num_rows)
+        check_count("--max-length", self.max_length)
+        check_seed("--seed", self.seed)
         # What these refuse is refused here.
         _ = self.routing, self.gates
 
@@ -122,7 +123,9 @@ class Preparer:
         stored = load_prepared(self.library, kind, key)
         if stored is not None and stored.made_of == made_of:
             return False
-        tensors, notes = self._make(name, self._examples(own))
+        with finite_layers(self.base.model):
+            tensors, notes = self._make(name, self._examples(own))
+        _check_finite(self.settings.router, {f"{name}/{path}": tensor for path, tensor in tensors.items()})
         save_prepared(self.library, kind, key, Prepared(tensors, made_of, notes))
         return True
 
@@ -151,7 +154,10 @@ class Preparer:
         before = load_prepared(self.library, self.settings.kind, key)
         if before is not None and before.made_of == made_of:
             return False
-        save_prepared(self.library, self.settings.kind, key, Prepared(make(), made_of, {}))
+        with finite_layers(self.base.model):
+            tensors = make()
+        _check_finite(self.settings.router, tensors)
+        save_prepared(self.library, self.settings.kind, key, Prepared(tensors, made_of, {}))
         return True
 
     def _pooled(self, names: Sequence[str], data: Mapping[str, OwnData]) -> dict[str, Tensor]:
@@ -211,3 +217,15 @@ class Preparer:
             return gates, {"losses": losses}
         make = norm_statistics if s.router == NORM else layer_centroids
         return make(model, adapter, examples), {}
+
+
+def _check_finite(router: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse to store what a router could not score by."""
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            expert, path = name.split("/", 1)
+            raise BaseModelError(
+                f"what router '{router}' knows of expert '{expert}' must be finite numbers, at {path} too",
+                found="NaN or infinity out of the base model with this expert",
+                remedy="another --dtype where activations overflow, and lorary library verify for the adapters",
+            )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 from lorary.errors import UsageError
+from lorary.numbers import check_count
 
 
 @runtime_checkable
@@ -68,8 +69,8 @@ def make_executor(
         UsageError: if there is no such executor, or fewer than one worker.
         MissingExtraError: if Ray is asked for and not installed.
     """
-    if workers is not None and workers < 1:
-        raise UsageError("--workers must be at least 1", found=workers)
+    if workers is not None:
+        check_count("--workers", workers)
     if reference == "local":
         return LocalExecutor()
     if not re.fullmatch(r"ray|ray://[^/\s]+/?", reference):

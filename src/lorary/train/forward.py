@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lorary.data.packing import Group, MicroBatch, micro_batches
 from lorary.errors import TrainError
+from lorary.model.finite import finite_layers
 from lorary.model.logits import can_pack, target_losses
 from lorary.model.row_attention import attending_rows
 from lorary.train.slots import Unit
@@ -70,10 +71,13 @@ class Forward:
 
         Raises:
             TrainError: if a loss is not finite, naming unit and step.
+            BaseModelError: if a layer gives no numbers although the loss is one.
         """
         groups = [group for unit in units for group in unit.val_groups()]
         micros = micro_batches(groups, self.settings.max_tokens, share_prefix=self._packs)
-        return _finite("validation", units, _means([self._run(micro) for micro in micros], self._shares(groups)))
+        with finite_layers(self.model):
+            losses = _means([self._run(micro) for micro in micros], self._shares(groups))
+            return _finite("validation", units, losses)
 
     def _run(self, micro: MicroBatch, names: Sequence[str] = (), dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         """Loss and slot of each target token of a micro-batch."""

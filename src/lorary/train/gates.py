@@ -11,10 +11,11 @@ from torch import Tensor
 from lorary.adapter import Adapter
 from lorary.data.batching import collate, input_length, plan_batches
 from lorary.data.template import Example
-from lorary.errors import TrainError, UsageError
+from lorary.errors import TrainError
 from lorary.lora.gate import Seen
 from lorary.model.alone import alone
 from lorary.model.logits import target_losses
+from lorary.numbers import check_count, check_number, check_seed
 from lorary.ops.choose import Chosen
 from lorary.train.optimiser import OptimiserSettings, SlotwiseAdamW
 
@@ -36,9 +37,10 @@ class GateSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "learning_rate"):
-            if not 0 < getattr(self, key) < math.inf:
-                raise UsageError(f"--{key.replace('_', '-')} must be above 0", found=getattr(self, key))
+        check_count("--steps", self.steps, above=0)
+        check_count("--batch-size", self.batch_size, above=0)
+        check_seed("--seed", self.seed)
+        check_number("--learning-rate", self.learning_rate, above=0.0)
 
 
 def train_gates(

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 
-from lorary.errors import UsageError
+from lorary.numbers import check_count
 from lorary.train.executor import S
 from lorary.train.ray_cluster import connected, plan_workers
 from lorary.train.ray_schedule import Pool
@@ -43,8 +43,8 @@ class RayExecutor:
         head_timeout_s: float = 20.0,
         debug: bool = False,
     ) -> None:
-        if workers is not None and workers < 1:
-            raise UsageError("--workers must be at least 1", found=workers)
+        if workers is not None:
+            check_count("--workers", workers)
         self.address, self.workers, self.resources, self.debug = address, workers, resources, debug
         self.start_timeout_s, self.head_timeout_s = start_timeout_s, head_timeout_s
         self._say = say or _to_stderr

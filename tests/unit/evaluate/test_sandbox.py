@@ -11,6 +11,7 @@ import pytest
 from lorary.errors import UsageError
 from lorary.evaluate import sandbox
 from lorary.evaluate.sandbox import Limits, Outcome, Sandbox, isolation, make_sandbox
+from lorary.evaluate.sandbox_launcher import FORBIDDEN
 
 QUICK = Limits(wall_s=0.5)
 ISOLATED = isolation()
@@ -295,3 +296,44 @@ def test_time_is_bounded_even_where_the_launcher_says_nothing(monkeypatch: pytes
     started = time.monotonic()
     assert Sandbox("none", Limits(wall_s=0.2)).run("x = 1").status == "timeout"
     assert time.monotonic() - started < 30
+
+
+# What no namespace and no limit of memory covers: the kernel's keys, shared memory, queues, files without a folder.
+CALLS = {
+    "keyctl": "(0, -3, 1)",
+    "add_key": "(b'user', b'lorary', b'x', 1, -5)",
+    "request_key": "(b'user', b'lorary', None, 0)",
+    "shmget": "(0, 1 << 20, 0o1600)",
+    "msgget": "(0, 0o1600)",
+    "semget": "(0, 1, 0o1600)",
+    "mq_open": "(b'lorary', 0o102, 0o600, None)",
+    "memfd_create": "(b'x', 0)",
+}
+
+
+@pytest.mark.skipif(os.uname().machine not in FORBIDDEN, reason="the filter knows the numbers of other machines")
+@pytest.mark.parametrize("call", CALLS)
+def test_what_lies_outside_of_namespaces_and_limits_cannot_be_reached(call: str, anywhere: Sandbox) -> None:
+    number = FORBIDDEN[os.uname().machine][1][call]
+    program = (
+        "import ctypes, errno\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+        f"assert libc.syscall({number}, *{CALLS[call]}) == -1\n"
+        "assert ctypes.get_errno() in (errno.EPERM, errno.ENOSYS), ctypes.get_errno()\n"
+        "import os\nassert os.fork() == 0 or os.wait()[1] == 0"
+    )
+    assert anywhere.run(program) == Outcome("passed")
+
+
+@isolated
+def test_there_is_no_memory_to_write_files_to_beside_its_folder(walled: Sandbox) -> None:
+    program = (
+        "import os\nfor folder in ('/dev/shm', '/dev', '/tmp', '/run', '/var/tmp', '/'):\n"
+        "    try:\n        open(os.path.join(folder, 'x'), 'w')\n    except OSError:\n        continue\n"
+        "    raise AssertionError(folder)"
+    )
+    assert walled.run(program) == Outcome("passed")
+
+
+def test_bubblewrap_leaves_no_device_folder_to_write_to() -> None:
+    command = Sandbox("bubblewrap")._command("/work", None)
+    assert command[command.index("--dev") : command.index("--dev") + 4] == ["--dev", "/dev", "--remount-ro", "/dev"]

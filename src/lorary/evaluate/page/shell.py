@@ -103,10 +103,12 @@ def check_writable(path: Path) -> None:
         path: the file that will be written.
 
     Raises:
-        UsageError: if the path is a folder, or its own folder does not exist.
+        UsageError: if the path is a folder, or its own folder does not exist or may not be written to.
     """
     if path.is_dir() or not path.parent.is_dir():
         raise _unwritable(path, "a folder" if path.is_dir() else "no such folder")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise _unwritable(path, "its folder is closed to you")
 
 
 def _unwritable(path: Path, found: str | None) -> UsageError:

@@ -1,13 +1,13 @@
 """Values of a YAML file made to fit the fields of a dataclass, or refused by name."""
 
 import difflib
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from lorary.errors import UsageError
+from lorary.numbers import is_number
 
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
 
@@ -53,7 +53,7 @@ def check_keys(document: object, known: Collection[str], where: str) -> Mapping[
 
 def is_positive(value: object) -> bool:
     """Whether a value is a finite number above 0."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return is_number(value) and isinstance(value, (int, float)) and value > 0
 
 
 def _fitted(value: Any, hint: Any, where: str) -> Any:
@@ -87,7 +87,7 @@ def _number(value: Any) -> tuple[bool, float]:
     # YAML takes 1e-4, without a point, for a text.
     try:
         return not isinstance(value, bool) and isinstance(value, (int, float, str)), float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False, 0.0
 
 
