@@ -1,7 +1,7 @@
 """Which linear layers to adapt."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
@@ -13,7 +13,10 @@ _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 
 
 def find_targets(
-    model: nn.Module, target_modules: Sequence[str], layers: Sequence[int] | None = None
+    model: nn.Module,
+    target_modules: Sequence[str],
+    layers: Sequence[int] | None = None,
+    silent: Collection[str] = (),
 ) -> dict[str, tuple[int, int]]:
     """Paths and shapes of the linear layers that a choice of targets means, in the model's order.
 
@@ -22,12 +25,13 @@ def find_targets(
         target_modules: last parts of the paths (`q_proj`), as PEFT takes them; `all-linear` alone means every linear
             layer but the output head.
         layers: numbers of the transformer layers to adapt; all of them where None.
+        silent: paths of linear layers whose output reaches no logits: no part of `all-linear`, refused by name.
 
     Returns:
         (d_in, d_out) by path.
 
     Raises:
-        UsageError: if a target or a layer number matches nothing.
+        UsageError: if a target or a layer number matches nothing, or a target is a silent layer.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
     found: dict[str, tuple[int, int]] = {}
@@ -35,11 +39,18 @@ def find_targets(
         shape = linear_shape(module)
         if shape is None or module is head:
             continue
-        if list(target_modules) != [ALL_LINEAR] and path.rsplit(".", 1)[-1] not in target_modules:
+        is_named = list(target_modules) != [ALL_LINEAR]
+        if (path in silent) if not is_named else path.rsplit(".", 1)[-1] not in target_modules:
             continue
         number = layer_number(path)
         if layers is None or number in layers:
             found[path] = shape
+    if quiet := [path for path in found if path in silent]:
+        raise UsageError(
+            f"the output of every target module must reach the logits of {type(model).__name__}",
+            found=f"{quiet[0]}, which no pass calls as a module, or whose output is dropped",
+            remedy=f"leave it out of the target modules, or use {ALL_LINEAR}",
+        )
     _check_all_used(model, found, target_modules, layers)
     return found
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from lorary.errors import BaseModelError, UsageError
 from lorary.formats.base import BaseFiles, resolve_base
 from lorary.formats.quiet import quiet_transformers
+from lorary.model.verdict import check_computes, context_of, settle_positions
 
 DTYPES = {
     "float64": torch.float64,
@@ -42,16 +43,6 @@ class Base:
         return asked if context is None else min(asked, context)
 
 
-def context_of(model: Any) -> int | None:
-    """The positions that a model has, or None where its config names none.
-
-    Args:
-        model: a transformers model for causal language modelling.
-    """
-    context = getattr(model.config, "max_position_embeddings", None)
-    return None if context is None else int(context)
-
-
 def load_base(reference: str | Path | BaseFiles = "embedded", *, dtype: str = "auto", device: str = "auto") -> Base:
     """Load a base model and its tokenizer, frozen and in eval mode.
 
@@ -67,7 +58,8 @@ def load_base(reference: str | Path | BaseFiles = "embedded", *, dtype: str = "a
         Model, tokenizer and files.
 
     Raises:
-        BaseModelError: if the model cannot be found, or cannot be loaded whole.
+        BaseModelError: if the model cannot be found, cannot be loaded whole, or does not compute as Lorary supposes
+            (docs/models.md).
         UsageError: if the dtype or the device does not exist here.
     """
     place = choose_device(device)
@@ -76,6 +68,8 @@ def load_base(reference: str | Path | BaseFiles = "embedded", *, dtype: str = "a
     tokenizer = load_tokenizer(files)
     model = load_model(files, kind, place)
     _settle_padding(model, tokenizer)
+    check_computes(model, files.name)
+    settle_positions(model)
     return Base(model, tokenizer, files)
 
 

@@ -21,6 +21,7 @@ from lorary.model.general import check_general, seated_ranks
 from lorary.model.layers import build_layers, in_order
 from lorary.model.prepared import kind_of, paths_of
 from lorary.model.seating import Seating, seating
+from lorary.model.verdict import check_layers
 
 
 def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = None) -> str:
@@ -161,6 +162,7 @@ def _check_seated(state: Seating, name: str) -> None:
 def _check_fit(model: Any, adapter: Adapter) -> None:
     for path, factors in adapter:
         find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
+    check_layers(model, [path for path, _ in adapter], adapter.name)
 
 
 def _check_ranks(state: Seating, adapter: Adapter) -> None:
