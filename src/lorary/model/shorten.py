@@ -1,7 +1,7 @@
 """A base model with few of its blocks and without its output head, for as long as a trial lasts.
 
-Blocks of one kind do alike what a trial looks at, and most models repeat one kind, or a pattern of few. The first blocks
-up to where each kind has come once stand for the whole.
+Blocks of one kind do alike what a trial looks at, and most models repeat one kind, or a pattern of few. The first
+blocks, up to where each kind has come once, stand for the whole.
 """
 
 from collections.abc import Callable, Iterator

@@ -6,6 +6,7 @@ What Lorary computes rests on three properties. The trial looks for each of them
 (c) a layer is called as a module and its output reaches the logits, or else experts beside it would be silent.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +24,9 @@ from lorary.model.positions import configured_positions, shifting_positions, tex
 LENGTH = 7  # tokens of the rows
 _NEW = 2  # tokens that are generated
 _SHORTEST = _NEW + 2
-# Largest difference, by the spread of all logits, that rounding explains.
-# Generation hands out logits in float32, so that float64 shows no more in them.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+# Largest difference, by the spread of all logits, that rounding explains. Generation hands out logits in float32, and
+# recurrent layers of a float64 model compute in it.
+_TOLERANCE = 1e-4
 _COARSE = 5e-2
 
 
@@ -35,7 +36,8 @@ class Outcome:
 
     Args:
         causality: how far changing the last token moved earlier logits, by the spread of all logits.
-        company: how far padding, company, a cache and earlier passes moved them.
+        company: how far padding, company, a cache and earlier passes moved them; NaN where it could not be found out.
+        failure: what generation raised, or nothing.
         called: paths of linear layers that were called.
         reaching: those whose output reached the logits; None where it could not be found out.
         positions: how many positions the model's tables hold; None where it has no table.
@@ -45,6 +47,7 @@ class Outcome:
 
     causality: float
     company: float
+    failure: str
     called: frozenset[str]
     reaching: frozenset[str] | None
     positions: int | None
@@ -75,10 +78,19 @@ def run_trial(model: Any, seed: int = 0, length: int = LENGTH) -> Outcome:
         logits, tables, reaching = _pass(model, rows, watch)
         shift = tables.start - _given_start(model, rows) if tables.start else 0
         causality = _distance(logits[1, :-1], logits[0, :-1], logits)
-        with shifting_positions(model, shift):
-            company = _company(model, rows, logits)
+        try:
+            with shifting_positions(model, shift):
+                company, failure = _company(model, rows, logits), ""
+        except Exception as error:  # whatever a model raises at inputs that it does not take
+            company, failure = math.nan, in_words(error)
     called, tolerance = frozenset(watch.outputs), _tolerance(model, layers)
-    return Outcome(causality, company, called, reaching, tables.positions, shift, tolerance)
+    return Outcome(causality, company, failure, called, reaching, tables.positions, shift, tolerance)
+
+
+def in_words(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
 
 
 def reaching_layers(model: Any) -> tuple[frozenset[str], frozenset[str] | None]:
@@ -185,7 +197,7 @@ def _tolerance(model: Any, layers: Mapping[str, nn.Module]) -> float:
         return _COARSE
     if model.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return _COARSE
-    return _TOLERANCE.get(model.dtype, _COARSE)
+    return _TOLERANCE if model.dtype in (torch.float32, torch.float64) else _COARSE
 
 
 class _Watch:

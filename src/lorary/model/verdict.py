@@ -25,7 +25,7 @@ from lorary.library.fingerprint import bare_modules, fingerprint_of_model
 from lorary.lora.seat import CHILD, linear_shape
 from lorary.model.positions import configured_positions, guard_positions, shift_positions, text_config
 from lorary.model.shorten import shortened
-from lorary.model.trial import Outcome, reaching_layers, run_trial
+from lorary.model.trial import Outcome, in_words, reaching_layers, run_trial
 from lorary.reading import read_json
 
 # Raise it when a trial learns to see more: older verdicts are ignored then.
@@ -173,8 +173,7 @@ def _try(model: Any) -> tuple[Verdict, bool]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model raises at inputs that it does not take
-        lines = str(error).strip().splitlines()
-        return Verdict(f"{type(error).__name__}: {lines[0][:200] if lines else ''}", _RUNS), False
+        return Verdict(in_words(error), _RUNS), False
 
 
 def _tried(model: Any) -> tuple[Verdict, bool]:
@@ -207,7 +206,8 @@ def _quick(model: Any) -> Verdict | None:
         except Exception:  # a model may need all of its blocks
             return None
     verdict = _judge(model, outcome, rename)
-    return None if verdict.fault or verdict.dead or not outcome.causality <= outcome.tolerance else verdict
+    is_sure = outcome.causality <= outcome.tolerance and outcome.company <= outcome.tolerance
+    return verdict if is_sure and not verdict.fault and not verdict.dead else None
 
 
 def _seen_in_longer(model: Any, outcome: Outcome) -> dict[str, Any]:
@@ -227,6 +227,8 @@ def _judge(model: Any, outcome: Outcome, rename: Any = str) -> Verdict:
         rule = "must be causal: a token must not change what is computed for tokens before it"
         fault = f"changing the last token moved the logits of earlier ones by {outcome.causality:.2g} of their range"
         return Verdict(fault + said, rule, **kept)
+    if outcome.failure:
+        return Verdict(outcome.failure, _RUNS, **kept)
     if outcome.company > outcome.tolerance:
         rule = "must compute a row alike with padding on its left, in company, with a cache, and after other passes"
         fault = f"logits that differ by {outcome.company:.2g} of their range"
