@@ -18,8 +18,10 @@ from tests.support.families import FAMILIES
 from tests.support.family_tables import PAGE, judged, written
 
 IDS = torch.randint(3, 96, (2, 9), generator=torch.Generator().manual_seed(1))
-# In float64. Some recurrent layers and rotary angles compute in float32 all the same.
-TOLERANCE = 1e-9
+# By the spread of the logits.
+CAUSAL = {torch.float64: 1e-9, torch.float32: 1e-6}
+# Recurrent layers and some attention of a float64 model compute in float32, and generation hands out that.
+ALIKE = 1e-5
 
 
 @pytest.fixture(params=FAMILIES)
@@ -47,7 +49,7 @@ def test_a_token_changes_no_logits_before_it(model: Any) -> None:
     changed = IDS.clone()
     changed[:, 6] = IDS[:, 6] % 90 + 4
     before, after = logits(model, IDS), logits(model, changed)
-    assert distance(after[:, :6], before[:, :6]) < TOLERANCE
+    assert distance(after[:, :6], before[:, :6]) < CAUSAL[model.dtype]
     assert distance(after[:, 6:], before[:, 6:]) > 1e-3
 
 
@@ -56,8 +58,8 @@ def test_a_row_is_the_same_alone_and_padded_in_company(model: Any) -> None:
     try:
         mask = torch.tensor([[0] * 5 + [1] * 4, [1] * 9])
         together = logits(model, IDS, mask)
-        assert distance(together[0, 5:], logits(model, IDS[:1, 5:])[0]) < TOLERANCE
-        assert distance(together[1], logits(model, IDS[1:])[0]) < TOLERANCE
+        assert distance(together[0, 5:], logits(model, IDS[:1, 5:])[0]) < ALIKE
+        assert distance(together[1], logits(model, IDS[1:])[0]) < ALIKE
     finally:
         for handle in handles:
             handle.remove()
@@ -75,7 +77,7 @@ def test_generation_with_a_cache_gives_the_logits_of_one_pass(model: Any) -> Non
         for handle in handles:
             handle.remove()
     for step, each in enumerate(found.logits):
-        assert distance(each, whole[:, 8 + step]) < TOLERANCE
+        assert distance(each, whole[:, 8 + step]) < ALIKE
 
 
 def test_layers_that_are_adapted_reach_the_logits_and_silent_ones_do_not(model: Any) -> None:

@@ -41,7 +41,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"lru_width": 32, "attention_window_size": 4, "num_hidden_layers": 3},
     "zamba2": {"mamba_headdim": 16, "mamba_d_state": 4, "mamba_ngroups": 1, "n_mamba_heads": 4},
     "deepseek_v2": {"num_key_value_heads": 4}, "deepseek_v3": {"num_key_value_heads": 4},
-    "deepseek_v32": {"num_key_value_heads": 4, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 4},
+    "deepseek_v32": {"num_key_value_heads": 4, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 64},
     "minicpm3": {"num_key_value_heads": 4}, "longcat_flash": {"num_key_value_heads": 4},
     "youtu": {"num_key_value_heads": 4}, "glm4_moe_lite": {"num_key_value_heads": 4},
     "axk1": {"num_key_value_heads": 4}, "axk2": {"num_key_value_heads": 4},
@@ -99,4 +99,7 @@ def tiny_family(family: str, *, dtype: torch.dtype = torch.float64, **fields: An
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():  # a gate that is zero at first would hide what is behind it
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.2)
     return model.to(dtype).eval().requires_grad_(False)

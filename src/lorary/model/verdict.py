@@ -6,6 +6,7 @@ never reaches the logits, are left out of `all-linear`, and refused where someth
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -193,7 +194,7 @@ def _tried(model: Any) -> tuple[Verdict, bool]:
         # Some layers act on longer texts only.
         outcome = replace(outcome, **_seen_in_longer(model, outcome))
         verdict = _judge(model, outcome)
-    return verdict, outcome.causality == outcome.causality and outcome.company == outcome.company
+    return verdict, not math.isnan(outcome.causality + outcome.company)
 
 
 def _quick(model: Any) -> Verdict | None:
@@ -206,7 +207,7 @@ def _quick(model: Any) -> Verdict | None:
         except Exception:  # a model may need all of its blocks
             return None
     verdict = _judge(model, outcome, rename)
-    is_sure = outcome.causality <= outcome.tolerance and outcome.company <= outcome.tolerance
+    is_sure = not math.isnan(outcome.causality + outcome.company)
     return verdict if is_sure and not verdict.fault and not verdict.dead else None
 
 
@@ -221,7 +222,7 @@ def _seen_in_longer(model: Any, outcome: Outcome) -> dict[str, Any]:
 def _judge(model: Any, outcome: Outcome, rename: Any = str) -> Verdict:
     dead = _dead(model, outcome.called, outcome.reaching, rename)
     config, kept = text_config(model), {"dead": dead, "positions": outcome.positions, "shift": outcome.shift}
-    if outcome.causality > outcome.tolerance:
+    if outcome.looks_ahead:
         settings = [f"{name}={value}" for name in _DIRECTIONS if (value := getattr(config, name, None)) is not None]
         said = f" ({', '.join(settings)} in its configuration)" if settings else ""
         rule = "must be causal: a token must not change what is computed for tokens before it"
