@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.families import FAMILIES
+from tests.support.family_tables import PAGE, judged, written
 from torch import Tensor
 
 from lorary.lora.seat import linear_shape
 from lorary.lora.targets import find_targets
 from lorary.model.verdict import settle_positions
-from tests.support.families import FAMILIES
-from tests.support.family_tables import PAGE, judged, written
 
 IDS = torch.randint(3, 96, (2, 9), generator=torch.Generator().manual_seed(1))
 # By the spread of the logits.

@@ -1,4 +1,4 @@
-"""What docs/models.md says of families of base models, from the verdicts on tiny ones: `python -m <this file>` writes it.
+"""What docs/models.md says of families of base models, from the verdicts on tiny ones.
 
 Run from the top folder: `python -m tests.support.family_tables`.
 """
@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 import transformers
+from tests.support.families import FAMILIES, tiny_family
 
 from lorary.formats.quiet import quiet_transformers
 from lorary.model.verdict import Verdict, verdict_of
-from tests.support.families import FAMILIES, tiny_family
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- families: made by python -m tests.support.family_tables -->", "<!-- families: end -->"
+
 
 @cache
 def judged(family: str) -> tuple[Any, Verdict]:

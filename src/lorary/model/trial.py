@@ -227,12 +227,13 @@ class _Watch:
 
         def offset(layer: nn.Module, _args: Any, output: Any) -> Any:
             path = paths[id(layer)]
-            self.outputs.setdefault(path, None)
+            zero = self.outputs.setdefault(path, None)
             if not isinstance(output, Tensor) or not output.is_floating_point() or not torch.is_grad_enabled():
                 return output
-            if self.outputs[path] is None:
-                self.outputs[path] = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
-            return output + self.outputs[path]
+            if zero is None:
+                zero = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
+                self.outputs[path] = zero
+            return output + zero
 
         self._handles = [layer.register_forward_hook(offset) for layer in self.layers.values()]
         return self

@@ -7,11 +7,8 @@ never reaches the logits, are left out of `all-linear`, and refused where someth
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,15 +16,14 @@ import transformers
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from lorary.caching import cache_folder
 from lorary.errors import AdapterError, BaseModelError
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.fingerprint import bare_modules, fingerprint_of_model
 from lorary.lora.seat import CHILD, linear_shape
+from lorary.model.kept import Verdict, read_verdict, write_verdict
 from lorary.model.positions import configured_positions, guard_positions, shift_positions, text_config
 from lorary.model.shorten import shortened
 from lorary.model.trial import Outcome, in_words, reaching_layers, run_trial
-from lorary.reading import read_json
 
 # Raise it when a trial learns to see more: older verdicts are ignored then.
 _FORMAT = 1
@@ -42,26 +38,7 @@ _DIRECTIONS = {"is_causal": True, "is_decoder": True, "use_bidirectional_attenti
 
 _RUNS = "must run on token ids alone, and generate"
 
-_known: dict[str, "Verdict"] = {}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What is known of a base model.
-
-    Args:
-        fault: why it cannot be used, as the value that an error shows; empty where it can.
-        rule: what does not hold then.
-        dead: paths of linear layers that reach no logits, in the model's order.
-        positions: how many positions its tables hold; None where it has no table.
-        shift: what it adds to positions that it counts itself, and not to those that it is given.
-    """
-
-    fault: str = ""
-    rule: str = ""
-    dead: tuple[str, ...] = ()
-    positions: int | None = None
-    shift: int = 0
+_known: dict[str, Verdict] = {}
 
 
 def verdict_of(model: Any) -> Verdict:
@@ -77,11 +54,11 @@ def verdict_of(model: Any) -> Verdict:
         return _known[key]
     if any(CHILD in module._modules for module in model.modules()):
         return Verdict()
-    verdict = _read(key, model)
+    verdict = read_verdict(key, model)
     if verdict is None:
         verdict, is_final = _try(model)
         if is_final:
-            _write(key, verdict)
+            write_verdict(key, verdict)
     _known[key] = verdict
     return verdict
 
@@ -192,8 +169,7 @@ def _tried(model: Any) -> tuple[Verdict, bool]:
     verdict = _judge(model, outcome)
     if verdict.dead:
         # Some layers act on longer texts only.
-        outcome = replace(outcome, **_seen_in_longer(model, outcome))
-        verdict = _judge(model, outcome)
+        verdict = _judge(model, _with_longer(model, outcome))
     return verdict, not math.isnan(outcome.causality + outcome.company)
 
 
@@ -211,34 +187,37 @@ def _quick(model: Any) -> Verdict | None:
     return verdict if is_sure and not verdict.fault and not verdict.dead else None
 
 
-def _seen_in_longer(model: Any, outcome: Outcome) -> dict[str, Any]:
-    with suppress(Exception):
+def _with_longer(model: Any, outcome: Outcome) -> Outcome:
+    """What a trial saw, and the layers that a trial of a longer text sees besides."""
+    try:
         longer = run_trial(model, length=_LONGER)
-        reaching = None if None in (outcome.reaching, longer.reaching) else outcome.reaching | longer.reaching
-        return {"called": outcome.called | longer.called, "reaching": reaching}
-    return {}
+    except Exception:  # it may be too long for the model
+        return outcome
+    both = outcome.reaching, longer.reaching
+    reaching = None if both[0] is None or both[1] is None else both[0] | both[1]
+    return replace(outcome, called=outcome.called | longer.called, reaching=reaching)
 
 
 def _judge(model: Any, outcome: Outcome, rename: Any = str) -> Verdict:
     dead = _dead(model, outcome.called, outcome.reaching, rename)
-    config, kept = text_config(model), {"dead": dead, "positions": outcome.positions, "shift": outcome.shift}
+    config, sound = text_config(model), Verdict(dead=dead, positions=outcome.positions, shift=outcome.shift)
     if outcome.looks_ahead:
         settings = [f"{name}={value}" for name in _DIRECTIONS if (value := getattr(config, name, None)) is not None]
         said = f" ({', '.join(settings)} in its configuration)" if settings else ""
         rule = "must be causal: a token must not change what is computed for tokens before it"
         fault = f"changing the last token moved the logits of earlier ones by {outcome.causality:.2g} of their range"
-        return Verdict(fault + said, rule, **kept)
+        return replace(sound, fault=fault + said, rule=rule)
     if outcome.failure:
-        return Verdict(outcome.failure, _RUNS, **kept)
+        return replace(sound, fault=outcome.failure, rule=_RUNS)
     if outcome.company > outcome.tolerance:
         rule = "must compute a row alike with padding on its left, in company, with a cache, and after other passes"
         fault = f"logits that differ by {outcome.company:.2g} of their range"
-        return Verdict(fault, rule, **kept)
+        return replace(sound, fault=fault, rule=rule)
     for name, value in _BY_LENGTH.items():
         if getattr(config, name, None) == value:
             rule = "must attend alike whatever the length of the batch"
-            return Verdict(f"{name}={value} in its configuration", rule, **kept)
-    return Verdict(**kept)
+            return replace(sound, fault=f"{name}={value} in its configuration", rule=rule)
+    return sound
 
 
 def _dead(
@@ -248,35 +227,3 @@ def _dead(
     alive = called if reaching is None else reaching
     layers = [path for path, module in bare_modules(model) if linear_shape(module)]
     return tuple(p for p in layers if rename(p) not in alive and not ("expert" in p and rename(p) not in called))
-
-
-def _read(key: str, model: nn.Module) -> Verdict | None:
-    """The kept verdict; None where there is none, or it is damaged or of another model."""
-    try:
-        document = read_json(_place(key))
-        fields = document["verdict"]
-        dead, positions, shift = fields["dead"], fields["positions"], fields["shift"]
-        if document["key"] != key or not isinstance(fields["fault"], str) or not isinstance(fields["rule"], str):
-            return None
-        paths = {path for path, _ in model.named_modules()}
-        if not isinstance(dead, list) or not paths.issuperset(dead):
-            return None
-        if not isinstance(shift, int) or (positions is not None and (not isinstance(positions, int) or positions < 1)):
-            return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return Verdict(fields["fault"], fields["rule"], tuple(dead), positions, shift)
-
-
-def _write(key: str, verdict: Verdict) -> None:
-    """Keep a verdict; without a cache that can be written, the next process tries again."""
-    place = _place(key)
-    aside = place.with_name(f"{key}.{os.getpid()}.new")
-    with suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps({"key": key, "verdict": asdict(verdict)}), encoding="utf-8")
-        os.replace(aside, place)
-
-
-def _place(key: str) -> Path:
-    return cache_folder() / "verdicts" / f"{key}.json"

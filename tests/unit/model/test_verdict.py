@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.families import tiny_family
 from torch import Tensor
 
 from lorary.caching import cache_folder
@@ -21,7 +22,6 @@ from lorary.model.save import load, save
 from lorary.model.trace import trace
 from lorary.model.trial import run_trial
 from lorary.model.verdict import check_computes, context_of, settle_positions, verdict_of
-from tests.support.families import tiny_family
 
 LONG_ROPE: dict[str, Any] = {
     "num_key_value_heads": 4, "original_max_position_embeddings": 8, "max_position_embeddings": 64,
@@ -31,7 +31,10 @@ LONG_ROPE: dict[str, Any] = {
 MIXTURE_LONG_ROPE = {
     **LONG_ROPE, "rope_parameters": {**LONG_ROPE["rope_parameters"], "short_mscale": 1.0, "long_mscale": 1.2},
 }  # fmt: skip
-DYNAMIC: dict[str, Any] = {"max_position_embeddings": 16, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}
+DYNAMIC: dict[str, Any] = {
+    "max_position_embeddings": 16,
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+}
 SLIDING_AND_DYNAMIC: dict[str, Any] = {
     "max_position_embeddings": 16,
     "layer_types": ["sliding_attention", "full_attention"],
@@ -162,16 +165,16 @@ def bloom() -> Any:
         (lambda: tiny_family("llama", dtype=torch.float32), set()),
     ],
 )
-def test_silent_layers_are_no_part_of_all_linear_and_refused_by_name(
-    make: Callable[[], Any], silent: set[str]
-) -> None:
+def test_silent_layers_are_no_part_of_all_linear_and_refused_by_name(make: Callable[[], Any], silent: set[str]) -> None:
     model = make()
     dead = verdict_of(model).dead
     assert {path.rpartition(".")[2] for path in dead} == silent
     whole = find_targets(model, ["all-linear"])
     assert list(find_targets(model, ["all-linear"], silent=dead)) == [path for path in whole if path not in dead]
     for name in silent:
-        with pytest.raises(UsageError, match=f"must reach the logits of {type(model).__name__}\nfound: .*{name}, which"):
+        with pytest.raises(
+            UsageError, match=f"must reach the logits of {type(model).__name__}\nfound: .*{name}, which"
+        ):
             find_targets(model, [name], silent=dead)
 
 
@@ -256,7 +259,13 @@ def generate(model: Any, ids: Tensor, mask: Tensor, new: int = 3) -> Any:
 
 @pytest.mark.parametrize(
     ("family", "fields"),
-    [("phi3", LONG_ROPE), ("phimoe", MIXTURE_LONG_ROPE), ("llama", DYNAMIC), ("falcon", DYNAMIC), ("olmo3", SLIDING_AND_DYNAMIC)],
+    [
+        ("phi3", LONG_ROPE),
+        ("phimoe", MIXTURE_LONG_ROPE),
+        ("llama", DYNAMIC),
+        ("falcon", DYNAMIC),
+        ("olmo3", SLIDING_AND_DYNAMIC),
+    ],
 )
 def test_positions_that_follow_the_length_are_used_up_to_where_they_are_fixed(
     family: str,
