@@ -51,7 +51,7 @@ def find_targets(
             found=f"{quiet[0]}, which no pass calls as a module, or whose output is dropped",
             remedy=f"leave it out of the target modules, or use {ALL_LINEAR}",
         )
-    _check_all_used(model, found, target_modules, layers)
+    _check_all_used(model, found, target_modules, layers, silent)
     return found
 
 
@@ -68,12 +68,16 @@ def num_layers(model: nn.Module) -> int:
 
 
 def _check_all_used(
-    model: nn.Module, found: dict[str, tuple[int, int]], target_modules: Sequence[str], layers: Sequence[int] | None
+    model: nn.Module,
+    found: dict[str, tuple[int, int]],
+    target_modules: Sequence[str],
+    layers: Sequence[int] | None,
+    silent: Collection[str],
 ) -> None:
     names = {path.rsplit(".", 1)[-1] for path in found}
     unused = [] if list(target_modules) == [ALL_LINEAR] else [t for t in target_modules if t not in names]
     if unused or not found:
-        linear = sorted({p.rsplit(".", 1)[-1] for p, m in model.named_modules() if linear_shape(m)})
+        linear = sorted({p.rsplit(".", 1)[-1] for p, m in model.named_modules() if linear_shape(m) and p not in silent})
         raise UsageError(
             f"every target module must name linear layers of {type(model).__name__}",
             found=unused or list(target_modules),
