@@ -240,7 +240,11 @@ def test_a_robertas_answer_has_the_positions_of_its_loss(
     bare = len(model._forward_pre_hooks)
     routed = route(model, [random_adapter(model, "one", generator, targets=("query", "dense"))])
     ids, mask = ids_of([4, 9])
-    found = generate(routed, ids, mask)
+    with trace(routed) as traced:  # `lm_head.dense` is given the last token alone
+        found = generate(routed, ids, mask)
+    assert traced.usage() == {"one": pytest.approx(1.0)}
+    with pytest.raises(UsageError, match=r"found: 3 at lm_head\.dense, 11 at"):
+        traced.stacked()
     for row, length in enumerate((4, 9)):
         with torch.no_grad():
             alone = routed(torch.cat([ids[row, -length:], found.sequences[row, 9:]])[None]).logits[0]
