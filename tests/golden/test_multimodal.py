@@ -18,9 +18,10 @@ from lorary.library.fingerprint import Fingerprint, fingerprint_of_model
 from lorary.library.store import Library
 from lorary.lora.targets import find_targets, num_layers
 from lorary.model.attach import attach, detach, routing, seating
-from lorary.model.base import Base, context_of, load_base
+from lorary.model.base import Base, load_base
 from lorary.model.live import add_expert, replace_expert
 from lorary.model.trace import trace
+from lorary.model.verdict import context_of
 
 peft = pytest.importorskip("peft")
 

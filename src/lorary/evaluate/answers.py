@@ -18,7 +18,7 @@ from lorary.evaluate.metrics.rouge import single_reference, warn_of_silence
 from lorary.evaluate.options import scored_pairs
 from lorary.evaluate.programs import check_runner, default_decoding, pass_score
 from lorary.evaluate.sandbox import Sandbox
-from lorary.model.base import context_of
+from lorary.model.verdict import context_of
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from lorary.errors import BaseModelError, MissingExtraError, TaskError
 from lorary.evaluate.finite import finite_logits
 from lorary.evaluate.generation import plain_generation
 from lorary.evaluate.loglik import answer_losses
+from lorary.model.verdict import context_of
 
 try:
     # Any, because the package carries no types that can be followed in seconds.
@@ -49,7 +50,7 @@ class HarnessModel(HFLM):
     """
 
     def __init__(self, model: Any, tokenizer: Any, recall: Recall | None = None) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=GENERATED_ROWS)
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=GENERATED_ROWS, max_length=context_of(model))
         self._recall = recall
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:

@@ -1,7 +1,7 @@
 """Which linear layers to adapt."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,10 @@ _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 
 
 def find_targets(
-    model: nn.Module, target_modules: Sequence[str], layers: Sequence[int] | None = None
+    model: nn.Module,
+    target_modules: Sequence[str],
+    layers: Sequence[int] | None = None,
+    silent: Collection[str] = (),
 ) -> dict[str, tuple[int, int]]:
     """Paths and shapes of the linear layers that a choice of targets means, in the model's order.
 
@@ -25,24 +28,32 @@ def find_targets(
         target_modules: last parts of the paths (`q_proj`), as PEFT takes them; `all-linear` alone means every linear
             layer but the output head.
         layers: numbers of the transformer layers to adapt; all of them where None.
+        silent: paths of linear layers whose output reaches no logits: no part of `all-linear`, refused by name.
 
     Returns:
         (d_in, d_out) by path.
 
     Raises:
-        UsageError: if a target or a layer number matches nothing.
+        UsageError: if a target or a layer number matches nothing, or a target is a silent layer.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
     found: dict[str, tuple[int, int]] = {}
     for path, module, shape in _linear_layers(model):
         if module is head:
             continue
-        if list(target_modules) != [ALL_LINEAR] and path.rsplit(".", 1)[-1] not in target_modules:
+        is_named = list(target_modules) != [ALL_LINEAR]
+        if (path in silent) if not is_named else path.rsplit(".", 1)[-1] not in target_modules:
             continue
         number = layer_number(path)
         if layers is None or number in layers:
             found[path] = shape
-    _check_all_used(model, found, target_modules, layers)
+    if quiet := [path for path in found if path in silent]:
+        raise UsageError(
+            f"the output of every target module must reach the logits of {type(model).__name__}",
+            found=f"{quiet[0]}, which no pass calls as a module, or whose output is dropped",
+            remedy=f"leave it out of the target modules, or use {ALL_LINEAR}",
+        )
+    _check_all_used(model, found, target_modules, layers, silent)
     return found
 
 
@@ -95,12 +106,16 @@ def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[int
 
 
 def _check_all_used(
-    model: nn.Module, found: dict[str, tuple[int, int]], target_modules: Sequence[str], layers: Sequence[int] | None
+    model: nn.Module,
+    found: dict[str, tuple[int, int]],
+    target_modules: Sequence[str],
+    layers: Sequence[int] | None,
+    silent: Collection[str],
 ) -> None:
     names = {path.rsplit(".", 1)[-1] for path in found}
     unused = [] if list(target_modules) == [ALL_LINEAR] else [t for t in target_modules if t not in names]
     if unused or not found:
-        linear = sorted({path.rsplit(".", 1)[-1] for path, _, _ in _linear_layers(model)})
+        linear = sorted({path.rsplit(".", 1)[-1] for path, _, _ in _linear_layers(model) if path not in silent})
         raise UsageError(
             f"every target module must name linear layers of {type(model).__name__}",
             found=unused or list(target_modules),

@@ -15,6 +15,7 @@ from lorary.model.changes import merged, preset_fields
 from lorary.model.layers import build_layers
 from lorary.model.seating import STATE, Seating, seating
 from lorary.model.setting import Routing
+from lorary.model.verdict import check_computes, check_layers, settle_positions
 from lorary.ops.mix import Mix
 
 __all__ = ["Routing", "Seating", "attach", "detach", "routing", "seating"]
@@ -59,7 +60,7 @@ def attach(
 
     Raises:
         LibraryError: if the library holds no adapter.
-        BaseModelError: if the model is not the library's base.
+        BaseModelError: if the model is not the library's base, or does not compute as Lorary supposes.
         AdapterError: if an adapter does not fit.
         RouterError: if the router does not exist or cannot run over these experts.
         UsageError: if a setting does not exist or is out of range.
@@ -101,9 +102,12 @@ def seat_library(
             f"library '{library.path}' must hold an adapter to route over", found="none", remedy="lorary library add"
         )
     library.check_base(model, force_base=force_base)
+    check_computes(model, library.base.name, must_run=False)
     order = list(seats or names)
     shapes = {name: library.shapes(name) for name in order}
     layers = build_layers(model, _Adapters(library, order), [names.index(name) for name in order], shapes)
+    for name in order:
+        check_layers(model, shapes[name], name)
     state = Seating(tuple(names), layers, {}, wanted, library, tuple(order), tokenizer=tokenizer)
     try:
         apply_routing(model, state, wanted)
@@ -112,6 +116,7 @@ def seat_library(
         drop_pass_hooks(state)
         raise
     state.handles = dict(zip(layers, handles, strict=True))
+    state.position_handles = settle_positions(model)
     setattr(model, STATE, state)
     _warn_of_ambiguity(state)
     return model
@@ -131,7 +136,7 @@ def detach(model: Any) -> Any:
     """
     state = seating(model)
     drop_pass_hooks(state)
-    unseat(model, list(state.layers), list(state.handles.values()))
+    unseat(model, list(state.layers), [*state.handles.values(), *state.position_handles])
     delattr(model, STATE)
     return model
 

@@ -13,6 +13,7 @@ from lorary.errors import BaseModelError, UsageError
 from lorary.formats.base import BaseFiles, resolve_base
 from lorary.formats.pretrained import load_pretrained, not_loaded
 from lorary.formats.quiet import quiet_transformers
+from lorary.model.verdict import check_computes, context_of, settle_positions
 from lorary.model.vocabulary import check_embedded, embedded_tokens, guard_embedding
 
 DTYPES = {
@@ -47,16 +48,6 @@ class Base:
         return asked if context is None else min(asked, context)
 
 
-def context_of(model: Any) -> int | None:
-    """The positions that a model has, or None where its config names none.
-
-    Args:
-        model: a transformers model for causal language modelling.
-    """
-    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return None if context is None else int(context)
-
-
 def load_base(reference: str | Path | BaseFiles = "embedded", *, dtype: str = "auto", device: str = "auto") -> Base:
     """Load a base model and its tokenizer, frozen and in eval mode.
 
@@ -72,7 +63,8 @@ def load_base(reference: str | Path | BaseFiles = "embedded", *, dtype: str = "a
         Model, tokenizer and files.
 
     Raises:
-        BaseModelError: if the model cannot be found, or cannot be loaded whole.
+        BaseModelError: if the model cannot be found, cannot be loaded whole, or does not compute as Lorary supposes
+            (docs/models.md).
         UsageError: if the dtype or the device does not exist here.
     """
     place = choose_device(device)
@@ -82,6 +74,8 @@ def load_base(reference: str | Path | BaseFiles = "embedded", *, dtype: str = "a
     model = load_model(files, kind, place)
     tokenizer = load_tokenizer(files)
     _settle_tokens(model, tokenizer, files)
+    check_computes(model, files.name)
+    settle_positions(model)
     return Base(model, tokenizer, files)
 
 

@@ -25,6 +25,7 @@ from lorary.model.general import check_general, seated_ranks
 from lorary.model.layers import beyond, build_layers, check_copies_of, in_order
 from lorary.model.prepared import kind_of, paths_of
 from lorary.model.seating import Seating, seating
+from lorary.model.verdict import check_layers
 
 
 def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = None) -> str:
@@ -172,6 +173,7 @@ def _check_fit(model: Any, adapter: Adapter) -> None:
         find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
         if not bool((factors.lora_b.float() * factors.scaling).isfinite().all() and factors.lora_a.isfinite().all()):
             raise beyond(adapter.name, path, factors.scaling)
+    check_layers(model, [path for path, _ in adapter], adapter.name)
 
 
 def _check_ranks(state: Seating, adapter: Adapter) -> None:

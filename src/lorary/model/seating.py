@@ -43,6 +43,7 @@ class Seating:
         tokenizer: of the base, for rules that read text; None where it was not given.
         prober: decides for requests, where a setting asks for that.
         pass_handles: of the hooks that run when a pass of the decoder begins.
+        position_handles: of those that keep positions alike in every pass.
     """
 
     experts: tuple[str, ...]
@@ -58,6 +59,7 @@ class Seating:
     tokenizer: Any = None
     prober: Prober | None = None
     pass_handles: list[Handle] = field(default_factory=list)
+    position_handles: list[RemovableHandle] = field(default_factory=list)
 
     def ambiguous(self) -> list[tuple[str, str, float]]:
         """(expert, layer, σ2/σ1) of every prototype whose direction is not well defined."""

@@ -53,9 +53,18 @@ class Trace:
         """Routing weights of all recorded layers, (layers, batch, seq, experts).
 
         Raises:
-            UsageError: if nothing was recorded, or the passes differ in batch size.
+            UsageError: if nothing was recorded, the passes differ in batch size, or the layers in what they were given.
         """
-        return torch.stack([self.weights(layer) for layer in self._recorded()])
+        weights = {layer: self.weights(layer) for layer in self._recorded()}
+        first = next(iter(weights))
+        for layer, own in weights.items():
+            if own.shape != weights[first].shape:
+                raise UsageError(
+                    "layers must be given the same tokens to be stacked",
+                    found=f"{own.shape[1]} at {layer}, {weights[first].shape[1]} at {first}",
+                    remedy="take weights(layer) of each layer",
+                )
+        return torch.stack(list(weights.values()))
 
     def mask(self) -> Tensor:
         """(batch, seq) bool, False at padding; a pass that was given no attention mask of tokens has no padding.
@@ -72,8 +81,9 @@ class Trace:
         Raises:
             UsageError: if nothing was recorded, or the passes differ in batch size.
         """
-        kept = self.stacked()[:, self.mask()]
-        mean = kept.reshape(-1, len(self.experts)).mean(dim=0)
+        # Layer by layer: one inside the output head is given the last token alone in generation.
+        means = [self.weights(path)[_join(self._masks[path], path)].mean(dim=0) for path in self._recorded()]
+        mean = torch.stack(means).mean(dim=0)
         return dict(zip(self.experts, mean.tolist(), strict=True))
 
     def _recorded(self) -> list[str]:

@@ -16,6 +16,7 @@ from lorary.formats.peft_config import new_config
 from lorary.library.store import Library
 from lorary.lora.targets import ALL_LINEAR, find_targets, language_paths, num_layers
 from lorary.model.base import Base
+from lorary.model.verdict import verdict_of
 from lorary.recipes.build_settings import BuildSettings, as_recorded, recorded_settings
 from lorary.recipes.jobs import CLUSTER, Unit
 from lorary.train.units import TrainedUnit
@@ -36,7 +37,7 @@ def targets_of(base: Base, settings: BuildSettings) -> Shapes:
         if settings.upper_layers > total:
             raise UsageError(f"--upper-layers must be at most {total}, the base's layers", found=settings.upper_layers)
         layers = list(range(total - settings.upper_layers, total))
-    return find_targets(base.model, settings.target_modules, layers)
+    return find_targets(base.model, settings.target_modules, layers, verdict_of(base.model).dead)
 
 
 def to_adapter(unit: Unit, modules: Mapping[str, LoraFactors], base: Base) -> Adapter:
