@@ -31,10 +31,17 @@ main()
 """
 
 
+def take_interruptions() -> None:
+    """A shell starts what it puts into the background with interruptions ignored, and that would be inherited."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def struck(module: str, number: int = signal.SIGINT, again: int = 0) -> subprocess.CompletedProcess[str]:
     """A command that a signal hits while it imports a module."""
     code = AT_IMPORT.replace("NUMBER", str(int(number))).replace("AGAIN", str(again))
-    return subprocess.run([sys.executable, "-c", code, module], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code, module], capture_output=True, text=True, check=False, preexec_fn=take_interruptions
+    )
 
 
 @pytest.mark.parametrize("module", ["lorary.cli.ending", "lorary.cli.app", "typer", "numpy", "torch", "transformers"])
@@ -83,7 +90,9 @@ main()
 
 @pytest.mark.parametrize("code", [AT_THE_END, IN_A_FINALISER])
 def test_an_interruption_that_python_cannot_raise_is_one_line(code: str) -> None:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, preexec_fn=take_interruptions
+    )
     assert (done.returncode, done.stderr) == (130, "interrupted: run the same command to go on from here\n")
 
 
