@@ -19,7 +19,7 @@ from lorary.library import Library
 
 def adapter_of(name: str) -> Adapter:
     factors = LoraFactors(torch.ones(2, 32), torch.ones(32, 2), 2.0)
-    config = new_config(None, rank=2, alpha=4, target_modules=["q_proj"])
+    config = new_config(None, rank=2, alpha=4, target_modules=["model.layers.0.self_attn.q_proj"])
     return Adapter(name, {"model.layers.0.self_attn.q_proj": factors}, config)
 
 

@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lorary.errors import AdapterError, UsageError
+from lorary.errors import AdapterError, BaseModelError, UsageError
 from lorary.library.fingerprint import Fingerprint, fingerprint_of_model
 from lorary.library.store import Library
 from lorary.lora.targets import find_targets, num_layers
@@ -49,10 +49,6 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str, s
     "Mistral3Config": (
         {**TEXT, "model_type": "mistral"}, {**SEEN, "model_type": "pixtral", "head_dim": 8},
         {"image_token_index": 295}, "model.language_model.", "language_model.model.",
-    ),
-    "PaliGemmaConfig": (
-        {**TEXT, "model_type": "gemma"}, {**SEEN, "model_type": "siglip_vision_model", "projection_dim": 32},
-        {"image_token_index": 295, "projection_dim": 32}, "model.language_model.", "language_model.model.",
     ),
     "Qwen2VLConfig": (
         MROPE, {"depth": 3, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}, QWEN,
@@ -125,6 +121,19 @@ def test_the_language_model_alone_is_adapted_and_counted(family: str) -> None:
     with pytest.raises(UsageError, match="every target module must name linear layers"):
         find_targets(model, ["q_proj", "fc1"])
     assert context_of(model) == 64
+
+
+def test_a_prefix_that_attends_both_ways_is_refused(tmp_path: Path) -> None:
+    config = transformers.PaliGemmaConfig(
+        text_config={**TEXT, "model_type": "gemma"},
+        vision_config={**SEEN, "model_type": "siglip_vision_model", "projection_dim": 32},
+        image_token_index=295,
+        projection_dim=32,
+    )
+    model = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    library = Library.create(tmp_path / "library", model, base_name="tiny")
+    with pytest.raises(BaseModelError, match="must be causal"):
+        attach(model, library)
 
 
 def test_adapters_of_old_and_new_paths_compute_what_peft_does(family: str, tmp_path: Path) -> None:
