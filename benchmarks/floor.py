@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lorary.lora.seat import linear_shape
-from lorary.model.frozen import multiply, packed_bytes, reordered
+from lorary.train.onednn import multiply, packed_bytes, reordered
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 import lorary
 from lorary.adapter import Adapter, LoraFactors
+from lorary.build.settings import BuildSettings, RunSettings
 from lorary.cluster.agreement import agreement, mantel
 from lorary.cluster.baselines import family_labels, random_labels, text_labels
 from lorary.cluster.mbc import Clustering, cluster_adapters
@@ -40,7 +41,6 @@ from lorary.library.store import Library
 from lorary.model.base import Base, load_base
 from lorary.model.logits import target_losses
 from lorary.recipes.build import build_library
-from lorary.recipes.build_settings import BuildSettings, RunSettings
 from lorary.train.callbacks import Callback
 
 UPPER_LAYERS, EVALS, TEST_ROWS = 15, 4, 20

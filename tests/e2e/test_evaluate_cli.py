@@ -10,8 +10,8 @@ import pytest
 import torch
 from commands import Run
 
+from lorary.evaluate import seated_base as bench
 from lorary.library.store import Library
-from lorary.recipes import bench
 
 
 @pytest.fixture

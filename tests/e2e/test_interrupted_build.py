@@ -32,8 +32,8 @@ import torch
 torch.set_num_threads(1)
 import sklearn.cluster
 from lorary.recipes.build import MethodSettings, run_build
-from lorary.recipes.build_settings import RunSettings, preset
-from lorary.recipes.cluster_settings import ClusterSettings
+from lorary.build.settings import RunSettings, preset
+from lorary.build.cluster_settings import ClusterSettings
 tasks, base = sys.argv[1:3]
 settings = preset("default", rank=2, steps=24, batch_size=2, evals=4, learning_rate=0.02)
 run = RunSettings(window=2, save_every_s=1e-9)
@@ -183,8 +183,8 @@ def test_a_build_killed_at_any_moment_goes_on_to_the_same_bytes(nursery: Nursery
 def test_a_pass_killed_between_two_commits_does_not_train_again(
     tasks: Path, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from lorary.build.settings import preset
     from lorary.recipes import build as recipe
-    from lorary.recipes.build_settings import preset
 
     settings = preset("default", rank=2, steps=4, batch_size=2, evals=1)
     commit, steps = Library.add_adapter, []
@@ -212,9 +212,9 @@ def test_a_pass_killed_between_two_commits_does_not_train_again(
 def test_a_second_build_on_the_same_library_is_refused_at_once(
     tasks: Path, tiny_base_folder: Path, tmp_path: Path
 ) -> None:
+    from lorary.build.settings import preset
     from lorary.errors import LibraryError
     from lorary.recipes.build import run_build
-    from lorary.recipes.build_settings import preset
 
     library = Library.create(tmp_path / "lib", str(tiny_base_folder))
     holder = subprocess.Popen(
@@ -243,9 +243,9 @@ def test_a_full_disk_stops_a_build_with_one_error_and_a_whole_library(
 ) -> None:
     import os
 
+    from lorary.build.settings import preset
     from lorary.errors import LoraryError
     from lorary.recipes.build import run_build
-    from lorary.recipes.build_settings import preset
 
     settings = preset("default", rank=2, steps=4, batch_size=2, evals=2)
     real = os.fsync

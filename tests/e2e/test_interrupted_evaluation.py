@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from lorary.evaluate.cache import ResultCache
-from lorary.recipes import scorer
+from lorary.evaluate import scorer
 from lorary.recipes.evaluate import run_evaluate
 
 one, two, tasks, log = sys.argv[1:5]

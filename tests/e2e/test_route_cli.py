@@ -13,7 +13,7 @@ from lorary.cli.route import route_fields
 from lorary.errors import UsageError
 from lorary.library.document import DEFAULT_ROUTER, FURTHER_FIELDS
 from lorary.library.store import Library
-from lorary.model.setting import Routing
+from lorary.route.setting import Routing
 
 
 @pytest.fixture

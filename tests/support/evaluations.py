@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from lorary.evaluate.cells import Cell, Failure
+from lorary.evaluate.evaluation import Evaluation, Found, evaluation_of
 from lorary.evaluate.routing_accuracy import RoutingAccuracy
+from lorary.evaluate.settings import EvaluateSettings
 from lorary.evaluate.statistics import bootstrap_interval
-from lorary.recipes.evaluate_settings import EvaluateSettings
-from lorary.recipes.evaluation import Evaluation, Found, evaluation_of
 
 LEVELS = {
     "base": 0.3, "uniform": 0.25, "arrow[top_k=1]": 0.5, "arrow": 0.6, "arrow[top_k=8]": 0.55, "oracle": 0.9,

@@ -1,7 +1,7 @@
 """What a run of a study has done."""
 
 from lorary.recipes.reproduce import ReproduceResult
-from lorary.recipes.studies.record import DONE
+from lorary.study.record import DONE
 
 
 def done(result: ReproduceResult) -> list[str]:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import typer
 
+from lorary.adapt.settings import METHODS
 from lorary.axes import AXES
+from lorary.build.settings import PRESETS, BuildSettings
 from lorary.cli.app import app
 from lorary.data.builtin.catalogue import DEMO_TASKS, builtin_tasks
 from lorary.data.schema import FIELDS
@@ -18,8 +20,6 @@ from lorary.evaluate.metrics import CHOICE_METRICS, TEXT_METRICS
 from lorary.evaluate.routing_accuracy import RoutingAccuracy
 from lorary.evaluate.summary import Comparison, Mean, OracleGap
 from lorary.formats.peft_config import REFUSED
-from lorary.recipes.adapt_settings import METHODS
-from lorary.recipes.build_settings import PRESETS, BuildSettings
 from lorary.recipes.evaluate import EvaluateSettings
 from lorary.route import ROUTERS
 

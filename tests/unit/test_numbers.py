@@ -6,25 +6,25 @@ import sys
 
 import pytest
 
+from lorary.build.cluster_settings import ClusterSettings
+from lorary.build.settings import BuildSettings, RunSettings
 from lorary.errors import UsageError
-from lorary.model.setting import Routing
 from lorary.numbers import check_count, check_number, check_seed, is_number, shown
-from lorary.recipes.build_settings import BuildSettings, RunSettings
-from lorary.recipes.cluster_settings import ClusterSettings
+from lorary.route.setting import Routing
 
 HUGE = 10**400
 # In a process of its own, where annotations are not checked while it runs: users have no such check.
 SWEEP = """
 import dataclasses, math
 from lorary.errors import LoraryError
-from lorary.model.setting import Routing
-from lorary.recipes.adapt_settings import AdaptSettings
-from lorary.recipes.build_settings import BuildSettings, RunSettings
-from lorary.recipes.cluster_settings import ClusterSettings
-from lorary.recipes.evaluate_settings import EvaluateSettings
-from lorary.recipes.poly import PolySettings
-from lorary.recipes.prepare_experts import PrepareSettings
-from lorary.train.gates import GateSettings
+from lorary.route.setting import Routing
+from lorary.adapt.settings import AdaptSettings
+from lorary.build.settings import BuildSettings, RunSettings
+from lorary.build.cluster_settings import ClusterSettings
+from lorary.evaluate.settings import EvaluateSettings
+from lorary.build.poly import PolySettings
+from lorary.prepare.experts import PrepareSettings
+from lorary.prepare.gates import GateSettings
 
 NO_NUMBERS = [10**400, -10**400, 10**5000, math.nan, -math.inf, "4", [4], {"a": "x"}, b"4", True, 4j]
 OPTIONAL = "epochs train_rows upper_layers patience rank sk top_p threshold null private_steps private_epochs".split()

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lorary.evaluate.page.markup import script_json, text
+from lorary.report.markup import script_json, text
 from lorary.terminal import PrintableStream, printable, unescaped
 
 

@@ -91,13 +91,13 @@ def adapt(
     """Adapt to new tasks, from scratch or out of a library. Run it again to go on after an interruption."""
     from dataclasses import asdict
 
+    from lorary.adapt.settings import adapt_settings
+    from lorary.build.settings import RunSettings
+    from lorary.build.settings import preset as preset_settings
     from lorary.errors import UsageError
+    from lorary.library.opening import template_of
     from lorary.library.store import Library
     from lorary.recipes.adapt import run_adapt
-    from lorary.recipes.adapt_settings import adapt_settings
-    from lorary.recipes.build_settings import RunSettings
-    from lorary.recipes.build_settings import preset as preset_settings
-    from lorary.recipes.open import template_of
 
     targets, chosen = split_names(target_modules), split_names(experts)
     own_layers = {"--alpha": alpha, "--target-modules": targets, "--upper-layers": upper_layers}

@@ -94,10 +94,10 @@ def build(
     """Train a library of experts. Run it again to go on after an interruption."""
     from dataclasses import asdict
 
+    from lorary.build.settings import RunSettings, parse_sampling
+    from lorary.build.settings import preset as preset_settings
     from lorary.errors import UsageError
     from lorary.recipes.build import method_settings, run_build
-    from lorary.recipes.build_settings import RunSettings, parse_sampling
-    from lorary.recipes.build_settings import preset as preset_settings
     from lorary.recipes.estimate import run_estimate
     from lorary.train.executor import make_executor
 

@@ -19,10 +19,10 @@ def cluster(
     """Group the adapters of a library by what they compute, without data and without the base model."""
     from pathlib import Path
 
-    from lorary.evaluate.page.clusters import check_report, check_size, write_map
     from lorary.library.store import Library
     from lorary.recipes.cluster import map_of, run_cluster
-    from lorary.recipes.cluster_tables import print_clusters
+    from lorary.report.cluster_text import print_clusters
+    from lorary.report.clusters import check_report, check_size, write_map
 
     number = _number_of_clusters(k)
     if report:

@@ -80,14 +80,14 @@ def evaluate(
             },
         )  # fmt: skip
         return
-    from lorary.evaluate.page.shell import check_writable, write_page
-    from lorary.evaluate.report import check_report, write_report
     from lorary.library.store import Library
-    from lorary.model.spec import split_specs
     from lorary.recipes.evaluate import run_evaluate
-    from lorary.recipes.export import evaluation_csv, evaluation_markdown
-    from lorary.recipes.report import report_of
-    from lorary.recipes.tables import print_evaluation
+    from lorary.report.evaluation_page import check_report, write_report
+    from lorary.report.export import evaluation_csv, evaluation_markdown
+    from lorary.report.routing_page import report_of
+    from lorary.report.shell import check_writable, write_page
+    from lorary.report.tables import print_evaluation
+    from lorary.route.spec import split_specs
 
     if report:
         check_report(Path(report))

@@ -57,12 +57,12 @@ def explain(
     from pathlib import Path
 
     from lorary.errors import UsageError
-    from lorary.evaluate.explanation_json import explanation_json
-    from lorary.evaluate.page.explain import write_explanation
-    from lorary.evaluate.page.shell import check_writable
+    from lorary.evaluate.explain_trace import Prompt, read_prompts
     from lorary.recipes.explain import run_explain
-    from lorary.recipes.explain_tables import print_explanation
-    from lorary.recipes.explain_trace import Prompt, read_prompts
+    from lorary.report.explain import write_explanation
+    from lorary.report.explain_text import print_explanation
+    from lorary.report.explanation_json import explanation_json
+    from lorary.report.shell import check_writable
 
     if (prompt is None) == (prompts is None):
         raise UsageError(

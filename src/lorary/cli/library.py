@@ -62,7 +62,7 @@ def add(
     force_base: ForceBase = False,
 ) -> None:
     """Copy a PEFT adapter into a library, both files as they are."""
-    from lorary.recipes.open import created_for
+    from lorary.library.opening import created_for
 
     with created_for(library, base) as opened:
         added = opened.add(path, name, force_base=force_base)

@@ -36,7 +36,7 @@ def reproduce(
     """Run a study stage by stage and write its report. Run it again to go on: what is done is not done again."""
     from lorary.errors import UsageError
     from lorary.recipes.reproduce import Choice, run_dry_run, run_reproduce
-    from lorary.recipes.studies.dry_run import dry_run_text
+    from lorary.study.dry_run import dry_run_text
 
     if time_budget is not None and not time_budget >= 0:
         raise UsageError("--time-budget must be at least 0 minutes", found=time_budget)

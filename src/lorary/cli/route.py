@@ -12,13 +12,13 @@ def route_fields(route: Sequence[str] | None, **options: Any) -> dict[str, Any]:
         options: fields that have options of their own; None where they were not given.
 
     Returns:
-        Fields of `lorary.model.setting.Routing`, and `preset`.
+        Fields of `lorary.route.setting.Routing`, and `preset`.
 
     Raises:
         UsageError: if one is no `FIELD=VALUE`, there is no such field, or it is given twice.
     """
     from lorary.errors import UsageError
-    from lorary.model.spec import field_value
+    from lorary.route.spec import field_value
 
     found = {key: value for key, value in options.items() if value is not None}
     for text in route or ():

@@ -16,7 +16,7 @@ class Cell:
 
     Args:
         library: name of the library.
-        router: the router as it is written (see `lorary.model.spec`).
+        router: the router as it is written (see `lorary.route.spec`).
         task: name of the task.
         family: its family.
         split: `held_in` if an expert was trained on it, else `held_out`.

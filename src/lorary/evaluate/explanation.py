@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lorary.errors import RouterError, ShapeError, UsageError
-from lorary.evaluate.page.traces import place_of
 from lorary.evaluate.routing import Agreement, ExpertUse, Measures, agreement, as_shares, expert_use, measure
+from lorary.report.traces import place_of
 
 
 class SeenToken(NamedTuple):

@@ -17,7 +17,7 @@ FORMAT_VERSION = 1
 # What an interrupted `create` may leave in a folder that is otherwise empty.
 OWN_TRACES = frozenset({WRITE_LOCK, f"{LIBRARY_FILE}.new"})
 DEFAULT_ROUTER: Mapping[str, Any] = {"router": "arrow", "top_k": 4, "temperature": 1.0, "mix": "outputs"}
-# What may stand beside these four: the other fields of `lorary.model.setting.Routing`, which says what they may hold.
+# What may stand beside these four: the other fields of `lorary.route.setting.Routing`, which says what they may hold.
 FURTHER_FIELDS = frozenset(
     {
         "experts", "top_p", "threshold", "scale", "null", "input_norm", "per", "at", "allow", "candidates",

@@ -273,7 +273,7 @@ class Library:
 
         Args:
             settings: router, top_k, temperature, mix, all four, and any other fields of
-                `lorary.model.setting.Routing` as values of JSON. Whether that router can run over these experts is
+                `lorary.route.setting.Routing` as values of JSON. Whether that router can run over these experts is
                 found out when it is attached; `lorary library router` checks more.
 
         Raises:

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lorary.lora.gate import Gate, Seen
-from lorary.lora.rows import append_rows, remove_rows
 from lorary.ops.choose import Chosen
+from lorary.ops.growable import append_rows, remove_rows
 from lorary.ops.mix import Mix, mix_chosen, weigh
 from lorary.ops.native import FEW_TOKENS, MOST_CHOSEN, NativeRoute, Quick, is_native, is_watched, native_mix
 

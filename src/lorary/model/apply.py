@@ -7,14 +7,14 @@ from torch import Tensor
 
 from lorary.errors import RouterError
 from lorary.model.features import decoder_of
-from lorary.model.general import subtract_general
+from lorary.model.general_subtraction import subtract_general
 from lorary.model.layers import SeatedLayer
 from lorary.model.plan import Plan, make_plan
 from lorary.model.prefill import STEP, Prefill
 from lorary.model.probe import Prober
 from lorary.model.row_gates import FixedGate, RowGate
 from lorary.model.seating import Seating
-from lorary.model.setting import Routing
+from lorary.route.setting import Routing
 
 
 def apply_routing(model: Any, state: Seating, routing: Routing, rows: Sequence[Routing] | None = None) -> None:

@@ -11,12 +11,12 @@ from lorary.errors import LibraryError, UsageError
 from lorary.library.store import Library
 from lorary.lora.seat import seat, unseat
 from lorary.model.apply import apply_routing, drop_pass_hooks
-from lorary.model.changes import merged, preset_fields
 from lorary.model.layers import build_layers
 from lorary.model.seating import STATE, Seating, seating
-from lorary.model.setting import Routing
 from lorary.model.verdict import check_computes, check_layers, settle_positions
 from lorary.ops.mix import Mix
+from lorary.route.presets import merged, preset_fields
+from lorary.route.setting import Routing
 
 __all__ = ["Routing", "Seating", "attach", "detach", "routing", "seating"]
 
@@ -50,10 +50,10 @@ def attach(
         temperature: divides the scores; the library's default, else 1.
         mix: `outputs` or `factors`; the library's default, else outputs.
         experts: fixed experts (names, or weights by name) in place of a router.
-        preset: a name in `lorary.model.changes.PRESETS`, in place of the library's default.
+        preset: a name in `lorary.route.presets.PRESETS`, in place of the library's default.
         tokenizer: of the base, for routers that read text (`features="text"`); else the one beside the base's files.
         force_base: attach although the base model's weights are unrelated to those that the library was made for.
-        settings: further fields of `lorary.model.setting.Routing`; here None is a value, and not the library's.
+        settings: further fields of `lorary.route.setting.Routing`; here None is a value, and not the library's.
 
     Returns:
         `base_model`.

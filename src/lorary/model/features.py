@@ -19,8 +19,8 @@ from lorary.library.store import Library
 from lorary.lora.targets import language_paths
 from lorary.model.layers import SeatedLayer
 from lorary.model.prepared import REQUEST, Known, not_prepared
-from lorary.model.setting import Routing
 from lorary.route import ROUTERS
+from lorary.route.setting import Routing
 
 MAX_TOKENS = 2048
 # (rows, seq, d) last hidden states, (rows, seq) ids or None, (rows, seq) which are real -> (rows, features).

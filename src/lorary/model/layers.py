@@ -13,9 +13,9 @@ from lorary.formats.peft import Shape
 from lorary.formats.peft_copies import check_copies, copies_of
 from lorary.library.base_weights import is_plain, weights_of_model
 from lorary.lora.gated import GatedLora
-from lorary.lora.rows import append_rows, remove_rows, widen
 from lorary.lora.seat import device_of, find_linear, linear_shape
 from lorary.lora.targets import layer_number
+from lorary.ops.growable import append_rows, remove_rows, widen
 from lorary.route.facts import expert_facts
 
 # What models call the projection of queries, fused ones included.

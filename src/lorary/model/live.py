@@ -21,7 +21,7 @@ from lorary.library.placing import placed_adapter, placed_layers
 from lorary.lora.seat import find_linear, linear_shape, seat, unseat
 from lorary.lora.targets import is_language
 from lorary.model.apply import apply_routing
-from lorary.model.general import check_general, seated_ranks
+from lorary.model.general_subtraction import check_general, seated_ranks
 from lorary.model.layers import beyond, build_layers, check_copies_of, in_order
 from lorary.model.prepared import kind_of, paths_of
 from lorary.model.seating import Seating, seating

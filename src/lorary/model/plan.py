@@ -11,15 +11,15 @@ from lorary.errors import RouterError, UsageError
 from lorary.model.decision import Request, TokenDecision
 from lorary.model.features import embedding, featured
 from lorary.model.gates import ScoreGate, Seated, TokenGate
-from lorary.model.general import Subtracted
+from lorary.model.general_subtraction import Subtracted
 from lorary.model.layers import SeatedLayer, late_layer
 from lorary.model.prepared import Known, read_missing
 from lorary.model.row_gates import RequestGate
-from lorary.model.rows import prepared_tensors, rows_for
+from lorary.model.row_settings import prepared_tensors, rows_for
 from lorary.model.seating import Seating
-from lorary.model.setting import Routing
 from lorary.route import ROUTERS
 from lorary.route.fixed import fixed_weights
+from lorary.route.setting import Routing
 
 
 @dataclass

@@ -7,10 +7,10 @@ from torch import Tensor
 from lorary.errors import RouterError
 from lorary.library.prepared import Key, expert_key, group_key, load_prepared, prepared_hashes, was_prepared_before
 from lorary.library.store import Library
+from lorary.model.check_seated import check_unchanged
 from lorary.model.layers import SeatedLayer
-from lorary.model.setting import Routing
-from lorary.model.unchanged import check_unchanged
 from lorary.route import ROUTERS
+from lorary.route.setting import Routing
 
 # By expert, then by the path of the layer (or `REQUEST`): what rules need beyond weights.
 Known = Mapping[str, Mapping[str, Tensor]]

@@ -27,10 +27,10 @@ from lorary.library.store import Library
 from lorary.model.apply import apply_routing
 from lorary.model.attach import seat_library
 from lorary.model.base import DTYPES, choose_device, load_model
+from lorary.model.check_seated import check_unchanged
 from lorary.model.prepared import Known
 from lorary.model.seating import Seating, seating
-from lorary.model.setting import Routing
-from lorary.model.unchanged import check_unchanged
+from lorary.route.setting import Routing
 
 MODEL_FILE = "model.json"
 PREPARED_FILE = "prepared.safetensors"

@@ -11,8 +11,8 @@ from lorary.library.store import Library
 from lorary.model.layers import SeatedLayer
 from lorary.model.prepared import Known
 from lorary.model.probe import Prober
-from lorary.model.setting import Routing
 from lorary.route.arrow import AMBIGUOUS_GAP
+from lorary.route.setting import Routing
 
 STATE = "_lorary"
 

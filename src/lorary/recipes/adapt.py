@@ -6,16 +6,12 @@ What a method ends with is again one ordinary adapter in a library, which comput
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lorary.data.tasks import Task, load_tasks
-from lorary.errors import LibraryError, TaskError, UsageError
-from lorary.library.folders import check_name
-from lorary.library.store import Library
-from lorary.model.base import Base, load_base
-from lorary.recipes.adapt_lorahub import adapt_lorahub
-from lorary.recipes.adapt_mixture import adapt_mixture
-from lorary.recipes.adapt_pool import pool_of
-from lorary.recipes.adapt_retrieve import short_folder
-from lorary.recipes.adapt_settings import (
+from lorary.adapt.context import Shop
+from lorary.adapt.lorahub import adapt_lorahub
+from lorary.adapt.mixture import adapt_mixture
+from lorary.adapt.pool import pool_of
+from lorary.adapt.retrieve import short_folder
+from lorary.adapt.settings import (
     CAT,
     JOINT,
     LORA,
@@ -27,13 +23,17 @@ from lorary.recipes.adapt_settings import (
     POLY_Z,
     AdaptSettings,
 )
-from lorary.recipes.adapt_shop import Shop
-from lorary.recipes.adapt_start import adapt_lora, adapt_mean, adapt_nearest
-from lorary.recipes.build_settings import RunSettings
-from lorary.recipes.display import Display
-from lorary.recipes.jobs import check_trainable
-from lorary.recipes.ledger import close_build, open_shards, remove_candidate
-from lorary.recipes.open import base_of, created_for, template_of
+from lorary.adapt.start import adapt_lora, adapt_mean, adapt_nearest
+from lorary.build.jobs import check_trainable
+from lorary.build.settings import RunSettings
+from lorary.build.state import close_build, open_shards, remove_candidate
+from lorary.data.tasks import Task, load_tasks
+from lorary.display import Display
+from lorary.errors import LibraryError, TaskError, UsageError
+from lorary.library.folders import check_name
+from lorary.library.opening import base_of, created_for, template_of
+from lorary.library.store import Library
+from lorary.model.base import Base, load_base
 
 __all__ = ["METHODS", "AdaptResult", "AdaptSettings", "adapt_library", "run_adapt"]
 

@@ -9,22 +9,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lorary.build.experts import val_losses
+from lorary.build.jobs import check_trainable, joint_units, override, private_units
+from lorary.build.mbc import build_mbc
+from lorary.build.methods import MethodSettings, method_settings
+from lorary.build.poly_library import build_poly
+from lorary.build.settings import BuildSettings, RunSettings
+from lorary.build.shards import Shard, build_shard
+from lorary.build.state import sweep
+from lorary.build.train_units import Workshop, train_units
+from lorary.data.decontaminate import Decontamination, keep_apart
 from lorary.data.tasks import Task, load_tasks
+from lorary.display import Display
 from lorary.errors import TaskError, UsageError
+from lorary.library.opening import created_for
 from lorary.library.store import Library
 from lorary.model.base import Base, load_base
-from lorary.recipes.build_settings import BuildSettings, RunSettings
-from lorary.recipes.decontaminate import Decontamination, keep_apart
-from lorary.recipes.display import Display
-from lorary.recipes.experts import val_losses
-from lorary.recipes.jobs import check_trainable, joint_units, override, private_units
-from lorary.recipes.ledger import sweep
-from lorary.recipes.mbc import build_mbc
-from lorary.recipes.methods import MethodSettings, method_settings
-from lorary.recipes.open import created_for
-from lorary.recipes.poly_build import build_poly
-from lorary.recipes.shards import Shard, build_shard
-from lorary.recipes.workshop import Workshop, train_units
 from lorary.train.callbacks import Callback
 from lorary.train.executor import Executor
 
@@ -53,7 +53,7 @@ class BuildResult:
         val_losses: for each expert, the validation loss of the bare base and of the expert, nats per target token.
         tasks: names of the tasks of each expert.
         choice: for mbc with several k, one row for each: k, mean validation loss over tasks, whether it was chosen.
-        overlap: what tasks share with held-out ones, see `lorary.recipes.decontaminate`; None where nobody asked.
+        overlap: what tasks share with held-out ones, see `lorary.data.decontaminate`; None where nobody asked.
     """
 
     library: str

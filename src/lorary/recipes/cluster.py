@@ -21,16 +21,16 @@ from lorary.cluster.agreement import Agreement, agreement
 from lorary.cluster.kmeans import Candidate
 from lorary.cluster.mbc import Clustering, cluster_adapters
 from lorary.data.schema import NO_FAMILY
+from lorary.display import Display
 from lorary.errors import LibraryError
-from lorary.evaluate.page.cluster_contents import MOST_ADAPTERS
-from lorary.evaluate.page.clusters import ClusterMap, check_size
 from lorary.library.derived import derived_folder, load_derived, save_derived
 from lorary.library.files import encode_json, reported
 from lorary.library.handles import opened
 from lorary.library.layout import check_places
 from lorary.library.store import Library
 from lorary.numbers import check_count, check_seed
-from lorary.recipes.display import Display
+from lorary.report.cluster_contents import MOST_ADAPTERS
+from lorary.report.clusters import ClusterMap, check_size
 
 KIND = "clusters"
 DOCUMENT = "clusters.json"
@@ -220,7 +220,7 @@ def map_of(result: ClusterResult) -> ClusterMap:
         result: the clusters of a library.
 
     Returns:
-        The contents of the page, for `lorary.evaluate.page.clusters.write_map`.
+        The contents of the page, for `lorary.report.clusters.write_map`.
 
     Raises:
         UsageError: if there are more adapters than a page shows.

@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorary.build.settings import BuildSettings
 from lorary.data.builtin.catalogue import DEMO_TASKS, builtin_tasks
 from lorary.data.tasks import Task
+from lorary.display import Display
 from lorary.errors import UsageError
-from lorary.evaluate.report import RoutedPrompt, write_report
 from lorary.library.files import replace_file
+from lorary.library.opening import open_or_create
 from lorary.library.store import Library
 from lorary.model.attach import attach, detach
 from lorary.model.base import Base, load_base
 from lorary.recipes.build import BuildResult, build_library
-from lorary.recipes.build_settings import BuildSettings
-from lorary.recipes.display import Display
 from lorary.recipes.evaluate import EvaluateSettings, Evaluation, evaluate_library
 from lorary.recipes.generate import trace_prompt
-from lorary.recipes.open import open_or_create
-from lorary.recipes.report import report_of
-from lorary.recipes.tables import print_evaluation
+from lorary.report.evaluation_page import RoutedPrompt, write_report
+from lorary.report.routing_page import report_of
+from lorary.report.tables import print_evaluation
 
 # Adapters in the upper layers only and few steps, so that the quick demo ends in minutes on two cores.
 QUICK = BuildSettings(steps=24, upper_layers=15, evals=2, val_rows=16)

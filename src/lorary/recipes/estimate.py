@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorary.build.experts import targets_of
+from lorary.build.jobs import Unit, make_job
+from lorary.build.memory import Measurement, measure
+from lorary.build.methods import MethodSettings
+from lorary.build.plan import plan_stages
+from lorary.build.poly import poly_stack
+from lorary.build.settings import BuildSettings, RunSettings
+from lorary.build.shards import loop_settings, template_for
 from lorary.data.batching import input_length
+from lorary.display import Display
 from lorary.model.base import Base, load_base
-from lorary.model.frozen import packed_bytes
 from lorary.recipes.build import choose_tasks, separate_tasks
-from lorary.recipes.build_settings import BuildSettings, RunSettings
-from lorary.recipes.display import Display
-from lorary.recipes.experts import targets_of
-from lorary.recipes.jobs import Unit, make_job
-from lorary.recipes.measure import Measurement, measure
-from lorary.recipes.methods import MethodSettings
-from lorary.recipes.plan import plan_stages
-from lorary.recipes.poly import poly_stack
-from lorary.recipes.shards import loop_settings, template_for
+from lorary.train.onednn import packed_bytes
 from lorary.train.stack import expert_stack
 from lorary.train.units import Job, Stack
 

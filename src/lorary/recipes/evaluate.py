@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from lorary.data.tasks import Task, load_tasks
+from lorary.display import Display
 from lorary.errors import LibraryError, TaskError, UsageError
 from lorary.evaluate.cells import BASE, Failure
+from lorary.evaluate.evaluation import Evaluation, Found, combine, evaluation_of
 from lorary.evaluate.metrics import check_metric
 from lorary.evaluate.programs import leave_out_code
 from lorary.evaluate.sandbox import make_sandbox
+from lorary.evaluate.scorer import Scorer
+from lorary.evaluate.seated_base import Bench, KnownBase, at_bench, known, known_unloaded
+from lorary.evaluate.settings import EvaluateSettings
+from lorary.library.opening import base_of, template_of
 from lorary.library.store import Library
 from lorary.model.attach import Routing
 from lorary.model.base import Base
-from lorary.model.changes import in_units, without_router
-from lorary.recipes.bench import Bench, KnownBase, at_bench, known, known_unloaded
-from lorary.recipes.display import Display
-from lorary.recipes.evaluate_settings import EvaluateSettings
-from lorary.recipes.evaluation import Evaluation, Found, combine, evaluation_of
-from lorary.recipes.open import base_of, template_of
-from lorary.recipes.scorer import Scorer
+from lorary.route.presets import in_units, without_router
 
 __all__ = ["EvaluateSettings", "Evaluation", "combine", "evaluate_libraries", "evaluate_library", "run_evaluate"]
 
@@ -108,7 +108,7 @@ def run_evaluate(
     Args:
         library_path: folder of the library.
         tasks_reference: as `lorary.data.tasks.load_tasks` takes it.
-        routers: as `lorary.model.spec` reads them.
+        routers: as `lorary.route.spec` reads them.
         also: folders of further libraries over the same base.
         names: tasks to take, all with test rows where None.
         base: the base model to load; the first library's own where None.

@@ -13,13 +13,13 @@ from lorary.data.text_of_ids import text_of_ids, texts_of_ids
 from lorary.errors import UsageError
 from lorary.evaluate.finite import finite_logits
 from lorary.evaluate.generation import left_pad, plain_generation, stop_ids
-from lorary.evaluate.report import RoutedPrompt
+from lorary.library.opening import base_of, template_of
 from lorary.library.store import Library
 from lorary.model.attach import attach, routing, seating
 from lorary.model.base import Base, load_base
 from lorary.model.trace import trace
 from lorary.numbers import check_count, check_seed
-from lorary.recipes.open import base_of, template_of
+from lorary.report.evaluation_page import RoutedPrompt
 
 
 @dataclass(frozen=True)

@@ -14,22 +14,22 @@ from typing import Any
 import datasets
 
 from lorary.data.chat import chat_frame, warn_of_dates
+from lorary.display import Bar, Display
 from lorary.errors import LibraryError, UsageError
+from lorary.evaluate.base_key import content_of_base
 from lorary.evaluate.cache import ResultCache
 from lorary.evaluate.cells import ORACLE
 from lorary.evaluate.harness import HarnessModel, evaluate_tasks, load_tasks
 from lorary.evaluate.harness_cells import HarnessCell, cells_of, choose_primary
+from lorary.evaluate.settings import EvaluateSettings
 from lorary.evaluate.summary import Summary
+from lorary.library.opening import base_of, template_of
 from lorary.library.store import Library
 from lorary.model.attach import Routing, attach, detach, routing
 from lorary.model.base import Base, load_base
-from lorary.model.changes import in_units, without_router
 from lorary.model.prepared import prepared_marks
 from lorary.numbers import check_count
-from lorary.recipes.base_content import content_of_base
-from lorary.recipes.display import Bar, Display
-from lorary.recipes.evaluate_settings import EvaluateSettings
-from lorary.recipes.open import base_of, template_of
+from lorary.route.presets import in_units, without_router
 
 
 @dataclass(frozen=True)

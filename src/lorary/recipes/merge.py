@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorary.adapt.pool import Pool, pool_of
+from lorary.adapt.settings import MU, AdaptSettings
 from lorary.adapter import LoraFactors
 from lorary.errors import LibraryError, UsageError
 from lorary.formats.peft import encode_adapter
@@ -22,10 +24,8 @@ from lorary.merge.layers import Modules, mixed_layers
 from lorary.merge.outputs import sum_updates
 from lorary.merge.ties import DENSITY, ties
 from lorary.merge.truncate import truncate
-from lorary.model.setting import MOST_WEIGHT
 from lorary.numbers import check_count, is_number, shown
-from lorary.recipes.adapt_pool import Pool, pool_of
-from lorary.recipes.adapt_settings import MU, AdaptSettings
+from lorary.route.setting import MOST_WEIGHT
 
 MEAN, CONCAT, FACTORS, TIES = "mean", "concat", "mu", "ties"
 MERGES = (MEAN, CONCAT, FACTORS, TIES)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorary.data.template import make_template
+from lorary.display import Display
 from lorary.errors import LibraryError, UsageError
+from lorary.library.opening import base_of, template_of
 from lorary.library.prepared import expert_key, load_prepared
 from lorary.library.store import Library
 from lorary.model.base import Base, load_base
 from lorary.model.prepared import JOINT
-from lorary.recipes.display import Display
-from lorary.recipes.open import base_of, template_of
-from lorary.recipes.prepare_data import OwnData, own_data, parse_mapping
-from lorary.recipes.prepare_experts import CONTRAST, Preparer, PrepareSettings
+from lorary.prepare.data import OwnData, own_data, parse_mapping
+from lorary.prepare.experts import CONTRAST, Preparer, PrepareSettings
 
 
 @dataclass(frozen=True)

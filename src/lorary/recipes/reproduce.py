@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from lorary.errors import LoraryError, UsageError
+from lorary.evaluate.scorer import is_out_of_memory
 from lorary.library.lock import study_lock
-from lorary.recipes.scorer import is_out_of_memory
-from lorary.recipes.studies.adapting import run_adapt_stage
-from lorary.recipes.studies.building import run_build_stage, set_aside
-from lorary.recipes.studies.config import AdaptStage, BuildStage, EvaluateStage, Stage, Study, identity
-from lorary.recipes.studies.drift import run_drift_stage
-from lorary.recipes.studies.dry_run import dry_run
-from lorary.recipes.studies.parse import read_study
-from lorary.recipes.studies.place import OutOfTime, Place, TimedDisplay
-from lorary.recipes.studies.record import DONE, FAILED, RUNNING, Record, read_record, write_record
-from lorary.recipes.studies.report import write_study_report
-from lorary.recipes.studies.scoring import run_evaluate_stage
-from lorary.recipes.studies.standing import current_key, is_done, outputs_of
+from lorary.study.adapting import run_adapt_stage
+from lorary.study.building import run_build_stage, set_aside
+from lorary.study.config import AdaptStage, BuildStage, EvaluateStage, Stage, Study, identity
+from lorary.study.context import OutOfTime, Place, TimedDisplay
+from lorary.study.drift import run_drift_stage
+from lorary.study.dry_run import dry_run
+from lorary.study.parse import read_study
+from lorary.study.record import DONE, FAILED, RUNNING, Record, read_record, write_record
+from lorary.study.report import write_study_report
+from lorary.study.scoring import run_evaluate_stage
+from lorary.study.up_to_date import current_key, is_done, outputs_of
 
 REPORT = "report"
 SKIPPED, WAITING, LEFT = "skipped", "waiting", "left"
@@ -134,7 +134,7 @@ def run_dry_run(
     """Say what a study takes, offline, and write nothing; arguments as for `run_reproduce`.
 
     Returns:
-        The document of `lorary.recipes.studies.dry_run.dry_run`.
+        The document of `lorary.study.dry_run.dry_run`.
     """
     place = open_place(reference, out, tasks=tasks)
     return dry_run(place, (choice or Choice()).of(place.study))

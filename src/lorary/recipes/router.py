@@ -6,8 +6,8 @@ from typing import Any
 from lorary.errors import RouterError
 from lorary.library.document import DEFAULT_ROUTER
 from lorary.library.store import Library
-from lorary.model.changes import merged
-from lorary.model.setting import Routing
+from lorary.route.presets import merged
+from lorary.route.setting import Routing
 
 
 def run_router(library_path: str, changes: Mapping[str, Any], *, reset: bool = False) -> dict[str, Any]:

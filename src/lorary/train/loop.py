@@ -10,11 +10,11 @@ from typing import Any
 
 from lorary.errors import TrainError, UsageError
 from lorary.lora.seat import seat, unseat
-from lorary.model.frozen import packed_weights
 from lorary.train.activations import recomputed
 from lorary.train.callbacks import Callback, Halt
 from lorary.train.checkpoint import load_checkpoint, save_checkpoint
 from lorary.train.forward import Forward
+from lorary.train.onednn import packed_weights
 from lorary.train.slots import Slots, Unit
 from lorary.train.units import Job, LoopSettings, Stack, TrainedUnit
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from lorary.adapter import LoraFactors
 from lorary.errors import TrainError
+from lorary.lora.mixture import WeightedFactors, WeightedOutputs
 from lorary.lora.stacked import RowTags
-from lorary.lora.weighted import WeightedFactors, WeightedOutputs
 from lorary.merge.factors import check_one_rank, sum_factors
 from lorary.merge.layers import MixedLayer, Modules, mixed_layers
 from lorary.merge.outputs import sum_updates

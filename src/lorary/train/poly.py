@@ -8,7 +8,7 @@ from torch import Tensor
 from lorary.adapter import LoraFactors
 from lorary.errors import TrainError
 from lorary.keys import keyed_generator
-from lorary.lora.mixed import MixedLora
+from lorary.lora.poly import MixedLora
 from lorary.lora.stacked import RowTags
 from lorary.train.units import Job, Trained
 

@@ -11,8 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lorary.errors import AdapterError
 from lorary.lora.seat import seat
-from lorary.model.frozen import packed_weights
 from lorary.model.logits import target_logits
+from lorary.train.onednn import packed_weights
 
 X = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
 Pair = namedtuple("Pair", ["output", "bias"])

@@ -11,10 +11,10 @@ from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import RouterError, TaskError, UsageError
 from lorary.formats.peft import new_config
 from lorary.model.attach import attach, detach, routing, seating
-from lorary.model.pooled import pooled_moments
 from lorary.model.prepare import prepare
-from lorary.model.setting import Routing
 from lorary.model.trace import trace
+from lorary.prepare.contrast import pooled_moments
+from lorary.route.setting import Routing
 
 Make = Callable[..., Any]
 NAMES = ("a", "b", "c", "d")

@@ -14,12 +14,12 @@ from lorary.adapter import Adapter
 from lorary.errors import RouterError, UsageError
 from lorary.model import features as features_module
 from lorary.model.attach import attach, detach, routing, seating
-from lorary.model.changes import merged
 from lorary.model.live import add_expert, remove_expert, replace_expert
 from lorary.model.prepare import prepare
 from lorary.model.save import load, save
-from lorary.model.setting import Routing
 from lorary.model.trace import trace
+from lorary.route.presets import merged
+from lorary.route.setting import Routing
 
 Make = Callable[..., Any]
 IDS = torch.randint(1, 300, (3, 9), generator=torch.Generator().manual_seed(7))

@@ -197,7 +197,7 @@ def test_an_expert_must_be_prepared_for_a_router_that_needs_it(
     prepare(model, "norm_calibration", known)
     state = seating(model)
     from lorary.model.apply import apply_routing
-    from lorary.model.setting import Routing
+    from lorary.route.setting import Routing
 
     apply_routing(model, state, Routing("norm", calibrated=True))
     with pytest.raises(RouterError, match="must be prepared before\nfound: nothing for 'd'"):

@@ -11,12 +11,12 @@ import torch
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import AdapterError, LibraryError, UsageError
-from lorary.evaluate.page.clusters import render_map
 from lorary.formats.peft import new_config
 from lorary.library.store import Library
 from lorary.recipes import cluster as recipe
 from lorary.recipes.cluster import map_of, run_cluster
-from lorary.recipes.cluster_tables import print_clusters
+from lorary.report.cluster_text import print_clusters
+from lorary.report.clusters import render_map
 
 PATHS = ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj")
 D = 32

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
+from lorary.build.cluster_settings import ClusterSettings
+from lorary.build.poly import PolySettings
+from lorary.build.settings import BuildSettings
 from lorary.data.tasks import Task
 from lorary.errors import BaseModelError, LibraryError, UsageError
 from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.recipes.build import MethodSettings, build_library, run_build
-from lorary.recipes.build_settings import BuildSettings
-from lorary.recipes.cluster_settings import ClusterSettings
 from lorary.recipes.estimate import Estimate, run_estimate
-from lorary.recipes.poly import PolySettings
 from lorary.train.callbacks import Callback
 
 NAMES = ("alpha", "beta", "gamma", "delta")

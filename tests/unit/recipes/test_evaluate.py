@@ -12,12 +12,13 @@ import torch
 
 from lorary.data.tasks import Task, load_tasks
 from lorary.errors import LibraryError, LoraryError, TaskError, UsageError
+from lorary.evaluate import scorer
+from lorary.evaluate import seated_base as bench
 from lorary.evaluate.answers import RowScores
+from lorary.evaluate.evaluation import Evaluation
 from lorary.library.document import DEFAULT_ROUTER
 from lorary.library.store import Library
 from lorary.model.base import Base
-from lorary.model.setting import Routing
-from lorary.recipes import bench, scorer
 from lorary.recipes.evaluate import (
     EvaluateSettings,
     combine,
@@ -26,7 +27,7 @@ from lorary.recipes.evaluate import (
     library_names,
     run_evaluate,
 )
-from lorary.recipes.evaluation import Evaluation
+from lorary.route.setting import Routing
 
 ROWS = 3
 SETTINGS = EvaluateSettings(routers=("arrow", "oracle"), top_k=1, rows=ROWS)

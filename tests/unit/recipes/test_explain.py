@@ -13,17 +13,17 @@ from lorary.adapter import LoraFactors
 from lorary.data.template import make_template
 from lorary.data.text_of_ids import texts_of_ids
 from lorary.errors import LoraryError, RouterError, TaskError, UsageError
+from lorary.evaluate.explain_trace import FIRST_TOKEN, Prompt, read_prompts
 from lorary.evaluate.explanation import Explanation
-from lorary.evaluate.explanation_json import explanation_json
 from lorary.evaluate.loglik import answer_losses
 from lorary.evaluate.routing import SINK_RATIO
 from lorary.library.store import Library
 from lorary.model.attach import attach, seating
 from lorary.model.base import Base, load_base
-from lorary.model.setting import Routing
 from lorary.recipes.explain import explain, run_explain, without_expert
-from lorary.recipes.explain_tables import print_explanation
-from lorary.recipes.explain_trace import FIRST_TOKEN, Prompt, read_prompts
+from lorary.report.explain_text import print_explanation
+from lorary.report.explanation_json import explanation_json
+from lorary.route.setting import Routing
 
 Make = Callable[..., Any]
 TEXT = Prompt("Name the colour of the sky:", "blue")

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from lorary.build.settings import BuildSettings
 from lorary.errors import BaseModelError
+from lorary.evaluate.explain_trace import Prompt
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.store import Library
 from lorary.recipes.build import run_build
-from lorary.recipes.build_settings import BuildSettings
 from lorary.recipes.evaluate import run_evaluate
 from lorary.recipes.explain import run_explain
-from lorary.recipes.explain_trace import Prompt
 from lorary.recipes.generate import run_generate
 from lorary.recipes.prepare import run_prepare
 

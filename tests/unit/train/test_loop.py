@@ -12,10 +12,10 @@ from lorary.adapter import Adapter
 from lorary.data.batching import collate
 from lorary.errors import TrainError, UsageError
 from lorary.formats.peft import new_config
-from lorary.model.frozen import packed_bytes
 from lorary.model.logits import target_losses
 from lorary.train.callbacks import Callback
 from lorary.train.loop import train_queue
+from lorary.train.onednn import packed_bytes
 from lorary.train.optimiser import OptimiserSettings
 from lorary.train.units import Job, TrainedUnit
 

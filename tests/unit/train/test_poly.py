@@ -10,7 +10,7 @@ import torch
 
 from lorary.data.template import Example
 from lorary.errors import ShapeError, TrainError
-from lorary.lora.mixed import mixing_weights
+from lorary.lora.poly import mixing_weights
 from lorary.lora.targets import find_targets
 from lorary.train.callbacks import Callback
 from lorary.train.loop import train_queue

@@ -1,0 +1,1 @@
+"""Adapting a library to new tasks: each way ends as one adapter."""

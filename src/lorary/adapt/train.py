@@ -1,0 +1,101 @@
+"""`lora`, `joint`, `mu`, `nearest`: one adapter per task is trained, from nothing or from a start, all in one pass."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorary.adapt.context import Shop
+from lorary.adapter import LoraFactors
+from lorary.build.experts import metrics_of, targets_of
+from lorary.build.progress import TrainingBar, opened_logs
+from lorary.build.shards import loop_settings
+from lorary.train.loop import train_queue
+from lorary.train.stack import expert_stack
+from lorary.train.units import Factors, Job, TrainedUnit
+
+Shapes = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Factors to begin with.
+
+    Args:
+        modules: by path.
+        parents: content hash of each adapter they were made of, by name.
+        error: what truncation left out of them, relative, in the Frobenius norm.
+    """
+
+    modules: Factors = field(repr=False)
+    parents: Mapping[str, str]
+    error: float = 0.0
+
+
+def train_from(shop: Shop, starts: Mapping[str, Start | None]) -> None:
+    """Train an adapter for each task and commit it when it is done.
+
+    Args:
+        shop: where.
+        starts: what each task begins with, by the task's name; None begins with nothing. A resumed run must be given
+            the same tasks in the same order, finished ones too.
+
+    Raises:
+        TrainError: if the training cannot go on.
+    """
+    base_losses: dict[str, float] = {}
+    jobs, shapes = [], dict[str, tuple[int, int]]()
+    for task in starts:
+        job, own = _job(shop, task, starts[task])
+        jobs.append(job)
+        shapes |= own
+        base_losses[task] = shop.base_loss(job.val)
+    by_name = dict(zip((job.name for job in jobs), starts, strict=True))
+
+    def commit(trained: TrainedUnit) -> None:
+        task = by_name[trained.name]
+        start = starts[task]
+        is_start = start is not None and trained.best_step == 0
+        modules = start.modules if start is not None and is_start else trained.adapters[trained.name]
+        shop.commit(task, modules, _made(trained, start, base_losses[task]))
+
+    with (
+        shop.display.bar(f"adapting to {len(jobs)} tasks", sum(job.num_steps for job in jobs)) as bar,
+        opened_logs(shop.run.logs, shop.log_folder, "adapt") as logs,
+    ):
+        watch = TrainingBar(bar, {job.name: job.num_steps for job in jobs}, shop.into.names())
+        train_queue(
+            shop.base.model,
+            jobs,
+            expert_stack(shop.base.model, shapes, jobs, shop.run.window),
+            loop_settings(shop.settings.train, shop.run),
+            checkpoint=shop.state(".safetensors"),
+            on_finish=commit,
+            callbacks=[watch, *logs],
+        )
+
+
+def _job(shop: Shop, task: str, start: Start | None) -> tuple[Job, Shapes]:
+    """The job of a task, and (d_in, d_out) of the layers that it adapts."""
+    s = shop.settings
+    if start is None:
+        shapes: Shapes = targets_of(shop.base, s.train)
+        rank, alpha = s.rank or s.train.rank, s.train.alpha
+    else:
+        shapes = {path: (factors.d_in, factors.d_out) for path, factors in start.modules.items()}
+        rank = s.rank or max(factors.rank for factors in start.modules.values())
+        alpha = _scaling(start.modules) * rank
+    changes: dict[str, Any] = {"rank": rank, "alpha": alpha, "start": None if start is None else start.modules}
+    if s.zero_shot:
+        changes["num_steps"] = 0
+    return shop.job(task, targets=frozenset(shapes), **changes), shapes
+
+
+def _scaling(modules: Mapping[str, LoraFactors]) -> float:
+    return next(iter(modules.values())).scaling
+
+
+def _made(trained: TrainedUnit, start: Start | None, base_loss: float) -> dict[str, Any]:
+    metrics = {**metrics_of(trained), "val_loss_base": base_loss, "val_loss_start": trained.val_losses[0][1]}
+    if start is None:
+        return {"parents": {}, "metrics": metrics}
+    return {"parents": start.parents, "metrics": {**metrics, "truncation_error": start.error}}

@@ -1,0 +1,161 @@
+"""Where experts are trained: whatever the method, units go in, are cut into shards, and come out in the library."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorary.data.tasks import BUILTIN, Task
+from lorary.data.tokenizer_content import content_of_tokenizer
+from lorary.errors import TrainError
+from lorary.formats.base import EMBEDDED
+from lorary.library.layout import LOGS
+from lorary.library.store import Library
+from lorary.model.base import Base
+from lorary.build.settings import RunSettings
+from lorary.display import Display
+from lorary.build.experts import check_same_build
+from lorary.build.jobs import Unit, num_steps
+from lorary.build.state import build_key, checkpoint_path, close_build, open_shards
+from lorary.build.shards import Shard, build_shard, train_shard
+from lorary.train.callbacks import Callback
+from lorary.train.executor import Executor, LocalExecutor
+
+# Shards are cut for so many workers where nobody says how many there are: small enough to keep that many busy.
+WORKERS = 4
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What all stages of a build share.
+
+    Args:
+        library: where the experts go.
+        tasks: the tasks to train on, by name.
+        run: how to run.
+        display: where progress is shown.
+        base: the base model in this process; None where other processes train.
+        base_reference: what they load it by; empty where it was given from memory.
+        tasks_reference: what they load the tasks by.
+        executor: runs shards elsewhere; None trains in this process.
+        workers: how many shards run at once; None where the executor finds out.
+        callbacks: watch the training in this process.
+        logs: folder of the metrics; the library's own where None.
+    """
+
+    library: Library
+    tasks: Mapping[str, Task]
+    run: RunSettings
+    display: Display
+    base: Base | None = None
+    base_reference: str = ""
+    tasks_reference: str = ""
+    executor: Executor | None = None
+    workers: int | None = None
+    callbacks: Sequence[Callback] = ()
+    logs: Path | None = None
+
+    @property
+    def base_dtype(self) -> str | None:
+        """Dtype of the base in this process, as it is recorded; None where other processes train."""
+        return None if self.base is None else str(self.base.model.dtype)
+
+    @property
+    def asked_dtype(self) -> str:
+        """What a build is keyed by: the same wherever it runs, so that another executor goes on where one ended."""
+        return self.run.dtype if self.base_reference else f"{self.run.dtype} {self.base_dtype}"
+
+    @property
+    def log_folder(self) -> Path:
+        """Where metrics are written."""
+        return self.library.path / LOGS if self.logs is None else self.logs
+
+
+def train_units(shop: Workshop, units: Sequence[Unit]) -> tuple[list[str], list[str]]:
+    """Train the experts that the library lacks, and commit each as it ends. Run again, it goes on.
+
+    Args:
+        shop: where.
+        units: all experts of this stage.
+
+    Returns:
+        Names of those trained by this run, and of those that were there.
+
+    Raises:
+        LibraryError: if the library holds an expert of the same name from another build, or another build runs on it.
+        TrainError: if the training cannot go on.
+    """
+    library = shop.library
+    there = set(library.names())
+    kept = [unit for unit in units if unit.name in there]
+    # Where other processes train, the experts themselves say on what, and must agree.
+    dtype = shop.base_dtype or (library.provenance(kept[0].name).get("base_dtype") if kept else None)
+    tokenizer = content_of_tokenizer(shop.base.tokenizer) if kept and shop.base is not None else None
+    check_same_build(library, kept, shop.tasks, dtype, tokenizer)
+    if kept:
+        shop.display.say(f"{len(kept)} of {len(units)} experts are in the library already")
+    _train_pending(shop, units, dtype)
+    return [unit.name for unit in units if unit.name not in there], [unit.name for unit in kept]
+
+
+def _train_pending(shop: Workshop, units: Sequence[Unit], dtype: str | None) -> None:
+    path = shop.library.path
+    key = build_key(units, shop.tasks, shop.run.window, shop.asked_dtype)
+    # Long ones first, so that no single one is left running at the end.
+    order = sorted(units, key=lambda unit: (-num_steps(unit, shop.tasks), unit.name))
+    by_name = {unit.name: unit for unit in units}
+    for _ in range(2):  # twice, since somebody may remove experts that an interrupted build had finished
+        if pending := _missing(shop.library, order):
+            shards = open_shards(path, key, pending, _num_shards(len(pending), shop))
+            _run(shop, [_shard(shop, [by_name[n] for n in names], key, i, dtype) for i, names in enumerate(shards)])
+        close_build(path, key)
+    if missing := _missing(shop.library, order):
+        raise TrainError("every expert must be in the library once its shard has ended", found=f"without {missing[:5]}",
+                         remedy="run the same command again")  # fmt: skip
+
+
+def _missing(library: Library, units: Sequence[Unit]) -> list[str]:
+    there = set(library.names())
+    return [unit.name for unit in units if unit.name not in there]
+
+
+def _num_shards(num_pending: int, shop: Workshop) -> int:
+    """In this process one queue of them all; elsewhere enough for every worker, and a window at most in each."""
+    if shop.executor is None:
+        return 1
+    size = min(shop.run.window, -(-num_pending // (shop.workers or WORKERS)))
+    return -(-num_pending // size)
+
+
+def _shard(shop: Workshop, units: Sequence[Unit], key: str, number: int, dtype: str | None) -> Shard:
+    path = shop.library.path
+    return Shard(
+        units=tuple(units),
+        library=str(path.resolve()),
+        checkpoint=str(checkpoint_path(path, key, [unit.name for unit in units]).resolve()),
+        logs=str(shop.log_folder.resolve()),
+        log="train" if shop.executor is None else f"train-{number}",
+        base=_absolute(shop.base_reference),
+        base_dtype=dtype,
+        tasks=_absolute(shop.tasks_reference),
+        data={name: shop.tasks[name].data_hash for unit in units for name in unit.tasks},
+        run=shop.run,
+    )
+
+
+def _absolute(reference: str) -> str:
+    """A path that other processes understand; what is no path (a name, an id) stays."""
+    is_word = reference in ("", BUILTIN, EMBEDDED)  # also where a folder is called so
+    return reference if is_word or not Path(reference).exists() else str(Path(reference).resolve())
+
+
+def _run(shop: Workshop, shards: Sequence[Shard]) -> None:
+    if shop.executor is not None:
+        shop.executor.run(build_shard, shards)
+        return
+    base = shop.base
+    assert base is not None
+
+    def train_here(shard: Shard) -> None:
+        train_shard(shard, base, shop.library, shop.tasks, shop.display, shop.callbacks)
+
+    LocalExecutor().run(train_here, shards)

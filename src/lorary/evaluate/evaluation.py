@@ -1,0 +1,228 @@
+"""An evaluation: its cells and all that follows from them, of one library or several."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from lorary.errors import LoraryError, TaskError, UsageError
+from lorary.evaluate.cells import Cell, Column, Failure
+from lorary.evaluate.routing_accuracy import RoutingAccuracy, RoutingMean, routing_means
+from lorary.evaluate.settings import EvaluateSettings
+from lorary.evaluate.summary import Comparison, Mean, OracleGap, Summary
+from lorary.route.spec import ORACLE
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All cells and what follows from them. Made by `evaluation_of`.
+
+    Args:
+        cells: in the order of libraries, tasks and routers; the base stands with every library.
+        failures: cells that could not be scored.
+        routing: for held-in tasks, how much of the routing goes to the expert of the task.
+        comparisons: paired differences; the base counts once.
+        means: of every router on every split.
+        family_means: of every router on every family of a split.
+        loss_means: of every router's losses on every split.
+        oracle_gaps: how far routers come from the base to the oracle.
+        routing_means: of `routing` over tasks, and over those of each family.
+        base_guard: tasks on which the base beats a router.
+        left_out: tasks that are in no mean, comparison or gap, since a router that has scores failed on them.
+        settings: how it was done.
+        libraries: their names.
+        base: name of the base model.
+    """
+
+    cells: list[Cell]
+    failures: list[Failure]
+    routing: list[RoutingAccuracy]
+    comparisons: list[Comparison]
+    means: list[Mean]
+    family_means: list[Mean]
+    loss_means: list[Mean]
+    oracle_gaps: list[OracleGap]
+    routing_means: list[RoutingMean]
+    base_guard: list[dict[str, Any]]
+    left_out: list[dict[str, Any]]
+    settings: EvaluateSettings
+    libraries: tuple[str, ...]
+    base: str
+
+    @property
+    def library(self) -> str:
+        """The library's name, or those of all."""
+        return " + ".join(self.libraries)
+
+    def check(self) -> None:
+        """Refuse to pass for a whole evaluation where cells failed.
+
+        Raises:
+            LoraryError: with the number of them and the first one's reason.
+        """
+        if not self.failures:
+            return
+        first, scored = self.failures[0], sum(cell.primary for cell in self.cells)
+        raise LoraryError(
+            f"{len(self.failures)} of {scored + len(self.failures)} cells could not be scored, the first of them "
+            f"{first.library}, {first.router}, {first.task}: {first.rule}",
+            found=first.found,
+            remedy=first.remedy,
+        )
+
+    def mean(self, router: str, split: str, library: str | None = None) -> float | None:
+        """Mean primary value of a router over the tasks of a split, or None where it has none.
+
+        Args:
+            router: as it is written.
+            split: `held_in`, `held_out`, or `mixed` where libraries differ.
+            library: whose; the first where None.
+        """
+        whose = library or self.libraries[0]
+        return next((m.mean for m in self.means if (m.library, m.router, m.split) == (whose, router, split)), None)
+
+    def left_out_pairs(self) -> list[tuple[str, str]]:
+        """Task and router, as it is called, of each failure that takes a task out of all figures."""
+        several = len(self.libraries) > 1
+        return [(e["task"], Column(e["library"], e["router"]).label(several=several)) for e in self.left_out]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `--json` prints."""
+        settings = {r: self.settings.setting(r).to_json() for r in self.settings.routers if r != ORACLE}
+        return {
+            "library": self.library,
+            "libraries": list(self.libraries),
+            "base": self.base,
+            "settings": asdict(self.settings),
+            "routers": settings,
+            "cells": [asdict(cell) for cell in self.cells],
+            "failures": [asdict(failure) for failure in self.failures],
+            "means": [asdict(mean) for mean in self.means],
+            "family_means": [asdict(mean) for mean in self.family_means],
+            "loss_means": [asdict(mean) for mean in self.loss_means],
+            "comparisons": [asdict(comparison) for comparison in self.comparisons],
+            "oracle_gaps": [asdict(gap) for gap in self.oracle_gaps],
+            "routing": [asdict(routing) for routing in self.routing],
+            "routing_means": [asdict(mean) for mean in self.routing_means],
+            "base_guard": self.base_guard,
+            "left_out": self.left_out,
+        }
+
+
+@dataclass
+class Found:
+    """What scoring found so far."""
+
+    cells: list[Cell] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    routing: list[RoutingAccuracy] = field(default_factory=list)
+
+
+def evaluation_of(found: Found, settings: EvaluateSettings, libraries: Sequence[str], base: str) -> Evaluation:
+    """Everything that follows from what was scored."""
+    summary = Summary(found.cells, found.failures)
+    return Evaluation(
+        found.cells,
+        found.failures,
+        found.routing,
+        summary.comparisons(),
+        summary.means(),
+        summary.family_means(),
+        summary.loss_means(),
+        summary.oracle_gaps(),
+        routing_means(found.routing),
+        summary.base_guard(),
+        summary.left_out(),
+        settings,
+        tuple(libraries),
+        base,
+    )
+
+
+def combine(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Several evaluations over one base as one: their cells together, all that follows computed anew.
+
+    Routers are compared across libraries too, on tasks that coincide. Where two evaluations hold the same cell of a
+    library, the first one's stays.
+
+    Args:
+        evaluations: at least one; of other libraries, tasks or routers, else asked for alike.
+
+    Returns:
+        The whole.
+
+    Raises:
+        UsageError: if there is none, they differ in the base or in a setting beside the routers, or disagree on a cell.
+        TaskError: if a task of one name has other data in another evaluation.
+    """
+    if not evaluations:
+        raise UsageError("there must be an evaluation to combine", found="none")
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        _check_alike(first, other)
+    _check_same_data([cell for part in evaluations for cell in part.cells])
+    found = Found()
+    for part in evaluations:
+        _check_same_cells(found.cells, part.cells)
+        _add(found.cells, part.cells, "library", "router", "task", "metric", "template")
+        _add(found.failures, part.failures, "library", "router", "task")
+        _add(found.routing, part.routing, "library", "router", "task")
+    found.cells = _one_primary(found.cells)
+    scored = {(cell.library, cell.router, cell.task) for cell in found.cells if cell.primary}
+    found.failures = [f for f in found.failures if (f.library, f.router, f.task) not in scored]
+    routers = dict.fromkeys(router for part in evaluations for router in part.settings.routers)
+    libraries = dict.fromkeys(name for part in evaluations for name in part.libraries)
+    return evaluation_of(found, replace(first.settings, routers=tuple(routers)), list(libraries), first.base)
+
+
+def _add(kept: list[Any], more: Sequence[Any], *keys: str) -> None:
+    known = {tuple(getattr(one, key) for key in keys) for one in kept}
+    kept += [one for one in more if tuple(getattr(one, key) for key in keys) not in known]
+
+
+def _one_primary(cells: Sequence[Cell]) -> list[Cell]:
+    """Let the better template of the base count, also where an evaluation could score one of the two alone."""
+    best: dict[tuple[str, str, str], Cell] = {}
+    for cell in cells:
+        key = (cell.library, cell.router, cell.task)
+        if cell.primary and (key not in best or cell.value > best[key].value):
+            best[key] = cell
+    kept = {id(cell) for cell in best.values()}
+    return [replace(cell, primary=id(cell) in kept) if cell.primary else cell for cell in cells]
+
+
+def _check_same_data(cells: Sequence[Cell]) -> None:
+    """Refuse tasks that share a name alone: the base, which counts once, would be that of the first of them."""
+    known: dict[str, Cell] = {}
+    for cell in cells:
+        first = known.setdefault(cell.task, cell)
+        if cell.data != first.data:
+            raise TaskError(
+                f"evaluations must have the same data of task '{cell.task}' to be combined",
+                found=f"other data with library '{first.library}' than with library '{cell.library}'",
+                remedy="evaluate both on the same data, or give one of the two tasks another name",
+            )
+
+
+def _check_same_cells(kept: Sequence[Cell], more: Sequence[Cell]) -> None:
+    """Refuse two libraries of one name, of which one would be lost."""
+    known = {(c.library, c.router, c.task, c.metric, c.template): (c.value, c.n, c.data) for c in kept}
+    for c in more:
+        before = known.get((c.library, c.router, c.task, c.metric, c.template))
+        if before is not None and before != (c.value, c.n, c.data):
+            raise UsageError(
+                f"evaluations must agree on a cell that both hold: {c.library}, {c.router}, {c.task}, {c.metric}",
+                found=f"{before[0]:g} and {c.value:g}",
+                remedy="evaluate libraries in folders of one name in one run, which tells them apart",
+            )
+
+
+def _check_alike(first: Evaluation, other: Evaluation) -> None:
+    settings: list[Mapping[str, Any]] = [{**asdict(e.settings), "base": e.base} for e in (first, other)]
+    different = [key for key in settings[0] if key != "routers" and settings[0][key] != settings[1][key]]
+    if different:
+        key = different[0]
+        raise UsageError(
+            f"evaluations must share their {key} to be combined",
+            found=f"{settings[0][key]!r} and {settings[1][key]!r}",
+            remedy="evaluate both alike",
+        )

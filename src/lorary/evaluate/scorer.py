@@ -1,0 +1,306 @@
+"""Scoring one library, cell by cell: what was scored before is read, what cannot be scored is said and left."""
+
+import platform
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from lorary.data.tasks import Task
+from lorary.data.template import Template, make_template
+from lorary.errors import LoraryError, TaskError
+from lorary.evaluate.answers import RowScores, score_rows
+from lorary.evaluate.cache import ResultCache
+from lorary.evaluate.cells import BASE, Cell, Failure
+from lorary.evaluate.cost import measured
+from lorary.evaluate.evaluation import Found
+from lorary.evaluate.finite import finite_logits
+from lorary.evaluate.loglik import answer_losses
+from lorary.evaluate.metrics.passing import parse_pass
+from lorary.evaluate.metrics.perplexity import perplexity
+from lorary.evaluate.routing_accuracy import RoutingAccuracy, decides, routing_accuracy
+from lorary.evaluate.sandbox import Sandbox
+from lorary.evaluate.seated_base import Bench
+from lorary.evaluate.settings import EvaluateSettings
+from lorary.evaluate.statistics import bootstrap_interval
+from lorary.model.attach import Routing, routing
+from lorary.model.base import Base
+from lorary.model.prepared import prepared_marks
+from lorary.route.spec import ORACLE
+
+
+class _CellError(Exception):
+    """A cell could not be scored."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class Scorer:
+    """Scores the routers of one library.
+
+    Args:
+        bench: the base with the library's experts seated.
+        name: what the cells call the library.
+        settings: how to evaluate.
+        others: results of other libraries over the same base, where the base may have been scored already.
+        sandbox: where generated programs are run; None where they may not be.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        name: str,
+        settings: EvaluateSettings,
+        others: Sequence[ResultCache],
+        sandbox: Sandbox | None = None,
+    ) -> None:
+        self._bench, self._name, self._settings, self._others = bench, name, settings, others
+        self._sandbox = sandbox
+        self._cache = bench.cache
+        self._own = experts_by_task(bench.library.describe())
+
+    def score(self, task: Task, router: str, found: Found) -> Failure | None:
+        """Score one router on one task, and look at its routing.
+
+        Args:
+            task: with test rows.
+            router: as it is written.
+            found: gets the cells; or, where they cannot be scored, the failure.
+
+        Returns:
+            The failure, if it is one.
+        """
+        try:
+            found.cells += self._base_cells(task) if router == BASE else self._router_cells(task, router)
+        except _CellError as error:
+            failure = _failure(error.cause, self._name, router, task.name)
+            found.failures.append(failure)
+            return failure
+        try:
+            found.routing += self._accuracy(task, router)
+        except _CellError as error:  # no failure: the cell has its score
+            reason = _reason(_failure(error.cause, self._name, router, task.name))
+            message = f"{self._name}, {router}, {task.name}: scored, but its routing could not be looked at: {reason}"
+            warnings.warn(message, stacklevel=2)
+        return None
+
+    def _base_cells(self, task: Task) -> list[Cell]:
+        """The base under both templates; the better one is primary, or the only one that can be scored."""
+        templates = [self._settings.template]
+        if self._bench.chat_prompt and "chat" not in templates:
+            templates.append("chat")
+        runs, failed = [], dict[str, _CellError]()
+        for template in templates:
+            try:
+                runs.append(self._cells(task, BASE, Routing(BASE), template))
+            except _CellError as error:
+                failed[template] = error
+        if not runs:
+            raise failed[templates[0]]
+        for template, failure in failed.items():
+            reason = _reason(_failure(failure.cause, self._name, BASE, task.name))
+            message = f"task '{task.name}': the base is left out in the template {template}: {reason}"
+            warnings.warn(message, stacklevel=2)
+        best = max(range(len(runs)), key=lambda i: runs[i][-1].value)
+        return [replace(cell, primary=cell.primary and i == best) for i, run in enumerate(runs) for cell in run]
+
+    def _router_cells(self, task: Task, router: str) -> list[Cell]:
+        s = self._settings
+        if router != ORACLE:
+            return self._cells(task, router, s.setting(router), s.template)
+        expert = self._own.get(task.name) or self._best_expert(task)
+        return self._cells(task, router, Routing(experts=[expert]), s.template, expert)
+
+    def _cells(self, task: Task, router: str, setting: Routing, template: str, expert: str | None = None) -> list[Cell]:
+        s = self._settings
+        metric = "acc_raw" if s.raw and task.metric == "acc" else task.metric
+        key = self._cache.key(
+            task=task.name, data=task.data_hash, rows=s.rows, metric=metric, template=template,
+            routing=setting.to_json(), with_experts=router != BASE, **self._conditions(template),
+            **self._prepared(setting), **self._judged(metric),
+        )  # fmt: skip
+
+        def make(base: Base) -> list[dict[str, Any]]:
+            return [asdict(cell) for cell in self._score(base, task, router, setting, template, metric)]
+
+        known = self._remembered(key, make, self._others if router == BASE else ())
+        # What names the cell and is no part of its value may have changed since it was scored.
+        labels = {
+            "library": self._name, "router": router, "expert": expert, "family": task.family, "data": task.data_hash,
+            "split": "held_in" if task.name in self._own else "held_out",
+        }  # fmt: skip
+        return [Cell(**{**cell, **labels}) for cell in known]
+
+    def _remembered(self, key: str, make: Callable[[Base], Any], others: Sequence[ResultCache] = ()) -> Any:
+        """A value that was computed before, here or beside another library; else it is made, and kept here.
+
+        What goes wrong while it is made concerns this cell alone; what goes wrong around it (another base than the
+        library's, a full disk) concerns all.
+        """
+        found = self._cache.get(key)
+        if found is not None:
+            return found
+        found = next((value for other in others if (value := other.get(key)) is not None), None)
+        if found is None:
+            base = self._bench.seated()
+            try:
+                found = make(base)
+            except (LoraryError, MemoryError, RuntimeError) as error:
+                if not isinstance(error, LoraryError) and not is_out_of_memory(error):
+                    raise
+                raise _CellError(error) from error
+        self._cache.put(key, found)
+        return found
+
+    def _score(self, base: Base, task: Task, router: str, setting: Routing, template: str, metric: str) -> list[Cell]:
+        rows = task.split("test")[: self._settings.rows]
+        if not rows:
+            raise TaskError(f"task '{task.name}' must have test rows to be evaluated on", found="none")
+        with routing(base.model, setting), finite_logits(base.model), measured(base.model.device) as cost:
+            made = self._template(base, template)
+            scores = score_rows(base.model, base.tokenizer, made, rows, metric, sandbox=self._sandbox)
+        _check_finite(scores, task.name)
+        cells = []
+        for name, values, primary in (("loss", scores.loss, False), (scores.metric, scores.score, True)):
+            low, high = bootstrap_interval(values, task=task.name)
+            cells.append(
+                Cell(
+                    library=self._name,
+                    router=router,
+                    task=task.name,
+                    family=task.family,
+                    split="",
+                    metric=name,
+                    primary=primary,
+                    value=sum(values) / len(values),
+                    low=low,
+                    high=high,
+                    n=len(values),
+                    seconds=cost.seconds,
+                    template=template,
+                    prefix=made.prefix,
+                    peak_bytes=cost.peak_bytes,
+                    values=values,
+                )
+            )
+        loss, scored = cells
+        value, low, high = map(perplexity, (loss.value, loss.low, loss.high))
+        of_rows = [perplexity(nats) for nats in loss.values]
+        return [loss, replace(loss, metric="perplexity", value=value, low=low, high=high, values=of_rows), scored]
+
+    def _best_expert(self, task: Task) -> str:
+        """The single expert with the lowest loss on a task that has no expert of its own.
+
+        On its validation rows, else its training rows; a task that has test rows only is judged on those, which an
+        oracle may see.
+        """
+        splits = (task.split(split)[: self._settings.oracle_rows] for split in ("val", "train", "test"))
+        rows = next((rows for rows in splits if rows), ())
+        key = self._cache.key(
+            oracle=task.name, data=task.data_hash, rows=len(rows), template=self._settings.template,
+            **self._conditions(self._settings.template),
+        )  # fmt: skip
+
+        def choose(base: Base) -> str:
+            template = self._template(base, self._settings.template)
+            examples = [template.encode(row.source, row.target) for row in rows]
+            losses = {}
+            for name in self._bench.library.names():
+                with routing(base.model, Routing(experts=[name])), finite_logits(base.model):
+                    losses[name] = sum(loss.mean for loss in answer_losses(base.model, examples))
+            return min(losses, key=lambda name: (losses[name], name))
+
+        return str(self._remembered(key, choose))
+
+    def _accuracy(self, task: Task, router: str) -> list[RoutingAccuracy]:
+        """How much of the routing goes to the task's own expert; nothing where it has none, or nothing is chosen."""
+        s, expert = self._settings, self._own.get(task.name)
+        rows = task.split("test")[: s.routing_rows]
+        if router in (BASE, ORACLE) or expert is None or not rows:
+            return []
+        setting = s.setting(router)
+        key = self._cache.key(
+            traced=task.name, data=task.data_hash, rows=len(rows), template=s.template, expert=expert,
+            routing=setting.to_json(), **self._conditions(s.template), **self._prepared(setting),
+        )  # fmt: skip
+
+        def look(base: Base) -> list[float]:
+            template = self._template(base, s.template)
+            prompts = [template.encode_prompt(row.source) for row in rows]
+            with routing(base.model, setting):
+                return list(routing_accuracy(base.model, prompts, expert) or ()) if decides(base.model) else []
+
+        numbers = self._remembered(key, look)
+        if not numbers:
+            return []
+        share, top1, chance = numbers
+        where = (self._name, router, task.name, task.family, expert)
+        return [RoutingAccuracy(*where, share, top1, chance, len(rows))]
+
+    def _conditions(self, template: str) -> dict[str, Any]:
+        """What decides a score beside experts, task and router; a chat template may write another prompt each day."""
+        asked = {"max_length": self._settings.max_length, "device": self._bench.device, "dtype": self._bench.dtype}
+        return {**asked, "prompt": self._bench.chat_prompt} if template == "chat" else asked
+
+    def _prepared(self, setting: Routing) -> dict[str, Any]:
+        """What the router read beyond weights: prepared anew from other data, it scores anew."""
+        marks = prepared_marks(setting, self._bench.library)
+        return {"prepared": marks} if marks else {}
+
+    def _judged(self, metric: str) -> dict[str, Any]:
+        """What decides a score beside model and data, where others than Lorary judge an answer."""
+        if parse_pass(metric) is not None and self._sandbox is not None:
+            limits = asdict(self._sandbox.limits)
+            return {"sandbox": {"isolation": self._sandbox.isolation, "python": platform.python_version(), **limits}}
+        is_rouge = metric.startswith("rougeL") and find_spec("rouge_score")
+        return {"judge": version("rouge-score")} if is_rouge else {}
+
+    def _template(self, base: Base, name: str) -> Template:
+        return make_template(name, base.tokenizer, max_length=base.most_tokens(self._settings.max_length))
+
+
+def experts_by_task(described: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """For each task some expert was trained on, that expert; the one of fewest tasks where there are several.
+
+    Args:
+        described: as `Library.describe` gives them.
+    """
+    by_task: dict[str, tuple[int, str]] = {}
+    for row in described:
+        for task in row["tasks"]:
+            candidate = (len(row["tasks"]), row["name"])
+            by_task[task] = min(candidate, by_task.get(task, candidate))
+    return {task: name for task, (_, name) in by_task.items()}
+
+
+def _check_finite(scores: RowScores, task: str) -> None:
+    """Refuse what no mean could be taken of."""
+    bad = [value for value in (*scores.loss, *scores.score) if not abs(value) < float("inf")]
+    if bad:
+        raise TaskError(
+            f"the scores of task '{task}' must be finite numbers",
+            found=f"{len(bad)} that are not, {bad[0]} among them",
+            remedy="another --dtype",
+        )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on the CPU too, where torch has no class of errors for it."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def _failure(error: Exception, library: str, router: str, task: str) -> Failure:
+    if isinstance(error, LoraryError):
+        return Failure(library, router, task, error.rule, error.found, error.remedy)
+    found = (str(error).splitlines() or [type(error).__name__])[0]
+    return Failure(library, router, task, "the work must fit the device's memory", found)
+
+
+def _reason(failure: Failure) -> str:
+    return failure.rule + (f" (found: {failure.found})" if failure.found else "")

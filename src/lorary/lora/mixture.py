@@ -1,0 +1,95 @@
+"""Seated adapters mixed by weights that are learnt or tried out: each token meets the mixture of its own unit.
+
+Mixed by outputs, `Σ w_e ΔW_e x` (LoRA Soups' CAT, 2410.13025); mixed by factors, `(Σ w_e B_e)(Σ w_e A_e) x` (the
+paper's mixtures of a library, 2405.11157; LoraHub, 2307.13269). Weights are free numbers and are not normalised.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lorary.lora.poly import mix_factors
+from lorary.lora.stacked import RowTags
+from lorary.ops.low_rank import add_low_rank
+
+
+class WeightedOutputs(nn.Module):
+    """Frozen adapters beside one linear layer, mixed by outputs; only the weights have gradients.
+
+    Args:
+        down: rank-concatenated lora_a.
+        up: rank-concatenated lora_b, transposed and scaled.
+        sizes: rank of each adapter.
+        weights: leaf tensor.
+        tags: shared by all layers, set before each forward pass.
+        path: path of the layer, part of the key of its dropout.
+    """
+
+    def __init__(
+        self,
+        down: Float[Tensor, "ranks d_in"],
+        up: Float[Tensor, "ranks d_out"],
+        sizes: Tensor,
+        weights: Float[Tensor, "slots experts"],
+        tags: RowTags,
+        path: str,
+    ) -> None:
+        super().__init__()
+        # Plain attributes, as in StackedLora: the optimiser owns the weights as views into one vector.
+        self.down, self.up, self.sizes, self.weights = down, up, sizes, weights
+        self.tags, self.path = tags, path
+
+    def forward(self, x: Float[Tensor, "sequences seq d_in"], output: Float[Tensor, "sequences seq d_out"]) -> Tensor:
+        """Add to a layer's output what the mixture of each token's unit computes.
+
+        Args:
+            x: what the layer was given.
+            output: what the layer computed.
+
+        Returns:
+            The sum, in the dtype of `output`.
+
+        Raises:
+            ShapeError: if the layer sees tokens without their sequences, as the experts of a mixture do.
+        """
+        x = self.tags.admit(x, self.down.dtype, self.path)
+        by_rank = self.weights.repeat_interleave(self.sizes, dim=1).index_select(0, self.tags.slots)
+        lengths = torch.tensor(self.tags.lengths, device=by_rank.device)
+        by_token = by_rank.repeat_interleave(lengths, dim=0, output_size=x.shape[0] * x.shape[1])
+        z = (x.to(self.down.dtype) @ self.down.mT) * by_token.view(*x.shape[:2], -1)  # (sequences, seq, ranks)
+        return output + (z @ self.up).to(output.dtype)
+
+
+class WeightedFactors(nn.Module):
+    """Adapters of one rank beside one linear layer, mixed by factors; the factors may have gradients too.
+
+    Args:
+        lora_a: of the adapters; a leaf tensor where they are tuned.
+        lora_b: likewise.
+        weights: leaf tensor.
+        scaling: of the product.
+        tags: shared by all layers, set before each forward pass.
+        path: path of the layer, part of the key of its dropout.
+    """
+
+    def __init__(
+        self,
+        lora_a: Float[Tensor, "experts rank d_in"],
+        lora_b: Float[Tensor, "experts d_out rank"],
+        weights: Float[Tensor, "slots experts"],
+        scaling: float,
+        tags: RowTags,
+        path: str,
+    ) -> None:
+        super().__init__()
+        self.lora_a, self.lora_b, self.weights, self.scaling = lora_a, lora_b, weights, scaling
+        self.tags, self.path = tags, path
+
+    def forward(self, x: Float[Tensor, "sequences seq d_in"], output: Float[Tensor, "sequences seq d_out"]) -> Tensor:
+        """As `WeightedOutputs.forward`."""
+        x = self.tags.admit(x, self.lora_a.dtype, self.path)
+        # One mixture per unit, of which there are fewer than spans.
+        lora_a, lora_b = mix_factors(self.lora_a, self.lora_b, self.weights[:, None])
+        slots = self.tags.slots
+        up = lora_b.mT.index_select(0, slots) * self.scaling
+        return add_low_rank(output, x, lora_a.index_select(0, slots), up, self.tags.lengths)

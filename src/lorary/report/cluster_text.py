@@ -1,0 +1,75 @@
+"""The clusters of a library as tables in the terminal."""
+
+from rich.markup import escape
+from rich.table import Table
+
+from lorary.display import table_console
+from lorary.recipes.cluster import ClusterResult
+
+NUM_NEAREST = 3
+# The neighbours of more adapters fill screens that nobody reads; --json and --report have them.
+NUM_LISTED = 100
+
+
+def print_clusters(result: ClusterResult) -> None:
+    """Print clusters with members and cohesion, each adapter's nearest others, duplicates and zero adapters.
+
+    Args:
+        result: the clusters of a library.
+    """
+    console = table_console()
+    console.print(_clusters(result))
+    if len(result.labels) <= NUM_LISTED:
+        console.print(_nearest(result))
+    for line in _lines(result):
+        # Paths are to be copied: they are never broken.
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _clusters(result: ClusterResult) -> Table:
+    found = result.found
+    table = Table(title=f"{found['k']} clusters of {len(found['names'])} adapters", title_justify="left")
+    table.add_column("cluster", justify="right")
+    table.add_column("adapters", justify="right")
+    table.add_column("cohesion", justify="right")
+    table.add_column("members")
+    for cluster, cohesion in enumerate(found["cohesion"]):
+        members = [name for name, label in result.labels.items() if label == cluster]
+        table.add_row(str(cluster), str(len(members)), _number(cohesion), escape(", ".join(members)))
+    return table
+
+
+def _nearest(result: ClusterResult) -> Table:
+    table = Table(title="nearest neighbours, by cosine", title_justify="left")
+    table.add_column("adapter")
+    table.add_column("cluster", justify="right")
+    table.add_column("nearest")
+    labels = result.labels
+    for name in sorted(labels, key=lambda name: (labels[name] < 0, labels[name], name)):
+        nearest = result.found["nearest"][name][:NUM_NEAREST]
+        shown = ", ".join(f"{other} {cosine:.2f}" for other, cosine in nearest)
+        table.add_row(escape(name), str(labels[name]) if labels[name] >= 0 else "-", escape(shown))
+    return table
+
+
+def _lines(result: ClusterResult) -> list[str]:
+    found, with_families = result.found, result.agreement()
+    lines = [f"mean silhouette {_number(found['silhouette'])}, method {found['method']}, seed {found['seed']}"]
+    if found["is_chosen"]:
+        tried = ", ".join(f"{c['k']} ({c['silhouette']:.2f}, {c['stability']:.2f})" for c in found["candidates"])
+        lines.append(f"k chosen among, with silhouette and stability: {tried}")
+    if with_families is not None:
+        rand, information = with_families
+        lines.append(f"agreement with families: adjusted Rand {rand:.2f}, mutual information {information:.2f}")
+    lines += [f"duplicates, the same update: {', '.join(group)}" for group in found["duplicates"]]
+    if found["zero"]:
+        lines.append(f"zero adapters, in no cluster: {', '.join(found['zero'])}")
+    if len(found["names"]) > NUM_LISTED:
+        lines.append(f"nearest neighbours of {len(found['names']):,} adapters: see --json or --report")
+    if result.folder is not None:
+        lines.append(f"{'answered from' if result.is_stored else 'stored in'} {result.folder}")
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,105 @@
+"""The numbers behind the plots, as small JSON documents that the page's script draws."""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lorary.report.contents import Similarity
+from lorary.report.table_model import BASE, SPLITS, Board, Mean
+
+OTHER = "other"
+# A cosine is stored as a whole number of these parts.
+COSINE_PARTS = 10_000
+NUM_PAIRS = 10
+
+
+def packed(values: NDArray[Any], kind: str) -> str:
+    """Numbers as base64 of little-endian integers, a third of the size of JSON.
+
+    Args:
+        values: whole numbers of any shape, flattened row by row.
+        kind: numpy's name of the integers: `<u1`, `<u2` or `<i2`.
+    """
+    return b64encode(values.astype(kind).tobytes()).decode("ascii")
+
+
+def score_plot(board: Board) -> dict[str, Any]:
+    """Mean of each router on each family and on all tasks, split by split."""
+    splits = []
+    for split in board.splits:
+        families = list(dict.fromkeys(line.family for line in board.lines(split)))
+        groups = [_group(board, split, family) for family in [None, *families]]
+        splits.append({"name": SPLITS[split], "groups": groups})
+    return {"routers": board.routers, "base": BASE, "main": board.main, "splits": splits}
+
+
+def _group(board: Board, split: str, family: str | None) -> dict[str, Any]:
+    points = [board.mean(router, split, family) for router in board.routers]
+    return {"family": family, "points": [_point(mean) for mean in points]}
+
+
+def _point(mean: Mean | None) -> list[float] | None:
+    return None if mean is None else [*(round(100 * x, 2) for x in mean[:3]), float(mean.tasks)]
+
+
+def family_order(similarity: Similarity) -> list[int]:
+    """Positions of the experts by family, then by name, so that families stand as blocks."""
+    names = similarity.names
+    return sorted(range(len(names)), key=lambda i: (similarity.family.get(names[i], OTHER), names[i]))
+
+
+def similarity_plot(similarity: Similarity) -> dict[str, Any]:
+    """The matrix with its rows by family, packed, and where each family's block lies."""
+    order = family_order(similarity)
+    names = [similarity.names[i] for i in order]
+    families = [similarity.family.get(name, OTHER) for name in names]
+    cosine = similarity.cosine.double().cpu()[order][:, order].clamp(-1, 1)
+    starts = [i for i, family in enumerate(families) if i == 0 or families[i - 1] != family]
+    ends = [*starts[1:], len(names)]
+    blocks = [{"family": families[a], "start": a, "end": b} for a, b in zip(starts, ends, strict=True)]
+    return {
+        "names": names,
+        "families": families,
+        "blocks": blocks,
+        "parts": COSINE_PARTS,
+        "cosine": packed((cosine * COSINE_PARTS).round().numpy(), "<i2"),
+    }
+
+
+def within_and_between(similarity: Similarity) -> tuple[float | None, float | None]:
+    """Mean cosine of two experts of one family, and of two families; None where there is no such pair."""
+    same = _same_family(similarity)
+    pairs = torch.ones_like(same).triu(diagonal=1)
+    inside, across = similarity.cosine[pairs & same], similarity.cosine[pairs & ~same]
+    return tuple(float(x.double().mean()) if x.numel() else None for x in (inside, across))  # type: ignore[return-value]
+
+
+def closest_pairs(similarity: Similarity) -> list[tuple[str, str, float]]:
+    """The most similar pairs of experts, the closest first: where duplicates show."""
+    count = len(similarity.names)
+    first, second = torch.triu_indices(count, count, offset=1)
+    values, found = similarity.cosine[first, second].topk(min(NUM_PAIRS, len(first)))
+    pairs = zip(first[found].tolist(), second[found].tolist(), values.tolist(), strict=True)
+    return [(similarity.names[a], similarity.names[b], value) for a, b, value in pairs]
+
+
+def _same_family(similarity: Similarity) -> Tensor:
+    families = [similarity.family.get(name, OTHER) for name in similarity.names]
+    codes = torch.tensor([sorted(set(families)).index(family) for family in families])
+    return codes[:, None] == codes
+
+
+def loss_plot(losses: Mapping[str, tuple[float, float]], families: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Validation losses by family and expert."""
+    order = sorted(losses, key=lambda name: (families.get(name, OTHER), name))
+    rows = [(name, families.get(name, OTHER), *losses[name]) for name in order]
+    return [{"name": n, "family": f, "base": round(base, 4), "expert": round(own, 4)} for n, f, base, own in rows]
+
+
+def family_colours(families: Sequence[str], num_hues: int) -> dict[str, int]:
+    """A colour number for each family, in the order of their names; they repeat where there are more families."""
+    return {family: i % num_hues for i, family in enumerate(sorted(set(families)))}

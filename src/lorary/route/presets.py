@@ -1,0 +1,89 @@
+"""What a routing setting asks for where another one is in force, and presets."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from lorary.errors import UsageError
+from lorary.route.setting import Routing
+
+# Settings that reproduce somebody else's numbers; what they leave out has its default.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # mttl, the paper's code: factors are mixed, q, k and v of a layer are one fused layer, experts that do nothing
+    # keep their seats.
+    "paper-2024": {"router": "arrow", "top_k": 4, "mix": "factors", "tie": "concat", "zeros": "keep"},
+    # peft.ArrowConfig as it comes.
+    "peft": {"router": "arrow", "top_k": 3, "mix": "outputs"},
+    # All experts share a request: how far each stands out gives its weight.
+    "contrast": {"router": "contrast", "top_k": 10_000, "temperature": 1.0},
+}
+# What belongs to the router in force, and goes when another one is named.
+_ITS_OWN: Mapping[str, Any] = {
+    "experts": None, "calibrated": False, "tie": "none", "zeros": "skip", "features": "hidden"
+}  # fmt: skip
+# Scores in the units of one rule: they mean nothing to another one.
+_IN_UNITS = ("threshold", "null")
+
+
+def merged(before: Routing, setting: "str | Mapping[str, Any] | Routing") -> Routing:
+    """What a setting asks for, where another one is in force.
+
+    Args:
+        before: gives the fields that are not given; a preset gives all of them itself.
+        setting: the name of a router, fields of `Routing`, fields beside a `preset`, or settings as they are.
+
+    Returns:
+        The settings.
+
+    Raises:
+        UsageError: if the setting has a field that does not exist, or is none.
+        RouterError: as `Routing` raises it.
+    """
+    if isinstance(setting, Routing):
+        return setting
+    if not isinstance(setting, (str, Mapping)):
+        raise UsageError("a routing setting must be a router's name or fields of Routing", found=repr(setting))
+    changes: dict[str, Any] = {"router": setting} if isinstance(setting, str) else dict(setting)
+    preset = changes.pop("preset", None)
+    _check_fields(changes)
+    if preset is not None:
+        return Routing(**{**preset_fields(preset), **changes})
+    if "router" in changes:
+        is_same = before.experts is None and changes["router"] == before.router
+        changes = {**_its_own(before), **({} if is_same else dict.fromkeys(_IN_UNITS)), **changes}
+    return replace(before, **changes)
+
+
+def without_router(setting: Routing) -> dict[str, Any]:
+    """The fields of a setting that stay when another router is named, as values of JSON."""
+    own = {"router", *_its_own(setting), *_IN_UNITS}
+    return {key: value for key, value in setting.to_json().items() if key not in own}
+
+
+def in_units(setting: Routing) -> dict[str, dict[str, Any]]:
+    """By the name of its router, the fields of a setting in that rule's own units; nothing where there are none."""
+    own = {key: value for key in _IN_UNITS if (value := getattr(setting, key)) is not None}
+    return {setting.router: own} if own and setting.experts is None else {}
+
+
+def _its_own(setting: Routing) -> dict[str, Any]:
+    """What belongs to a router, and goes with it; a layer to decide for tokens does not, one to look at does."""
+    return {**_ITS_OWN, **({} if setting.per == "token" else {"at": None})}
+
+
+def preset_fields(name: str) -> dict[str, Any]:
+    """The fields of a preset.
+
+    Raises:
+        UsageError: if there is none of that name.
+    """
+    if not isinstance(name, str) or name not in PRESETS:
+        raise UsageError("a routing preset must exist", found=repr(name), remedy=f"one of {list(PRESETS)}")
+    return dict(PRESETS[name])
+
+
+def _check_fields(changes: Mapping[str, Any]) -> None:
+    known = [field.name for field in fields(Routing)]
+    unknown = [key for key in changes if key not in known]
+    if unknown:
+        raise UsageError("a routing setting must have known fields only", found=unknown, remedy=f"it has {known}")

@@ -1,0 +1,221 @@
+"""The report of a study, from what is there: report.json, and the same for readers as report.md and report.html."""
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from importlib.util import find_spec
+from shlex import quote
+from typing import Any
+
+from lorary.errors import LibraryError, LoraryError
+from lorary.evaluate.cells import BASE, ORACLE
+from lorary.evaluate.compare import Columns as ComparedColumns
+from lorary.evaluate.settings import EvaluateSettings
+from lorary.library.files import replace_file, reported
+from lorary.library.store import Library
+from lorary.report.shell import page_html, write_page
+from lorary.study.answers import Column, answer
+from lorary.study.building import command_of
+from lorary.study.columns import (
+    gather_cells,
+    gather_columns,
+    gather_failures,
+    gather_left_out,
+    gather_scored,
+    owed_columns,
+)
+from lorary.study.config import SUBSET, AdaptStage, BuildStage, EvaluateStage, Stage, identity
+from lorary.study.context import Place
+from lorary.study.plots import study_plots
+from lorary.study.record import FAILED, Record, read_record, stage_key, write_document
+from lorary.study.render import html_sections, markdown
+from lorary.study.scoring import Columns
+from lorary.study.shared_rows import shared_lines
+from lorary.study.up_to_date import known_keys
+
+SCRIPTS = ("core.js", "sweep.js", "gap.js", "heat.js", "study.js", "listen.js")
+PACKAGES = ("lorary", "torch", "transformers", "peft", "scikit-learn", "numpy")
+
+
+def write_study_report(place: Place, states: Mapping[str, str]) -> dict[str, Any]:
+    """Write the three files into the study's folder.
+
+    Args:
+        place: of the study.
+        states: how each stage stands, by its identity.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        LibraryError: if the folder cannot be written.
+    """
+    document = report_document(place, states)
+    write_document(place.out / "report.json", document)
+    text = markdown(document).encode()
+    with reported(place.out):
+        replace_file(place.out / "report.md", text, place.out / "report.md.tmp")
+    title, styles = f"Study {place.study.name}: questions and answers", ("style.css", "study.css")
+    # Without plotly the page is small, and its tables say all of it.
+    plots = study_plots(document) if find_spec("plotly") else None
+    page = page_html(
+        title,
+        _facts(document),
+        html_sections(document, plots),
+        plots or {},
+        scripts=SCRIPTS if plots else (),
+        styles=styles,
+        plots=plots is not None,
+    )
+    write_page(place.out / "report.html", page)
+    return document
+
+
+def report_document(place: Place, states: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that the study knows now."""
+    keys = known_keys(place)
+    scored, drift = gather_scored(place, keys)
+    columns, owed = gather_columns(place, scored), owed_columns(place)
+    return {
+        "study": place.study.name,
+        "about": place.study.about,
+        "base": place.study.base,
+        "command": command(place),
+        "stages": [_stage_row(place, stage, states, keys) for stage in place.study.stages],
+        "libraries": [row for stage in place.study.stages
+                      if isinstance(stage, BuildStage) and (row := _library_row(place, stage, keys))],
+        "columns": [_column_row(place, column) for column in columns],
+        "answers": [asdict(answer(question, columns, drift, owed)) for question in place.study.questions],
+        "drift": drift,
+        "overlap": shared_lines(place),
+        "unfinished": _unfinished(place, states, scored),
+        "cells": gather_cells(place, scored),
+        "failures": gather_failures(place, scored),
+        "left_out": gather_left_out(columns),
+        "environment": environment(),
+    }  # fmt: skip
+
+
+def command(place: Place, stage: str | None = None) -> str:
+    """The command that makes the study, or one of its stages."""
+    tasks = f" --tasks {quote(place.tasks_folder)}" if place.tasks_folder else ""
+    only = f" --only {stage}" if stage else ""
+    return f"lorary reproduce {quote(place.study.source)} --out {quote(str(place.out))}{tasks}{place.options}{only}"
+
+
+def environment() -> dict[str, str]:
+    """Machine and versions."""
+    return {
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def _column_row(place: Place, column: Column) -> dict[str, Any]:
+    groups = column.values
+    figure = asdict(ComparedColumns({column.cell: groups}).mean(column.cell, sorted(groups)))
+    return {
+        "library": column.library,
+        "router": column.router,
+        "split": column.split,
+        "stage": column.stage,
+        "value": figure.pop("mean"),
+        **figure,
+        "rows": sum(map(len, groups.values())),
+        "left_out": list(column.left_out),
+        "setting": _setting(place, column),
+        # Columns of which this is the same were asked the same.
+        "asked": stage_key(asked={task: [*column.asked[task], len(own)] for task, own in groups.items()})[:12],
+    }
+
+
+def _setting(place: Place, column: Column) -> dict[str, Any] | None:
+    """All that its router was asked for; None for the oracle, the base, and what is no router."""
+    stage = place.study.stage(column.stage)
+    if not isinstance(stage, EvaluateStage) or column.router in (ORACLE, BASE):
+        return None
+    return EvaluateSettings(routers=(column.router,), **stage.settings).setting(column.router).to_json()
+
+
+def _stage_row(place: Place, stage: Stage, states: Mapping[str, str], keys: Mapping[str, str | None]) -> dict[str, Any]:
+    state = states.get(identity(stage), "left")
+    record = _record(place, stage, keys) if state != FAILED else read_record(place.out, identity(stage))
+    return {
+        "stage": identity(stage),
+        "state": state,
+        "seconds": record.seconds if record else None,
+        "note": record.note if record else "",
+        "error": record.error if record else "",
+        "command": command(place, identity(stage)),
+        "plain": _plain(place, stage) if isinstance(stage, BuildStage) and state != FAILED else None,
+    }
+
+
+def _record(place: Place, stage: Stage, keys: Mapping[str, str | None]) -> Record | None:
+    """The record of a stage; None where other settings, data or libraries than those of now made it."""
+    record = read_record(place.out, identity(stage))
+    return record if record and record.key == keys[identity(stage)] else None
+
+
+def _plain(place: Place, stage: BuildStage) -> str | None:
+    """The plain command that makes the library; None without one, or without its tasks."""
+    try:
+        return command_of(place, stage)
+    except LoraryError:
+        return None
+
+
+def _library_row(place: Place, stage: BuildStage, keys: Mapping[str, str | None]) -> dict[str, Any] | None:
+    """What a library was trained on: libraries are compared fairly where these agree."""
+    if _record(place, stage, keys) is None:
+        return None
+    try:
+        library = Library.open(place.library(stage.name))
+        known = [library.provenance(name) for name in library.names()]
+    except LibraryError:
+        return None
+    trained = [own for own in known if own.get("metrics")]
+    if stage.method.is_poly:
+        trained = trained[:1]  # its skills were trained together, and each tells of all
+    steps = [int(own["metrics"]["val_losses"][-1][0]) for own in trained]
+    examples = sum(n * own["settings"]["batch_size"] for n, own in zip(steps, trained, strict=True))
+    return {
+        "library": stage.name,
+        "method": SUBSET if stage.of else stage.method.method,
+        "clustered_by": stage.method.clusters.by if stage.method.method == "mbc" else None,
+        "tasks": len({task for own in known for task in own["tasks"]}),
+        "experts": len(known),
+        "ranks": sorted({int(own["rank"]) for own in known}),
+        "steps": sum(steps),
+        "examples": examples,
+        "parameters": sum(int(own["num_parameters"]) for own in known),
+        "stage": identity(stage),
+    }
+
+
+def _unfinished(place: Place, states: Mapping[str, str], scored: Mapping[str, Columns]) -> list[dict[str, Any]]:
+    """Stages that are not done, with the columns that they still owe."""
+    rows = []
+    for stage in place.study.stages:
+        state = states.get(identity(stage), "left")
+        if state in ("done", "skipped"):
+            continue
+        there = scored.get(identity(stage), {})
+        runs = stage.runs() if isinstance(stage, (EvaluateStage, AdaptStage)) else []
+        owed = [f"{library}/{router} {split}" for library, router, split in runs
+                if (library, router, split) not in there or there[library, router, split]["failures"]]  # fmt: skip
+        rows.append({"stage": identity(stage), "state": state, "columns": owed})
+    return rows
+
+
+def _facts(document: Mapping[str, Any]) -> dict[str, str]:
+    done = sum(row["state"] in ("done", "skipped") for row in document["stages"])
+    return {
+        "base model": document["base"],
+        "stages": f"{done} of {len(document['stages'])} done",
+        "command": document["command"],
+        "machine": document["environment"]["machine"],
+    }
