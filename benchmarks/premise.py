@@ -27,20 +27,21 @@ from torch import Tensor
 
 import lorary
 from lorary.adapter import Adapter, LoraFactors
+from lorary.build.build_library import build_library
 from lorary.build.settings import BuildSettings, RunSettings
 from lorary.cluster.agreement import agreement, mantel
 from lorary.cluster.baselines import family_labels, random_labels, text_labels
 from lorary.cluster.mbc import Clustering, cluster_adapters
 from lorary.data.encoder import embed_tasks
 from lorary.data.packing import Group, MicroBatch, micro_batches
-from lorary.data.tasks import Task, load_tasks
+from lorary.data.schema import Task
+from lorary.data.tasks import load_tasks
 from lorary.data.template import make_template
 from lorary.formats.peft import tensors_of
 from lorary.formats.peft_config import new_config
 from lorary.library.store import Library
 from lorary.model.base import Base, load_base
 from lorary.model.logits import target_losses
-from lorary.recipes.build import build_library
 from lorary.train.callbacks import Callback
 
 UPPER_LAYERS, EVALS, TEST_ROWS = 15, 4, 20

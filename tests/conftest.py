@@ -167,7 +167,7 @@ def make_random_adapter(
     import torch
 
     from lorary.adapter import Adapter, LoraFactors
-    from lorary.formats.peft import new_config
+    from lorary.formats.peft_config import new_config
     from lorary.lora.targets import find_targets
 
     def orthonormal(rows: int) -> torch.Tensor:

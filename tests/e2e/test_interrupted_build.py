@@ -31,7 +31,8 @@ import json, os, sys, traceback
 import torch
 torch.set_num_threads(1)
 import sklearn.cluster
-from lorary.recipes.build import MethodSettings, run_build
+from lorary.build.methods import MethodSettings
+from lorary.recipes.build import run_build
 from lorary.build.settings import RunSettings, preset
 from lorary.build.cluster_settings import ClusterSettings
 tasks, base = sys.argv[1:3]

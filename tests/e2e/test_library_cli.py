@@ -13,8 +13,9 @@ from commands import Run
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import LibraryError, LoraryError
-from lorary.formats.peft import new_config, write_adapter
-from lorary.library import Library
+from lorary.formats.peft import write_adapter
+from lorary.formats.peft_config import new_config
+from lorary.library.store import Library
 
 
 def adapter_of(name: str) -> Adapter:

@@ -16,10 +16,11 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from lorary.build.build_library import BuildResult
 from lorary.build.settings import BuildSettings, RunSettings
 from lorary.errors import LibraryError
 from lorary.library.store import Library
-from lorary.recipes.build import BuildResult, run_build
+from lorary.recipes.build import run_build
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'lorary[ray]'")
 

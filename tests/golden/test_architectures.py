@@ -19,7 +19,8 @@ from torch import Tensor
 from lorary.errors import AdapterError, BaseModelError, RouterError
 from lorary.library.store import Library
 from lorary.lora.targets import layer_number
-from lorary.model.attach import attach, detach, routing, seating
+from lorary.model.attach import attach, detach, routing
+from lorary.model.seating import seating
 
 peft = pytest.importorskip("peft")
 pytestmark = [

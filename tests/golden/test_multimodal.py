@@ -17,9 +17,10 @@ from lorary.errors import AdapterError, BaseModelError, UsageError
 from lorary.library.fingerprint import Fingerprint, fingerprint_of_model
 from lorary.library.store import Library
 from lorary.lora.targets import find_targets, num_layers
-from lorary.model.attach import attach, detach, routing, seating
+from lorary.model.attach import attach, detach, routing
 from lorary.model.base import Base, load_base
 from lorary.model.live import add_expert, replace_expert
+from lorary.model.seating import seating
 from lorary.model.trace import trace
 from lorary.model.verdict import check_computes, context_of
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorary.adapter import Adapter, LoraFactors
-from lorary.formats.peft import new_config
+from lorary.formats.peft_config import new_config
 from lorary.lora.targets import find_targets
 from lorary.model.attach import routing
 

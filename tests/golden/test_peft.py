@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lorary.adapter import Adapter
 from lorary.data.batching import collate, input_length, plan_batches
-from lorary.formats.peft import new_config, read_adapter, write_adapter
+from lorary.formats.peft import read_adapter, write_adapter
+from lorary.formats.peft_config import new_config
 from lorary.lora.targets import find_targets
 from lorary.model.attach import routing
 from lorary.train.loop import train_queue

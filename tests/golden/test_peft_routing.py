@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lorary.adapter import Adapter
 from lorary.formats.peft import read_adapter, write_adapter
-from lorary.model.attach import routing, seating
+from lorary.model.attach import routing
+from lorary.model.seating import seating
 
 peft = pytest.importorskip("peft")
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lorary.adapter import Adapter
-from lorary.model.attach import routing, seating
+from lorary.model.attach import routing
+from lorary.model.seating import seating
 from lorary.route import ROUTERS
 
 Make = Callable[..., Any]

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import RouterError, UsageError
-from lorary.model.attach import Routing, routing, seating
+from lorary.model.attach import routing
 from lorary.model.live import add_expert, remove_expert, replace_expert
 from lorary.model.save import load, save
+from lorary.model.seating import seating
 from lorary.model.trace import trace
+from lorary.route.setting import Routing
 
 Make = Callable[..., Any]
 IDS = torch.randint(1, 300, (3, 7), generator=torch.Generator().manual_seed(5))

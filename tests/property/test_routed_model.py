@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lorary.adapter import Adapter, LoraFactors
-from lorary.model.attach import detach, routing, seating
+from lorary.model.attach import detach, routing
+from lorary.model.seating import seating
 from lorary.model.trace import trace
 
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])

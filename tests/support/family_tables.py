@@ -13,7 +13,8 @@ import transformers
 from tests.support.families import FAMILIES, tiny_family
 
 from lorary.formats.quiet import quiet_transformers
-from lorary.model.verdict import Verdict, verdict_of
+from lorary.model.kept import Verdict
+from lorary.model.verdict import verdict_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- families: made by python -m tests.support.family_tables -->", "<!-- families: end -->"

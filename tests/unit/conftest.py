@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lorary.data.tasks import Task, load_tasks
+from lorary.data.schema import Task
+from lorary.data.tasks import load_tasks
 from lorary.library.store import Library
 from lorary.model.base import Base, load_base
 

@@ -18,9 +18,9 @@ from lorary.data.schema import FIELDS
 from lorary.evaluate.cells import Cell, Failure
 from lorary.evaluate.metrics import CHOICE_METRICS, TEXT_METRICS
 from lorary.evaluate.routing_accuracy import RoutingAccuracy
+from lorary.evaluate.settings import EvaluateSettings
 from lorary.evaluate.summary import Comparison, Mean, OracleGap
 from lorary.formats.peft_config import REFUSED
-from lorary.recipes.evaluate import EvaluateSettings
 from lorary.route import ROUTERS
 
 ROOT = Path(__file__).parents[2]

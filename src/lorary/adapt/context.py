@@ -10,14 +10,14 @@ from typing import Any
 from lorary.adapt.pool import ADAPTATION, Pool
 from lorary.adapt.settings import AdaptSettings, recorded_adaptation
 from lorary.adapter import LoraFactors
-from lorary.build.experts import other_build, text_of
+from lorary.build.experts import other_build
 from lorary.build.jobs import Unit, make_job
 from lorary.build.settings import RunSettings, as_recorded
 from lorary.build.shards import template_for
 from lorary.build.state import state_key
 from lorary.data.schema import Task
 from lorary.data.template import Example
-from lorary.data.tokenizer_content import content_of_tokenizer
+from lorary.data.tokenizer_content import content_of_tokenizer, text_of
 from lorary.display import Display
 from lorary.errors import LibraryError
 from lorary.evaluate.loglik import answer_losses
@@ -135,7 +135,7 @@ class Shop:
             "seed": s.train.seed,
             "template": s.train.template,
             "base_dtype": str(self.base.model.dtype),
-            **text_of(self.base, s.train.template),
+            **text_of(self.base.tokenizer, s.train.template),
             "parents": list(parents.values()),
             "parent_names": list(parents),
             "versions": {package: version(package) for package in ("lorary", "torch", "transformers")},

@@ -6,6 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lorary.build.experts import check_clusters, check_same_build
+from lorary.build.jobs import Unit
+from lorary.build.settings import as_recorded
+from lorary.build.shards import template_for
+from lorary.build.state import candidate_folder, remove_candidate
+from lorary.build.train_units import Workshop, train_units
 from lorary.data.schema import Task
 from lorary.evaluate.loglik import answer_losses
 from lorary.library.derived import load_derived, save_derived
@@ -14,12 +20,6 @@ from lorary.library.layout import LIBRARY_FILE
 from lorary.library.provenance import COMPUTED
 from lorary.library.store import Library
 from lorary.model.attach import attach, detach, routing
-from lorary.build.settings import as_recorded
-from lorary.build.experts import check_clusters, check_same_build
-from lorary.build.jobs import Unit
-from lorary.build.state import candidate_folder, remove_candidate
-from lorary.build.shards import template_for
-from lorary.build.train_units import Workshop, train_units
 
 KIND, DOCUMENT = "choice_of_k", "table.json"
 

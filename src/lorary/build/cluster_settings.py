@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
+from lorary.build.settings import BuildSettings
 from lorary.errors import UsageError
 from lorary.numbers import check_count, check_number, check_seed
-from lorary.build.settings import BuildSettings
 
 CLUSTER_BY = ("mbc", "random", "text", "family")
 CLUSTER_METHODS = ("delta", "paper-2024")

@@ -7,9 +7,10 @@ from importlib.metadata import version
 from typing import Any
 
 from lorary.adapter import Adapter, LoraFactors
-from lorary.data.chat import chat_frame
+from lorary.build.jobs import CLUSTER, Unit
+from lorary.build.settings import BuildSettings, as_recorded, recorded_settings
 from lorary.data.schema import Task
-from lorary.data.tokenizer_content import content_of_tokenizer
+from lorary.data.tokenizer_content import text_of
 from lorary.errors import LibraryError, UsageError
 from lorary.formats.peft import tensors_of
 from lorary.formats.peft_config import new_config
@@ -17,8 +18,6 @@ from lorary.library.store import Library
 from lorary.lora.targets import ALL_LINEAR, find_targets, language_paths, num_layers
 from lorary.model.base import Base
 from lorary.model.verdict import verdict_of
-from lorary.build.settings import BuildSettings, as_recorded, recorded_settings
-from lorary.build.jobs import CLUSTER, Unit
 from lorary.train.units import TrainedUnit
 
 Shapes = dict[str, tuple[int, int]]
@@ -73,23 +72,12 @@ def provenance_of(unit: Unit, trained: TrainedUnit, tasks: Mapping[str, Task], b
         "seed": unit.settings.seed,
         "template": unit.settings.template,
         "base_dtype": str(base.model.dtype),
-        **text_of(base, unit.settings.template),
+        **text_of(base.tokenizer, unit.settings.template),
         "metrics": metrics_of(trained),
         "parents": list(unit.parents),
         **({"clustering": dict(unit.origin)} if unit.origin else {}),
         "versions": {package: version(package) for package in ("lorary", "torch", "transformers")},
     }
-
-
-def text_of(base: Base, template: str) -> dict[str, str]:
-    """What is recorded of how text became tokens: the tokenizer's hash, and what a chat template wrote before prompts.
-
-    Args:
-        base: whose tokenizer it was.
-        template: `plain` or `chat`.
-    """
-    prefix = {"prompt_prefix": chat_frame(base.tokenizer).prefix} if template == "chat" else {}
-    return {"tokenizer": content_of_tokenizer(base.tokenizer), **prefix}
 
 
 def metrics_of(trained: TrainedUnit) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from lorary.build.settings import BuildSettings
 from lorary.data.schema import Row, Task
 from lorary.data.template import Example, Template, warn_of_cuts
 from lorary.errors import TaskError, UsageError
 from lorary.library.folders import check_name
-from lorary.build.settings import BuildSettings
 from lorary.train.units import Job
 
 JOINT = "joint"

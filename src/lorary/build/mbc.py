@@ -10,20 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lorary.build.choose_k import choose_k
+from lorary.build.cluster_settings import ClusterSettings
+from lorary.build.experts import check_clusters, check_same_build, other_build
+from lorary.build.jobs import Unit, cluster_units, override, private_units
+from lorary.build.settings import BuildSettings
+from lorary.build.state import sweep
+from lorary.build.task_clusters import cluster_tasks
+from lorary.build.train_units import Workshop, train_units
 from lorary.cluster.baselines import check_k
 from lorary.data.schema import Task
 from lorary.errors import LibraryError, UsageError
 from lorary.library.configuration import differing_fields, in_words
 from lorary.library.layout import BUILD_FOLDER, LIBRARY_FILE
 from lorary.library.store import Library
-from lorary.build.settings import BuildSettings
-from lorary.build.choose_k import choose_k
-from lorary.build.cluster_settings import ClusterSettings
-from lorary.build.experts import check_clusters, check_same_build, other_build
-from lorary.build.jobs import Unit, cluster_units, override, private_units
-from lorary.build.state import sweep
-from lorary.build.task_clusters import cluster_tasks
-from lorary.build.train_units import Workshop, train_units
 
 PRIVATE = "private"
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorary.errors import UsageError
 from lorary.build.cluster_settings import CLUSTER_BY, ClusterSettings, parse_k
 from lorary.build.jobs import read_overrides
 from lorary.build.poly import PolySettings, poly_settings
+from lorary.errors import UsageError
 
 METHODS = ("private", "joint", "mbc", "poly", "mhr")
 # Fields of `ClusterSettings` that only some ways to find clusters look at.

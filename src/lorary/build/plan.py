@@ -5,21 +5,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorary.data.schema import Task
-from lorary.library.layout import LIBRARY_FILE
-from lorary.library.store import Library
-from lorary.model.base import Base
-from lorary.build.settings import BuildSettings, RunSettings
 from lorary.build.choose_k import known_choice
 from lorary.build.cluster_settings import ClusterSettings
 from lorary.build.experts import check_clusters, check_same_build
 from lorary.build.jobs import Unit, cluster_units, joint_units, override, private_units
-from lorary.build.state import candidate_folder
 from lorary.build.mbc import check_numbers, numbers_of, planned_private, private_folder
 from lorary.build.methods import MethodSettings
 from lorary.build.poly import is_finished, poly_unit
 from lorary.build.poly_export import check_exports
+from lorary.build.settings import BuildSettings, RunSettings
+from lorary.build.state import candidate_folder
 from lorary.build.task_clusters import known_clusters
+from lorary.data.schema import Task
+from lorary.library.layout import LIBRARY_FILE
+from lorary.library.store import Library
+from lorary.model.base import Base
 
 # Clusters where the adapters themselves shall say how many.
 ASSUMED_K = 10

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 
 from lorary.adapter import Adapter, content_hash
+from lorary.build.experts import check_same_build, provenance_of, targets_of, to_adapter
+from lorary.build.jobs import Unit
+from lorary.build.settings import BuildSettings, option
 from lorary.data.schema import Task
 from lorary.errors import LibraryError, UsageError
 from lorary.library.assignment import Assignment, find_assignment, save_assignment
 from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.numbers import check_count, check_number
-from lorary.build.settings import BuildSettings, option
-from lorary.build.experts import check_same_build, provenance_of, targets_of, to_adapter
-from lorary.build.jobs import Unit
 from lorary.train.poly import PolyStack, skill_names
 from lorary.train.units import TrainedUnit
 

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from lorary.adapter import Adapter, LoraFactors
+from lorary.build.experts import other_build
+from lorary.build.jobs import Unit
+from lorary.build.poly import PolySettings, commit_once
 from lorary.data.schema import Task
 from lorary.errors import LibraryError, UsageError
 from lorary.formats.peft import tensors_of
 from lorary.library.assignment import Assignment, load_assignment
 from lorary.library.store import Library
 from lorary.lora.poly import mix_factors, mixing_weights
-from lorary.build.experts import other_build
-from lorary.build.jobs import Unit
-from lorary.build.poly import PolySettings, commit_once
 from lorary.train.poly import skill_names
 
 MU = "mu"

@@ -3,13 +3,13 @@
 import json
 from dataclasses import asdict
 
-from lorary.build.settings import BuildSettings
 from lorary.build.jobs import Unit, make_job
-from lorary.build.state import build_key, checkpoint_path, close_build
 from lorary.build.poly import PolySettings, commit_skills, is_finished, poly_stack, poly_unit
 from lorary.build.poly_export import check_exports, export_mu, export_tasks
-from lorary.build.shards import loop_settings, template_for
 from lorary.build.progress import TrainingBar, opened_logs
+from lorary.build.settings import BuildSettings
+from lorary.build.shards import loop_settings, template_for
+from lorary.build.state import build_key, checkpoint_path, close_build
 from lorary.build.train_units import Workshop
 from lorary.train.loop import train_queue
 from lorary.train.poly import skill_names

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from lorary.data.tasks import Task, load_tasks
-from lorary.data.template import Template, make_template
-from lorary.data.tokenizer_content import content_of_tokenizer
-from lorary.errors import BaseModelError, TaskError
-from lorary.library.store import Library
-from lorary.model.base import Base, load_base
-from lorary.build.settings import BuildSettings, RunSettings
-from lorary.display import Display
 from lorary.build.experts import provenance_of, targets_of, to_adapter
 from lorary.build.jobs import Unit, make_job
 from lorary.build.progress import TrainingBar, opened_logs
+from lorary.build.settings import BuildSettings, RunSettings
+from lorary.data.schema import Task
+from lorary.data.tasks import load_tasks
+from lorary.data.template import Template, make_template
+from lorary.data.tokenizer_content import content_of_tokenizer
+from lorary.display import Display
+from lorary.errors import BaseModelError, TaskError
+from lorary.library.store import Library
+from lorary.model.base import Base, load_base
 from lorary.train.callbacks import Callback
 from lorary.train.loop import train_queue
 from lorary.train.optimiser import OptimiserSettings

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorary.build.jobs import Unit
+from lorary.build.settings import as_recorded
 from lorary.data.schema import Task
 from lorary.library.files import encode_json, read_json, replace_file, reported
 from lorary.library.handles import Folder, opened
 from lorary.library.layout import BUILD_FOLDER
-from lorary.build.settings import as_recorded
-from lorary.build.jobs import Unit
 
 # Folders of candidates begin with it, and those that are being removed with the other as well.
 CANDIDATE, OLD = "k-", "old-"

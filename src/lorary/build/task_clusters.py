@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorary.build.cluster_settings import ClusterSettings
+from lorary.build.train_units import Workshop
 from lorary.cluster.baselines import family_labels, random_labels, text_labels
 from lorary.cluster.mbc import cluster_adapters
 from lorary.data.encoder import embed_tasks
 from lorary.data.schema import Task
+from lorary.display import Display
 from lorary.library.derived import derived_folder, load_derived, save_derived
 from lorary.library.files import encode_json
 from lorary.library.store import Library
-from lorary.build.cluster_settings import ClusterSettings
-from lorary.display import Display
-from lorary.build.train_units import Workshop
 
 # Another kind than that of `lorary cluster`: adapters are clustered there, and tasks here.
 KIND, DOCUMENT = "assignment_of_tasks", "assignment.json"

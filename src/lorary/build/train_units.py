@@ -4,19 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorary.data.tasks import BUILTIN, Task
+from lorary.build.experts import check_same_build
+from lorary.build.jobs import Unit, num_steps
+from lorary.build.settings import RunSettings
+from lorary.build.shards import Shard, build_shard, train_shard
+from lorary.build.state import build_key, checkpoint_path, close_build, open_shards
+from lorary.data.schema import Task
+from lorary.data.tasks import BUILTIN
 from lorary.data.tokenizer_content import content_of_tokenizer
+from lorary.display import Display
 from lorary.errors import TrainError
 from lorary.formats.base import EMBEDDED
 from lorary.library.layout import LOGS
 from lorary.library.store import Library
 from lorary.model.base import Base
-from lorary.build.settings import RunSettings
-from lorary.display import Display
-from lorary.build.experts import check_same_build
-from lorary.build.jobs import Unit, num_steps
-from lorary.build.state import build_key, checkpoint_path, close_build, open_shards
-from lorary.build.shards import Shard, build_shard, train_shard
 from lorary.train.callbacks import Callback
 from lorary.train.executor import Executor, LocalExecutor
 

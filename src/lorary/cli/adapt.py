@@ -31,7 +31,7 @@ from lorary.cli.training import (
 )
 
 if TYPE_CHECKING:
-    from lorary.recipes.adapt import AdaptResult
+    from lorary.adapt.adapt_library import AdaptResult
 
 
 def adapt(

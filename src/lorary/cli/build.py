@@ -22,7 +22,7 @@ from lorary.cli.training import (
 )
 
 if TYPE_CHECKING:
-    from lorary.recipes.build import BuildResult
+    from lorary.build.build_library import BuildResult
 
 
 def build(
@@ -94,12 +94,13 @@ def build(
     """Train a library of experts. Run it again to go on after an interruption."""
     from dataclasses import asdict
 
+    from lorary.build.methods import method_settings
     from lorary.build.settings import RunSettings, parse_sampling
     from lorary.build.settings import preset as preset_settings
     from lorary.errors import UsageError
-    from lorary.recipes.build import method_settings, run_build
+    from lorary.recipes.build import run_build
     from lorary.recipes.estimate import run_estimate
-    from lorary.train.executor import make_executor
+    from lorary.train.choose_executor import make_executor
 
     targets = split_names(target_modules)
     settings = preset_settings(

@@ -20,9 +20,12 @@ def cluster(
     from pathlib import Path
 
     from lorary.library.store import Library
-    from lorary.recipes.cluster import map_of, run_cluster
+    from lorary.recipes.cluster import run_cluster
+    from lorary.report.cluster_contents import check_size
+    from lorary.report.cluster_map import map_of
     from lorary.report.cluster_text import print_clusters
-    from lorary.report.clusters import check_report, check_size, write_map
+    from lorary.report.clusters import write_map
+    from lorary.report.shell import check_report
 
     number = _number_of_clusters(k)
     if report:

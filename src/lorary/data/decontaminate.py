@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lorary.data.overlap import NGRAM, SEEN, Overlap, Overlaps, find_overlaps
-from lorary.data.tasks import Task, load_tasks
+from lorary.data.schema import Task
+from lorary.data.tasks import load_tasks
 from lorary.errors import TaskError, UsageError
 
 MODES = ("report", "drop", "drop-rows")

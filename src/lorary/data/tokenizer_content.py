@@ -4,6 +4,8 @@ import hashlib
 import json
 from typing import Any
 
+from lorary.data.chat import chat_frame
+
 # Where a tokenizer comes from, and padding, which Lorary sets itself and masks: no part of what it does.
 NOT_CONTENT = frozenset({
     "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "tokenizer_object",
@@ -42,3 +44,14 @@ def _pieces(tokenizer: Any) -> Any:
     described = json.loads(backend.to_str())
     # Both are left by the last call; padding also enters the list of added tokens, where it decides nothing.
     return {key: value for key, value in described.items() if key not in ("padding", "truncation")}
+
+
+def text_of(tokenizer: Any, template: str) -> dict[str, str]:
+    """What is recorded of how text became tokens: the tokenizer's hash, and what a chat template wrote before prompts.
+
+    Args:
+        tokenizer: that of the base model.
+        template: `plain` or `chat`.
+    """
+    prefix = {"prompt_prefix": chat_frame(tokenizer).prefix} if template == "chat" else {}
+    return {"tokenizer": content_of_tokenizer(tokenizer), **prefix}

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorary.data.schema import shorten
-from lorary.data.tasks import Row
+from lorary.data.schema import Row, shorten
 from lorary.data.template import Example, Ids, Template, warn_of_cuts
 from lorary.errors import TaskError
 from lorary.evaluate.decoding import Decoding, decoding_of, sample_seeds

@@ -11,6 +11,7 @@ from lorary.data.schema import shorten
 from lorary.data.template import Example, make_template
 from lorary.data.text_of_ids import text_of_ids, texts_of_ids
 from lorary.errors import TaskError
+from lorary.evaluate.completion import check_context, check_text, complete, prompt_ids
 from lorary.evaluate.explanation import SeenPrompt, SeenToken
 from lorary.evaluate.generation import stop_ids
 from lorary.evaluate.routing import SINK_RATIO, norm_ratios
@@ -20,7 +21,6 @@ from lorary.model.plan import constant_weights
 from lorary.model.probe import deciding_by
 from lorary.model.seating import prober_of, seating
 from lorary.model.trace import trace
-from lorary.recipes.generate import check_context, check_text, complete, prompt_ids
 from lorary.route.setting import Routing
 
 FIRST_TOKEN = "first token of the row"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lorary.errors import RouterError, ShapeError, UsageError
 from lorary.evaluate.routing import Agreement, ExpertUse, Measures, agreement, as_shares, expert_use, measure
-from lorary.report.traces import place_of
+from lorary.lora.targets import place_of
 
 
 class SeenToken(NamedTuple):

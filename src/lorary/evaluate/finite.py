@@ -54,3 +54,9 @@ def _check(model: Any, found: list[Tensor]) -> None:
             found=f"{count} of them NaN or infinite; {cause_of(model)}",
             remedy="another --dtype where activations overflow, and lorary library verify for the adapters",
         )
+
+
+def furthest(values: Tensor) -> float:
+    """The value furthest from zero, or the first NaN."""
+    flat = values.flatten()
+    return float(flat[torch.nan_to_num(flat.abs(), nan=torch.inf).argmax()])

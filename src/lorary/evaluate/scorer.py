@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lorary.data.tasks import Task
+from lorary.data.schema import Task
 from lorary.data.template import Template, make_template
 from lorary.errors import LoraryError, TaskError
 from lorary.evaluate.answers import RowScores, score_rows
@@ -27,9 +27,10 @@ from lorary.evaluate.sandbox import Sandbox
 from lorary.evaluate.seated_base import Bench
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.evaluate.statistics import bootstrap_interval
-from lorary.model.attach import Routing, routing
+from lorary.model.attach import routing
 from lorary.model.base import Base
 from lorary.model.prepared import prepared_marks
+from lorary.route.setting import Routing
 from lorary.route.spec import ORACLE
 
 

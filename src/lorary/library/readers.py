@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lorary.errors import LibraryError, LoraryError
-from lorary.formats.peft import CONFIG_FILE, WEIGHTS_FILE
+from lorary.formats.peft_files import CONFIG_FILE, WEIGHTS_FILE
 from lorary.library.folders import NAME, REPLACED, check_name, no_adapter
 from lorary.library.handles import Folder, check_kind, kind_of, opened
 from lorary.library.layout import ADAPTERS, STAGING

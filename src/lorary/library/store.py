@@ -16,7 +16,8 @@ from torch import nn
 
 from lorary.adapter import Adapter
 from lorary.errors import LoraryError, UsageError
-from lorary.formats.peft import Shape, encode_adapter, parse_adapter, read_files, read_shapes
+from lorary.formats.peft import encode_adapter, parse_adapter
+from lorary.formats.peft_files import Shape, read_files, read_shapes
 from lorary.library import lock
 from lorary.library.base import BaseRecord, check_fit, check_origin, check_same_base, record_of
 from lorary.library.document import (

@@ -8,7 +8,8 @@ from typing import Any
 
 from lorary.adapter import content_hash
 from lorary.errors import LibraryError, LoraryError
-from lorary.formats.peft import CONFIG_FILE, WEIGHTS_FILE, parse_adapter, read_files
+from lorary.formats.peft import parse_adapter
+from lorary.formats.peft_files import CONFIG_FILE, WEIGHTS_FILE, read_files
 from lorary.library.base import BaseRecord, check_fit
 from lorary.library.files import read_json, sha256
 from lorary.library.folders import NAME

@@ -124,3 +124,16 @@ def _check_all_used(
     missing = sorted(set(layers or ()) - {layer_number(path) for path in found})
     if missing:
         raise UsageError("layer numbers must exist in the base model", found=missing)
+
+
+def place_of(path: str) -> tuple[str, str]:
+    """The module kind and the depth that a dotted path names; the depth is `-` where the path has no number.
+
+    >>> place_of("model.layers.12.self_attn.q_proj")
+    ('self_attn.q_proj', '12')
+    """
+    parts = path.split(".")
+    for i, part in enumerate(parts[:-1]):
+        if part.isdecimal():
+            return ".".join(parts[i + 1 :]), part
+    return path, "-"

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import AdapterError
-from lorary.formats.peft import Shape
 from lorary.formats.peft_copies import check_copies, copies_of
+from lorary.formats.peft_files import Shape
 from lorary.library.base_weights import is_plain, weights_of_model
 from lorary.lora.gated import GatedLora
 from lorary.lora.seat import device_of, find_linear, linear_shape

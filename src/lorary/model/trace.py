@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lorary.errors import UsageError
-from lorary.model.attach import Seating, seating
 from lorary.model.probe import cache_of, cached_length
+from lorary.model.seating import Seating, seating
 
 
 class Trace:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorary.build.experts import text_of
 from lorary.data.encoder import ENCODER_PACKAGE, encoder_folder
 from lorary.data.template import Example, Template, warn_of_cuts
+from lorary.data.tokenizer_content import text_of
 from lorary.errors import BaseModelError, RouterError
 from lorary.library.configuration import differing_fields
 from lorary.library.fingerprint import fingerprint_of_model
@@ -191,7 +191,7 @@ class Preparer:
         made_of: dict[str, Any] = {
             "data": dict(own.hashes), "rows": s.num_rows, "seed": s.seed, "template": self.template.name,
             "max_length": self.template.max_length, "model": fingerprint.digest,
-            "dtype": str(model.dtype), **text_of(self.base, self.template.name),
+            "dtype": str(model.dtype), **text_of(self.base.tokenizer, self.template.name),
         }  # fmt: skip
         if differing := differing_fields(self.library.base.fingerprint.configuration, fingerprint.configuration):
             made_of["configuration"] = {name: found for name, (_, found) in differing.items()}

@@ -1,154 +1,17 @@
-"""`lorary adapt`: new tasks get an adapter each, from scratch or out of a library. Run again, it goes on.
+"""`lorary adapt`: opens library, base and tasks, and adapts."""
 
-What a method ends with is again one ordinary adapter in a library, which computes just what was validated.
-"""
+from collections.abc import Sequence
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-
-from lorary.adapt.context import Shop
-from lorary.adapt.lorahub import adapt_lorahub
-from lorary.adapt.mixture import adapt_mixture
-from lorary.adapt.pool import pool_of
-from lorary.adapt.retrieve import short_folder
+from lorary.adapt.adapt_library import AdaptResult, adapt_library, check_tasks
 from lorary.adapt.settings import (
-    CAT,
-    JOINT,
-    LORA,
-    LORAHUB,
-    METHODS,
-    MU,
-    NEAREST,
-    POLY,
-    POLY_Z,
     AdaptSettings,
 )
-from lorary.adapt.start import adapt_lora, adapt_mean, adapt_nearest
-from lorary.build.jobs import check_trainable
 from lorary.build.settings import RunSettings
-from lorary.build.state import close_build, open_shards, remove_candidate
-from lorary.data.tasks import Task, load_tasks
-from lorary.display import Display
-from lorary.errors import LibraryError, TaskError, UsageError
-from lorary.library.folders import check_name
-from lorary.library.opening import base_of, created_for, template_of
+from lorary.data.tasks import load_tasks
+from lorary.errors import TaskError
+from lorary.library.opening import base_of, created_for
 from lorary.library.store import Library
-from lorary.model.base import Base, load_base
-
-__all__ = ["METHODS", "AdaptResult", "AdaptSettings", "adapt_library", "run_adapt"]
-
-
-@dataclass(frozen=True)
-class AdaptResult:
-    """What an adaptation did.
-
-    Args:
-        library: path of the library that holds the results.
-        method: how tasks were adapted to.
-        names: name of the adapter of each task.
-        val_losses: by task, the validation losses of the bare base, of the start and of the result, nats per target
-            token.
-        adapted: tasks that this run adapted to.
-        kept: tasks whose adapter was there already.
-        parents: by task, names of the adapters that the result was made of.
-        errors: by task, what was left out by truncation, relative to the whole update, in the Frobenius norm.
-    """
-
-    library: str
-    method: str
-    names: dict[str, str]
-    val_losses: dict[str, tuple[float, float, float]]
-    adapted: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-    parents: dict[str, list[str]] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
-
-
-# Each adapts to the tasks it is given, and commits what becomes of each; some may have been committed by a run that was
-# killed.
-ADAPT: Mapping[str, Callable[[Shop, Sequence[str]], None]] = {
-    LORA: adapt_lora,
-    JOINT: adapt_mean,
-    MU: adapt_mean,
-    NEAREST: adapt_nearest,
-    POLY: adapt_mixture,
-    POLY_Z: adapt_mixture,
-    CAT: adapt_mixture,
-    LORAHUB: adapt_lorahub,
-}
-
-
-def adapt_library(
-    base: Base,
-    library: Library,
-    tasks: Mapping[str, Task],
-    settings: AdaptSettings,
-    *,
-    into: Library | None = None,
-    run: RunSettings | None = None,
-    display: Display | None = None,
-) -> AdaptResult:
-    """Adapt to tasks with what is in memory.
-
-    Args:
-        base: the frozen base model.
-        library: over that base; to adapt from.
-        tasks: tasks with training and validation rows, by name; each is adapted to by itself.
-        settings: how.
-        into: the library in which the results go; `library` itself where None. Results of the same adaptation that
-            are there already are kept.
-        run: how to run; its device and dtype are the base's own.
-        display: where progress is shown.
-
-    Returns:
-        The names of the results, and their validation losses.
-
-    Raises:
-        LibraryError: if a name is taken by another adapter, an adapter to start from is not there or was trained with
-            another template, or a build runs on the library of the results.
-        BaseModelError: if the model is not the base of the libraries.
-        TaskError: if a task lacks training or validation rows.
-        UsageError: if a name cannot be an adapter's.
-        TrainError: if a loss is not finite, or a checkpoint cannot be written.
-    """
-    into = library if into is None else into
-    _check_tasks(tasks, settings)
-    pool = pool_of(library, settings)
-    shop = Shop(base, into, tasks, settings, run or RunSettings(), display or Display(), pool)
-    for one in {each.path: each for each in (library, into, pool.library)}.values():
-        one.check_base(base.model)
-        template_of(one, settings.train.template)
-    with into.build_lock():
-        _check_results(shop)
-        kept = [task for task in sorted(tasks) if shop.is_finished(task)]
-        if kept:
-            shop.display.say(f"{len(kept)} of {len(tasks)} tasks are adapted to already")
-        adapted = [task for task in sorted(tasks) if task not in kept]
-        if adapted:
-            # A run that was killed goes on with the very company it began with.
-            (company,) = open_shards(into.path, shop.key, adapted, 1)
-            ADAPT[settings.method](shop, company)
-            close_build(into.path, shop.key)
-            remove_candidate(short_folder(shop))
-    return _result(shop, adapted, kept)
-
-
-def _check_results(shop: Shop) -> None:
-    """Refuse, before anything is trained, names of results that some file systems would take for one.
-
-    Raises:
-        LibraryError: if two differ in case alone, among themselves or from an adapter of the library.
-    """
-    there = {name.casefold(): name for name in shop.into.names()}
-    for task in sorted(shop.tasks):
-        name = shop.settings.name_for(task)
-        other = there.setdefault(name.casefold(), name)
-        if other != name:
-            raise LibraryError(
-                f"names of adapters in library '{shop.into.path}' must differ in more than case",
-                found=f"'{other}' and '{name}'",
-                remedy="rename one of the tasks, or adapt to them apart, with --name",
-            )
+from lorary.model.base import load_base
 
 
 def run_adapt(
@@ -184,36 +47,10 @@ def run_adapt(
     tasks = {name: task for name, task in loaded.items() if names or (task.split("train") and task.split("val"))}
     if not tasks:
         raise TaskError(f"'{tasks_reference}' must have tasks with training and validation rows", found="none")
-    _check_tasks(tasks, settings)
+    check_tasks(tasks, settings)
     reference = base_of(library, base)
     model = load_base(reference, dtype=run.dtype, device=run.device)
     if into is None:
         return adapt_library(model, library, tasks, settings, run=run)
     with created_for(into, reference) as there:
         return adapt_library(model, library, tasks, settings, into=there, run=run)
-
-
-def _check_tasks(tasks: Mapping[str, Task], settings: AdaptSettings) -> None:
-    check_trainable(tasks)
-    if settings.name is not None and len(tasks) != 1:
-        raise UsageError("--name names the adapter of one task", found=f"{len(tasks)} tasks", remedy="leave it out")
-    for task in tasks:
-        check_name(settings.name_for(task))
-
-
-def _result(shop: Shop, adapted: list[str], kept: list[str]) -> AdaptResult:
-    names = {task: shop.settings.name_for(task) for task in sorted(shop.tasks)}
-    known = {task: shop.into.provenance(name) for task, name in names.items()}
-    metrics = {task: about["metrics"] for task, about in known.items()}
-    keys = ("val_loss_base", "val_loss_start", "val_loss")
-    losses = {task: tuple(float(own[key]) for key in keys) for task, own in metrics.items()}
-    return AdaptResult(
-        str(shop.into.path),
-        shop.settings.method,
-        names,
-        {task: (own[0], own[1], own[2]) for task, own in losses.items()},
-        adapted,
-        kept,
-        {task: list(about["parent_names"]) for task, about in known.items()},
-        {task: float(own.get("truncation_error", 0.0)) for task, own in metrics.items()},
-    )

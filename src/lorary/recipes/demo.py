@@ -9,20 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorary.build.build_library import BuildResult, build_library
 from lorary.build.settings import BuildSettings
 from lorary.data.builtin.catalogue import DEMO_TASKS, builtin_tasks
-from lorary.data.tasks import Task
+from lorary.data.schema import Task
 from lorary.display import Display
 from lorary.errors import UsageError
+from lorary.evaluate.evaluate_library import evaluate_library
+from lorary.evaluate.evaluation import Evaluation
+from lorary.evaluate.routed_prompt import RoutedPrompt, trace_prompt
+from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.files import replace_file
 from lorary.library.opening import open_or_create
 from lorary.library.store import Library
 from lorary.model.attach import attach, detach
 from lorary.model.base import Base, load_base
-from lorary.recipes.build import BuildResult, build_library
-from lorary.recipes.evaluate import EvaluateSettings, Evaluation, evaluate_library
-from lorary.recipes.generate import trace_prompt
-from lorary.report.evaluation_page import RoutedPrompt, write_report
+from lorary.report.evaluation_page import write_report
 from lorary.report.routing_page import report_of
 from lorary.report.tables import print_evaluation
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorary.build.build_library import choose_tasks, separate_tasks
 from lorary.build.experts import targets_of
 from lorary.build.jobs import Unit, make_job
 from lorary.build.memory import Measurement, measure
@@ -15,7 +16,6 @@ from lorary.build.shards import loop_settings, template_for
 from lorary.data.batching import input_length
 from lorary.display import Display
 from lorary.model.base import Base, load_base
-from lorary.recipes.build import choose_tasks, separate_tasks
 from lorary.train.onednn import packed_bytes
 from lorary.train.stack import expert_stack
 from lorary.train.units import Job, Stack

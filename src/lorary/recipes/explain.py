@@ -10,17 +10,18 @@ from torch import Tensor
 from lorary.data.template import Example
 from lorary.display import Display
 from lorary.errors import UsageError
+from lorary.evaluate.completion import check_text
 from lorary.evaluate.explain_trace import Prompt, see
 from lorary.evaluate.explanation import Explanation
 from lorary.evaluate.loglik import answer_losses
 from lorary.library.opening import base_of, template_of
 from lorary.library.store import Library
-from lorary.model.attach import attach, routing, seating
+from lorary.model.attach import attach, routing
 from lorary.model.base import Base, load_base
 from lorary.model.finite import finite_layers
 from lorary.model.plan import constant_weights
+from lorary.model.seating import seating
 from lorary.numbers import check_count
-from lorary.recipes.generate import check_text
 from lorary.route.presets import merged
 from lorary.route.setting import Routing
 

@@ -10,10 +10,8 @@ from torch import Tensor
 
 from lorary.cluster.kmeans import Candidate
 from lorary.errors import ShapeError, UsageError
+from lorary.library.clusters import MOST_MAPPED
 from lorary.report.cluster_plots import Matrix
-
-# A browser draws so many rows and columns at once; the command's tables and JSON know no limit.
-MOST_ADAPTERS = 1000
 
 METHOD_NOTES = {
     "delta": "Cosine between the whole updates of two adapters: what they add to the base model, layer by layer. How "
@@ -91,9 +89,9 @@ def check_size(num_adapters: int) -> None:
     Raises:
         UsageError: if they are too many.
     """
-    if num_adapters > MOST_ADAPTERS:
+    if num_adapters > MOST_MAPPED:
         raise UsageError(
-            f"a map shows at most {MOST_ADAPTERS:,} adapters",
+            f"a map shows at most {MOST_MAPPED:,} adapters",
             found=num_adapters,
             remedy="leave out --report: the tables and --json have no limit",
         )

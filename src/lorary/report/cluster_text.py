@@ -4,7 +4,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lorary.display import table_console
-from lorary.recipes.cluster import ClusterResult
+from lorary.library.clusters import ClusterResult
 
 NUM_NEAREST = 3
 # The neighbours of more adapters fill screens that nobody reads; --json and --report have them.

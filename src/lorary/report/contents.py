@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lorary.errors import ShapeError, UsageError
+from lorary.evaluate.finite import furthest
+from lorary.evaluate.routed_prompt import RoutedPrompt
 
 
 @dataclass(frozen=True)
@@ -37,44 +38,7 @@ class Similarity:
             )
         # A hair of rounding is allowed; the comparison is false for NaN.
         if not bool((self.cosine.abs() <= 1 + 1e-3).all()):
-            raise UsageError("a similarity must be a cosine, -1..1", found=_worst(self.cosine))
-
-
-@dataclass(frozen=True)
-class RoutedPrompt:
-    """A prompt, the answer, and where its tokens went.
-
-    Args:
-        prompt: text given to the model.
-        answer: text it gave back.
-        tokens: the text of each traced token, decoded one by one.
-        layers: dotted paths of the routed layers, in the model's order.
-        experts: names, in the order of the weights' last axis.
-        weights: routing weights, 0..1; a token's weights in one layer sum to at most 1.
-
-    Raises:
-        ShapeError: if tokens, layers or experts do not fit the weights.
-        UsageError: if something is a weight that cannot be one, or there is nothing to show.
-    """
-
-    prompt: str
-    answer: str
-    tokens: Sequence[str]
-    layers: Sequence[str]
-    experts: Sequence[str]
-    weights: Float[Tensor, "layers tokens experts"]
-
-    def __post_init__(self) -> None:
-        shape = (len(self.layers), len(self.tokens), len(self.experts))
-        if shape != tuple(self.weights.shape):
-            raise ShapeError(
-                f"routing weights must be (layers, tokens, experts) = {shape}", found=tuple(self.weights.shape)
-            )
-        if 0 in shape:
-            raise UsageError("a routed prompt must have layers, tokens and experts", found=shape)
-        inside = (self.weights >= 0) & (self.weights <= 1 + 1e-3)
-        if not bool(inside.all()):
-            raise UsageError("a routing weight must lie in 0..1", found=_worst(self.weights))
+            raise UsageError("a similarity must be a cosine, -1..1", found=furthest(self.cosine))
 
 
 @dataclass(frozen=True)
@@ -116,9 +80,3 @@ class Report:
         """Family of each expert by name: as the similarities say, else that of the task of the same name."""
         by_task = {str(cell["task"]): str(cell["family"]) for cell in self.cells}
         return {**by_task, **(self.similarity.family if self.similarity else {})}
-
-
-def _worst(values: Tensor) -> float:
-    """The value furthest from zero, or the first NaN."""
-    flat = values.flatten()
-    return float(flat[torch.nan_to_num(flat.abs(), nan=torch.inf).argmax()])

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lorary.report.contents import Report, RoutedPrompt, Similarity
+from lorary.evaluate.routed_prompt import RoutedPrompt
+from lorary.report.contents import Report, Similarity
 from lorary.report.evidence_plots import gap_plot, heat_plot, routing_shares, sweeps
 from lorary.report.plots import OTHER, family_colours, loss_plot, score_plot, similarity_plot
 from lorary.report.sections import sections

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from lorary.evaluate.explanation import Explanation, SeenPrompt
+from lorary.lora.targets import place_of
 from lorary.report.plots import packed
-from lorary.report.traces import ALL, WEIGHT_PARTS, place_of
+from lorary.report.traces import ALL, WEIGHT_PARTS
 
 # Experts with a column of their own, the most used ones; more share the last column.
 NUM_COLUMNS = 16

@@ -1,6 +1,7 @@
 """The sections of an explanation as HTML; all of it says its numbers without a script."""
 
 from lorary.evaluate.explanation import Explanation
+from lorary.lora.targets import place_of
 from lorary.report.asset import asset
 from lorary.report.explain_map import NUM_KEPT, colour_of, column_names, usage_map
 from lorary.report.explain_measures import (
@@ -11,7 +12,7 @@ from lorary.report.explain_measures import (
 )
 from lorary.report.explain_strip import prompts_section, undecided_section
 from lorary.report.markup import text
-from lorary.report.traces import ALL, place_of
+from lorary.report.traces import ALL
 
 Section = tuple[str, str, str]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lorary.evaluate.explanation import Compared, Explanation, Group, SeenPrompt
 from lorary.evaluate.routing import DOMINATING, DOMINATING_TIMES, HARDLY, SINK_RATIO
-from lorary.report.traces import place_of
+from lorary.lora.targets import place_of
 
 # Six digits of a weight or an entropy: more than float32 gives.
 DIGITS = 6

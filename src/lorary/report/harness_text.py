@@ -4,7 +4,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lorary.display import table_console
-from lorary.recipes.harness import HarnessResult
+from lorary.evaluate.harness_library import HarnessResult
 
 
 def print_harness(result: HarnessResult) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 from lorary.cluster.similarity import adapter_similarity
 from lorary.evaluate.cells import BASE
+from lorary.evaluate.evaluation import Evaluation
+from lorary.evaluate.routed_prompt import RoutedPrompt
+from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.store import Library
-from lorary.recipes.evaluate import EvaluateSettings, Evaluation
-from lorary.report.evaluation_page import Report, RoutedPrompt, Similarity
+from lorary.report.contents import Report, Similarity
 from lorary.report.markup import counted
 
 

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorary.report.contents import RoutedPrompt
+from lorary.evaluate.routed_prompt import RoutedPrompt
+from lorary.lora.targets import place_of
 from lorary.report.plots import packed
 
 # Experts kept per token and view: all of them for the usual top_k of 4.
@@ -58,19 +59,6 @@ def routing_plot(routed: RoutedPrompt) -> dict[str, Any]:
         "usage": packed((usage * USAGE_PARTS).round().clamp(0, USAGE_PARTS).numpy(), "<u2"),
         "parts": {"weights": WEIGHT_PARTS, "spread": SPREAD_PARTS, "usage": USAGE_PARTS},
     }
-
-
-def place_of(path: str) -> tuple[str, str]:
-    """The module kind and the depth that a dotted path names; the depth is `-` where the path has no number.
-
-    >>> place_of("model.layers.12.self_attn.q_proj")
-    ('self_attn.q_proj', '12')
-    """
-    parts = path.split(".")
-    for i, part in enumerate(parts[:-1]):
-        if part.isdecimal():
-            return ".".join(parts[i + 1 :]), part
-    return path, "-"
 
 
 def summarise_view(weights: Float[Tensor, "tokens experts"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from lorary.adapt.adapt_library import adapt_library
 from lorary.adapt.settings import JOINT, AdaptSettings, recorded_adaptation
-from lorary.data.tasks import Task
+from lorary.data.schema import Task
 from lorary.errors import TaskError
 from lorary.evaluate.cells import ORACLE
+from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.opening import open_or_create
 from lorary.library.store import Library
-from lorary.model.base import Base, load_base
-from lorary.recipes.adapt import adapt_library
-from lorary.recipes.evaluate import EvaluateSettings
 from lorary.study.building import build_outputs, changed_settings
 from lorary.study.config import AdaptStage, BuildStage
 from lorary.study.context import Place
@@ -66,26 +65,30 @@ def run_adapt_stage(place: Place, stage: AdaptStage, key: str) -> str:
     """
     columns, tasks = read_columns(place, stage, key), adapted_tasks(place, stage)
     missing = [run for run in stage.runs() if run not in columns or columns[run]["failures"]]
-    base = load_base(place.study.base, dtype=place.study.run.dtype, device=place.study.run.device) if missing else None
     for run in missing:
-        assert base is not None
         place.display.check_time()
-        columns[run] = _adapted(place, stage, run[1], base, tasks)
+        columns[run] = _adapted(place, stage, run[1], tasks)
         write_columns(place, stage, key, columns)
     check_scored(stage, columns)
     return f"{len(stage.methods)} methods on {len(tasks)} tasks"
 
 
-def _adapted(place: Place, stage: AdaptStage, method: str, base: Base, tasks: Mapping[str, Task]) -> dict[str, Any]:
+def _adapted(place: Place, stage: AdaptStage, method: str, tasks: Mapping[str, Task]) -> dict[str, Any]:
     """A column of one method: its adapters lie in a library of their own, called by what decides them."""
     key = _adapters_key(place, stage, method, tasks)
     into = open_or_create(str(place.library(f"{stage.name}-{method}-{key[:8]}")), place.study.base)
     source = Library.open(place.library(stage.library))
     result = adapt_library(
-        base, source, tasks, _settings(place, stage, method), into=into, run=place.study.run, display=place.display
+        place.base,
+        source,
+        tasks,
+        _settings(place, stage, method),
+        into=into,
+        run=place.study.run,
+        display=place.display,
     )
     settings = EvaluateSettings(routers=(ORACLE,), rows=stage.held_out, **stage.evaluate)
-    column = score_column(place, base, into, stage.name, tasks, settings, f"{stage.name}/{method}")
+    column = score_column(place, into, stage.name, tasks, settings, f"{stage.name}/{method}")
     for told in (*column["cells"], *column["failures"]):
         told["router"] = method if told["router"] == ORACLE else told["router"]
     return {**column, "adapted": {key: value for key, value in asdict(result).items() if key != "library"}}

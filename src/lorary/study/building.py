@@ -6,13 +6,13 @@ from dataclasses import asdict, replace
 from shlex import quote
 from typing import Any
 
+from lorary.build.build_library import build_library
 from lorary.build.methods import MethodSettings
 from lorary.build.settings import PRESETS, BuildSettings, as_recorded, preset
 from lorary.errors import LibraryError
 from lorary.library.layout import ADAPTERS, LIBRARY_FILE
-from lorary.library.opening import open_or_create
+from lorary.library.opening import created_for, open_or_create
 from lorary.library.store import Library
-from lorary.recipes.build import run_build
 from lorary.study.config import BuildStage
 from lorary.study.context import Place, TimedDisplay
 from lorary.train.callbacks import Callback
@@ -87,20 +87,21 @@ def run_build_stage(place: Place, stage: BuildStage) -> str:
         LibraryError: if the library whose adapters are clustered lacks tasks.
         OutOfTime: between two steps; what was trained is kept.
     """
-    reference, tasks = place.training_tasks(stage)
+    _, tasks = place.training_tasks(stage)
     if stage.of is not None:
         return _take_part(place, stage, list(tasks))
     _check_private(place, stage, list(tasks))
-    result = run_build(
-        reference,
-        str(place.library(stage.name)),
-        stage.settings,
-        placed_method(place, stage),
-        base=place.study.base,
-        names=list(tasks),
-        run=place.study.run,
-        callbacks=[_Clock(place.display)],
-    )
+    with created_for(str(place.library(stage.name)), place.study.base) as library:
+        result = build_library(
+            place.base,
+            library,
+            tasks,
+            stage.settings,
+            placed_method(place, stage),
+            run=place.study.run,
+            callbacks=[_Clock(place.display)],
+            display=place.display,
+        )
     return f"{len(result.trained)} experts trained, {len(result.kept)} kept"
 
 

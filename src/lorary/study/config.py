@@ -8,7 +8,7 @@ from lorary.adapt.settings import JOINT, AdaptSettings, adapt_settings
 from lorary.build.methods import MethodSettings
 from lorary.build.settings import BuildSettings, RunSettings
 from lorary.errors import UsageError
-from lorary.recipes.evaluate import EvaluateSettings
+from lorary.evaluate.settings import EvaluateSettings
 from lorary.study.question import Question
 from lorary.study.values import fields_for
 
@@ -115,7 +115,7 @@ class AdaptStage:
     Args:
         name: of the stage.
         library: of the study, to adapt from.
-        methods: as `lorary.recipes.adapt.AdaptSettings` takes them.
+        methods: as `lorary.adapt.settings.AdaptSettings` takes them.
         train: how adapters are trained.
         joint: library of the study whose joint expert the method `joint` starts from.
         tasks: held-out tasks; all of them that have training rows where None.

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from lorary.data.tasks import Task, load_tasks
+from lorary.build.build_library import choose_tasks
+from lorary.data.schema import Task
+from lorary.data.tasks import load_tasks
 from lorary.display import Display
 from lorary.errors import TaskError, UsageError
 from lorary.evaluate.base_key import content_of_files
 from lorary.formats.base import resolve_base
-from lorary.recipes.build import choose_tasks
+from lorary.model.base import Base, load_base
 from lorary.study.config import BuildStage, Study, TaskSet
 from lorary.train.callbacks import Halt
 
@@ -71,6 +73,11 @@ class Place:
     def base_content(self) -> str:
         """Hash of what the base model and its tokenizer do, from their files."""
         return content_of_files(resolve_base(self.study.base))
+
+    @cached_property
+    def base(self) -> Base:
+        """The base model, loaded when the first stage needs it; every stage leaves it bare."""
+        return load_base(self.study.base, dtype=self.study.run.dtype, device=self.study.run.device)
 
     @cached_property
     def _loaded(self) -> dict[str, dict[str, Task]]:

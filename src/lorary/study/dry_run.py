@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from lorary.build.settings import BuildSettings
-from lorary.data.schema import SPLITS
-from lorary.data.tasks import BUILTIN, Task
+from lorary.data.schema import SPLITS, Task
+from lorary.data.tasks import BUILTIN
 from lorary.errors import TaskError, UsageError
 from lorary.study.config import AdaptStage, BuildStage, DriftStage, EvaluateStage, Stage, TaskSet, identity
 from lorary.study.context import Place

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lorary.data.tasks import Task
+from lorary.data.schema import Task
 from lorary.errors import TaskError
 from lorary.evaluate.cache import ResultCache
 from lorary.evaluate.cells import BASE
@@ -12,15 +12,14 @@ from lorary.evaluate.evaluation import Found
 from lorary.evaluate.sandbox import make_sandbox
 from lorary.evaluate.scorer import Scorer
 from lorary.evaluate.seated_base import Bench, KnownBase, at_bench, known
+from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.files import sha256
 from lorary.library.layout import LIBRARY_FILE
 from lorary.library.opening import template_of
 from lorary.library.store import Library
-from lorary.model.base import Base, load_base
 from lorary.prepare.data import own_data
 from lorary.prepare.experts import PrepareSettings
-from lorary.recipes.evaluate import EvaluateSettings
-from lorary.recipes.prepare import prepare_library
+from lorary.prepare.prepare_library import prepare_library
 from lorary.route import ROUTERS
 from lorary.route.spec import parse_spec
 from lorary.study.config import BuildStage, EvaluateStage, Run, Stage, identity
@@ -84,15 +83,13 @@ def run_evaluate_stage(place: Place, stage: EvaluateStage, key: str) -> str:
     """
     columns = read_columns(place, stage, key)
     missing = [run for run in stage.runs() if run not in columns or columns[run]["failures"]]
-    if missing:
-        base = load_base(place.study.base, dtype=place.study.run.dtype, device=place.study.run.device)
     for number, run in enumerate(missing):
         library, router, split = run
         title = f"column {number + 1}/{len(missing)} {library}/{router} {split.replace('_', '-')}"
         settings = EvaluateSettings(routers=(router,), rows=getattr(stage, split), **stage.settings)
         opened = Library.open(place.library(library))
-        _prepare(place, base, opened, router, _built(place, library).data)
-        columns[run] = score_column(place, base, opened, library, tasks_of(place, run), settings, title)
+        _prepare(place, opened, router, _built(place, library).data)
+        columns[run] = score_column(place, opened, library, tasks_of(place, run), settings, title)
         write_columns(place, stage, key, columns)
     check_scored(stage, columns)
     return f"{len(columns)} columns"
@@ -121,7 +118,6 @@ def check_scored(stage: Stage, columns: Columns) -> None:
 
 def score_column(
     place: Place,
-    base: Base,
     library: Library,
     name: str,
     tasks: Mapping[str, Task],
@@ -132,7 +128,6 @@ def score_column(
 
     Args:
         place: of the study.
-        base: the base model.
         library: to score.
         name: what its cells call it.
         tasks: with test rows.
@@ -147,7 +142,7 @@ def score_column(
     """
     (router,) = settings.routers
     template_of(library, settings.template)
-    about, found = known(base), Found()
+    about, found = known(place.base), Found()
     place.display.check_time()
     bench = Bench(about, library, force_base=False)
     sandbox = make_sandbox(unsafe=settings.unsafe_code) if settings.allow_code else None
@@ -165,7 +160,7 @@ def score_column(
     }
 
 
-def _prepare(place: Place, base: Base, library: Library, router: str, data: str | None) -> None:
+def _prepare(place: Place, library: Library, router: str, data: str | None) -> None:
     """What a router knows experts by, beside their weights: rows of the tasks that they were trained on."""
     name = parse_spec(router).name
     if name not in ROUTERS or ROUTERS[name].needs != "prepared":
@@ -173,7 +168,7 @@ def _prepare(place: Place, base: Base, library: Library, router: str, data: str 
     settings = PrepareSettings(name)
     reference = data or place.reference(place.study.train)
     rows = own_data(library, library.names(), reference, {}, settings.num_rows, settings.seed)
-    prepare_library(base, library, rows, settings, display=place.display)
+    prepare_library(place.base, library, rows, settings, display=place.display)
 
 
 def _other_results(place: Place, base: KnownBase, own: Library) -> Sequence[ResultCache]:

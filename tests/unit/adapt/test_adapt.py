@@ -12,18 +12,20 @@ import pytest
 import torch
 
 from lorary.adapt import lorahub as adapt_lorahub
+from lorary.adapt.adapt_library import adapt_library
 from lorary.adapt.context import Shop
 from lorary.adapt.pool import pool_of
+from lorary.adapt.settings import METHODS, AdaptSettings
+from lorary.build.build_library import build_library
 from lorary.build.settings import BuildSettings, RunSettings
-from lorary.data.tasks import Task
+from lorary.data.schema import Task
 from lorary.data.template import make_template
 from lorary.display import Display
 from lorary.errors import AdapterError, LibraryError, UsageError
 from lorary.evaluate.loglik import answer_losses
 from lorary.library.store import Library
 from lorary.model.base import Base, load_base
-from lorary.recipes.adapt import METHODS, AdaptSettings, adapt_library, run_adapt
-from lorary.recipes.build import build_library
+from lorary.recipes.adapt import run_adapt
 from lorary.train.callbacks import JsonlCallback
 
 TRAIN = BuildSettings(

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
-from lorary.data.tasks import Task
+from lorary.build.build_library import build_library
+from lorary.build.methods import MethodSettings
+from lorary.build.poly import PolySettings
+from lorary.build.settings import BuildSettings, RunSettings
+from lorary.build.shards import Shard, build_shard
+from lorary.data.schema import Task
 from lorary.errors import BaseModelError, LibraryError, TaskError, TrainError, UsageError
 from lorary.library.store import Library
 from lorary.model.base import Base
-from lorary.recipes.build import MethodSettings, Shard, build_library, build_shard, run_build
-from lorary.build.settings import BuildSettings, RunSettings
-from lorary.build.poly import PolySettings
+from lorary.recipes.build import run_build
 from lorary.train.callbacks import Callback
 
 NAMES = ("alpha", "beta", "gamma", "delta")

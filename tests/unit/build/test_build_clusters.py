@@ -9,17 +9,19 @@ from typing import Any
 
 import pytest
 
-from lorary.data.tasks import Task
+from lorary.build.build_library import build_library
+from lorary.build.choose_k import mean_task_loss
+from lorary.build.cluster_settings import ClusterSettings
+from lorary.build.jobs import Unit
+from lorary.build.methods import MethodSettings
+from lorary.build.settings import BuildSettings, RunSettings
+from lorary.build.train_units import Workshop
+from lorary.data.schema import Task
+from lorary.display import Display
 from lorary.errors import LibraryError, UsageError
 from lorary.library.store import Library
 from lorary.model.base import Base
-from lorary.recipes.build import MethodSettings, build_library, run_build
-from lorary.build.settings import BuildSettings, RunSettings
-from lorary.build.choose_k import mean_task_loss
-from lorary.build.cluster_settings import ClusterSettings
-from lorary.display import Display
-from lorary.build.jobs import Unit
-from lorary.build.train_units import Workshop
+from lorary.recipes.build import run_build
 from lorary.train.callbacks import JsonlCallback
 from lorary.train.forward import Forward
 

@@ -9,17 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorary.data.schema import Row, Task, make_task
-from lorary.data.template import make_template
-from lorary.errors import LoraryError, UsageError
-from lorary.build.settings import (
-    BuildSettings,
-    RunSettings,
-    as_recorded,
-    parse_sampling,
-    preset,
-    recorded_settings,
-)
 from lorary.build.cluster_settings import ClusterSettings, parse_k
 from lorary.build.jobs import (
     check_trainable,
@@ -31,8 +20,19 @@ from lorary.build.jobs import (
     private_units,
     read_overrides,
 )
-from lorary.build.state import build_key, close_build, cut, open_shards
 from lorary.build.methods import method_settings
+from lorary.build.settings import (
+    BuildSettings,
+    RunSettings,
+    as_recorded,
+    parse_sampling,
+    preset,
+    recorded_settings,
+)
+from lorary.build.state import build_key, close_build, cut, open_shards
+from lorary.data.schema import Row, Task, make_task
+from lorary.data.template import make_template
+from lorary.errors import LoraryError, UsageError
 
 SETTINGS = BuildSettings(steps=7, batch_size=2)
 

@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 import torch
 
+from lorary.build import poly as recipe
+from lorary.build.jobs import Unit
+from lorary.build.poly import PolySettings, commit_skills, is_finished, poly_settings, poly_stack, poly_unit
+from lorary.build.poly_export import export_mu, export_task, export_tasks
+from lorary.build.settings import BuildSettings
 from lorary.data.batching import collate
 from lorary.data.packing import Group, micro_batches
 from lorary.data.schema import Row, Task, make_task
 from lorary.data.template import Example
 from lorary.errors import LibraryError, UsageError
-from lorary.library import Library
 from lorary.library.assignment import find_assignment, load_assignment
+from lorary.library.store import Library
 from lorary.lora.seat import seat, unseat
 from lorary.model.attach import attach, detach
 from lorary.model.base import Base, load_base
 from lorary.model.logits import target_losses
-from lorary.build import poly as recipe
-from lorary.build.settings import BuildSettings
-from lorary.build.jobs import Unit
-from lorary.build.poly import PolySettings, commit_skills, is_finished, poly_settings, poly_stack, poly_unit
-from lorary.build.poly_export import export_mu, export_task, export_tasks
 from lorary.train.poly import PolyStack
 from lorary.train.units import Job, TrainedUnit
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from lorary.build.build_library import separate_tasks
 from lorary.data.decontaminate import decontaminate, keep_apart
 from lorary.data.schema import Row, Task, make_task
 from lorary.display import Display
 from lorary.errors import TaskError, UsageError
-from lorary.recipes.build import separate_tasks
 
 FACT = "the slow brown tortoise was seen walking over nine frozen hills"
 

@@ -10,7 +10,8 @@ import numpy
 import pytest
 
 from lorary.data.suites.bbh import NUM_SHOTS, SUBTASKS
-from lorary.data.suites.flan import FLAN_TASKS, chosen_rows
+from lorary.data.suites.flan import chosen_rows
+from lorary.data.suites.flan_names import FLAN_TASKS
 from lorary.data.suites.public import read_public
 from lorary.data.suites.sni import SNI_TASKS
 from lorary.data.suites.zero_shot import RECIPES, ZERO_SHOT

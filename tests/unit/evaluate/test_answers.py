@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-from lorary.data.tasks import Row, Task
+from lorary.data.schema import Row, Task
 from lorary.data.template import Template, make_template
 from lorary.errors import TaskError
 from lorary.evaluate.answers import score_rows

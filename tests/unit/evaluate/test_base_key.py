@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 
-from lorary.build.experts import text_of
-from lorary.data.tasks import Task
+from lorary.data.schema import Task
+from lorary.data.tokenizer_content import text_of
 from lorary.evaluate.base_key import content_of_base, content_of_files
+from lorary.evaluate.evaluate_library import evaluate_library
 from lorary.evaluate.seated_base import known, known_unloaded
+from lorary.evaluate.settings import EvaluateSettings
 from lorary.formats.base import resolve_base
 from lorary.library.store import Library
 from lorary.model.base import Base, load_base
-from lorary.recipes.evaluate import EvaluateSettings, evaluate_library, run_evaluate
+from lorary.recipes.evaluate import run_evaluate
 
 CHAT = "{% for m in messages %}<|end|>{{ m['content'] }}{% endfor %}:"
 SETTINGS = EvaluateSettings(routers=("arrow",), top_k=1, rows=2, routing_rows=0)

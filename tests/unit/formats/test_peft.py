@@ -19,7 +19,9 @@ from torch import Tensor
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import AdapterError
-from lorary.formats.peft import Shape, new_config, parse_adapter, read_adapter, read_shapes, tensors_of, write_adapter
+from lorary.formats.peft import parse_adapter, read_adapter, tensors_of, write_adapter
+from lorary.formats.peft_config import new_config
+from lorary.formats.peft_files import Shape, read_shapes
 
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 PREFIX = "base_model.model."

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lorary.adapter import Adapter, LoraFactors
-from lorary.formats.peft import new_config, write_adapter
-from lorary.library import Library
+from lorary.formats.peft import write_adapter
+from lorary.formats.peft_config import new_config
+from lorary.library.store import Library
 
 PATHS = ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj")
 MakeAdapter = Callable[..., Adapter]

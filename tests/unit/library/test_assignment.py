@@ -7,9 +7,9 @@ import torch
 
 from lorary.adapter import Adapter
 from lorary.errors import LibraryError, ShapeError
-from lorary.library import Library
 from lorary.library.assignment import Assignment, find_assignment, load_assignment, save_assignment
 from lorary.library.derived import iterate_derived, save_derived
+from lorary.library.store import Library
 
 PATH = "model.layers.0.self_attn.q_proj"
 MakeAdapter = Callable[..., Adapter]

@@ -13,8 +13,9 @@ import torch
 
 import lorary
 from lorary.errors import AdapterError
-from lorary.formats.peft import new_config, write_adapter
-from lorary.library import Library
+from lorary.formats.peft import write_adapter
+from lorary.formats.peft_config import new_config
+from lorary.library.store import Library
 
 IDS = torch.tensor([[5, 9, 17, 200, 3]])
 Make = Callable[..., Any]

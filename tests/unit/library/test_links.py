@@ -14,9 +14,9 @@ from lorary.adapter import Adapter
 from lorary.build.state import close_build, open_shards, remove_candidate, sweep
 from lorary.errors import LibraryError, LoraryError
 from lorary.evaluate.cache import ResultCache
-from lorary.library import Library
 from lorary.library.derived import iterate_derived, load_derived, save_derived
 from lorary.library.handles import Folder, opened
+from lorary.library.store import Library
 from lorary.recipes.cluster import run_cluster
 
 MakeAdapter = Callable[..., Adapter]

@@ -13,7 +13,7 @@ import peft
 import pytest
 
 from lorary.errors import BaseModelError
-from lorary.library import Library
+from lorary.library.store import Library
 
 STACKED = r"must have been trained on a base model, not on top of another adapter"
 

@@ -8,7 +8,6 @@ import torch
 
 from lorary.adapter import Adapter
 from lorary.errors import LibraryError
-from lorary.library import Library
 from lorary.library.derived import derived_folder
 from lorary.library.prepared import (
     Prepared,
@@ -19,6 +18,7 @@ from lorary.library.prepared import (
     save_prepared,
     was_prepared_before,
 )
+from lorary.library.store import Library
 
 ONE = Prepared({"layer": torch.arange(3.0)}, {"rows": 3, "data": {"t": "12"}}, {"losses": [1.0]})
 

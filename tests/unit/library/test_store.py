@@ -13,8 +13,9 @@ import torch
 
 from lorary.adapter import Adapter, LoraFactors, content_hash
 from lorary.errors import AdapterError, BaseModelError, LibraryError, UsageError
-from lorary.formats.peft import new_config, read_adapter, write_adapter
-from lorary.library import Library
+from lorary.formats.peft import read_adapter, write_adapter
+from lorary.formats.peft_config import new_config
+from lorary.library.store import Library
 
 MakeAdapter = Callable[..., Adapter]
 FILES = ("adapter_config.json", "adapter_model.safetensors")

@@ -14,8 +14,8 @@ import pytest
 from lorary.adapter import Adapter
 from lorary.errors import LibraryError, UsageError
 from lorary.evaluate.cache import ResultCache
-from lorary.library import Library
 from lorary.library.derived import load_derived, save_derived
+from lorary.library.store import Library
 from lorary.recipes.cluster import run_cluster
 
 MakeAdapter = Callable[..., Adapter]

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from lorary.adapter import Adapter
-from lorary.library import Library
+from lorary.library.store import Library
 
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 

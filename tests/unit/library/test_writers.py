@@ -13,9 +13,9 @@ import pytest
 
 from lorary.adapter import Adapter
 from lorary.errors import LibraryError
-from lorary.library import Library
 from lorary.library.layout import BUILD_PID
 from lorary.library.lock import build_lock, write_lock
+from lorary.library.store import Library
 
 MakeAdapter = Callable[..., Adapter]
 Q_PROJ = "model.layers.0.self_attn.q_proj"

@@ -11,8 +11,9 @@ from torch import Tensor
 from lorary.lora import gated
 from lorary.lora.gate import Seen
 from lorary.lora.gated import GatedLora
-from lorary.model.attach import routing, seating
+from lorary.model.attach import routing
 from lorary.model.live import remove_expert
+from lorary.model.seating import seating
 from lorary.model.trace import trace
 from lorary.ops.choose import Chosen
 from lorary.ops.native import NativeRoute, native

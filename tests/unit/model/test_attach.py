@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import AdapterError, LibraryError, RouterError, UsageError
-from lorary.formats.peft import new_config
+from lorary.formats.peft_config import new_config
 from lorary.library.document import DEFAULT_ROUTER
-from lorary.model.attach import Routing, attach, detach, routing, seating
+from lorary.model.attach import attach, detach, routing
 from lorary.model.layers import build_layers
+from lorary.model.seating import seating
 from lorary.model.trace import trace
+from lorary.route.setting import Routing
 
 Make = Callable[..., Any]
 IDS = torch.arange(1, 13).view(2, 6)

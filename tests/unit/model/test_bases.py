@@ -15,8 +15,9 @@ from lorary.adapter import Adapter
 from lorary.errors import AdapterError
 from lorary.library.store import Library
 from lorary.lora.seat import find_linear
-from lorary.model.attach import attach, detach, routing, seating
+from lorary.model.attach import attach, detach, routing
 from lorary.model.live import add_expert
+from lorary.model.seating import seating
 from lorary.model.trace import trace
 
 Make = Callable[..., Any]

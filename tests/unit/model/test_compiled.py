@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorary.model.attach import routing, seating
+from lorary.model.attach import routing
 from lorary.model.live import add_expert
+from lorary.model.seating import seating
 
 Make = Callable[..., Any]
 IDS = torch.randint(1, 300, (2, 6), generator=torch.Generator().manual_seed(13))

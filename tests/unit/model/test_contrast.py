@@ -9,9 +9,10 @@ from torch import Tensor
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import RouterError, TaskError, UsageError
-from lorary.formats.peft import new_config
-from lorary.model.attach import attach, detach, routing, seating
+from lorary.formats.peft_config import new_config
+from lorary.model.attach import attach, detach, routing
 from lorary.model.prepare import prepare
+from lorary.model.seating import seating
 from lorary.model.trace import trace
 from lorary.prepare.contrast import pooled_moments
 from lorary.route.setting import Routing

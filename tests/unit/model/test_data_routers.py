@@ -13,10 +13,11 @@ from torch import Tensor
 from lorary.adapter import Adapter
 from lorary.errors import RouterError, UsageError
 from lorary.model import features as features_module
-from lorary.model.attach import attach, detach, routing, seating
+from lorary.model.attach import attach, detach, routing
 from lorary.model.live import add_expert, remove_expert, replace_expert
 from lorary.model.prepare import prepare
 from lorary.model.save import load, save
+from lorary.model.seating import seating
 from lorary.model.trace import trace
 from lorary.route.presets import merged
 from lorary.route.setting import Routing

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lorary.errors import RouterError, UsageError
-from lorary.model.attach import detach, routing, seating
+from lorary.model.attach import detach, routing
 from lorary.model.probe import deciding_by, real_tokens
+from lorary.model.seating import seating
 from lorary.model.trace import trace
 
 Make = Callable[..., Any]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorary.model.attach import detach, routing, seating
+from lorary.model.attach import detach, routing
+from lorary.model.seating import seating
 
 Make = Callable[..., Any]
 IDS = torch.randint(1, 300, (2, 7), generator=torch.Generator().manual_seed(11))

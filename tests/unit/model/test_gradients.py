@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from lorary.model.attach import routing, seating
+from lorary.model.attach import routing
+from lorary.model.seating import seating
 from lorary.model.trace import trace
 
 Make = Callable[..., Any]

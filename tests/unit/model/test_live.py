@@ -12,9 +12,10 @@ from torch import Tensor
 from lorary.adapter import Adapter
 from lorary.errors import AdapterError, RouterError, UsageError
 from lorary.formats.peft import write_adapter
-from lorary.model.attach import detach, routing, seating
+from lorary.model.attach import detach, routing
 from lorary.model.live import add_expert, remove_expert, replace_expert
 from lorary.model.prepare import prepare
+from lorary.model.seating import seating
 from lorary.model.trace import trace
 
 Make = Callable[..., Any]

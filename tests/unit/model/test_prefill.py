@@ -10,7 +10,8 @@ import transformers
 from torch import Tensor
 
 from lorary.errors import UsageError
-from lorary.model.attach import detach, routing, seating
+from lorary.model.attach import detach, routing
+from lorary.model.seating import seating
 from lorary.model.trace import Trace, trace
 
 Make = Callable[..., Any]

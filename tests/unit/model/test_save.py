@@ -15,10 +15,12 @@ from lorary.errors import LibraryError, LoraryError, UsageError
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.store import Library
 from lorary.model.apply import apply_routing
-from lorary.model.attach import Routing, attach, seating
+from lorary.model.attach import attach
 from lorary.model.live import add_expert, remove_expert, replace_expert
 from lorary.model.prepare import prepare
 from lorary.model.save import load, save
+from lorary.model.seating import seating
+from lorary.route.setting import Routing
 
 Make = Callable[..., Any]
 IDS = torch.arange(1, 13).view(2, 6)

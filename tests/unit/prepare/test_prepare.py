@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorary.data.tasks import Task, load_tasks
+from lorary.data.schema import Task
+from lorary.data.tasks import load_tasks
 from lorary.data.template import make_template
 from lorary.errors import RouterError, TaskError, UsageError
+from lorary.evaluate.evaluate_library import evaluate_library
+from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.derived import iterate_derived
 from lorary.library.store import Library
 from lorary.model.attach import attach, detach, routing
@@ -20,9 +23,8 @@ from lorary.model.trace import trace
 from lorary.prepare import experts as prepare_experts
 from lorary.prepare.data import own_data, parse_mapping
 from lorary.prepare.experts import BY_DATA, PrepareSettings
+from lorary.prepare.prepare_library import PrepareResult, prepare_library
 from lorary.prepare.statistics import layer_centroids
-from lorary.recipes.evaluate import EvaluateSettings, evaluate_library
-from lorary.recipes.prepare import PrepareResult, prepare_library
 
 Make = Callable[..., Any]
 SMALL: dict[str, Any] = {"rows": 4, "steps": 2}

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
+from lorary.build.build_library import build_library
 from lorary.build.cluster_settings import ClusterSettings
+from lorary.build.methods import MethodSettings
 from lorary.build.poly import PolySettings
 from lorary.build.settings import BuildSettings
-from lorary.data.tasks import Task
+from lorary.data.schema import Task
 from lorary.errors import BaseModelError, LibraryError, UsageError
 from lorary.library.store import Library
 from lorary.model.base import Base
-from lorary.recipes.build import MethodSettings, build_library, run_build
+from lorary.recipes.build import run_build
 from lorary.recipes.estimate import Estimate, run_estimate
 from lorary.train.callbacks import Callback
 

@@ -10,23 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from lorary.data.tasks import Task, load_tasks
+from lorary.data.schema import Task
+from lorary.data.tasks import load_tasks
 from lorary.errors import LibraryError, LoraryError, TaskError, UsageError
 from lorary.evaluate import scorer
 from lorary.evaluate import seated_base as bench
 from lorary.evaluate.answers import RowScores
-from lorary.evaluate.evaluation import Evaluation
+from lorary.evaluate.evaluate_library import evaluate_libraries, evaluate_library, library_names
+from lorary.evaluate.evaluation import Evaluation, combine
+from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.document import DEFAULT_ROUTER
 from lorary.library.store import Library
 from lorary.model.base import Base
-from lorary.recipes.evaluate import (
-    EvaluateSettings,
-    combine,
-    evaluate_libraries,
-    evaluate_library,
-    library_names,
-    run_evaluate,
-)
+from lorary.recipes.evaluate import run_evaluate
 from lorary.route.setting import Routing
 
 ROWS = 3

@@ -18,8 +18,9 @@ from lorary.evaluate.explanation import Explanation
 from lorary.evaluate.loglik import answer_losses
 from lorary.evaluate.routing import SINK_RATIO
 from lorary.library.store import Library
-from lorary.model.attach import attach, seating
+from lorary.model.attach import attach
 from lorary.model.base import Base, load_base
+from lorary.model.seating import seating
 from lorary.recipes.explain import explain, run_explain, without_expert
 from lorary.report.explain_text import print_explanation
 from lorary.report.explanation_json import explanation_json

@@ -21,8 +21,10 @@ from pages import Page
 
 from lorary.errors import MissingExtraError, ShapeError, UsageError
 from lorary.evaluate.cells import Cell
+from lorary.evaluate.routed_prompt import RoutedPrompt
 from lorary.evaluate.summary import Summary
-from lorary.report.evaluation_page import Report, RoutedPrompt, Similarity, render_report, write_report
+from lorary.report.contents import Report, Similarity
+from lorary.report.evaluation_page import render_report, write_report
 from lorary.report.headline import guard_box, headline
 from lorary.report.markup import script_json
 from lorary.report.plots import family_order, similarity_plot

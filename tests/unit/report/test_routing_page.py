@@ -7,7 +7,8 @@ import pytest
 from evaluations import LEVELS, TASKS, made_up
 from pages import Page
 
-from lorary.report.evaluation_page import Report, render_report
+from lorary.report.contents import Report
+from lorary.report.evaluation_page import render_report
 from lorary.report.evidence_plots import gap_plot, heat_plot, routing_shares, sweeps
 from lorary.report.headline import headline
 from lorary.report.table_model import Board

@@ -7,13 +7,14 @@ from torch import Tensor
 from lorary.ops.blocks import Block, block_norms, split_blocks
 from lorary.ops.choose import Choice, choose
 from lorary.ops.spectrum import low_rank_cores
-from lorary.route import ROUTERS, Reading
+from lorary.route import ROUTERS
 from lorary.route.arrow import arrow_prototypes, arrow_readout
 from lorary.route.facts import expert_facts, input_directions, tied_prototypes
 from lorary.route.lag import lag_readout
 from lorary.route.logo import last_tokens
 from lorary.route.norm import norm_readout
 from lorary.route.projection import projection_readout
+from lorary.route.rule import Reading
 
 TOKENS, D_IN, D_OUT = 7, 10, 6
 

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from lorary.adapter import Adapter
 from lorary.errors import RouterError, UsageError
-from lorary.model.attach import Routing, detach, routing, seating
+from lorary.model.attach import detach, routing
+from lorary.model.seating import seating
 from lorary.model.trace import trace
 from lorary.route.presets import merged
+from lorary.route.setting import Routing
 
 Make = Callable[..., Any]
 IDS = torch.arange(1, 13).view(2, 6)
@@ -231,7 +233,8 @@ def test_a_rule_of_prepared_rows_finds_its_seat(
     routed: Any, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
 ) -> None:
     from lorary.model.prepare import prepare
-    from lorary.route import ROUTERS, Rule
+    from lorary.route import ROUTERS
+    from lorary.route.rule import Rule
 
     def signed(reading: Any) -> Tensor:
         return reading.projections.masked_fill(~reading.alive, -torch.inf)  # type: ignore[no-any-return]

@@ -11,7 +11,8 @@ from evaluations import LEVELS, made_up
 from pages import Page
 
 from lorary.evaluate.evaluation import Evaluation
-from lorary.report.evaluation_page import Report, render_report
+from lorary.report.contents import Report
+from lorary.report.evaluation_page import render_report
 from lorary.report.export import evaluation_csv, evaluation_markdown
 from lorary.report.tables import print_evaluation
 from lorary.study.context import Place

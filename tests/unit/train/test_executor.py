@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from lorary import errors
 from lorary.errors import LibraryError, LoraryError, MissingExtraError, TaskError, TrainError, UsageError
 from lorary.train import ray_cluster, ray_schedule
-from lorary.train.executor import Executor, LocalExecutor, make_executor
+from lorary.train.choose_executor import make_executor
+from lorary.train.executor import Executor, LocalExecutor
 from lorary.train.ray_cluster import Cluster, Head, plan_workers
 from lorary.train.ray_pool import RayExecutor
 from lorary.train.ray_schedule import RETRIES, Pool

@@ -11,7 +11,7 @@ from torch import Tensor
 from lorary.adapter import Adapter
 from lorary.data.batching import collate
 from lorary.errors import TrainError, UsageError
-from lorary.formats.peft import new_config
+from lorary.formats.peft_config import new_config
 from lorary.model.logits import target_losses
 from lorary.train.callbacks import Callback
 from lorary.train.loop import train_queue

@@ -1,0 +1,120 @@
+"""One prompt, answered by a routed model."""
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, TextStreamer
+
+from lorary.data.template import Ids, make_template
+from lorary.data.text_of_ids import text_of_ids
+from lorary.errors import UsageError
+from lorary.evaluate.finite import finite_logits
+from lorary.evaluate.generation import left_pad, plain_generation, stop_ids
+from lorary.model.base import Base
+from lorary.model.seating import seating
+from lorary.model.trace import trace
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and what it was made with.
+
+    Args:
+        text: the answer.
+        prompt: the prompt.
+        router: name of the router, or `fixed` where experts were named.
+        num_tokens: tokens generated, EOS counted.
+        usage: mean routing weight of each expert over layers and tokens of prompt and answer; empty for routers that
+            do not look at tokens.
+    """
+
+    text: str
+    prompt: str
+    router: str
+    num_tokens: int
+    usage: dict[str, float]
+
+
+def check_text(value: str, where: str) -> None:
+    """Refuse a text that holds nothing, or no text.
+
+    Args:
+        value: the text.
+        where: the option or the place in a file that it comes from.
+
+    Raises:
+        UsageError: naming the place.
+    """
+    if not value.strip():
+        raise UsageError(f"{where} must hold text", found=repr(value))
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # what a shell passes on of bytes that are no UTF-8
+        raise UsageError(f"{where} must be valid Unicode", found=ascii(value), remedy="save it as UTF-8") from None
+
+
+def answer(
+    base: Base, prompt: str, template: str, *, max_new_tokens: int, sample: bool = False, stream: bool = False
+) -> Answer:
+    """Answer one prompt with a routed model; see `run_generate`."""
+    ids = prompt_ids(base, prompt, template, max_new_tokens)
+    with trace(base.model) as traced:
+        new = complete(base, ids, max_new_tokens=max_new_tokens, sample=sample, stream=stream)
+    state = seating(base.model)
+    text = text_of_ids(base.tokenizer, new, ids, special=False).strip()
+    label = "fixed" if state.routing.fixed is not None else state.routing.router
+    usage = traced.usage() if traced.layers else {}
+    return Answer(text, prompt, label, len(new), usage)
+
+
+def prompt_ids(base: Base, prompt: str, template: str, max_new_tokens: int) -> Ids:
+    """The ids of a whole prompt, checked to fit the base's context with the answer.
+
+    Raises:
+        UsageError: if they do not.
+    """
+    # No prompt is cut here: whoever asks must know what was answered.
+    ids = make_template(template, base.tokenizer, max_length=sys.maxsize).encode_prompt(prompt)
+    check_context(base, len(ids), max_new_tokens)
+    return ids
+
+
+def check_context(base: Base, num_prompt: int, num_answer: int) -> None:
+    """Refuse a prompt and an answer that do not fit the base's context.
+
+    Raises:
+        UsageError: with the numbers of tokens.
+    """
+    context = base.most_tokens(sys.maxsize)
+    if num_prompt + num_answer > context:
+        raise UsageError(
+            f"prompt and answer must fit the {context} positions of the base model",
+            found=f"{num_prompt} tokens of prompt and {num_answer} of answer",
+            remedy="shorten the prompt, or lower --max-new-tokens",
+        )
+
+
+def complete(base: Base, ids: Ids, *, max_new_tokens: int, sample: bool = False, stream: bool = False) -> list[int]:
+    """Token ids that the model puts behind a prompt, the one that ends the answer counted."""
+    input_ids, mask = (t.to(base.model.device) for t in left_pad([ids], 0))
+    # All of the distribution: transformers' own default would leave out what is not among the likeliest 50 tokens.
+    config = GenerationConfig(
+        do_sample=sample,
+        **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}),
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stop_ids(base.model, base.tokenizer),
+        pad_token_id=base.tokenizer.pad_token_id,
+    )
+    shown = {"skip_prompt": True, "skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    streamer = TextStreamer(base.tokenizer, **shown) if stream else None
+    with (
+        torch.no_grad(),
+        plain_generation(base.model, base.tokenizer),
+        finite_logits(base.model, at_once=True),
+    ):
+        output = base.model.generate(
+            input_ids=input_ids, attention_mask=mask, generation_config=config, streamer=streamer
+        )
+    new: list[int] = output[0, input_ids.shape[1] :].tolist()
+    return new

@@ -1,0 +1,205 @@
+"""The clusters of a library's adapters, by what these compute. No data, no base model is loaded.
+
+The answer is kept in `derived/clusters-HASH/`, keyed by the content hashes of the adapters and the settings, so that
+a second call answers at once and a changed adapter asks for another key.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as encode_tensors
+from torch import Tensor
+
+from lorary.adapter import Adapter
+from lorary.cluster.agreement import Agreement, agreement
+from lorary.cluster.mbc import Clustering, cluster_adapters
+from lorary.data.schema import NO_FAMILY
+from lorary.display import Display
+from lorary.errors import LibraryError
+from lorary.library.derived import derived_folder, load_derived, save_derived
+from lorary.library.files import encode_json, reported
+from lorary.library.handles import opened
+from lorary.library.layout import check_places
+from lorary.library.store import Library
+
+KIND = "clusters"
+DOCUMENT = "clusters.json"
+COSINES = "cosines.safetensors"
+# To be raised when the same adapters and settings would get another answer: older ones are then not found any more.
+EDITION = 1
+# Adapters whose cosines are kept, for a map: of ten thousand they would take 400 MB.
+MOST_MAPPED = 1000
+
+
+@dataclass(frozen=True)
+class ClusterResult:
+    """The clusters of a library.
+
+    Args:
+        library: the library's folder.
+        base: name of its base model.
+        found: the document that is stored: names, labels, k, cohesion, silhouette, ... (see docs/clusters.md).
+        cosine: similarity of all adapters in the order of the names, float32; None where there are too many for a map.
+        families: family of each adapter whose provenance knows exactly one.
+        folder: where the document lies; None where the library cannot be written.
+        is_stored: whether the answer was there already.
+    """
+
+    library: str
+    base: str
+    found: Mapping[str, Any]
+    cosine: Tensor | None
+    families: Mapping[str, str]
+    folder: Path | None
+    is_stored: bool
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Cluster of each adapter by name; -1 for those that compute nothing."""
+        return dict(zip(self.found["names"], self.found["labels"], strict=True))
+
+    def agreement(self) -> Agreement | None:
+        """How far clusters and families agree; None where fewer than two families are known."""
+        labels = self.labels
+        known = [name for name in self.families if labels[name] >= 0]
+        families = [self.families[name] for name in known]
+        return agreement([labels[name] for name in known], families) if len(set(families)) > 1 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `lorary cluster --json`."""
+        told = {key: value for key, value in self.found.items() if key not in ("names", "labels")}
+        with_families = self.agreement()
+        return {
+            **told,
+            "library": self.library,
+            "assignments": self.labels,
+            "families": dict(self.families),
+            "agreement": None if with_families is None else with_families._asdict(),
+            "folder": None if self.folder is None else str(self.folder),
+            "is_stored": self.is_stored,
+        }
+
+
+def cluster_library(
+    library: Library, *, k: int | Literal["auto"] = "auto", method: str = "delta", seed: int = 42
+) -> ClusterResult:
+    """Cluster the adapters of a library, or find the answer of an earlier call.
+
+    Args:
+        library: the library; imported adapters are as good as any.
+        k: number of clusters, or `auto`.
+        method: `delta`, `paper-2024` or `sketch`, see `lorary.cluster.mbc.cluster_adapters`.
+        seed: of k-means and of the paper's SVD.
+
+    Returns:
+        The clusters.
+
+    Raises:
+        LibraryError: if there is no library, it has fewer than two adapters, or a stored answer is damaged.
+        UsageError: if an option is out of range, or there are fewer distinct adapters than clusters.
+        AdapterError: if an adapter is damaged, or two cannot be compared by the method.
+    """
+    _check_readable(library)
+    known = {name: library.provenance(name) for name in library.names()}
+    if len(known) < 2:
+        raise LibraryError(
+            f"library {library.path} must have at least two adapters to cluster",
+            found=len(known),
+            remedy=f"add some with `lorary library add {library.path} PATH`",
+        )
+    hashes = {name: provenance["content_hash"] for name, provenance in known.items()}
+    key = {"adapters": hashes, "edition": EDITION, "k": k, "method": method, "seed": seed}
+    files = load_derived(library.path, KIND, key)
+    is_stored = files is not None
+    if files is None:
+        files = _encoded(*_cluster(library, k, method, seed))
+        is_kept = _keep(library, key, files)
+    found = json.loads(files[DOCUMENT])
+    for message in found["warnings"]:
+        warnings.warn(message, stacklevel=2)
+    return ClusterResult(
+        library=str(library.path),
+        base=library.base.name,
+        found=found,
+        cosine=read_tensors(files[COSINES])["cosine"] if COSINES in files else None,
+        families={name: family for name, own in known.items() if (family := _family(own)) is not None},
+        folder=derived_folder(library.path, KIND, key) if is_stored or is_kept else None,
+        is_stored=is_stored,
+    )
+
+
+def _cluster(library: Library, k: int | Literal["auto"], method: str, seed: int) -> tuple[Clustering, dict[str, Any]]:
+    """The clusters, and what belongs into their document beside them: settings, and warnings to repeat each time."""
+    names = library.names()
+    with warnings.catch_warnings(record=True) as caught, Display().bar("reading adapters", len(names)) as bar:
+        warnings.simplefilter("always")
+
+        def load(name: str) -> Adapter:
+            adapter = library.get(name)
+            bar.advance(name)
+            return adapter
+
+        clustering = cluster_adapters(names, load, k=k, method=method, seed=seed)
+    # Ours only: what packages deprecate says nothing about the clusters.
+    told = [str(warning.message) for warning in caught if warning.category is UserWarning]
+    asked = {"seed": seed, "is_chosen": k == "auto", "warnings": told}
+    return clustering, asked
+
+
+def _encoded(clustering: Clustering, asked: Mapping[str, Any]) -> dict[str, bytes]:
+    document = {
+        **asked,
+        "names": list(clustering.names),
+        "labels": list(clustering.labels),
+        "k": clustering.k,
+        "method": clustering.method,
+        "cohesion": list(clustering.cohesion),
+        "silhouette": clustering.silhouette,
+        "stability": clustering.stability,
+        "zero": list(clustering.zero),
+        "duplicates": [list(group) for group in clustering.duplicates],
+        "nearest": {name: [list(pair) for pair in pairs] for name, pairs in clustering.nearest.items()},
+        "candidates": [{"k": c.k, "silhouette": c.silhouette, "stability": c.stability} for c in clustering.candidates],
+    }
+    files = {DOCUMENT: encode_json(document)}
+    if len(clustering.names) <= MOST_MAPPED:
+        files[COSINES] = encode_tensors({"cosine": clustering.similarity.float().contiguous()})
+    return files
+
+
+def _check_readable(library: Library) -> None:
+    """Clusters are of all adapters or none: those that cannot be read are named, all at once."""
+    with reported(library.path), opened(library.path) as root:
+        check_places(root)  # a link is no mere hindrance to storing the answer: it is said before the work
+    _, problems = library.listing()
+    if len(problems) == 1:
+        raise next(iter(problems.values()))
+    if problems:
+        named = "; ".join(f"'{name}': {error.rule}" for name, error in list(problems.items())[:10])
+        raise LibraryError(
+            f"all adapters of library {library.path} must be readable to be clustered",
+            found=f"{len(problems)} that are not: {named}",
+            remedy=f"restore or remove them: lorary library verify {library.path}",
+        )
+
+
+def _keep(library: Library, key: Mapping[str, Any], files: Mapping[str, bytes]) -> bool:
+    """Store an answer; a library that cannot be written, such as a shared one, gets its answer all the same."""
+    try:
+        save_derived(library.path, KIND, key, files)
+    except LibraryError as error:
+        warnings.warn(f"the clusters are not stored: {error.rule} (found: {error.found})", stacklevel=2)
+        return False
+    return True
+
+
+def _family(provenance: Mapping[str, Any]) -> str | None:
+    """The one family of an adapter's tasks; None where there are several, or nobody said."""
+    families = provenance.get("families")  # of an imported adapter: anybody's
+    values = {str(family) for family in families.values()} if isinstance(families, dict) else set()
+    return values.pop() if len(values) == 1 and values != {NO_FAMILY} else None
