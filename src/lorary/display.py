@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
 
-from lorary.terminal import printable, unescaped
+from lorary.terminal import unescaped, writable
 
 # Seconds between two lines where stderr is not a terminal.
 LINE_EVERY_S = 10.0
@@ -24,7 +24,7 @@ class PrintableConsole(Console):
     def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """The pieces of what is shown."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+            yield segment if segment.control else Segment(writable(segment.text), segment.style)
 
 
 def table_console() -> Console:

@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-# Control characters except line feed and tab, overrides that reorder text, and halves of characters.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters except line feed and tab, and overrides that reorder text.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
@@ -16,6 +16,11 @@ def printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def writable(text: str) -> str:
+    """The same for a stream: halves of characters, which none takes, are written out too."""
+    return printable(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class PrintableStream:
@@ -30,7 +35,7 @@ class PrintableStream:
 
     def write(self, text: str) -> int:
         """Write a text; the length is that of what was given."""
-        self.unescaped.write(printable(text))
+        self.unescaped.write(writable(text))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:

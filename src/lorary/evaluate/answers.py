@@ -135,7 +135,8 @@ def _answers(
     answers: list[list[str]] = [[] for _ in rows]
     for how, members in groups.items():
         samples = how.samples if how.temperature > 0 else 1  # the likeliest answer is the same each time
-        fed, most = _fitted(template, [rows[i] for i in members], how.max_new_tokens, context_of(model))
+        is_asked = how.max_new_tokens != default.max_new_tokens
+        fed, most = _fitted(template, [rows[i] for i in members], how.max_new_tokens, context_of(model), is_asked)
         owners = [i for i in members for _ in range(samples)]
         texts = generate_answers(
             model,
@@ -153,10 +154,12 @@ def _answers(
     return answers
 
 
-def _fitted(template: Template, rows: Sequence[Row], max_new_tokens: int, context: int | None) -> tuple[list[Ids], int]:
+def _fitted(
+    template: Template, rows: Sequence[Row], max_new_tokens: int, context: int | None, is_asked: bool
+) -> tuple[list[Ids], int]:
     """Prompts of rows with room for the answer behind them in the model's context, and the most tokens it may have.
 
-    An answer that would leave no room for a prompt gets half the context at most.
+    An answer that would leave no room for a prompt gets half the context at most; rows that ask for more are told of.
     """
     prompts = [template.encode_prompt(row.source) for row in rows]
     if context is None:
@@ -164,8 +167,9 @@ def _fitted(template: Template, rows: Sequence[Row], max_new_tokens: int, contex
     least = len(template.head) + 1
     if max_new_tokens > context - least:
         asked, max_new_tokens = max_new_tokens, min(context // 2, context - least)
-        message = f"task '{rows[0].task}': answers have at most {max_new_tokens} of the {asked} tokens they ask for"
-        warnings.warn(f"{message}, since the base has {context} positions", stacklevel=2)
+        if is_asked:
+            message = f"task '{rows[0].task}': answers have at most {max_new_tokens} of the {asked} tokens they ask for"
+            warnings.warn(f"{message}, since the base has {context} positions", stacklevel=2)
     room = context - max_new_tokens
     cut = [
         prompt if len(prompt) <= room else template.encode_prompt(row.source, room)

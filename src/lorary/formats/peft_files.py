@@ -143,7 +143,7 @@ def read_shapes(folder: Path, name: str) -> dict[str, Shape]:
             pass
         with safetensors.safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
             found = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # a file that vanishes is a RuntimeError
         raise AdapterError(
             f"adapter '{name}': {WEIGHTS_FILE} must be a whole safetensors file",
             found=error,

@@ -7,14 +7,14 @@ own files alone.
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import safe_open
 
-from lorary.errors import BaseModelError
+from lorary.errors import BaseModelError, UsageError
 from lorary.formats.checkpoint import (
     AGAIN,
     CONFIG_FILE,
@@ -43,17 +43,25 @@ def bare_folder(folder: Path, called: str) -> Iterator[Path]:
 
     Raises:
         BaseModelError: if configuration or weights are not there, or name what they may not.
+        UsageError: if there is no room for a temporary folder.
     """
     config, files = read_config(folder, called), weight_files(folder, called)
     check_layers(config, files, called)
     _forget_outside_padding(config)
-    with TemporaryDirectory(prefix="lorary-base-") as name:
-        bare = Path(name)
-        (bare / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
-        for file in set(files.values()):
-            (bare / file.name).symlink_to(file.resolve())
-        if not (bare / SINGLE_FILE).exists():
-            (bare / INDEX_FILE).symlink_to((folder / INDEX_FILE).resolve())
+    with ExitStack() as stack:
+        try:
+            bare = Path(stack.enter_context(TemporaryDirectory(prefix="lorary-base-", ignore_cleanup_errors=True)))
+            (bare / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
+            for file in set(files.values()):
+                (bare / file.name).symlink_to(file.resolve())
+            if not (bare / SINGLE_FILE).exists():
+                (bare / INDEX_FILE).symlink_to((folder / INDEX_FILE).resolve())
+        except OSError as error:
+            raise UsageError(
+                f"a temporary folder must take the configuration of the base model {called}, and links to its weights",
+                found=f"{error.filename}: {error.strerror}",
+                remedy="free some space, or set TMPDIR to a folder that can be written",
+            ) from error
         yield bare
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 from safetensors import safe_open
 from torch import nn
 
-from lorary.errors import BaseModelError
+from lorary.errors import BaseModelError, UsageError
 from lorary.formats.checkpoint import weight_files
 from lorary.formats.pretrained import empty_model, load_pretrained
 from lorary.library.fingerprint import Fingerprint, fingerprint_of_model, sampled_positions, skeleton_of
@@ -38,6 +38,8 @@ def fingerprint_of_folder(path: str | Path) -> Fingerprint:
                 return fingerprint_of_model(loaded_model(folder))
             dtype = dtype if samples else found[0]
             samples[name] = found[1]
+    except UsageError:  # no room for a temporary folder: nothing is said of the base
+        raise
     except Exception as error:  # transformers raises all kinds over a folder that it cannot read
         raise BaseModelError(
             f"base model {folder} must be a transformers directory of a causal language model, with safetensors",

@@ -4,6 +4,7 @@ A reader takes no lock and changes nothing. It compares what folders say of them
 reads again what a writer has changed meanwhile.
 """
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -142,7 +143,8 @@ def read_all(library: Path, read: Callable[[Path, str], Read]) -> dict[str, Read
             try:
                 kept[name] = _read_identified(library, name, read)
             except LoraryError as error:
-                kept[name] = None, error  # left out by the next look if somebody removed it meanwhile
+                # Left out by the next look if somebody removed it meanwhile, read anew if it is another one by then.
+                kept[name] = _identity(library / ADAPTERS / name), error
     raise LibraryError(
         f"the adapters of library {library} must hold still to be read together",
         found=f"some were replaced during each of {READ_ATTEMPTS} attempts",
@@ -152,7 +154,7 @@ def read_all(library: Path, read: Callable[[Path, str], Read]) -> dict[str, Read
 
 def _read_identified(library: Path, name: str, read: Callable[[Path, str], Read]) -> tuple[Identity, Read]:
     for _ in range(READ_ATTEMPTS):
-        folder = locate(library, name)
+        folder, before = locate(library, name), None
         try:
             # Held open, so that no successor gets its number; and a folder that was moved aside is believed only as
             # long as it has no successor, since it is deleted then.
@@ -168,7 +170,8 @@ def _read_identified(library: Path, name: str, read: Callable[[Path, str], Read]
                 if before is not None and _is_still(library, name, before):
                     return before, result
         except OSError as error:
-            if _identity(folder) is not None:
+            was_replaced = before is None and error.errno == errno.ENOENT  # between the look and the opening
+            if not was_replaced and _identity(folder) is not None:
                 raise LibraryError(
                     f"{error.filename or folder} must be readable",
                     found=error.strerror,
@@ -187,11 +190,11 @@ def _check_files(folder: Path) -> None:
 
 
 def _is_still(library: Path, name: str, identity: Identity | None) -> bool:
-    """Whether an adapter is the one that was read; one that could not be read was said to be so once and for all."""
+    """Whether an adapter is the one that was read, or that could not be."""
     try:
-        return identity is None or _identity(locate(library, name)) == identity
+        return identity is not None and _identity(locate(library, name)) == identity
     except LibraryError:
-        return False
+        return identity is not None and _identity(library / ADAPTERS / name) == identity
 
 
 def _identity(folder: Path) -> Identity | None:

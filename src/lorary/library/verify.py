@@ -86,6 +86,8 @@ def _stray_entries(library: Path) -> Iterator[Problem]:
     seen: dict[str, str] = {}
     for name in sorted(os.listdir(adapters)) if kind_of(adapters) == "folder" else []:
         shown, found = ascii(name)[1:-1], kind_of(adapters / name)
+        if found is None:  # another process took it out meanwhile
+            continue
         if not NAME.fullmatch(name) or found not in ("folder", "symbolic link"):
             rule = f"{adapters} must hold folders of adapters only"
             yield Problem(shown, rule, f"{shown} is none", "move it out of the library")

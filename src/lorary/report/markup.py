@@ -95,13 +95,5 @@ def left_out_words(failed: Sequence[tuple[str, str]]) -> str:
 def script_json(document: Any) -> str:
     """JSON that is safe inside a script element: nothing in it can end the element or open a comment."""
     # An escape means the same to a JSON parser, and nothing to an HTML parser.
-    encoded = json.dumps(_printable(document), allow_nan=False, separators=(",", ":"))
+    encoded = json.dumps(document, allow_nan=False, separators=(",", ":"))
     return encoded.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _printable(document: Any) -> Any:
-    if isinstance(document, str):
-        return printable(document)
-    if isinstance(document, dict):
-        return {_printable(key): _printable(value) for key, value in document.items()}
-    return [_printable(value) for value in document] if isinstance(document, (list, tuple)) else document

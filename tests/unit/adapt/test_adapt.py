@@ -330,7 +330,7 @@ def test_running_state_is_not_taken_up_where_names_have_changed_hands(
 def test_results_that_differ_in_case_alone_are_refused_before_anything_is_trained(
     base: Base, source: Library, library: Library, new: dict[str, Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorary.recipes.adapt.open_shards", lambda *_: pytest.fail("it was begun"))
+    monkeypatch.setattr("lorary.adapt.adapt_library.open_shards", lambda *_: pytest.fail("it was begun"))
     both = {"beta": new["beta"], "Beta": new["beta"]}
     with pytest.raises(LibraryError, match="must differ in more than case\nfound: 'Beta-lora' and 'beta-lora'"):
         adapt_library(base, source, both, settings_of("lora"), into=library)

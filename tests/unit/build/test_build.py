@@ -1,6 +1,7 @@
 """Building in this process, over a tiny base: every method, what is kept, what is refused, what is left behind."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -249,7 +250,12 @@ def test_callbacks_and_logs_are_closed_where_the_build_fails(
     from lorary.train.callbacks import JsonlCallback
 
     closed: list[str] = []
-    monkeypatch.setattr(JsonlCallback, "close", lambda self: closed.append(self._file.name) or self._file.close())
+
+    def close(self: JsonlCallback) -> None:
+        closed.append(os.readlink(f"/proc/self/fd/{self._file.fileno()}"))
+        self._file.close()
+
+    monkeypatch.setattr(JsonlCallback, "close", close)
 
     class Watch(Callback):
         def close(self) -> None:

@@ -1,6 +1,7 @@
 """Building by clusters over a tiny base: what is made of what, what is taken over, what must not be mixed."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -196,10 +197,11 @@ def test_a_build_killed_while_it_removes_candidates_goes_on(
 ) -> None:
     remove = shutil.rmtree
 
-    def killed(path: Path, *args: Any, **options: Any) -> None:
-        if Path(path).parent.name != ".build":
-            return remove(path, *args, **options)
-        (Path(path) / "library.json").unlink()  # it may go first
+    def killed(name: str, *args: Any, dir_fd: int | None = None, **options: Any) -> None:
+        folder = Path("" if dir_fd is None else os.readlink(f"/proc/self/fd/{dir_fd}")) / name
+        if folder.parent.name != ".build":
+            return remove(name, *args, dir_fd=dir_fd, **options)
+        (folder / "library.json").unlink()  # it may go first
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

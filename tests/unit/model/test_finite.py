@@ -84,7 +84,7 @@ def test_factors_that_leave_float32_with_their_scaling_are_refused_by_expert_and
     model = tiny_model()
     library = Library.create(tmp_path / "lib", model, base_name="tiny")
     library.add_adapter(random_adapter(model, "sound", generator), {"tasks": ["a"]})
-    adapter = vast(model, 1e30, 1e20)
+    adapter = vast(model, 1e35, 1e6)
     words = "adapter 'vast' must have factors and a scaling at model.layers.0.self_attn.q_proj that float32 can hold"
     attach(model, library)
     with pytest.raises(AdapterError, match=words):

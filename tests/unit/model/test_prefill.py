@@ -159,16 +159,8 @@ def test_nothing_is_left_on_the_model_and_copies_decide_for_themselves(routed: A
 FAMILIES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "MambaConfig": ({"state_size": 4}, ("in_proj", "out_proj")),
     "Mamba2Config": ({"state_size": 4, "num_heads": 8, "head_dim": 8, "n_groups": 1}, ("in_proj",)),
-    "RwkvConfig": ({"attention_hidden_size": 32, "intermediate_size": 48, "context_length": 64}, ("key", "value")),
-    "RecurrentGemmaConfig": (
-        {"num_hidden_layers": 3, "intermediate_size": 48, "num_attention_heads": 4, "lru_width": 32}, ("q_proj",),
-    ),
     # Their heads call a decoder inside of the model that has no head.
     "OPTConfig": ({"ffn_dim": 48, "num_attention_heads": 4, "word_embed_proj_dim": 32}, ("q_proj", "v_proj")),
-    "BartConfig": (
-        {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "is_decoder": True,
-         "is_encoder_decoder": False, "encoder_layers": 1, "forced_eos_token_id": None}, ("fc1",),
-    ),
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from lorary.errors import TaskError
 from lorary.library.store import Library
 from lorary.recipes.reproduce import Choice, run_reproduce
 from lorary.study.record import DONE, FAILED
+from lorary.train.stack import ExpertStack
 
 
 def test_a_stage_that_fails_leaves_the_others_to_run(make_study: Callable[..., Path], out: Path) -> None:
@@ -130,8 +131,18 @@ def test_a_part_that_holds_other_experts_is_refused_by_name(make_study: Callable
     assert not run_reproduce(path, str(out), choice=choice).failed
 
 
-def test_memory_that_runs_out_fails_one_stage(make_study: Callable[..., Path], out: Path) -> None:
-    path = str(make_study(("train: {seed: 1}", "train: {rank: 99999999999999}")))
+def test_memory_that_runs_out_fails_one_stage(
+    make_study: Callable[..., Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = ExpertStack.__init__
+
+    def too_large(self: ExpertStack, num_slots: int, targets: Any, rank: int, *rest: Any) -> None:
+        if rank == 1000:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        make(self, num_slots, targets, rank, *rest)
+
+    monkeypatch.setattr(ExpertStack, "__init__", too_large)
+    path = str(make_study(("train: {seed: 1}", "train: {rank: 1000}")))
     found = run_reproduce(path, str(out), choice=Choice(("build",)))
     assert found.failed == ["build:other"]
     assert done(found) == ["build:private", "build:mbc", "build:part"]
