@@ -23,8 +23,7 @@ from lorary.build.settings import BuildSettings, RunSettings
 from lorary.build.cluster_settings import ClusterSettings
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.build.poly import PolySettings
-from lorary.prepare.experts import PrepareSettings
-from lorary.prepare.gates import GateSettings
+from lorary.prepare.settings import GateSettings, PrepareSettings
 
 NO_NUMBERS = [10**400, -10**400, 10**5000, math.nan, -math.inf, "4", [4], {"a": "x"}, b"4", True, 4j]
 OPTIONAL = "epochs train_rows upper_layers patience rank sk top_p threshold null private_steps private_epochs".split()

@@ -23,7 +23,7 @@ from lorary.lora.targets import is_language
 from lorary.model.apply import apply_routing
 from lorary.model.general_subtraction import check_general, seated_ranks
 from lorary.model.layers import beyond, build_layers, check_copies_of, in_order
-from lorary.model.prepared import kind_of, paths_of
+from lorary.model.prepared import paths_of
 from lorary.model.seating import Seating, seating
 from lorary.model.verdict import check_layers
 
@@ -56,9 +56,9 @@ def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = Non
     _check_fit(model, adapter)
     _check_ranks(state, adapter)
     _check_general(state, adapter.name, adapter)
-    kind = kind_of(state.routing)
-    known = state.prepared.get(kind or "", {}).get(adapter.name, {})
-    if kind is not None and not paths_of(state.routing, adapter.modules) <= set(known):
+    kind = state.routing.data_kind
+    prepared = state.prepared.get(kind or "", {}).get(adapter.name, {})
+    if not paths_of(state.routing, adapter.modules) <= set(prepared):
         raise RouterError(
             f"an expert that comes to a router by '{kind}' must be prepared before",
             found=f"nothing for '{adapter.name}'",
@@ -116,7 +116,7 @@ def replace_expert(model: Any, adapter: Adapter | str | Path, name: str | None =
     _check_ranks(state, adapter)
     _check_general(state, adapter.name, adapter)
     _check_layers_stay(state, adapter.name, adapter.modules)
-    kind = kind_of(state.routing)
+    kind = state.routing.data_kind
     if kind is not None:
         raise RouterError(
             "an expert cannot be replaced under a router that knows the old one by its data",

@@ -12,7 +12,7 @@ from lorary.ops.mix import Mix
 from lorary.ops.normalise import InputNorm
 from lorary.route import ROUTERS
 from lorary.route.general_subtraction import GeneralMode
-from lorary.route.rule import Decides, Features, Per, Rule
+from lorary.route.rule import Data, Decides, Features, Per, Rule
 
 _WORDS: Mapping[str, tuple[str | None, ...]] = {
     "input_norm": get_args(InputNorm),
@@ -134,7 +134,20 @@ class Routing:
     @property
     def is_calibrated(self) -> bool:
         """Whether scores are read against prepared means and deviations."""
-        return self.calibrated or (self._rule is not None and self._rule.calibrated)
+        return self.data is not None and self.data.holds == "moments"
+
+    @property
+    def data(self) -> Data | None:
+        """What it needs beyond the adapters' weights; None where it needs nothing."""
+        data = None if self._rule is None else self._rule.data
+        return None if data is None or (data.is_optional and not self.calibrated) else data
+
+    @property
+    def data_kind(self) -> str | None:
+        """The name under which a library keeps that data; None where it needs none."""
+        if self.data is None:
+            return None
+        return f"{self.data.kind}_{self.features}" if self.data.holds == "request" else self.data.kind
 
     @property
     def _rule(self) -> Rule | None:
@@ -234,7 +247,9 @@ def _check_general(setting: Routing) -> None:
         )
     if setting.is_calibrated or (setting.tie, setting.zeros) != ("none", "skip"):
         raise UsageError(
-            "calibrated, contrast, tie and zeros know experts as they are stored, not without general ones"
+            "calibrated scores, tie and zeros know experts as they are stored, not without general ones",
+            found=f"router={setting.router!r}, general={list(setting.general)}",
+            remedy="leave one of them out",
         )
 
 
@@ -252,8 +267,13 @@ def _check_per(setting: Routing) -> None:
         return
     if rule.pers and setting.decides not in rule.pers:
         raise RouterError(f"router '{setting.router}' can decide per {list(rule.pers)}", found=setting.per)
-    if setting.calibrated and setting.router != "norm":
-        raise UsageError("calibrated scores are for routers by norm", found=setting.router, remedy="router='norm'")
+    if setting.calibrated and (setting.data is None or not setting.data.is_optional):
+        able = [name for name, other in ROUTERS.items() if other.data is not None and other.data.is_optional]
+        raise UsageError(
+            f"calibrated scores are for routers by {' or '.join(able)}",
+            found=setting.router,
+            remedy=f"router={able[0]!r}",
+        )
     if setting.is_calibrated and setting.input_norm not in ("none", rule.input_norm):
         raise UsageError(
             f"scores of router '{setting.router}' are read against means of inputs by input_norm='{rule.input_norm}'",
