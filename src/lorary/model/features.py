@@ -102,7 +102,7 @@ def embedding(setting: Routing, model: Any, tokenizer: Any) -> Embed:
     Raises:
         UsageError: if it needs a tokenizer, and there is none.
     """
-    if setting.features == "hidden":
+    if setting.options.features == "hidden":
         return hidden_embedding
     return TextEmbedding(tokenizer or _own_tokenizer(model))
 

@@ -89,7 +89,7 @@ def remove_expert(model: Any, name: str) -> None:
             remedy="lorary.detach(model) gives the bare base, router 'base' computes what it does",
         )
     setting = state.routing
-    if any(name in (named or ()) for named in (setting.fixed, setting.allow, setting.general)):
+    if name in setting.named:
         raise RouterError(
             "an expert that the router in force names must stay", found=name, remedy="attach with another setting"
         )
@@ -193,7 +193,7 @@ def _check_ranks(state: Seating, adapter: Adapter) -> None:
 
 def _check_general(state: Seating, name: str, adapter: Adapter | None) -> None:
     """Refuse what general experts could not be taken from any more, before anything is changed."""
-    if state.routing.general is None:
+    if state.routing.general.experts is None:
         return
     ranks = seated_ranks(state.experts, state.layers)
     for own in ranks.values():
@@ -209,7 +209,8 @@ def _check_layers_stay(state: Seating, name: str, modules: Iterable[str]) -> Non
     """Refuse to take the last expert from a layer that the router in force names."""
     position, setting = state.experts.index(name), state.routing
     emptied = {path for path, layer in state.layers.items() if layer.experts == (position,)} - set(modules)
-    by_path = setting.temperature if isinstance(setting.temperature, Mapping) else {}
+    temperature = setting.choosing.temperature
+    by_path = temperature if isinstance(temperature, Mapping) else {}
     named = sorted(emptied & {setting.at, *map(str, by_path)})
     if named:
         raise RouterError(

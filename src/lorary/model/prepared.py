@@ -73,7 +73,7 @@ def not_prepared(setting: Routing, library: Library, name: str, where: str) -> R
         f"'{kind}' must be prepared from data for each expert and layer before it can be used",
         found=f"nothing for expert '{name}' at {where}" + (" as it is now: it, or its company, changed" * is_stale),
         remedy=f"lorary library prepare {library.path} --router {setting.router}"
-        + (f" --features {setting.features}" if setting.features != "hidden" else "")
+        + (f" --features {setting.options.features}" if setting.options.features != "hidden" else "")
         + ", or lorary.model.prepare.prepare for one that came live",
     )
 

@@ -87,7 +87,7 @@ class PrepareSettings:
     @property
     def routing(self) -> Routing:
         """The setting that can be used afterwards."""
-        return Routing(self.router, features=self.features, calibrated=self.data.is_optional)
+        return Routing.of(self.router, features=self.features, calibrated=self.data.is_optional)
 
     @property
     def gates(self) -> GateSettings:
