@@ -123,11 +123,11 @@ def test_a_default_threshold_stays_with_its_own_router(
     settings = found.settings
     assert settings.setting("arrow") == Routing.of("arrow", top_k=1, threshold=0.25, null=0.5, per="token")
     assert settings.setting("norm") == Routing.of("norm", top_k=1, per="token")
-    assert settings.setting("arrow[threshold=0.1]").threshold == 0.1
+    assert settings.setting("arrow[threshold=0.1]").choosing.threshold == 0.1
     asked["route"] = {"threshold": 0.4, "null": None}  # for all routers, since somebody said so
     settings = run_evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked).settings
-    assert [settings.setting(router).threshold for router in ("arrow", "norm")] == [0.4, 0.4]
-    assert settings.setting("arrow").null is None
+    assert [settings.setting(router).choosing.threshold for router in ("arrow", "norm")] == [0.4, 0.4]
+    assert settings.setting("arrow").choosing.null is None
 
 
 def test_routers_are_called_by_the_one_way_to_write_them() -> None:
