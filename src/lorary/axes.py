@@ -14,4 +14,13 @@
 | layers  | routed linear layers, in the order the model runs them |
 """
 
+import re
+
 AXES = ("batch", "seq", "tokens", "experts", "rank", "ranks", "d_in", "d_out", "tasks", "layers")
+_LAYER_NUMBER = re.compile(r"\.(\d+)\.")
+
+
+def layer_number(path: str) -> int | None:
+    """Number of the transformer layer a path lies in: the first number in it."""
+    match = _LAYER_NUMBER.search(path)
+    return int(match.group(1)) if match else None

@@ -213,7 +213,7 @@ def test_experts_come_and_go_under_general_ones(
     assert torch.allclose(logits(model), logits(fresh), atol=1e-4)
     save(model, tmp_path / "saved")
     again = load(tmp_path / "saved", device="cpu")
-    assert seating(again).routing.general == ["g0"]
+    assert seating(again).routing.general.experts == ["g0"]
     assert torch.equal(logits(again), logits(model))
     remove_expert(model, "g1")
     with pytest.raises(RouterError, match="that is not general must be left to choose"):
@@ -245,5 +245,5 @@ def test_what_cannot_be_taken_away_is_refused_and_changes_nothing(
     before = logits(model)
     with pytest.raises(error, match=message):
         routing(model, setting).__enter__()
-    assert seating(model).routing == Routing(top_k=2)
+    assert seating(model).routing == Routing.of(top_k=2)
     assert torch.equal(logits(model), before)

@@ -17,14 +17,13 @@ HUGE = 10**400
 SWEEP = """
 import dataclasses, math
 from lorary.errors import LoraryError
-from lorary.route.setting import Routing
+from lorary.route.setting import Choosing, Options, Routing
 from lorary.adapt.settings import AdaptSettings
 from lorary.build.settings import BuildSettings, RunSettings
 from lorary.build.cluster_settings import ClusterSettings
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.build.poly import PolySettings
-from lorary.prepare.experts import PrepareSettings
-from lorary.prepare.gates import GateSettings
+from lorary.prepare.settings import GateSettings, PrepareSettings
 
 NO_NUMBERS = [10**400, -10**400, 10**5000, math.nan, -math.inf, "4", [4], {"a": "x"}, b"4", True, 4j]
 OPTIONAL = "epochs train_rows upper_layers patience rank sk top_p threshold null private_steps private_epochs".split()
@@ -49,7 +48,7 @@ def tried(what, cls, fields, words):
 number = 0
 for cls, fields in [(BuildSettings, {}), (RunSettings, {}), (AdaptSettings, {"method": "lorahub"}),
                     (ClusterSettings, {}), (EvaluateSettings, {}), (PolySettings, {}),
-                    (PrepareSettings, {"router": "phatgoose"}), (GateSettings, {}), (Routing, {})]:
+                    (PrepareSettings, {"router": "phatgoose"}), (GateSettings, {}), (Choosing, {}), (Options, {})]:
     for field in dataclasses.fields(cls):
         if not (type(field.default) in (int, float) or field.name in OPTIONAL):
             continue
@@ -61,7 +60,7 @@ for cls, fields in [(BuildSettings, {}), (RunSettings, {}), (AdaptSettings, {"me
 for fields in ROUTINGS:
     number += 1
     (name, value), = fields.items()
-    tried(f"{name} {type(value)}", Routing, fields, name.removesuffix("s"))
+    tried(f"{name} {type(value)}", Routing.of, fields, name.removesuffix("s"))
 print("tried", number)
 """
 
@@ -76,14 +75,14 @@ def test_what_is_no_number_is_refused_by_the_name_of_its_field_and_never_by_a_ra
 @pytest.mark.parametrize("value", [1e300, 1e-300, -0.0, 0.0])
 def test_temperatures_that_leave_what_scores_can_hold_are_refused(value: float) -> None:
     with pytest.raises(UsageError, match="temperature must be"):
-        Routing(temperature=value)
+        Routing.of(temperature=value)
     with pytest.raises(UsageError, match="temperature must be"):
-        Routing(temperature={"0": value})
+        Routing.of(temperature={"0": value})
 
 
 def test_ordinary_numbers_pass() -> None:
-    Routing(top_k=10**9, temperature=1e-8, top_p=1.0, threshold=-1e9, candidates=10**9)
-    Routing(experts={"a": -1.0, "b": 1000.0, "c": 0.0})
+    Routing.of(top_k=10**9, temperature=1e-8, top_p=1.0, threshold=-1e9, candidates=10**9)
+    Routing.of(experts={"a": -1.0, "b": 1000.0, "c": 0.0})
     BuildSettings(rank=256, alpha=1.0, epochs=1.0, steps=None, warmup=0.0, dropout=0.0, seed=-1)
     RunSettings(save_every_s=math.inf)
     ClusterSettings(seed=2**32 - 1)

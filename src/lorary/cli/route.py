@@ -12,7 +12,7 @@ def route_fields(route: Sequence[str] | None, **options: Any) -> dict[str, Any]:
         options: fields that have options of their own; None where they were not given.
 
     Returns:
-        Fields of `lorary.route.setting.Routing`, and `preset`.
+        Fields of `lorary.route.setting.FIELDS`, and `preset`.
 
     Raises:
         UsageError: if one is no `FIELD=VALUE`, there is no such field, or it is given twice.

@@ -121,7 +121,7 @@ def harness_settings(
     """The routers' settings, as `lorary evaluate` makes them; without the oracle, who needs a task's other rows."""
     if ORACLE in routers:
         display.say("oracle: left out, it is for tasks with rows to choose an expert by")
-    default = Routing(**library.default_router)
+    default = Routing.of(**library.default_router)
     asked = without_router(default) | dict(route)
     own = {key: asked.pop(key) for key in ("top_k", "temperature", "mix")}
     known = tuple(dict.fromkeys(("base", *(router for router in routers if router != ORACLE))))

@@ -1,14 +1,14 @@
 """How to evaluate: routers as they are written, what they are given, and which rows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from lorary.errors import UsageError
 from lorary.numbers import check_count
 from lorary.route import ROUTERS
 from lorary.route.presets import preset_fields
-from lorary.route.setting import Routing
+from lorary.route.setting import FIELDS, Routing
 from lorary.route.spec import EXPERTS, ORACLE, RouterSpec, parse_spec
 
 # Fields of a setting that mean something to a router which looks at nothing.
@@ -25,7 +25,7 @@ class EvaluateSettings:
         top_k: experts per token and layer.
         temperature: divides the scores.
         mix: `outputs` or `factors`.
-        route: further fields of `lorary.route.setting.Routing`. Routers that look at nothing take those alone that say
+        route: further fields of `lorary.route.setting.FIELDS`. Routers that look at nothing take those alone that say
             which experts there are; base and oracle take none, and a router with a preset in its brackets neither these
             nor the three above.
         units: by router, further fields in its own units, such as a default router's threshold; `route` comes first.
@@ -65,7 +65,7 @@ class EvaluateSettings:
             raise UsageError(
                 "an evaluation names its routers by --routers, and experts by the oracle", found=sorted(chosen)
             )
-        if unknown := sorted(set(self.route) - {own.name for own in fields(Routing)}):
+        if unknown := sorted(set(self.route) - set(FIELDS)):
             raise UsageError("an evaluation's route must have fields of a routing setting alone", found=unknown[0])
         for router in {*self.routers, "uniform"} - {ORACLE}:
             self.setting(router)  # checks the ranges
@@ -83,11 +83,11 @@ class EvaluateSettings:
         """
         spec = parse_spec(router)
         if spec.name == EXPERTS:
-            return Routing(experts=spec.experts, mix=self.mix)  # type: ignore[arg-type]
+            return Routing.of(experts=spec.experts, mix=self.mix)
         if "preset" in spec.fields:
             own = {key: value for key, value in spec.fields.items() if key != "preset"}
-            return Routing(**{**preset_fields(spec.fields["preset"]), "router": spec.name, **own})
-        return Routing(spec.name, **self._asked(spec))
+            return Routing.of(**{**preset_fields(spec.fields["preset"]), "router": spec.name, **own})
+        return Routing.of(spec.name, **self._asked(spec))
 
     def _asked(self, spec: RouterSpec) -> dict[str, Any]:
         looks = ROUTERS[spec.name].weights is None

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,12 @@ from lorary.library.base import BaseRecord
 from lorary.library.files import encode_json, read_json
 from lorary.library.handles import Folder
 from lorary.library.layout import LIBRARY_FILE, WRITE_LOCK
+from lorary.route.setting import Routing, parts_of
 
 FORMAT_VERSION = 1
 # What an interrupted `create` may leave in a folder that is otherwise empty.
 OWN_TRACES = frozenset({WRITE_LOCK, f"{LIBRARY_FILE}.new"})
 DEFAULT_ROUTER: Mapping[str, Any] = {"router": "arrow", "top_k": 4, "temperature": 1.0, "mix": "outputs"}
-# What may stand beside these four: the other fields of `lorary.route.setting.Routing`, which says what they may hold.
-FURTHER_FIELDS = frozenset(
-    {
-        "experts", "top_p", "threshold", "scale", "null", "input_norm", "per", "at", "allow", "candidates",
-        "calibrated", "tie", "zeros", "general", "general_mode", "features",
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,9 @@ def read_document(library: Path) -> LibraryDocument:
         if version != FORMAT_VERSION:
             raise ValueError(f"format_version is {version!r}")
         base, router = BaseRecord.from_json(document["base"]), document["default_router"]
-        check_router(router)
+        # What a rule cannot do is refused where it is attached, so that `lorary library router` can still change it.
+        _check_complete(router)
+        parts_of(router)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LibraryError(
             f"{path} must say format_version, base and default_router as Lorary writes them",
@@ -94,32 +90,24 @@ def _check_is_library(path: Path) -> None:
 
 
 def check_router(settings: Mapping[str, Any]) -> None:
-    """Check default router settings; whether a router can run under them is for the floors above to say.
+    """Check default router settings; whether that router can run over the experts is found out when it is attached.
 
     Args:
-        settings: router (a name), top_k (at least 1), temperature (above 0, or such by layer), mix ("outputs" or
-            "factors"), and any of `FURTHER_FIELDS`.
+        settings: router, top_k, temperature and mix, and any other fields of `lorary.route.setting.FIELDS`.
 
     Raises:
-        UsageError: naming the key that is missing, unknown or out of range.
+        UsageError: naming the field that is missing, unknown or out of range.
+        RouterError: if there is no such router or mix, or the router cannot do what is asked.
     """
+    _check_complete(settings)
+    Routing.of(**settings)
 
-    def is_positive(value: Any) -> bool:
-        return type(value) in (int, float) and value > 0
 
-    rules: dict[str, Callable[[Any], bool]] = {
-        "router": lambda value: isinstance(value, str) and value != "",
-        "top_k": lambda value: type(value) is int and value >= 1,
-        "temperature": lambda value: all(map(is_positive, value.values() if isinstance(value, dict) else [value])),
-        "mix": lambda value: value in ("outputs", "factors"),
-    }
-    wrong = sorted((set(settings) - FURTHER_FIELDS) ^ set(rules))
-    wrong = wrong or [key for key, holds in rules.items() if not holds(settings[key])]
-    if wrong:
+def _check_complete(settings: Mapping[str, Any]) -> None:
+    if missing := [key for key in DEFAULT_ROUTER if key not in settings]:
         raise UsageError(
-            "default router settings must be a router, top_k >= 1, temperature > 0, mix outputs or factors, and "
-            "further fields of a routing setting",
-            found=", ".join(f"{key} = {settings.get(key, 'missing')!r}" for key in wrong),
+            f"default router settings must have {', '.join(DEFAULT_ROUTER)}",
+            found=f"{missing[0]} is missing",
             remedy=f"for example {dict(DEFAULT_ROUTER)}",
         )
 

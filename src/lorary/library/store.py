@@ -274,11 +274,12 @@ class Library:
 
         Args:
             settings: router, top_k, temperature, mix, all four, and any other fields of
-                `lorary.route.setting.Routing` as values of JSON. Whether that router can run over these experts is
-                found out when it is attached; `lorary library router` checks more.
+                `lorary.route.setting.FIELDS` as values of JSON. Whether that router can run over these experts is
+                found out when it is attached.
 
         Raises:
             UsageError: if a key is missing, unknown or out of range.
+            RouterError: if there is no such router or mix, or the router cannot do what is asked.
         """
         check_router(settings)
         with change(self._path, self.check_presence) as root:

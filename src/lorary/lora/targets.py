@@ -1,16 +1,15 @@
 """Which linear layers to adapt."""
 
-import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
+from lorary.axes import layer_number
 from lorary.errors import UsageError
 from lorary.lora.seat import linear_shape
 
 ALL_LINEAR = "all-linear"
-_LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 
 
 def find_targets(
@@ -55,12 +54,6 @@ def find_targets(
         )
     _check_all_used(model, found, target_modules, layers, silent)
     return found
-
-
-def layer_number(path: str) -> int | None:
-    """Number of the transformer layer a path lies in: the first number in it."""
-    match = _LAYER_NUMBER.search(path)
-    return int(match.group(1)) if match else None
 
 
 def num_layers(model: nn.Module) -> int:

@@ -36,9 +36,9 @@ def apply_routing(model: Any, state: Seating, routing: Routing, rows: Sequence[R
             different.append(setting)
     if len({setting.mix for setting in different}) > 1:
         raise RouterError("the settings of one batch must share one mix", found=sorted({s.mix for s in different}))
-    if len({(*(setting.general or ()), setting.general_mode) for setting in different}) > 1:
+    if len({(*(setting.general.experts or ()), setting.general.mode) for setting in different}) > 1:
         raise RouterError(
-            "the settings of one batch must share their general experts", found=[s.general for s in different]
+            "the settings of one batch must share their general experts", found=[s.general.experts for s in different]
         )
     without = subtract_general(different[0], state.experts, state.layers)
     plans = [make_plan(setting, state, model, without) for setting in different]

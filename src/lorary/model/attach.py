@@ -53,7 +53,7 @@ def attach(
         preset: a name in `lorary.route.presets.PRESETS`, in place of the library's default.
         tokenizer: of the base, for routers that read text (`features="text"`); else the one beside the base's files.
         force_base: attach although the base model's weights are unrelated to those that the library was made for.
-        settings: further fields of `lorary.route.setting.Routing`; here None is a value, and not the library's.
+        settings: further fields of `lorary.route.setting.FIELDS`; here None is a value, and not the library's.
 
     Returns:
         `base_model`.
@@ -68,7 +68,7 @@ def attach(
     library = library if isinstance(library, Library) else Library.open(library)
     given = {"router": router, "top_k": top_k, "temperature": temperature, "mix": mix, "experts": experts}
     start = library.default_router if preset is None else preset_fields(preset)
-    wanted = merged(Routing(**start), {key: value for key, value in given.items() if value is not None} | settings)
+    wanted = merged(Routing.of(**start), {key: value for key, value in given.items() if value is not None} | settings)
     return seat_library(base_model, library, wanted, tokenizer=tokenizer, force_base=force_base)
 
 

@@ -34,19 +34,19 @@ class Featured:
     Args:
         embed: makes the vectors.
         rule: the pure function from vectors and what was prepared to scores.
-        known: (experts, ...), what was prepared.
+        prepared: (experts, ...), what was prepared.
         alive: (experts,) bool, whether each expert may be chosen.
     """
 
     embed: Embed
     rule: Callable[[Tensor, Tensor], Tensor]
-    known: Tensor
+    prepared: Tensor
     alive: Tensor
 
     def scores(self, hidden: Tensor, ids: Tensor | None, real: Tensor) -> Tensor:
         """(rows, experts) scores; see `Embed` for what they come from."""
         vectors = self.embed(hidden, ids, real)
-        return self.rule(vectors, self.known.to(vectors))
+        return self.rule(vectors, self.prepared.to(vectors))
 
 
 def mean_hidden(hidden: Float[Tensor, "batch seq d"], real: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch d"]:
@@ -102,7 +102,7 @@ def embedding(setting: Routing, model: Any, tokenizer: Any) -> Embed:
     Raises:
         UsageError: if it needs a tokenizer, and there is none.
     """
-    if setting.features == "hidden":
+    if setting.options.features == "hidden":
         return hidden_embedding
     return TextEmbedding(tokenizer or _own_tokenizer(model))
 
@@ -113,7 +113,7 @@ def featured(
     library: Library,
     experts: Sequence[str],
     layers: Mapping[str, SeatedLayer],
-    known: Known,
+    prepared: Known,
 ) -> Featured:
     """Scores for whole requests, from what was prepared.
 
@@ -123,29 +123,29 @@ def featured(
         library: where the experts came from.
         experts: names, in canonical order.
         layers: the routed layers; an expert whose updates are all zero is never chosen.
-        known: what was prepared, by expert.
+        prepared: what was prepared, by expert.
 
     Raises:
         RouterError: naming the first expert for which nothing was prepared, or not of the others' shape.
     """
     rule = ROUTERS[setting.router].request
     assert rule is not None
-    rows = []
+    stacked = []
     for name in experts:
-        if REQUEST not in known.get(name, {}):
+        if REQUEST not in prepared.get(name, {}):
             raise not_prepared(setting, library, name, "whole requests")
-        rows.append(known[name][REQUEST])
-        if rows[-1].shape != rows[0].shape:
+        stacked.append(prepared[name][REQUEST])
+        if stacked[-1].shape != stacked[0].shape:
             raise RouterError(
                 f"what was prepared for expert '{name}' must have the shape it has for the others",
-                found=f"{tuple(rows[-1].shape)} beside {tuple(rows[0].shape)}",
+                found=f"{tuple(stacked[-1].shape)} beside {tuple(stacked[0].shape)}",
                 remedy="lorary library prepare",
             )
     alive = torch.zeros(len(experts), dtype=torch.bool)
     for layer in layers.values():
         alive[list(layer.experts)] |= layer.alive.cpu()
     alive &= torch.tensor([setting.may_choose(name) for name in experts])
-    return Featured(embed, rule, torch.stack(rows), alive)
+    return Featured(embed, rule, torch.stack(stacked), alive)
 
 
 @torch.no_grad()

@@ -48,15 +48,15 @@ def subtract_general(
     Raises:
         RouterError: as `check_general`.
     """
-    if setting.general is None:
+    if setting.general.experts is None:
         return {}
     check_general(setting, experts, seated_ranks(experts, layers))
-    positions = {experts.index(name) for name in setting.general}
+    positions = {experts.index(name) for name in setting.general.experts}
     found = {}
     for path, layer in layers.items():
         general = [seat for seat, position in enumerate(layer.experts) if position in positions]
         zero = [experts[layer.experts[seat]] for seat in general if layer.scalings[seat] == 0]
-        if zero and setting.general_mode == "factors":
+        if zero and setting.general.mode == "factors":
             raise RouterError(
                 f"general_mode='factors' needs the lora_b of expert '{zero[0]}' at {path}", found="a scaling of 0"
             )
@@ -84,14 +84,14 @@ def check_general(setting: Routing, experts: Sequence[str], ranks: Mapping[str, 
     Raises:
         RouterError: as said, naming expert and layer.
     """
-    general = list(setting.general or ())
+    general = list(setting.general.experts or ())
     if missing := [name for name in general if name not in experts]:
         raise RouterError("general experts must be seated", found=missing, remedy=f"it has {list(experts)}")
     if set(general) >= set(experts):
         raise RouterError(
             "an expert that is not general must be left to choose", found=f"general={general} of {list(experts)}"
         )
-    if not general or setting.general_mode == "delta":
+    if not general or setting.general.mode == "delta":
         return
     for path, own in ranks.items():
         lacking = [name for name in general if name not in own]
@@ -104,12 +104,12 @@ def check_general(setting: Routing, experts: Sequence[str], ranks: Mapping[str, 
 
 
 def _subtracted(setting: Routing, layer: SeatedLayer, general: Sequence[int]) -> Subtracted:
-    lora, number = layer.lora, len(setting.general or ())
+    lora, number = layer.lora, len(setting.general.experts or ())
     is_general = torch.tensor([seat in general for seat in range(len(layer.experts))])
     taken_from = layer.alive.cpu() & ~is_general
     rows, blocks = _known(setting, layer, general, taken_from.nonzero().squeeze(1).tolist())
     module: nn.Module
-    if setting.general_mode == "delta":
+    if setting.general.mode == "delta":
         module = DeltaSubtraction(lora.expert_of_rank.cpu(), is_general, taken_from, number, lora.up.dtype)
     else:
         module = FactorSubtraction(is_general, taken_from, torch.tensor(layer.scalings, dtype=lora.up.dtype))
@@ -140,8 +140,10 @@ def _facts(setting: Routing, layer: SeatedLayer, general: Sequence[int], same: S
     own_b = torch.stack([up[:, layer.rows(seat)] for seat in same])
     general_a = [down[layer.rows(seat)] for seat in general]
     general_b = [up[:, layer.rows(seat)] for seat in general]
-    if setting.general_mode == "delta":
-        return delta_facts(own_a, own_b, torch.cat(general_a), torch.cat(general_b, dim=1) / len(setting.general or ()))
+    if setting.general.mode == "delta":
+        return delta_facts(
+            own_a, own_b, torch.cat(general_a), torch.cat(general_b, dim=1) / len(setting.general.experts or ())
+        )
     stored = [matrix / layer.scalings[seat] for matrix, seat in zip(general_b, general, strict=True)]
     scalings = torch.tensor([layer.scalings[seat] for seat in same], dtype=up.dtype, device=up.device)
     return factor_facts(own_a, own_b, scalings, torch.stack(general_a), torch.stack(stored))

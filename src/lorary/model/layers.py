@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from lorary.adapter import Adapter, LoraFactors
+from lorary.axes import layer_number
 from lorary.errors import AdapterError
 from lorary.formats.peft_copies import check_copies, copies_of
 from lorary.formats.peft_files import Shape
 from lorary.library.base_weights import is_plain, weights_of_model
 from lorary.lora.gated import GatedLora
 from lorary.lora.seat import device_of, find_linear, linear_shape
-from lorary.lora.targets import layer_number
 from lorary.ops.growable import append_rows, remove_rows, widen
 from lorary.route.facts import expert_facts
 

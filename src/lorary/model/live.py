@@ -23,7 +23,7 @@ from lorary.lora.targets import is_language
 from lorary.model.apply import apply_routing
 from lorary.model.general_subtraction import check_general, seated_ranks
 from lorary.model.layers import beyond, build_layers, check_copies_of, in_order
-from lorary.model.prepared import kind_of, paths_of
+from lorary.model.prepared import paths_of
 from lorary.model.seating import Seating, seating
 from lorary.model.verdict import check_layers
 
@@ -56,9 +56,9 @@ def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = Non
     _check_fit(model, adapter)
     _check_ranks(state, adapter)
     _check_general(state, adapter.name, adapter)
-    kind = kind_of(state.routing)
-    known = state.prepared.get(kind or "", {}).get(adapter.name, {})
-    if kind is not None and not paths_of(state.routing, adapter.modules) <= set(known):
+    kind = state.routing.data_kind
+    prepared = state.prepared.get(kind or "", {}).get(adapter.name, {})
+    if not paths_of(state.routing, adapter.modules) <= set(prepared):
         raise RouterError(
             f"an expert that comes to a router by '{kind}' must be prepared before",
             found=f"nothing for '{adapter.name}'",
@@ -89,7 +89,7 @@ def remove_expert(model: Any, name: str) -> None:
             remedy="lorary.detach(model) gives the bare base, router 'base' computes what it does",
         )
     setting = state.routing
-    if any(name in (named or ()) for named in (setting.fixed, setting.allow, setting.general)):
+    if name in setting.named:
         raise RouterError(
             "an expert that the router in force names must stay", found=name, remedy="attach with another setting"
         )
@@ -116,7 +116,7 @@ def replace_expert(model: Any, adapter: Adapter | str | Path, name: str | None =
     _check_ranks(state, adapter)
     _check_general(state, adapter.name, adapter)
     _check_layers_stay(state, adapter.name, adapter.modules)
-    kind = kind_of(state.routing)
+    kind = state.routing.data_kind
     if kind is not None:
         raise RouterError(
             "an expert cannot be replaced under a router that knows the old one by its data",
@@ -193,7 +193,7 @@ def _check_ranks(state: Seating, adapter: Adapter) -> None:
 
 def _check_general(state: Seating, name: str, adapter: Adapter | None) -> None:
     """Refuse what general experts could not be taken from any more, before anything is changed."""
-    if state.routing.general is None:
+    if state.routing.general.experts is None:
         return
     ranks = seated_ranks(state.experts, state.layers)
     for own in ranks.values():
@@ -209,7 +209,8 @@ def _check_layers_stay(state: Seating, name: str, modules: Iterable[str]) -> Non
     """Refuse to take the last expert from a layer that the router in force names."""
     position, setting = state.experts.index(name), state.routing
     emptied = {path for path, layer in state.layers.items() if layer.experts == (position,)} - set(modules)
-    by_path = setting.temperature if isinstance(setting.temperature, Mapping) else {}
+    temperature = setting.choosing.temperature
+    by_path = temperature if isinstance(temperature, Mapping) else {}
     named = sorted(emptied & {setting.at, *map(str, by_path)})
     if named:
         raise RouterError(

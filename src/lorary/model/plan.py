@@ -100,7 +100,7 @@ def _score_gates(
     calibration: Mapping[str, Tensor] = {}
     if setting.is_calibrated:
         calibration = prepared_tensors(setting, state.library, state.experts, state.layers, prepared)
-    input_norm = rule.input_norm if setting.input_norm == "none" else setting.input_norm
+    input_norm = rule.input_norm if setting.options.input_norm == "none" else setting.options.input_norm
     gates = {}
     for path, layer in state.layers.items():
         names = [state.experts[position] for position in layer.experts]
@@ -109,7 +109,7 @@ def _score_gates(
             allowed &= known.rows.any(dim=1).cpu()
         gates[path] = ScoreGate(
             rule, layer, setting.choice(path), allowed,
-            input_norm=input_norm, candidates=setting.candidates,
+            input_norm=input_norm, candidates=setting.options.candidates,
             rows=rows.get(path), blocks=None if known is None else known.blocks, calibration=calibration.get(path),
         )  # fmt: skip
     return gates
@@ -135,9 +135,10 @@ def _check_names(setting: Routing, state: Seating) -> None:
         raise RouterError("allowed experts must be seated", found=missing, remedy=f"it has {list(state.experts)}")
     if setting.at is not None and setting.at not in state.layers:
         raise UsageError("at must name a routed layer", found=setting.at, remedy=f"one of {list(state.layers)}")
-    if isinstance(setting.temperature, Mapping):
+    temperature = setting.choosing.temperature
+    if isinstance(temperature, Mapping):
         numbers = {part for path in state.layers for part in path.split(".") if part.isdigit()}
-        unknown = [key for key in setting.temperature if str(key) not in state.layers and str(key) not in numbers]
+        unknown = [key for key in temperature if str(key) not in state.layers and str(key) not in numbers]
         if unknown:
             raise UsageError("temperatures must be for routed layers, by path or number", found=unknown)
 

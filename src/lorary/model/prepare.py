@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lorary.errors import UsageError
 from lorary.model.seating import seating
+from lorary.route import ROUTERS
 
 
 def prepare(model: Any, kind: str, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -14,26 +15,22 @@ def prepare(model: Any, kind: str, tensors: Mapping[str, Mapping[str, Tensor]]) 
 
     Args:
         model: a routed model.
-        kind: `centroid` or `phatgoose`, (d_in,) each; `norm_calibration` or `contrast`, (2,) means and
-            deviations of scores;
-            `task_predictor_FEATURES` or `retrieval_FEATURES`, one vector for an expert, under the path `request`.
+        kind: that of `lorary.route.rule.Data`, which says the shapes; for a whole request the features follow
+            (`retrieval_hidden`), and the path is `request`.
         tensors: by expert and path of the layer.
 
     Raises:
-        UsageError: if no experts are seated in the model, or a deviation is not above 0.
+        UsageError: if no experts are seated in the model, a number is not finite, or a deviation is not above 0.
     """
     state = seating(model)
-    if kind.endswith("_calibration") or kind == "contrast":
-        for name, by_path in tensors.items():
-            for path, known in by_path.items():
-                if known.shape != (2,) or not bool(known.isfinite().all()) or float(known[1]) <= 0:
-                    raise UsageError(
-                        f"'{kind}' of expert '{name}' at {path} must be a mean and a deviation above 0",
-                        found=known.tolist(),
-                    )
+    is_moments = kind in {rule.data.kind for rule in ROUTERS.values() if rule.data and rule.data.holds == "moments"}
     for name, by_path in tensors.items():
-        if wrong := [path for path, known in by_path.items() if not bool(known.isfinite().all())]:
-            raise UsageError(
-                f"'{kind}' of expert '{name}' at {wrong[0]} must be finite numbers", found="NaN or infinity"
-            )
+        for path, tensor in by_path.items():
+            if is_moments and (tensor.shape != (2,) or not bool(tensor.isfinite().all()) or float(tensor[1]) <= 0):
+                raise UsageError(
+                    f"'{kind}' of expert '{name}' at {path} must be a mean and a deviation above 0",
+                    found=tensor.tolist(),
+                )
+            if not bool(tensor.isfinite().all()):
+                raise UsageError(f"'{kind}' of expert '{name}' at {path} must be finite", found="NaN or infinity")
     state.prepared[kind] = {name: dict(by_path) for name, by_path in tensors.items()}

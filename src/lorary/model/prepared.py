@@ -1,4 +1,4 @@
-"""What a setting needs beyond weights: under which kind it goes, and reading it from the library when it is needed."""
+"""Data that a setting needs beyond weights: where it is kept, and reading it from the library when it is needed."""
 
 from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 
@@ -9,32 +9,19 @@ from lorary.library.prepared import Key, expert_key, group_key, load_prepared, p
 from lorary.library.store import Library
 from lorary.model.check_seated import check_unchanged
 from lorary.model.layers import SeatedLayer
-from lorary.route import ROUTERS
 from lorary.route.setting import Routing
 
 # By expert, then by the path of the layer (or `REQUEST`): what rules need beyond weights.
 Known = Mapping[str, Mapping[str, Tensor]]
 # The path of what belongs to a whole request and to no layer.
 REQUEST = "request"
-# Routers whose tensors were made for all experts of a library together.
-JOINT = frozenset({"contrast", "task-predictor"})
-
-
-def kind_of(setting: Routing) -> str | None:
-    """Under which kind goes what a setting needs beyond weights; None where it needs nothing."""
-    if setting.experts is not None:
-        return None
-    rule, word = ROUTERS[setting.router], setting.router.replace("-", "_")
-    if setting.calibrated:
-        return f"{word}_calibration"
-    if rule.needs != "prepared":
-        return None
-    return word if rule.request is None else f"{word}_{setting.features}"
 
 
 def paths_of(setting: Routing, modules: Iterable[str]) -> set[str]:
-    """Under which paths it must be there for an expert that adapts these layers."""
-    return set(modules) if ROUTERS[setting.router].request is None else {REQUEST}
+    """Under which paths the data must be there for an expert that adapts these layers; none where none is needed."""
+    if setting.data is None:
+        return set()
+    return {REQUEST} if setting.data.holds == "request" else set(modules)
 
 
 def read_missing(
@@ -52,26 +39,26 @@ def read_missing(
         prepared: what is there already, by kind; gets what is read.
 
     Returns:
-        By expert and path; nothing for an expert of which nothing is known.
+        By expert and path; nothing for an expert that nothing was prepared for.
 
     Raises:
         LibraryError: if something is damaged, or the library holds other weights than the seated ones.
     """
-    kind = kind_of(setting)
+    kind = setting.data_kind
     if kind is None:
         return {}
-    known = prepared.get(kind, {})
-    missing = [name for name in experts if name not in known and name not in live]
-    found = _read(setting, library, kind, missing) if missing else {}
-    if found:
+    at_hand = prepared.get(kind, {})
+    missing = [name for name in experts if name not in at_hand and name not in live]
+    stored = _read(setting, library, kind, missing) if missing else {}
+    if stored:
         check_unchanged(library, experts, layers, live)
-        prepared[kind] = {**known, **found}
+        prepared[kind] = {**at_hand, **stored}
     return prepared.get(kind, {})
 
 
 def prepared_marks(setting: Routing, library: Library) -> dict[str, Mapping[str, str]]:
     """Hashes of what a setting would read from a library, by expert: with them a result can be known again."""
-    kind = kind_of(setting)
+    kind = setting.data_kind
     if kind is None:
         return {}
     return {name: prepared_hashes(library, kind, key) for name, key in _keys(setting, library, library.names()).items()}
@@ -79,30 +66,30 @@ def prepared_marks(setting: Routing, library: Library) -> dict[str, Mapping[str,
 
 def not_prepared(setting: Routing, library: Library, name: str, where: str) -> RouterError:
     """The error over an expert for which something is missing, or was made for other weights."""
-    kind = kind_of(setting)
+    kind = setting.data_kind
     assert kind is not None
     is_stale = was_prepared_before(library, kind, name)
     return RouterError(
         f"'{kind}' must be prepared from data for each expert and layer before it can be used",
         found=f"nothing for expert '{name}' at {where}" + (" as it is now: it, or its company, changed" * is_stale),
         remedy=f"lorary library prepare {library.path} --router {setting.router}"
-        + (f" --features {setting.features}" if setting.features != "hidden" else "")
+        + (f" --features {setting.options.features}" if setting.options.features != "hidden" else "")
         + ", or lorary.model.prepare.prepare for one that came live",
     )
 
 
 def _read(setting: Routing, library: Library, kind: str, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-    found: dict[str, dict[str, Tensor]] = {}
+    by_expert: dict[str, dict[str, Tensor]] = {}
     for name, key in _keys(setting, library, names).items():
         stored = load_prepared(library, kind, key)
         for path, tensor in () if stored is None else stored.tensors.items():
-            expert, own = path.split("/", 1) if setting.router in JOINT else (name, path)
-            found.setdefault(expert, {})[own] = tensor
-    return {name: found[name] for name in names if name in found}
+            expert, layer = (name, path) if name else path.split("/", 1)
+            by_expert.setdefault(expert, {})[layer] = tensor
+    return {name: by_expert[name] for name in names if name in by_expert}
 
 
 def _keys(setting: Routing, library: Library, names: Sequence[str]) -> dict[str, Key]:
-    """The keys to read, by expert; one under any name where they were made together."""
-    if setting.router in JOINT:
+    """The keys to read, by expert; one under an empty name for joint data."""
+    if setting.data is not None and setting.data.is_joint:
         return {"": group_key(library, library.names())}
     return {name: expert_key(library, name) for name in names}

@@ -41,11 +41,11 @@ def rows_for(
         # Data may be there for an expert that does nothing in a layer: it is no more chosen there than by its weights.
         alive = {path: stacked[path] * layer.alive[:, None].to(stacked[path]) for path, layer in layers.items()}
         return alive if rule.rows is None else {path: rule.rows(rows) for path, rows in alive.items()}
-    if setting.tie == "none" and setting.zeros == "skip":
+    if not setting.options.changes_prototypes:
         return {}
     rows: dict[str, Tensor] = {}
-    for group in _groups(layers) if setting.tie == "concat" else [[path] for path in layers]:
-        rows.update(_tied_rows({path: layers[path] for path in group}, setting.zeros == "keep"))
+    for group in _groups(layers) if setting.options.tie == "concat" else [[path] for path in layers]:
+        rows.update(_tied_rows({path: layers[path] for path in group}, setting.options.zeros == "keep"))
     return rows
 
 

@@ -104,9 +104,9 @@ def load(path: str | Path, *, device: str = "auto") -> Any:
             remedy="pip install --upgrade lorary, or save the model again",
         )
     try:
-        base, wanted, seats = known["base"], Routing(**known["routing"]), [str(name) for name in known["seats"]]
+        base, wanted, seats = known["base"], Routing.of(**known["routing"]), [str(name) for name in known["seats"]]
         reference, dtype, attention = base["reference"], DTYPES[base["dtype"]], base["attention"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, UsageError) as error:
         raise LibraryError(
             f"{folder / MODEL_FILE} must say base, seats and routing", found=repr(error), remedy="save the model again"
         ) from error

@@ -1,11 +1,12 @@
-"""What each expert scores on the prompts of all experts: the yardstick of `lorary.route.contrast`."""
+"""Contrast's data: mean and deviation of each expert's score over the prompts of all experts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lorary.data.template import Example
 from lorary.errors import TaskError
 from lorary.library.store import Library
 from lorary.lora.gate import Seen
@@ -15,10 +16,21 @@ from lorary.model.gates import ScoreGate
 from lorary.model.layers import SeatedLayer, build_layers
 from lorary.model.row_gates import rows_of
 from lorary.ops.choose import Choice
+from lorary.prepare.measure import MeasureContext, Tensors
 from lorary.route import ROUTERS
 
 # Deviations below this part of the mean are the rounding of equal scores.
 _ROUNDING = 1e-6
+
+
+def pooled_contrast(context: MeasureContext, examples: Mapping[str, Sequence[Example]]) -> Mapping[str, Tensors]:
+    """The moments of every expert, over the prompts of all experts.
+
+    No sample of one expert can be kept for the next time: another adapter scores other things on the same prompts, and
+    prompts themselves do not belong into a library that may be handed on.
+    """
+    prompts = [example.prompt_ids for by_expert in examples.values() for example in by_expert]
+    return pooled_moments(context.base.model, context.library, prompts)
 
 
 @torch.no_grad()
@@ -54,12 +66,12 @@ def pooled_moments(model: Any, library: Library, prompts: Sequence[Sequence[int]
             decoder_of(model)(input_ids=ids, use_cache=False)
     finally:
         unseat(model, list(layers), handles)
-    found: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    by_expert: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for path, layer in layers.items():
-        own_names = [names[position] for position in layer.experts]
-        for name, own in zip(own_names, watches[path].moments(path, own_names), strict=True):
-            found[name][path] = own.to(layer.lora.up.dtype)
-    return found
+        seated = [names[position] for position in layer.experts]
+        for name, moments in zip(seated, watches[path].moments(path, seated), strict=True):
+            by_expert[name][path] = moments.to(layer.lora.up.dtype)
+    return by_expert
 
 
 class _Watch:
@@ -89,11 +101,11 @@ class _Watch:
     def _add(self, means: Tensor) -> None:
         """Count (prompts, experts) mean scores; nothing of the size of all prompts is kept."""
         before, self._count = self._count, self._count + len(means)
-        own = means.mean(dim=0)
-        gap = own - self._mean
+        batch_mean = means.mean(dim=0)
+        gap = batch_mean - self._mean
         # Squared deviations of the two parts from their own means, and what their means lie apart (Chan et al.).
         apart = gap.square() * before * len(means) / self._count
-        self._squares = self._squares + (means - own).square().sum(dim=0) + apart
+        self._squares = self._squares + (means - batch_mean).square().sum(dim=0) + apart
         self._mean = self._mean + gap * len(means) / self._count
 
     def moments(self, path: str, names: Sequence[str]) -> Tensor:

@@ -1,21 +1,32 @@
-"""What a router needs beyond weights, computed from data and kept in the library.
+"""Measures what a router needs beyond weights, and keeps it in the library.
 
-One expert after the other is computed and stored, so that a run that was killed loses one of them; run again, it goes
-on. What is there and was made of the same is kept. Contrast looks at all experts at once, and begins anew.
+Experts are measured and stored one after the other, so that a run that was killed loses one of them; run again, it goes
+on. What is there and was made of the same is kept. Data that is pooled over all experts begins anew.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
 
-from lorary.data.template import make_template
+from torch import Tensor
+
+from lorary.data.encoder import ENCODER_PACKAGE, encoder_folder
+from lorary.data.template import Example, Template, make_template, warn_of_cuts
+from lorary.data.tokenizer_content import text_of
 from lorary.display import Display
+from lorary.errors import BaseModelError, RouterError
+from lorary.library.configuration import differing_fields
+from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.opening import template_of
-from lorary.library.prepared import expert_key, load_prepared
+from lorary.library.prepared import Prepared, expert_key, group_key, load_prepared, save_prepared
 from lorary.library.store import Library
 from lorary.model.base import Base
-from lorary.model.prepared import JOINT
-from lorary.prepare.data import OwnData
-from lorary.prepare.experts import CONTRAST, Preparer, PrepareSettings
+from lorary.model.finite import finite_layers
+from lorary.prepare.catalogue import MEASURES
+from lorary.prepare.expert_rows import ExpertRows
+from lorary.prepare.measure import MeasureContext, Tensors
+from lorary.prepare.settings import PrepareSettings
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class PrepareResult:
 def prepare_library(
     base: Base,
     library: Library,
-    data: Mapping[str, OwnData],
+    data: Mapping[str, ExpertRows],
     settings: PrepareSettings,
     *,
     force_base: bool = False,
@@ -60,33 +71,138 @@ def prepare_library(
         What was done.
 
     Raises:
-        BaseModelError: if the model is not the library's base.
+        BaseModelError: if the model is not the library's base, or it gives data that is not finite.
         RouterError: if the router must know all experts, and some are neither given nor there.
         LibraryError: if the library cannot be written.
     """
     library.check_base(base.model, force_base=force_base)
     limit = base.most_tokens(settings.max_length)
     template = make_template(template_of(library, None), base.tokenizer, max_length=limit)
-    preparer = Preparer(base, library, settings, template)
-    is_joint = settings.router in JOINT
-    if is_joint:
-        _check_all(preparer, data)
+    preparer = _Preparer(MeasureContext(base, library, settings), template)
+    if settings.data.is_joint:
+        preparer.check_all(data)
     done: dict[bool, list[str]] = {True: [], False: []}
-    if settings.router == CONTRAST:
+    if preparer.measure.pooled is not None:
         done[preparer.pool(data)] += data
     else:
         with (display or Display()).bar(f"preparing {settings.router}", len(data)) as bar:
-            for name, own in data.items():
-                done[preparer.prepare(name, own)].append(name)
+            for name, rows in data.items():
+                done[preparer.prepare(name, rows)].append(name)
                 bar.advance(name)
-        if is_joint:
+        if preparer.measure.fit is not None:
             preparer.fit()
     return PrepareResult(str(library.path), settings.router, settings.kind, prepared=done[True], kept=done[False])
 
 
-def _check_all(preparer: Preparer, data: Mapping[str, OwnData]) -> None:
-    """Refuse to tell experts apart some of which are unknown, before anything is computed."""
-    library, kind = preparer.library, preparer.settings.expert_kind
-    for name in library.names():
-        if name not in data and load_prepared(library, kind, expert_key(library, name)) is None:
-            raise preparer.unknown(name)
+class _Preparer:
+    """Measures experts, unless what is stored was made of the same.
+
+    Args:
+        context: what measures look at.
+        template: how rows become prompts.
+    """
+
+    def __init__(self, context: MeasureContext, template: Template) -> None:
+        self._context, self._template = context, template
+        self._library, self._settings = context.library, context.settings
+        self.measure = MEASURES[context.settings.router]
+        # Under which kind goes what is made of each expert alone.
+        self._each_kind = self._settings.kind if self.measure.fit is None else f"samples_{self._settings.features}"
+
+    def check_all(self, data: Mapping[str, ExpertRows]) -> None:
+        """Refuse joint data without some of the experts, before anything is computed."""
+        for name in self._library.names():
+            if name not in data and (self.measure.fit is None or self._sample(name) is None):
+                raise self._missing(name)
+
+    def prepare(self, name: str, rows: ExpertRows) -> bool:
+        """Measure and store one expert; False where that was there, made of the same."""
+        assert self.measure.each is not None
+        made_of, stored = self._made_of(rows), self._sample(name)
+        if stored is not None and stored.made_of == made_of:
+            return False
+        with finite_layers(self._context.base.model):
+            tensors, notes = self.measure.each(self._context, name, self._examples(rows))
+        self._check_finite({name: tensors})
+        save_prepared(
+            self._library, self._each_kind, expert_key(self._library, name), Prepared(tensors, made_of, notes)
+        )
+        return True
+
+    def fit(self) -> None:
+        """Fit and store joint data from the samples of all experts, unless it is there, made of the same samples."""
+        samples: dict[str, Prepared] = {}
+        for name in self._library.names():
+            stored = self._sample(name)
+            if stored is None:
+                raise self._missing(name)
+            samples[name] = stored
+        fit = self.measure.fit
+        assert fit is not None
+        tensors = {name: stored.tensors for name, stored in samples.items()}
+        self._store_joint({name: stored.made_of for name, stored in samples.items()}, lambda: fit(tensors))
+
+    def pool(self, data: Mapping[str, ExpertRows]) -> bool:
+        """Measure and store joint data from the rows of all experts; False where it was there, made of the same."""
+        names, pooled = self._library.names(), self.measure.pooled
+        assert pooled is not None
+
+        def make() -> Mapping[str, Tensors]:
+            return pooled(self._context, {name: self._examples(data[name]) for name in names})
+
+        return self._store_joint({name: self._made_of(data[name]) for name in names}, make)
+
+    def _store_joint(self, made_of: Mapping[str, Any], make: Callable[[], Mapping[str, Tensors]]) -> bool:
+        kind, key = self._settings.kind, group_key(self._library, list(made_of))
+        stored = load_prepared(self._library, kind, key)
+        if stored is not None and stored.made_of == made_of:
+            return False
+        with finite_layers(self._context.base.model):
+            by_expert = make()
+        tensors = self._check_finite(by_expert)
+        save_prepared(self._library, kind, key, Prepared(tensors, made_of, {}))
+        return True
+
+    def _sample(self, name: str) -> Prepared | None:
+        return load_prepared(self._library, self._each_kind, expert_key(self._library, name))
+
+    def _examples(self, rows: ExpertRows) -> list[Example]:
+        examples = [self._template.encode(row.source, row.target) for row in rows.rows]
+        warn_of_cuts(", ".join(rows.hashes), examples)
+        return examples
+
+    def _missing(self, name: str) -> RouterError:
+        return RouterError(
+            f"router '{self._settings.router}' must know all experts of the library",
+            found=f"nothing for expert '{name}'",
+            remedy="leave --experts out",
+        )
+
+    def _made_of(self, rows: ExpertRows) -> dict[str, Any]:
+        """All that decides what is made of an expert beside its weights, as values of JSON."""
+        s, base = self._settings, self._context.base
+        fingerprint = fingerprint_of_model(base.model)
+        made_of: dict[str, Any] = {
+            "data": dict(rows.hashes), "rows": s.num_rows, "seed": s.seed, "template": self._template.name,
+            "max_length": self._template.max_length, "model": fingerprint.digest,
+            "dtype": str(base.model.dtype), **text_of(base.tokenizer, self._template.name),
+            **{field: getattr(s, field) for field in self.measure.decided_by},
+        }  # fmt: skip
+        if differing := differing_fields(self._library.base.fingerprint.configuration, fingerprint.configuration):
+            made_of["configuration"] = {name: at_hand for name, (_, at_hand) in differing.items()}
+        if s.features == "text":
+            encoder_folder()  # says what to install
+            made_of["encoder"] = f"{ENCODER_PACKAGE} {version(ENCODER_PACKAGE.replace('_', '-'))}"
+        return made_of
+
+    def _check_finite(self, by_expert: Mapping[str, Tensors]) -> dict[str, Tensor]:
+        """The tensors by expert and path in one name, as joint data is kept; refuses what no router could score by."""
+        for name, tensors in by_expert.items():
+            for path, tensor in tensors.items():
+                if not bool(tensor.isfinite().all()):
+                    raise BaseModelError(
+                        f"what router '{self._settings.router}' reads of expert '{name}' must be finite, at {path} too",
+                        found="NaN or infinity out of the base model with this expert",
+                        remedy="another --dtype where activations overflow, and lorary library verify for the adapters",
+                    )
+        return {f"{name}/{path}": tensor for name, tensors in by_expert.items() for path, tensor in tensors.items()}

@@ -55,7 +55,7 @@ def run_evaluate(
             raise LibraryError(f"library '{library.path}' must hold an adapter to be evaluated", found="none")
     first = libraries[0]
     given = {key: value for key, value in changes.items() if value is not None}
-    default = Routing(**first.default_router)
+    default = Routing.of(**first.default_router)
     asked = without_router(default) | dict(route or {})
     own = {key: asked.pop(key) for key in ("top_k", "temperature", "mix")}
     fields = {

@@ -7,9 +7,9 @@ from lorary.errors import LibraryError, UsageError
 from lorary.library.opening import base_of
 from lorary.library.store import Library
 from lorary.model.base import load_base
-from lorary.prepare.data import own_data, parse_mapping
-from lorary.prepare.experts import PrepareSettings
+from lorary.prepare.expert_rows import parse_mapping, rows_of_experts
 from lorary.prepare.prepare_library import PrepareResult, prepare_library
+from lorary.prepare.settings import PrepareSettings
 
 
 def run_prepare(
@@ -43,12 +43,12 @@ def run_prepare(
         What was done.
 
     Raises:
-        LoraryError: as for `prepare_library` and `own_data`.
+        LoraryError: as for `prepare_library` and `rows_of_experts`.
     """
     settings = PrepareSettings(router, **changes)
     library = Library.open(library_path)
     names = _chosen(library, experts)
-    data = own_data(library, names, tasks, parse_mapping(mapping), settings.num_rows, settings.seed)
+    data = rows_of_experts(library, names, tasks, parse_mapping(mapping), settings.num_rows, settings.seed)
     loaded = load_base(base_of(library, base), dtype=dtype, device=device)
     return prepare_library(loaded, library, data, settings, force_base=force_base)
 

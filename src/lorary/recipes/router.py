@@ -27,7 +27,7 @@ def run_router(library_path: str, changes: Mapping[str, Any], *, reset: bool = F
         RouterError: if there is no such router, or it names an expert that the library has not.
     """
     library = Library.open(library_path)
-    wanted = merged(Routing(**(DEFAULT_ROUTER if reset else library.default_router)), changes)
+    wanted = merged(Routing.of(**(DEFAULT_ROUTER if reset else library.default_router)), changes)
     settings = {key: value for key, value in wanted.to_json().items() if value is not None}
     if changes or reset:
         _check_names(wanted, library)
@@ -36,6 +36,5 @@ def run_router(library_path: str, changes: Mapping[str, Any], *, reset: bool = F
 
 
 def _check_names(setting: Routing, library: Library) -> None:
-    named = {*(setting.fixed or ()), *(setting.allow or ()), *(setting.general or ())}
-    if missing := sorted(named - set(library.names())):
+    if missing := sorted(setting.named - set(library.names())):
         raise RouterError("a named expert must be in the library", found=missing, remedy=f"it has {library.names()}")

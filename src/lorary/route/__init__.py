@@ -19,7 +19,7 @@ from lorary.route.norm import norm_readout
 from lorary.route.phatgoose import gate_rows, phatgoose_readout
 from lorary.route.projection import projection_readout
 from lorary.route.retrieval import retrieval_scores
-from lorary.route.rule import Reading, Rule
+from lorary.route.rule import Data, Reading, Rule
 from lorary.route.task_predictor import predictor_logits
 from lorary.route.uniform import uniform_weights
 
@@ -81,6 +81,7 @@ ROUTERS: Mapping[str, Rule] = {
     ),
     "norm": Rule(
         "per token and layer, the experts that change the layer's output most",
+        data=Data("norm_calibration", holds="moments", is_optional=True),
         reads=frozenset({"outputs"}),
         scores=_norm,
         quick=True,
@@ -95,14 +96,14 @@ ROUTERS: Mapping[str, Rule] = {
     ),
     "centroid": Rule(
         "per token and layer, the experts whose own data the token is like",
-        needs="prepared",
+        data=Data("centroid"),
         reads=frozenset({"rows"}),
         rows=centroid_rows,
         scores=_centroid,
     ),
     "phatgoose": Rule(
         "per token and layer, the experts whose trained gate the token opens",
-        needs="prepared",
+        data=Data("phatgoose"),
         reads=frozenset({"rows"}),
         rows=gate_rows,
         input_norm="layer",
@@ -110,31 +111,30 @@ ROUTERS: Mapping[str, Rule] = {
     ),
     "contrast": Rule(
         "per request, the experts whose input space holds more of it than of the other experts' prompts",
-        needs="prepared",
+        # The moments of all experts together settle sooner than the mean of one.
+        data=Data("contrast", holds="moments", is_joint=True, num_rows=16),
         decides="request",
         pers=("request",),
         reads=frozenset({"row_space"}),
         input_norm="unit",
-        calibrated=True,
         scores=_contrast,
     ),
     "task-predictor": Rule(
         "per request, the experts whose prompts a classifier takes it for",
-        needs="prepared",
+        data=Data("task_predictor", holds="request", is_joint=True),
         decides="request",
         pers=("request",),
         request=predictor_logits,
     ),
     "retrieval": Rule(
         "per request, the experts whose own prompts it is most like",
-        needs="prepared",
+        data=Data("retrieval", holds="request"),
         decides="request",
         pers=("request",),
         request=retrieval_scores,
     ),
     "logo": Rule(
         "per request, the experts that change the prompt's last token most in one late layer",
-        needs="probe",
         decides="request",
         pers=("request",),
         reads=frozenset({"outputs"}),

@@ -1,7 +1,6 @@
 """What a routing setting asks for where another one is in force, and presets."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
 from typing import Any
 
 from lorary.errors import UsageError
@@ -45,25 +44,24 @@ def merged(before: Routing, setting: "str | Mapping[str, Any] | Routing") -> Rou
         raise UsageError("a routing setting must be a router's name or fields of Routing", found=repr(setting))
     changes: dict[str, Any] = {"router": setting} if isinstance(setting, str) else dict(setting)
     preset = changes.pop("preset", None)
-    _check_fields(changes)
     if preset is not None:
-        return Routing(**{**preset_fields(preset), **changes})
+        return Routing.of(**{**preset_fields(preset), **changes})
     if "router" in changes:
         is_same = before.experts is None and changes["router"] == before.router
         changes = {**_its_own(before), **({} if is_same else dict.fromkeys(_IN_UNITS)), **changes}
-    return replace(before, **changes)
+    return before.changed(**changes)
 
 
 def without_router(setting: Routing) -> dict[str, Any]:
     """The fields of a setting that stay when another router is named, as values of JSON."""
-    own = {"router", *_its_own(setting), *_IN_UNITS}
-    return {key: value for key, value in setting.to_json().items() if key not in own}
+    dropped = {"router", *_its_own(setting), *_IN_UNITS}
+    return {key: value for key, value in setting.to_json().items() if key not in dropped}
 
 
 def in_units(setting: Routing) -> dict[str, dict[str, Any]]:
     """By the name of its router, the fields of a setting in that rule's own units; nothing where there are none."""
-    own = {key: value for key in _IN_UNITS if (value := getattr(setting, key)) is not None}
-    return {setting.router: own} if own and setting.experts is None else {}
+    bounds = {key: value for key in _IN_UNITS if (value := setting.fields()[key]) is not None}
+    return {setting.router: bounds} if bounds and setting.experts is None else {}
 
 
 def _its_own(setting: Routing) -> dict[str, Any]:
@@ -80,10 +78,3 @@ def preset_fields(name: str) -> dict[str, Any]:
     if not isinstance(name, str) or name not in PRESETS:
         raise UsageError("a routing preset must exist", found=repr(name), remedy=f"one of {list(PRESETS)}")
     return dict(PRESETS[name])
-
-
-def _check_fields(changes: Mapping[str, Any]) -> None:
-    known = [field.name for field in fields(Routing)]
-    unknown = [key for key in changes if key not in known]
-    if unknown:
-        raise UsageError("a routing setting must have known fields only", found=unknown, remedy=f"it has {known}")

@@ -10,8 +10,11 @@ from lorary.ops.blocks import Block
 from lorary.ops.choose import Scale
 from lorary.ops.normalise import InputNorm
 
-# What a rule must have beside the adapters' weights before it can run.
+# What a rule must have before it can run: the adapters' weights alone, a pass over the prompt, or prepared data.
 Needs = Literal["weights", "probe", "prepared"]
+# What is measured. `vector`: (d_in,) for each expert and layer. `moments`: (2,) for each expert and layer, the mean and
+# the deviation of its scores there. `request`: one tensor for each expert.
+Holds = Literal["vector", "moments", "request"]
 # `layer`: each token in each layer. `token`: each token once. `request`: each row once. `always`: nothing to decide.
 Per = Literal["layer", "token", "request"]
 Decides = Literal["layer", "token", "request", "always"]
@@ -27,6 +30,25 @@ Features = Literal["hidden", "text"]
 
 
 @dataclass(frozen=True)
+class Data:
+    """What a rule needs beyond the adapters' weights; `lorary.prepare.catalogue` says how it is measured.
+
+    Args:
+        kind: the name under which a library keeps it; the features are appended for `request`.
+        holds: what is measured.
+        is_joint: whether it is measured for all experts together, so that a change of one changes all.
+        is_optional: whether the rule runs without it too, and reads it with `calibrated` alone.
+        num_rows: training rows of each task that it is measured on, where nobody says.
+    """
+
+    kind: str
+    holds: Holds = "vector"
+    is_joint: bool = False
+    is_optional: bool = False
+    num_rows: int = 100
+
+
+@dataclass(frozen=True)
 class Reading:
     """What a rule that looks at tokens may read in one layer; input normalisation is done already.
 
@@ -36,7 +58,7 @@ class Reading:
         alive: (experts,) bool, whether each expert may be chosen: its update is not zero, and it is allowed.
         row_space: for a rule that reads it; see `lorary.route.projection`.
         outputs: for a rule that reads it; see `lorary.route.norm`.
-        calibration: (experts, 2), mean and deviation of each expert's scores, where the setting asks for them.
+        calibration: (experts, 2), mean and deviation of each expert's scores, where they were measured for the rule.
         candidates: how many experts a first stage lets pass.
     """
 
@@ -55,14 +77,13 @@ class Rule:
 
     Args:
         summary: one sentence for `--help` and the documentation.
-        needs: what it must have beside the adapters' weights.
+        data: what it needs beyond the adapters' weights; None where it needs nothing.
         decides: when it decides by default; a setting's `per` may choose another of `pers`.
         pers: the values of `per` that it can run under; none for a rule that looks at nothing.
         reads: what it reads in a layer.
         scale: what becomes of the chosen scores by default; a setting's `scale` may name another.
         measures: what it decides by for a request.
         scores: for a rule that looks at tokens: the pure function from a reading to (tokens, experts) scores.
-        calibrated: whether its scores are always read against prepared means and deviations.
         rows: for a rule that reads rows made from data: (experts, d_in) as prepared -> the rows it reads.
         input_norm: what it does to hidden states where a setting does not say.
         request: for a rule that looks at a whole request: the pure function from (batch, features) and what was
@@ -73,16 +94,22 @@ class Rule:
     """
 
     summary: str
-    needs: Needs = "weights"
+    data: Data | None = None
     decides: Decides = "layer"
     pers: tuple[Per, ...] = ("layer", "token", "request")
     reads: frozenset[Reads] = frozenset()
     scale: Scale = "softmax"
     measures: Measures = "mean"
     scores: Callable[[Reading], Tensor] | None = None
-    calibrated: bool = False
     rows: Callable[[Tensor], Tensor] | None = None
     input_norm: InputNorm = "none"
     request: Callable[[Tensor, Tensor], Tensor] | None = None
     quick: bool = False
     weights: Callable[[Sequence[str]], Tensor] | None = None
+
+    @property
+    def needs(self) -> Needs:
+        """What it must have before it can run."""
+        if self.data is not None and not self.data.is_optional:
+            return "prepared"
+        return "probe" if self.measures == "last" else "weights"

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from lorary.errors import RouterError, UsageError
 from lorary.route import ROUTERS
-from lorary.route.setting import Routing
+from lorary.route.setting import FIELDS
 
 # The one expert of the task: told what no router knows.
 ORACLE = "oracle"
@@ -19,7 +19,7 @@ _NAMES = ("experts", "allow", "general")
 _NUMBERS = ("top_k", "temperature", "top_p", "threshold", "null", "candidates")
 # Fields that a router cannot be without.
 _NEVER_NULL = ("router", "top_k", "temperature", "mix", "experts", "preset")
-_FIELDS = ("preset", *(field.name for field in fields(Routing)))
+_FIELDS = ("preset", *FIELDS)
 _OPENING, _CLOSING = "[{", "]}"
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
+from lorary.axes import layer_number
 from lorary.cluster.agreement import agreement
 from lorary.cluster.mbc import cluster_adapters
 from lorary.errors import LibraryError
 from lorary.library.store import Library
-from lorary.lora.targets import layer_number
 from lorary.route.arrow import arrow_prototypes
 from lorary.study.config import DriftStage, identity
 from lorary.study.context import Place

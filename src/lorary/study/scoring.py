@@ -17,9 +17,9 @@ from lorary.library.files import sha256
 from lorary.library.layout import LIBRARY_FILE
 from lorary.library.opening import template_of
 from lorary.library.store import Library
-from lorary.prepare.data import own_data
-from lorary.prepare.experts import PrepareSettings
+from lorary.prepare.expert_rows import rows_of_experts
 from lorary.prepare.prepare_library import prepare_library
+from lorary.prepare.settings import PrepareSettings
 from lorary.route import ROUTERS
 from lorary.route.spec import parse_spec
 from lorary.study.config import BuildStage, EvaluateStage, Run, Stage, identity
@@ -167,7 +167,7 @@ def _prepare(place: Place, library: Library, router: str, data: str | None) -> N
         return
     settings = PrepareSettings(name)
     reference = data or place.reference(place.study.train)
-    rows = own_data(library, library.names(), reference, {}, settings.num_rows, settings.seed)
+    rows = rows_of_experts(library, library.names(), reference, {}, settings.num_rows, settings.seed)
     prepare_library(place.base, library, rows, settings, display=place.display)
 
 

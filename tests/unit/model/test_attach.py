@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from unchecked import check_unchecked
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import AdapterError, LibraryError, RouterError, UsageError
@@ -137,12 +138,8 @@ def test_an_empty_library_is_refused(model: Any, route: Make) -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], error: type[Exception], message: str) -> None:
-    setting = Routing()
-    for key, value in settings.items():
-        # Behind the type checker of the tests, which refuses some of these first.
-        object.__setattr__(setting, key, value)
     with pytest.raises(error, match=message):
-        setting.__post_init__()
+        check_unchecked(settings)
 
 
 def test_factors_of_unequal_ranks_cannot_be_mixed(
@@ -280,7 +277,7 @@ def test_the_library_gives_the_settings_that_the_caller_leaves_out(
     library.add_adapter(adapters[0], {"tasks": ["a"]})
     library.set_default_router({"router": "uniform", "top_k": 3, "temperature": 0.5, "mix": "factors"})
     attach(model, str(tmp_path / "lib"), temperature=2.0)
-    assert seating(model).routing == Routing("uniform", 3, 2.0, "factors")
+    assert seating(model).routing == Routing.of("uniform", top_k=3, temperature=2.0, mix="factors")
 
 
 def test_a_librarys_threshold_goes_with_its_router(model: Any, adapters: list[Adapter], route: Make) -> None:

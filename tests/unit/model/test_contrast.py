@@ -101,7 +101,7 @@ def test_contrast_is_for_requests_and_says_what_it_needs(routed: Any) -> None:
     with pytest.raises(RouterError, match=r"'contrast' must be prepared(.|\n)*library prepare .* --router contrast"):
         routing(routed, "contrast").__enter__()
     with pytest.raises(RouterError, match=r"'contrast' can decide per \['request'\]"):
-        Routing("contrast", per="layer")
+        Routing.of("contrast", per="layer")
     with pytest.raises(UsageError, match="a mean and a deviation above 0"):
         prepare(routed, "contrast", {"a": {"x": torch.tensor([0.0, 0.0])}})
 

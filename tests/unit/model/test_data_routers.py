@@ -216,7 +216,7 @@ def test_what_was_prepared_is_saved_with_the_model(
     prepare(routed, "retrieval_hidden", vectors)
     from lorary.model.apply import apply_routing
 
-    apply_routing(routed, seating(routed), Routing("retrieval", top_k=1))
+    apply_routing(routed, seating(routed), Routing.of("retrieval", top_k=1))
     again = load(save(routed, tmp_path / "in force"), device="cpu")
     assert seating(again).routing == seating(routed).routing
     assert torch.allclose(logits(again), logits(routed), rtol=0, atol=1e-12)
@@ -274,11 +274,11 @@ def test_shapes_that_do_not_fit_are_refused(routed: Any, rows: Tensors, vectors:
 )
 def test_settings_that_mean_nothing_are_refused(fields: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        Routing(**fields)
+        Routing.of(**fields)
 
 
 def test_a_router_decides_at_its_own_moment_unless_told() -> None:
-    assert [Routing(router).decides for router in ("arrow", "retrieval", "task-predictor", "centroid")] == [
+    assert [Routing.of(router).decides for router in ("arrow", "retrieval", "task-predictor", "centroid")] == [
         "layer", "request", "request", "layer",
     ]  # fmt: skip
-    assert merged(Routing("retrieval", features="text"), "arrow") == Routing("arrow")
+    assert merged(Routing.of("retrieval", features="text"), "arrow") == Routing.of("arrow")

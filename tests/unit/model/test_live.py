@@ -200,7 +200,7 @@ def test_an_expert_must_be_prepared_for_a_router_that_needs_it(
     from lorary.model.apply import apply_routing
     from lorary.route.setting import Routing
 
-    apply_routing(model, state, Routing("norm", calibrated=True))
+    apply_routing(model, state, Routing.of("norm", calibrated=True))
     with pytest.raises(RouterError, match="must be prepared before\nfound: nothing for 'd'"):
         add_expert(model, adapters[3])
     with pytest.raises(RouterError, match="cannot be replaced under a router that knows the old one"):

@@ -92,7 +92,7 @@ def test_what_was_prepared_is_saved_too(
     model = route(tiny_model(), adapters, top_k=2)
     statistics = {a.name: {path: torch.rand(2, generator=generator) + 0.5 for path in a.modules} for a in adapters}
     prepare(model, "norm_calibration", statistics)
-    apply_routing(model, seating(model), Routing("norm", calibrated=True, allow=["a", "c", "d"]))
+    apply_routing(model, seating(model), Routing.of("norm", calibrated=True, allow=["a", "c", "d"]))
     again = load(save(model, tmp_path / "saved"), device="cpu")
     assert torch.equal(logits(again), logits(model))
 

@@ -20,11 +20,11 @@ from lorary.library.store import Library
 from lorary.model.attach import attach, detach, routing
 from lorary.model.base import Base
 from lorary.model.trace import trace
-from lorary.prepare import experts as prepare_experts
-from lorary.prepare.data import own_data, parse_mapping
-from lorary.prepare.experts import BY_DATA, PrepareSettings
+from lorary.prepare import phatgoose
+from lorary.prepare.centroid import layer_centroids
+from lorary.prepare.expert_rows import parse_mapping, rows_of_experts
 from lorary.prepare.prepare_library import PrepareResult, prepare_library
-from lorary.prepare.statistics import layer_centroids
+from lorary.prepare.settings import PrepareSettings, routers_with_data
 
 Make = Callable[..., Any]
 SMALL: dict[str, Any] = {"rows": 4, "steps": 2}
@@ -55,7 +55,7 @@ def run(
     base: Base, library: Library, reference: str, router: str, names: list[str] | None = None, **changes: Any
 ) -> PrepareResult:
     settings = PrepareSettings(router, **{**SMALL, **changes})
-    data = own_data(library, names or library.names(), reference, {}, settings.num_rows, settings.seed)
+    data = rows_of_experts(library, names or library.names(), reference, {}, settings.num_rows, settings.seed)
     return prepare_library(base, library, data, settings)
 
 
@@ -72,7 +72,7 @@ def weights(model: Any) -> Tensor:
     return traced.stacked()
 
 
-@pytest.mark.parametrize("router", BY_DATA)
+@pytest.mark.parametrize("router", routers_with_data())
 def test_a_prepared_router_can_be_used_and_an_unprepared_one_says_what_to_do(
     bare: Base, experts: Library, reference: str, router: str
 ) -> None:
@@ -100,7 +100,7 @@ def test_the_stored_centroid_is_that_of_the_rows_drawn(bare: Base, experts: Libr
     from safetensors.torch import load
 
     run(bare, experts, reference, "centroid", rows=3, seed=5)
-    rows = own_data(experts, ["two"], reference, {}, 3, 5)["two"].rows
+    rows = rows_of_experts(experts, ["two"], reference, {}, 3, 5)["two"].rows
     assert [row.task for row in rows] == ["beta"] * 3 + ["delta"] * 3
     assert {row.split for row in rows} == {"train"}
     template = make_template("plain", bare.tokenizer, max_length=256)
@@ -133,7 +133,7 @@ def test_a_kill_between_experts_loses_none_that_was_finished(
 ) -> None:
     run(bare, experts, reference, "phatgoose")
     whole = stored(experts, "phatgoose")
-    real, calls = prepare_experts.train_gates, []
+    real, calls = phatgoose.train_gates, []
 
     def killed(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -141,7 +141,7 @@ def test_a_kill_between_experts_loses_none_that_was_finished(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(prepare_experts, "train_gates", killed)
+    monkeypatch.setattr(phatgoose, "train_gates", killed)
     with pytest.raises(KeyboardInterrupt):
         run(bare, experts, reference, "phatgoose", seed=3)
     first = stored(experts, "phatgoose")
@@ -157,7 +157,7 @@ def test_experts_without_known_tasks_and_other_data_are_refused_by_name(
     base: Base, experts: Library, reference: str, tmp_path: Path, random_adapter: Make, generator: torch.Generator
 ) -> None:
     def data(names: list[str], source: str = reference, **mapped: list[str]) -> Any:
-        return own_data(experts, names, source, mapped, 4, 0)
+        return rows_of_experts(experts, names, source, mapped, 4, 0)
 
     experts.add_adapter(random_adapter(base.model, "stray", generator), {"tasks": []})
     with pytest.raises(TaskError, match=r"tasks of expert 'stray' must be known.*\n.*\nremedy: --map stray=TASK"):

@@ -11,7 +11,8 @@ from lorary.adapter import Adapter
 from lorary.data.template import Example
 from lorary.errors import AdapterError, TaskError
 from lorary.model.features import mean_hidden, prompt_vectors
-from lorary.prepare.statistics import layer_centroids, norm_statistics
+from lorary.prepare.centroid import layer_centroids
+from lorary.prepare.norm import norm_statistics
 
 Make = Callable[..., Any]
 

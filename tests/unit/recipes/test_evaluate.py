@@ -100,11 +100,17 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any]) -> None:
 
 def test_a_router_is_given_what_all_are_given_and_its_brackets_win() -> None:
     s = EvaluateSettings(top_k=2, temperature=0.5, route={"input_norm": "unit", "allow": ["a"]}, mix="factors")
-    assert s.setting("arrow") == Routing("arrow", 2, 0.5, "factors", input_norm="unit", allow=["a"])
-    assert s.setting("arrow[top_k=3,allow=b]") == Routing("arrow", 3, 0.5, "factors", input_norm="unit", allow=["b"])
+    assert s.setting("arrow") == Routing.of(
+        "arrow", top_k=2, temperature=0.5, mix="factors", input_norm="unit", allow=["a"]
+    )
+    assert s.setting("arrow[top_k=3,allow=b]") == Routing.of(
+        "arrow", top_k=3, temperature=0.5, mix="factors", input_norm="unit", allow=["b"]
+    )
     assert s.setting("uniform[allow=b+c]").allow == ["b", "c"]
-    assert s.setting("experts[a+b]") == Routing(experts=("a", "b"), mix="factors")
-    assert s.setting("contrast[preset=contrast,temperature=0.2]") == Routing("contrast", 10_000, 0.2)
+    assert s.setting("experts[a+b]") == Routing.of(experts=("a", "b"), mix="factors")
+    assert s.setting("contrast[preset=contrast,temperature=0.2]") == Routing.of(
+        "contrast", top_k=10_000, temperature=0.2
+    )
 
 
 def test_a_default_threshold_stays_with_its_own_router(
@@ -115,13 +121,13 @@ def test_a_default_threshold_stays_with_its_own_router(
     asked = {"routers": ("arrow", "norm"), "base": str(tiny_base_folder), "rows": 1, "routing_rows": 0}
     found = run_evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked)
     settings = found.settings
-    assert settings.setting("arrow") == Routing("arrow", 1, threshold=0.25, null=0.5, per="token")
-    assert settings.setting("norm") == Routing("norm", 1, per="token")
-    assert settings.setting("arrow[threshold=0.1]").threshold == 0.1
+    assert settings.setting("arrow") == Routing.of("arrow", top_k=1, threshold=0.25, null=0.5, per="token")
+    assert settings.setting("norm") == Routing.of("norm", top_k=1, per="token")
+    assert settings.setting("arrow[threshold=0.1]").choosing.threshold == 0.1
     asked["route"] = {"threshold": 0.4, "null": None}  # for all routers, since somebody said so
     settings = run_evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked).settings
-    assert [settings.setting(router).threshold for router in ("arrow", "norm")] == [0.4, 0.4]
-    assert settings.setting("arrow").null is None
+    assert [settings.setting(router).choosing.threshold for router in ("arrow", "norm")] == [0.4, 0.4]
+    assert settings.setting("arrow").choosing.null is None
 
 
 def test_routers_are_called_by_the_one_way_to_write_them() -> None:

@@ -127,14 +127,14 @@ def test_the_most_used_experts_are_taken_out_by_default(routed: Make) -> None:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (Routing(), Routing(allow=["b", "c"])),
-        (Routing(allow=["a", "c"]), Routing(allow=["c"])),
-        (Routing(general=["c"]), Routing(general=["c"], allow=["b"])),
-        (Routing(allow=["a"]), Routing("base", allow=["a"])),
-        (Routing(experts=["a", "b"]), Routing(experts=["b"])),
-        (Routing(experts={"a": 0.5, "b": 0.2}), Routing(experts={"b": 0.2})),
-        (Routing(experts=["a"]), Routing("base")),
-        (Routing(experts=["b"]), Routing(experts=["b"])),
+        (Routing(), Routing.of(allow=["b", "c"])),
+        (Routing.of(allow=["a", "c"]), Routing.of(allow=["c"])),
+        (Routing.of(general=["c"]), Routing.of(general=["c"], allow=["b"])),
+        (Routing.of(allow=["a"]), Routing.of("base", allow=["a"])),
+        (Routing.of(experts=["a", "b"]), Routing.of(experts=["b"])),
+        (Routing.of(experts={"a": 0.5, "b": 0.2}), Routing.of(experts={"b": 0.2})),
+        (Routing.of(experts=["a"]), Routing.of("base")),
+        (Routing.of(experts=["b"]), Routing.of(experts=["b"])),
     ],
 )
 def test_taking_an_expert_out_changes_nothing_else_in_the_settings(before: Routing, after: Routing) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from unchecked import check_unchecked
 
 from lorary.adapter import Adapter
 from lorary.errors import RouterError, UsageError
@@ -70,12 +71,8 @@ def routed(tiny_model: Make, adapters: list[Adapter], route: Make) -> Any:
     ],
 )
 def test_settings_that_make_no_sense_are_refused(setting: dict[str, Any], error: Any, message: str) -> None:
-    made = Routing()
-    for key, value in setting.items():
-        # Behind the type checker of the tests, which refuses some of these first.
-        object.__setattr__(made, key, value)
     with pytest.raises(error, match=message):
-        made.__post_init__()
+        check_unchecked(setting)
 
 
 @pytest.mark.parametrize(
@@ -103,43 +100,47 @@ def test_settings_that_do_not_fit_the_model_are_refused_and_change_nothing(
 
 @pytest.mark.parametrize("weights", [{"a": -1.0}, {"a": 1.0, "b": -0.5}, {"a": -1.0, "b": -1.0}])
 def test_negative_weights_are_for_updates_and_not_for_factors(weights: dict[str, float]) -> None:
-    assert Routing(experts=weights, mix="outputs").fixed == weights
+    assert Routing.of(experts=weights, mix="outputs").fixed == weights
     with pytest.raises(
         UsageError, match=r"whose factors are mixed must not be negative.*\nfound: .*\nremedy: mix='outp"
     ):
-        Routing(experts=weights, mix="factors")
+        Routing.of(experts=weights, mix="factors")
 
 
 def test_a_setting_keeps_what_it_does_not_name_and_a_preset_keeps_nothing() -> None:
-    before = Routing("norm", 3, 0.5, calibrated=True, per="token")
-    assert merged(before, "arrow") == Routing("arrow", 3, 0.5, per="token")
-    assert merged(before, {"top_k": 1}) == Routing("norm", 1, 0.5, calibrated=True, per="token")
-    assert merged(before, {"preset": "peft"}) == Routing("arrow", 3)
-    assert merged(before, {"preset": "paper-2024", "top_k": 2}) == Routing(
-        "arrow", 2, 1.0, "factors", tie="concat", zeros="keep"
+    before = Routing.of("norm", top_k=3, temperature=0.5, calibrated=True, per="token")
+    assert merged(before, "arrow") == Routing.of("arrow", top_k=3, temperature=0.5, per="token")
+    assert merged(before, {"top_k": 1}) == Routing.of("norm", top_k=1, temperature=0.5, calibrated=True, per="token")
+    assert merged(before, {"preset": "peft"}) == Routing.of("arrow", top_k=3)
+    assert merged(before, {"preset": "paper-2024", "top_k": 2}) == Routing.of(
+        "arrow", top_k=2, temperature=1.0, mix="factors", tie="concat", zeros="keep"
     )
-    assert merged(Routing(experts=["a"]), "arrow").experts is None
+    assert merged(Routing.of(experts=["a"]), "arrow").experts is None
 
 
 def test_scores_in_a_rules_own_units_go_when_another_one_is_named() -> None:
-    before = Routing("arrow", 3, threshold=0.3, null=0.5, top_p=0.9)
+    before = Routing.of("arrow", top_k=3, threshold=0.3, null=0.5, top_p=0.9)
     for other in ("norm", "projection", "logo", "uniform", "base", {"router": "contrast", "top_k": 2}):
         after = merged(before, other)
-        assert (after.threshold, after.null, after.top_p) == (None, None, 0.9)
-    assert merged(before, {"router": "norm", "threshold": 2.0}) == Routing("norm", 3, threshold=2.0, top_p=0.9)
+        assert (after.choosing.threshold, after.choosing.null, after.choosing.top_p) == (None, None, 0.9)
+    assert merged(before, {"router": "norm", "threshold": 2.0}) == Routing.of("norm", top_k=3, threshold=2.0, top_p=0.9)
     for same in ("arrow", {"router": "arrow"}, {"top_k": 3}, {"experts": None}):
         assert merged(before, same) == before
-    assert merged(Routing(experts=["a"], threshold=0.3), "arrow").threshold is None
+    assert merged(Routing.of(experts=["a"], threshold=0.3), "arrow").choosing.threshold is None
     # A bound that lies above the new rule's null would be refused, though nobody asked for both.
-    assert merged(Routing("norm", null=0.5), {"router": "arrow", "threshold": 0.6}).null is None
+    assert merged(Routing.of("norm", null=0.5), {"router": "arrow", "threshold": 0.6}).choosing.null is None
 
 
 def test_what_a_setting_leaves_open_is_the_rules_own_way() -> None:
-    assert (Routing().decides, Routing("logo").decides, Routing("uniform").decides) == ("layer", "request", "always")
-    assert merged(Routing("logo"), "arrow") == Routing()
-    assert (Routing().choice("").scale, Routing("logo").choice("").scale) == ("softmax", "proportional")
-    assert Routing("logo", scale="unit").choice("").scale == "unit"
-    assert Routing(per="request").decides == "request"
+    assert (Routing().decides, Routing.of("logo").decides, Routing.of("uniform").decides) == (
+        "layer",
+        "request",
+        "always",
+    )
+    assert merged(Routing.of("logo"), "arrow") == Routing()
+    assert (Routing().choice("").scale, Routing.of("logo").choice("").scale) == ("softmax", "proportional")
+    assert Routing.of("logo", scale="unit").choice("").scale == "unit"
+    assert Routing.of(per="request").decides == "request"
 
 
 def test_settings_survive_json() -> None:
@@ -147,10 +148,20 @@ def test_settings_survive_json() -> None:
 
     for setting in (
         Routing(),
-        Routing(experts={"a": 0.5}),
-        Routing("lag", 1, {3: 0.5, Q0: 2.0}, "outputs", candidates=5, allow=["a", "b"], null=0.5, per="token", at=Q0),
+        Routing.of(experts={"a": 0.5}),
+        Routing.of(
+            "lag",
+            top_k=1,
+            temperature={3: 0.5, Q0: 2.0},
+            mix="outputs",
+            candidates=5,
+            allow=["a", "b"],
+            null=0.5,
+            per="token",
+            at=Q0,
+        ),
     ):
-        again = Routing(**json.loads(json.dumps(setting.to_json())))
+        again = Routing.of(**json.loads(json.dumps(setting.to_json())))
         assert again.to_json() == setting.to_json()
         assert again.choice(Q0) == setting.choice(Q0)
     assert list(Routing().to_json()) == ["router", "top_k", "temperature", "mix", "experts"]
@@ -234,12 +245,12 @@ def test_a_rule_of_prepared_rows_finds_its_seat(
 ) -> None:
     from lorary.model.prepare import prepare
     from lorary.route import ROUTERS
-    from lorary.route.rule import Rule
+    from lorary.route.rule import Data, Rule
 
     def signed(reading: Any) -> Tensor:
         return reading.projections.masked_fill(~reading.alive, -torch.inf)  # type: ignore[no-any-return]
 
-    rule = Rule("a rule for this test", needs="prepared", reads=frozenset({"rows"}), scores=signed)
+    rule = Rule("a rule for this test", data=Data("mine"), reads=frozenset({"rows"}), scores=signed)
     monkeypatch.setitem(ROUTERS, "mine", rule)  # type: ignore[arg-type]
     with pytest.raises(RouterError, match=r"'mine' must be prepared.*\nfound: nothing for expert 'a'"):
         routing(routed, "mine").__enter__()

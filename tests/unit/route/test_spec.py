@@ -4,7 +4,7 @@ import pytest
 
 from lorary.errors import LoraryError
 from lorary.route import ROUTERS
-from lorary.route.setting import Routing
+from lorary.route.setting import FIELDS
 from lorary.route.spec import RouterSpec, parse_spec, split_specs
 
 
@@ -77,5 +77,5 @@ def test_what_cannot_be_a_router_is_refused(text: str, message: str) -> None:
 
 def test_every_field_of_a_setting_may_stand_in_brackets() -> None:
     own = {"router", "experts"}
-    for field in {*Routing.__dataclass_fields__} - own:
+    for field in {*FIELDS} - own:
         assert parse_spec(f"arrow[{field}=3]").fields == {field: ["3"] if field in ("allow", "general") else 3}

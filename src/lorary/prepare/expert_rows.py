@@ -1,4 +1,4 @@
-"""The data by which experts are known: rows of the tasks that they were trained on."""
+"""Training rows of the tasks of each expert: what the data of a router is measured on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ Mapped = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
-class OwnData:
-    """Rows by which one expert is known.
+class ExpertRows:
+    """Training rows of the tasks of one expert.
 
     Args:
-        rows: training rows of its tasks.
+        rows: drawn from its tasks.
         hashes: data hash of each task, whole.
     """
 
@@ -28,9 +28,9 @@ class OwnData:
     hashes: Mapping[str, str]
 
 
-def own_data(
+def rows_of_experts(
     library: Library, names: Sequence[str], reference: str, mapped: Mapped, num_rows: int, seed: int
-) -> dict[str, OwnData]:
+) -> dict[str, ExpertRows]:
     """Rows of the tasks of each expert: those its provenance names, or those that it is mapped to.
 
     Args:
@@ -75,26 +75,26 @@ def _tasks_of(library: Library, name: str, mapped: Mapped) -> dict[str, str | No
     """Names of an expert's tasks, and the hash of the data that it was trained on, where that binds."""
     if name in mapped:
         return dict.fromkeys(mapped[name])
-    known = library.provenance(name)
-    if not known["tasks"]:
+    provenance = library.provenance(name)
+    if not provenance["tasks"]:
         raise TaskError(
-            f"the tasks of expert '{name}' must be known, to know it by its data",
+            f"the tasks of expert '{name}' must be known, to prepare a router for it",
             found="none in its provenance",
             remedy=f"--map {name}=TASK, with --tasks where the task is",
         )
-    hashes = known.get("data_hashes", {})
-    return {task: hashes.get(task) for task in known["tasks"]}
+    hashes = provenance.get("data_hashes", {})
+    return {task: hashes.get(task) for task in provenance["tasks"]}
 
 
 def _load(reference: str, wanted: Mapping[str, Mapping[str, str | None]]) -> Mapping[str, Task]:
     try:
-        tasks = load_tasks(reference, names=sorted({task for own in wanted.values() for task in own}))
+        tasks = load_tasks(reference, names=sorted({task for hashes in wanted.values() for task in hashes}))
     except UsageError:
-        for name, own in wanted.items():  # once more, one by one, to say whose it is
-            _load_own(reference, name, own)
+        for name, hashes in wanted.items():  # once more, one by one, to say whose it is
+            _load_tasks_of(reference, name, hashes)
         raise
-    for name, own in wanted.items():
-        for task, recorded in own.items():
+    for name, hashes in wanted.items():
+        for task, recorded in hashes.items():
             if recorded not in (None, tasks[task].data_hash):
                 raise TaskError(
                     f"task '{task}' of '{reference}' must be the data that expert '{name}' was trained on",
@@ -104,9 +104,9 @@ def _load(reference: str, wanted: Mapping[str, Mapping[str, str | None]]) -> Map
     return tasks
 
 
-def _load_own(reference: str, name: str, own: Mapping[str, str | None]) -> None:
+def _load_tasks_of(reference: str, name: str, hashes: Mapping[str, str | None]) -> None:
     try:
-        load_tasks(reference, names=sorted(own))
+        load_tasks(reference, names=sorted(hashes))
     except UsageError as error:
         raise TaskError(
             f"the tasks of expert '{name}' must be in '{reference}'",
@@ -115,12 +115,12 @@ def _load_own(reference: str, name: str, own: Mapping[str, str | None]) -> None:
         ) from error
 
 
-def _draw(name: str, tasks: Sequence[Task], num_rows: int, seed: int) -> OwnData:
+def _draw(name: str, tasks: Sequence[Task], num_rows: int, seed: int) -> ExpertRows:
     rows: list[Row] = []
     for task in tasks:
-        own = task.split("train")
-        if not own:
+        training = task.split("train")
+        if not training:
             raise TaskError(f"task '{task.name}' of expert '{name}' must have training rows", found="none")
-        order = torch.randperm(len(own), generator=keyed_generator("prepare", seed, task.name))[:num_rows]
-        rows += [own[i] for i in sorted(order.tolist())]
-    return OwnData(tuple(rows), {task.name: task.data_hash for task in tasks})
+        order = torch.randperm(len(training), generator=keyed_generator("prepare", seed, task.name))[:num_rows]
+        rows += [training[i] for i in sorted(order.tolist())]
+    return ExpertRows(tuple(rows), {task.name: task.data_hash for task in tasks})

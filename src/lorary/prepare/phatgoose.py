@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,32 +14,16 @@ from lorary.errors import TrainError
 from lorary.lora.gate import Seen
 from lorary.model.logits import target_losses
 from lorary.model.one_expert import alone
-from lorary.numbers import check_count, check_number, check_seed
 from lorary.ops.choose import Chosen
+from lorary.prepare.measure import MeasureContext, Tensors
+from lorary.prepare.settings import GateSettings
 from lorary.train.optimiser import OptimiserSettings, SlotwiseAdamW
 
 
-@dataclass(frozen=True)
-class GateSettings:
-    """How gates are trained.
-
-    Args:
-        steps: optimiser steps.
-        batch_size: rows per step.
-        learning_rate: peak of the schedule; it warms up over a tenth of the steps.
-        seed: of the order of rows.
-    """
-
-    steps: int = 100
-    batch_size: int = 4
-    learning_rate: float = 1e-3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_count("--steps", self.steps, above=0)
-        check_count("--batch-size", self.batch_size, above=0)
-        check_seed("--seed", self.seed)
-        check_number("--learning-rate", self.learning_rate, above=0.0)
+def expert_gates(context: MeasureContext, name: str, examples: Sequence[Example]) -> tuple[Tensors, dict[str, Any]]:
+    """The gates of an expert of the library."""
+    gates, losses = train_gates(context.base.model, context.library.get(name), examples, context.settings.gates)
+    return gates, {"losses": losses}
 
 
 def train_gates(
@@ -69,11 +52,11 @@ def train_gates(
         sizes = {path: lora.down.shape[1] for path, lora in loras.items()}
         first = next(iter(loras.values()))
         vector = torch.zeros(sum(sizes.values()), dtype=first.up.dtype, device=first.up.device, requires_grad=True)
-        for path, own in _parts(sizes).items():
-            loras[path].route_by(_SigmoidGate(vector, own), "outputs")
+        for path, part in _parts(sizes).items():
+            loras[path].route_by(_SigmoidGate(vector, part), "outputs")
         losses = _descend(model, vector, [[examples[i] for i in rows] for rows in plan], settings, adapter.name)
-    found = vector.detach()
-    return {path: found[own].clone() for path, own in _parts(sizes).items()}, losses
+    gates = vector.detach()
+    return {path: gates[part].clone() for path, part in _parts(sizes).items()}, losses
 
 
 def _descend(
@@ -114,15 +97,15 @@ class _SigmoidGate:
 
     Args:
         vector: the gates of all layers.
-        own: where this layer's lies.
+        part: where the gate of this layer lies.
     """
 
-    # The down-projections are not read, but asked for: what spares them knows no gradients.
+    # The down-projections are not read, but asked for: the kernel without them has no gradients.
     reads_prototypes, reads_z, most, quick = False, True, 1, None
 
-    def __init__(self, vector: Tensor, own: slice) -> None:
-        self._vector, self._own = vector, own
+    def __init__(self, vector: Tensor, part: slice) -> None:
+        self._vector, self._part = vector, part
 
     def __call__(self, seen: Seen) -> Chosen:
-        weights = torch.sigmoid(seen.x @ self._vector[self._own].to(seen.x))[:, None]
+        weights = torch.sigmoid(seen.x @ self._vector[self._part].to(seen.x))[:, None]
         return Chosen(torch.zeros_like(weights, dtype=torch.int64), weights)

@@ -10,7 +10,8 @@ from torch import Tensor
 from lorary.data.batching import collate, input_length, plan_batches
 from lorary.data.template import Example
 from lorary.errors import TrainError, UsageError
-from lorary.prepare.gates import GateSettings, train_gates
+from lorary.prepare.phatgoose import train_gates
+from lorary.prepare.settings import GateSettings
 
 Make = Callable[..., Any]
 SETTINGS = GateSettings(steps=6, batch_size=3, learning_rate=0.05, seed=4)
