@@ -1,5 +1,6 @@
 """Each file imports only from floors below; rooms on one floor do not know each other. And: the public names."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -26,6 +27,16 @@ def test_every_room_has_a_floor() -> None:
     rooms = {room_of(name) for name in modules_of(SOURCE)}
     assert rooms <= set(FLOORS), "give a new room its floor in tests/support/house.py and a page in docs/adr"
     assert set(FLOORS) <= rooms
+
+
+def test_the_tree_of_the_readme_is_that_of_the_rooms() -> None:
+    readme = (SOURCE.parents[1] / "README.md").read_text(encoding="utf-8")
+    tree = readme.partition("src/lorary/")[2].partition("```")[0]
+    drawn = {}
+    for line in tree.splitlines()[1:]:
+        rooms, floor = re.findall(r"^  ([a-z_, ]+?)  +(\d+)(?:  |$)", line)[0]
+        drawn |= dict.fromkeys(rooms.split(", "), int(floor))
+    assert drawn == {room: floor for room, floor in FLOORS.items() if not room.startswith("__")}
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
