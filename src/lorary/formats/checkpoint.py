@@ -28,6 +28,9 @@ _SIZES = frozenset(
 _LAYERS = frozenset({"num_hidden_layers", "n_layer", "n_layers", "num_layers"})
 # More than any model has; so many and more are believed where the checkpoint has as many tensors.
 MANY_LAYERS = 1000
+# Names of classes, which a language model has no use for, and transformers checks one by one.
+_LABELS = frozenset({"id2label", "label2id", "num_labels"})
+MOST_LABELS = 10_000
 # Fields of a configuration that send transformers to another file than the ones named above.
 _ELSEWHERE = ("transformers_weights", "configuration_files")
 
@@ -61,9 +64,17 @@ def read_config(folder: Path, called: str, remedy: str = AGAIN) -> dict[str, Any
             found=type(config).__name__,
             remedy=AGAIN,
         )
+    for name in _LABELS & config.keys():
+        _check_labels(name, config[name], called)
     for name, value in _fields(config):
         _check_field(name, value, called)
     return config
+
+
+def _check_labels(name: str, value: Any, called: str) -> None:
+    number = len(value) if isinstance(value, dict | list) else value
+    if isinstance(number, int) and number > MOST_LABELS:
+        raise _out_of_range(name, f"{number:,} labels", called, f"be {MOST_LABELS:,} at most")
 
 
 def _fields(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:

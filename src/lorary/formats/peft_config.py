@@ -10,7 +10,7 @@ from typing import Any
 
 from lorary.errors import AdapterError
 from lorary.formats.peft_reasons import reason_of_config
-from lorary.formats.peft_selection import check_expression
+from lorary.formats.peft_selection import PLAIN, check_expression
 
 HANDLED = frozenset({
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights",
@@ -48,6 +48,8 @@ REFUSED = {
 MOST = 1e9
 # Above the number of layers of any model whose layers are listed one by one.
 MOST_ENTRIES = 100_000
+# Each is compiled, in a thousandth of a second; names and paths as they stand are not.
+MOST_EXPRESSIONS = 5_000
 
 # Other kinds (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base weight, and only the changed base fits the adapter.
 INITS_THAT_LEAVE_THE_BASE_ALONE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
@@ -127,6 +129,12 @@ def _check_pattern(name: str, field: str, pattern: object) -> None:
     if not isinstance(pattern, Mapping):
         raise AdapterError(f"adapter '{name}' must give {field} as a mapping", found=repr(pattern)[:200])
     _check_size(name, field, pattern)
+    if (num_expressions := sum(not PLAIN.fullmatch(key) for key in pattern)) > MOST_EXPRESSIONS:
+        raise AdapterError(
+            f"adapter '{name}' must give {field} with {MOST_EXPRESSIONS:,} regular expressions at most",
+            found=f"{num_expressions:,}",
+            remedy="give the layers by the ends of their paths, as they stand",
+        )
     for key, value in pattern.items():
         _check_number(name, f"{field}[{key!r}]", value)
         check_expression(name, field, key)

@@ -106,6 +106,7 @@ def load_pretrained(folder: Path, called: str, dtype: Any = "auto", **settings: 
     with bare_folder(folder, called) as bare:
         empty = _empty(bare, called)
         _check_size(empty, bare, called)
+        _check_kinds(empty, weight_files(bare, called), called)
         try:
             with quiet_transformers():
                 model, report = AutoModelForCausalLM.from_pretrained(
@@ -179,16 +180,36 @@ def _check_size(model: Any, bare: Path, called: str) -> None:
         )
 
 
+def _check_kinds(empty: Any, files: Mapping[str, Path], called: str) -> None:
+    """Refuse weights that are stored as whole or complex numbers: without a quantisation they would be cast."""
+    if getattr(empty.config, "quantization_config", None) is not None:
+        return
+    for name, _, tensor in _stored(empty, files):
+        if not (kind := str(tensor.get_dtype())).startswith(("F", "BF")):
+            raise BaseModelError(
+                f"the weights of the base model {called} must be stored as floating-point numbers",
+                found=f"{name} is stored as {kind}, and {CONFIG_FILE} names no quantization_config",
+                remedy=f"{AGAIN}, or save it again with save_pretrained() of transformers",
+            )
+
+
 def _other_shape(empty: Any, files: Mapping[str, Path]) -> str | None:
     """The first weight that is stored in another shape than the model has it, in words; None if there is none."""
-    for name, parameter in empty.named_parameters():
-        stored = next((key for key in (name, name.removeprefix(f"{empty.base_model_prefix}.")) if key in files), None)
-        if stored is not None:
-            with safe_open(files[stored], framework="pt") as tensors:
-                shape = tuple(tensors.get_slice(stored).get_shape())
-            if shape != tuple(parameter.shape):
-                return f"{name} is stored as {shape}, the configuration asks for {tuple(parameter.shape)}"
+    for name, parameter, tensor in _stored(empty, files):
+        if (shape := tuple(tensor.get_shape())) != tuple(parameter.shape):
+            return f"{name} is stored as {shape}, the configuration asks for {tuple(parameter.shape)}"
     return None
+
+
+def _stored(empty: Any, files: Mapping[str, Path]) -> Iterator[tuple[str, Any, Any]]:
+    """Name, parameter and stored slice of the weights that a checkpoint has under the names of the model."""
+    with ExitStack() as stack:
+        opened = {file: stack.enter_context(safe_open(file, framework="pt")) for file in set(files.values())}
+        for name, parameter in empty.named_parameters():
+            keys = (name, name.removeprefix(f"{empty.base_model_prefix}."))
+            stored = next((key for key in keys if key in files), None)
+            if stored is not None and parameter.is_floating_point():
+                yield name, parameter, opened[files[stored]].get_slice(stored)
 
 
 def _ids_that_end(folder: Path, called: str) -> int | list[int] | None:
@@ -205,7 +226,7 @@ def _ids_that_end(folder: Path, called: str) -> int | list[int] | None:
             remedy=f"{AGAIN}, or remove the file",
         ) from error
     listed = ends if isinstance(ends, list) else [ends]
-    if ends is not None and any(isinstance(i, bool) or not isinstance(i, int) for i in listed):
+    if ends is not None and any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in listed):
         raise BaseModelError(
             f"'eos_token_id' in generation_config.json of the base model {called} must be token ids",
             found=str(ends)[:120],

@@ -26,9 +26,11 @@ def check_whole(adapter: Adapter, layers: Iterable[str], present: Container[str]
     Raises:
         AdapterError: naming the first layer without factors.
     """
-    selection = Selection(adapter.name, adapter.config)
-    if selection.targets is None:  # PEFT chooses by the architecture, by a table of its own
-        return
+    config = dict(adapter.config)
+    if config.get("target_modules") is None:
+        # PEFT chooses by the architecture, from a table of names that hold in every block.
+        config["target_modules"] = sorted({path.rpartition(".")[2] for path in adapter.modules})
+    selection = Selection(adapter.name, config)
     # `all-linear` leaves the head out, which stands outside of the numbered layers.
     chosen = (path for path in layers if selection.targets != "all-linear" or any(map(str.isdigit, path.split("."))))
     absent = [path for path in chosen if path not in present and selection.has(path)]

@@ -162,6 +162,8 @@ def _company(model: Any, rows: Tensor, logits: Tensor) -> float:
             input_ids=prompts, attention_mask=mask, max_new_tokens=_NEW, do_sample=False, use_cache=True,
             return_dict_in_generate=True, output_logits=True, logits_processor=LogitsProcessorList([_Forced(forced)]),
         ).logits  # fmt: skip
+    if bool(logits.isfinite().all()) and not all(bool(step.isfinite().all()) for step in found):
+        return math.inf
     steps = [
         _distance(found[step][row], logits[0, length - 1 + step], logits)
         for row, length in enumerate(lengths)

@@ -212,6 +212,8 @@ def _judge(model: Any, outcome: Outcome, rename: Any = str) -> Verdict:
     if outcome.company > outcome.tolerance:
         rule = "must compute a row alike with padding on its left, in company, with a cache, and after other passes"
         fault = f"logits that differ by {outcome.company:.2g} of their range"
+        if math.isinf(outcome.company):
+            fault = f"logits that are finite alone and not in company, in {str(model.dtype).removeprefix('torch.')}"
         return replace(sound, fault=fault, rule=rule)
     for name, value in _BY_LENGTH.items():
         if getattr(config, name, None) == value:

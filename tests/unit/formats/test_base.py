@@ -360,6 +360,8 @@ def test_a_file_that_is_no_regular_one_is_refused_without_waiting(name: str, fol
         ({"rms_norm_eps": {"__float__": "NaN"}}, "rms_norm_eps"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": float("inf")}}, "rope_theta"),
         ({"text_config": {"n_layer": 10**9}}, "n_layer"),
+        ({"num_labels": 10**8}, "num_labels"),
+        ({"id2label": {str(label): "x" for label in range(10_001)}}, "id2label"),
         ({"transformers_weights": "other.safetensors"}, "transformers_weights"),
         ({"configuration_files": ["config.4.0.0.json"]}, "configuration_files"),
     ],

@@ -72,6 +72,7 @@ def test_patterns_that_are_slow_in_python_cost_nothing_here(pattern: str, field:
         ({"exclude_modules": ["q"] * 100_001}, "exclude_modules with 100,000 entries at most"),
         ({"layers_to_transform": list(range(100_001))}, "layers_to_transform with 100,000 entries at most"),
         ({"rank_pattern": {str(key): 2 for key in range(100_001)}}, "rank_pattern with 100,000 entries at most"),
+        ({"alpha_pattern": {f"x{key}.*": 2 for key in range(5_001)}}, "alpha_pattern with 5,000 regular expressions"),
         ({"modules_to_save": [BOMB]}, "but modules_to_save is set"),
     ],
 )

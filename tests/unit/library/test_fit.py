@@ -1,5 +1,6 @@
 """What an adapter from PEFT must have to enter: all its layers, and of the base nothing but what the base has."""
 
+import json
 import shutil
 import warnings
 from collections.abc import Callable
@@ -188,6 +189,19 @@ def test_a_targeted_layer_without_factors_is_refused_and_verify_finds_it(
     routed = lorary.attach(load(base), _library_of_one(tmp_path, base, generator))
     with pytest.raises(AdapterError, match="must hold factors for each layer"):
         lorary.add_expert(routed, folder)
+
+
+def test_a_missing_block_is_noticed_where_peft_chose_the_layers(
+    base: Path, tmp_path: Path, generator: torch.Generator
+) -> None:
+    folder = save(trained(base, generator, target_modules=["q_proj", "v_proj"]), tmp_path / "a")
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": None}))
+    library = Library.create(tmp_path / "lib", base)
+    library.add(folder, "whole")
+    drop(folder, lambda key: "layers.1." in key)
+    with pytest.raises(AdapterError, match=r"none for model\.layers\.1\.self_attn\.q_proj and 1 more"):
+        library.add(folder)
 
 
 def _library_of_one(tmp_path: Path, base: Path, generator: torch.Generator) -> Library:

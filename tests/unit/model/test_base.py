@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -170,6 +171,14 @@ def test_what_old_checkpoints_keep_beside_their_weights_is_passed_over(name: str
     save_file(weights | {name: value}, folder / "model.safetensors", {"format": "pt"})
     after = load_base(folder, device="cpu").model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32, torch.complex64])
+def test_weights_that_are_stored_as_no_floats_are_refused_and_never_cast(kind: torch.dtype, folder: Path) -> None:
+    weights, name = load_file(folder / "model.safetensors"), "model.layers.1.mlp.down_proj.weight"
+    save_file(weights | {name: weights[name].to(kind)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BaseModelError, match=f"floating-point numbers\nfound: {re.escape(name)} is stored as"):
+        load_base(folder, device="cpu")
 
 
 def test_cut_off_weights_are_refused(folder: Path) -> None:
@@ -374,7 +383,9 @@ def test_what_a_checkpoint_likes_to_generate_with_is_left_out(likes: dict[str, A
     assert torch.equal(model.generate(IDS[:1], max_new_tokens=9), expected.generate(IDS[:1], max_new_tokens=9))
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"eos_token_id": "</s>"}', '{"eos_token_id": [true]}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"eos_token_id": "</s>"}', '{"eos_token_id": [true]}', '{"eos_token_id": -5}']
+)
 def test_generation_defaults_that_cannot_be_read_are_refused(content: str, folder: Path) -> None:
     (folder / "generation_config.json").write_text(content)
     with pytest.raises(BaseModelError, match=r"generation_config\.json of the base model"):

@@ -131,6 +131,12 @@ def test_logits_that_are_not_finite_tell_nothing_and_are_not_kept(tiny_model: Ca
     assert not (cache_folder() / "verdicts").exists()
 
 
+def test_a_base_whose_padded_rows_alone_are_not_finite_is_refused() -> None:
+    # Its mask is the least of float64, which its softmax takes in float32.
+    with pytest.raises(BaseModelError, match="finite alone and not in company, in float64"):
+        check_computes(tiny_family("bloom", dtype=torch.float64), "tiny")
+
+
 def test_a_trial_leaves_the_model_and_the_random_state_as_they_were(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model(num_hidden_layers=5)
     model.train()
