@@ -94,7 +94,16 @@ main()
 """
 
 
-@pytest.mark.parametrize("code", [AT_THE_END, IN_A_FINALISER])
+IN_CODE_FROM_TEXT = """
+import sys
+from lorary.cli import app, main
+app.app.command("say")(lambda: exec("import os, signal; os.kill(os.getpid(), signal.SIGINT)"))
+sys.argv = ["lorary", "say"]
+main()
+"""
+
+
+@pytest.mark.parametrize("code", [IN_CODE_FROM_TEXT, AT_THE_END, IN_A_FINALISER])
 def test_an_interruption_that_python_cannot_raise_is_one_line(code: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, preexec_fn=take_interruptions

@@ -37,6 +37,9 @@ def main() -> None:
     code = ending.code or code
     if ending.seen is not None or code == INTERRUPTED:
         ending.say()
+        # Python kills itself by SIGINT at its end where an interruption left code that was run from a text, as that of
+        # dataclasses is; the next such code makes it forget.
+        exec("")
     sys.exit(code)
 
 
