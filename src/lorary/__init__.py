@@ -3,8 +3,6 @@
 The names below are loaded when they are first used, so that `import lorary` (and `lorary --help`) imports no torch.
 """
 
-from importlib import import_module
-
 from lorary.errors import (
     AdapterError,
     BaseModelError,
@@ -86,6 +84,9 @@ if not TYPE_CHECKING:
         """
         if name not in _SOURCES:
             raise AttributeError(f"module 'lorary' has no attribute '{name}'")
+        # Imported here, since the command cannot answer an interruption before it has imported this file.
+        from importlib import import_module
+
         value = getattr(import_module(_SOURCES[name]), name)
         globals()[name] = value
         return value

@@ -51,6 +51,12 @@ def test_an_interruption_while_modules_are_imported_is_one_line(module: str) -> 
     assert done.stderr == "interrupted: run the same command to go on from here\n"
 
 
+def test_next_to_nothing_is_imported_before_interruptions_are_answered() -> None:
+    code = "import sys; before = {*sys.modules}; import lorary.cli; print(*sorted({*sys.modules} - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["lorary", "lorary.cli", "lorary.errors", "lorary.version"]
+
+
 def test_a_second_interruption_ends_it_where_it_stands() -> None:
     done = struck("typer", again=2)
     assert (done.returncode, done.stderr) == (130, "interrupted: run the same command to go on from here\n")
@@ -88,7 +94,16 @@ main()
 """
 
 
-@pytest.mark.parametrize("code", [AT_THE_END, IN_A_FINALISER])
+IN_CODE_FROM_TEXT = """
+import sys
+from lorary.cli import app, main
+app.app.command("say")(lambda: exec("import os, signal; os.kill(os.getpid(), signal.SIGINT)"))
+sys.argv = ["lorary", "say"]
+main()
+"""
+
+
+@pytest.mark.parametrize("code", [IN_CODE_FROM_TEXT, AT_THE_END, IN_A_FINALISER])
 def test_an_interruption_that_python_cannot_raise_is_one_line(code: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, preexec_fn=take_interruptions

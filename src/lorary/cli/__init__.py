@@ -1,11 +1,8 @@
 """The command `lorary`: parse, call one recipe, say where the result lies."""
 
+# Nothing else up here: an interruption while this file is imported prints a traceback.
 import os
 import sys
-from contextlib import suppress
-
-from lorary.errors import LoraryError
-from lorary.terminal import PrintableStream
 
 INTERRUPTED = 130
 
@@ -40,6 +37,9 @@ def main() -> None:
     code = ending.code or code
     if ending.seen is not None or code == INTERRUPTED:
         ending.say()
+        # Python kills itself by SIGINT at its end where an interruption left code that was run from a text, as that of
+        # dataclasses is; the next such code makes it forget.
+        exec("")
     sys.exit(code)
 
 
@@ -49,6 +49,8 @@ def _run(arguments: list[str]) -> int:
 
     warnings.showwarning = _print_warning
     _take_any_text()
+    from lorary.terminal import PrintableStream
+
     # Names and texts of strangers are printed all over: a control character in one must not reach the terminal.
     sys.stdout, sys.stderr = PrintableStream(sys.stdout), PrintableStream(sys.stderr)
     from lorary.cli.app import app
@@ -59,6 +61,8 @@ def _run(arguments: list[str]) -> int:
 
 def _said(error: Exception) -> int:
     """Say what went wrong, and give the exit code for it."""
+    from lorary.errors import LoraryError
+
     if isinstance(error, LoraryError):
         _say(f"error: {error}")
         return error.exit_code
@@ -105,8 +109,10 @@ def _flushed() -> int:
 
 def _say(text: str) -> None:
     """A line for people, where there is anyone to read it."""
-    with suppress(OSError, ValueError):
+    try:
         print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        return
 
 
 def _print_wrong_usage(error: object) -> int:

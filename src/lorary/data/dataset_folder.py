@@ -151,10 +151,6 @@ def _outside(pattern: object, where: str) -> TaskError:
 
 def _listed(folder: Path, below: Path) -> list[Path]:
     """All regular files below a folder, sorted; no link to a folder is followed, and none out of `folder`."""
-    # A snapshot in the Hub's cache is made of links to files beside it.
-    homes = [folder.resolve()]
-    if folder.resolve().parent.name == "snapshots":
-        homes.append(folder.resolve().parent.parent / "blobs")
     files: list[Path] = []
     for place, folders, names in os.walk(below):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
@@ -162,14 +158,41 @@ def _listed(folder: Path, below: Path) -> list[Path]:
             path = Path(place) / name
             if name in NOTES or name.startswith("."):
                 continue
-            if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in homes):
-                raise TaskError(f"{path}: a link in a data folder must stay inside it", found=os.readlink(path),
-                                remedy="copy the file to its place")  # fmt: skip
+            if path.is_symlink():
+                check_inside(path, folder)
             if path.is_file():
                 files.append(path)
+            elif path.suffix.lower() in READERS and not path.is_dir():
+                raise TaskError(f"{path}: a data file must be a regular file", found="a link that leads nowhere"
+                                if path.is_symlink() else "a pipe, socket or device",
+                                remedy="put the file there, or remove it")  # fmt: skip
         if len(files) > MAX_FILES:
             raise TaskError(f"{folder}: a data folder must hold at most {MAX_FILES:,} files", found="more")
     return files
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuse a path of a data folder that leads out of it, or nowhere.
+
+    Raises:
+        TaskError: naming the path.
+    """
+    whole = folder.resolve()
+    homes = [whole]
+    # A snapshot in the Hub's cache is made of links to files beside it.
+    if whole.parent.name == "snapshots":
+        homes.append(whole.parent.parent / "blobs")
+    try:
+        end: Path | None = path.resolve()
+    except (OSError, RuntimeError):  # a link that leads to itself
+        end = None
+    if end is None or not any(end.is_relative_to(home) for home in homes):
+        raise TaskError(
+            f"{path}: a link in a data folder must stay inside it" if path.is_symlink()
+            else f"{path}: a file of a data folder must lie inside it",
+            found="a link that leads to itself" if end is None else end,
+            remedy="copy the file into the folder",
+        )  # fmt: skip
 
 
 def _by_name(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:

@@ -16,6 +16,8 @@ UTF8_BOM = b"\xef\xbb\xbf"
 MAX_LINE_BYTES = 16 * 1024 * 1024
 # Objects and lists that a document may hold, as far as its brackets tell: each takes a hundred bytes of memory.
 MAX_OPENINGS = 8_000_000
+# Values that it may hold, as far as its commas tell: a million of numbers takes a second.
+MAX_COMMAS = 24_000_000
 
 
 def iter_rows(path: str | Path) -> Iterator[Row]:
@@ -88,7 +90,7 @@ def _unreadable(path: str | Path, kind: str, error: OSError) -> TaskError:
 
 
 def check_openings(data: bytes, where: str) -> None:
-    """Refuse a document of more objects and lists than memory holds, before it is parsed.
+    """Refuse a document of more objects, lists and values than memory and patience hold, before it is parsed.
 
     Raises:
         TaskError: naming the place.
@@ -96,6 +98,11 @@ def check_openings(data: bytes, where: str) -> None:
     if (openings := data.count(b"[") + data.count(b"{")) > MAX_OPENINGS:
         raise TaskError(
             f"{where}: a document must hold at most {MAX_OPENINGS:,} objects and lists", found=f"{openings:,} brackets",
+            remedy="save the rows as JSONL, one object a line",
+        )  # fmt: skip
+    if (commas := data.count(b",")) > MAX_COMMAS:
+        raise TaskError(
+            f"{where}: a document must hold at most {MAX_COMMAS:,} values", found=f"{commas:,} commas",
             remedy="save the rows as JSONL, one object a line",
         )  # fmt: skip
 

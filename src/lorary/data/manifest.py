@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from lorary.data.dataset_folder import check_inside
 from lorary.data.jsonl import check_openings, decode_json
 from lorary.data.schema import shorten
 from lorary.errors import TaskError
@@ -41,9 +42,11 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
         Entries by task name, in the order of the manifest.
 
     Raises:
-        TaskError: if the manifest cannot be read, repeats a task, or names a file that does not exist.
+        TaskError: if the manifest cannot be read, repeats a task, or names a file that does not
+            exist or lies elsewhere.
     """
     path = folder / MANIFEST
+    check_inside(path, folder)
     try:
         data = read_regular(path).removeprefix(codecs.BOM_UTF8)
     except OSError as error:
@@ -78,6 +81,7 @@ def _parse_entry(item: object, folder: Path, where: str) -> tuple[str, Entry]:
             found=file,
             remedy="correct 'file' (relative to the manifest's folder), or add the file",
         )
+    check_inside(file, folder)
     family, role, metric = (
         None if item.get(key) is None else _text(item, key, where) for key in ("family", "role", "metric")
     )

@@ -19,6 +19,8 @@ from lorary.reading import open_regular, read_regular
 MAX_JSON_BYTES = 256 * 1024 * 1024
 # Rows of a Parquet or Arrow file that are turned into Python's values at once.
 BATCH_ROWS = 1024
+# Rows that such a file may hold. Equal ones take no room in it, so that its size bounds nothing.
+MAX_ROWS = 10_000_000
 
 # A row: its columns by name.
 Columns = Mapping[str, Any]
@@ -124,7 +126,9 @@ def _read_parquet(path: Path) -> Iterator[Columns]:
 
     with open_regular(path) as file:
         try:
-            yield from _rows(pq.ParquetFile(file).iter_batches(BATCH_ROWS))
+            table = pq.ParquetFile(file)
+            _check_rows(table.metadata.num_rows, path)
+            yield from _rows(table.iter_batches(BATCH_ROWS), path)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(path, "a Parquet file", error) from error
 
@@ -141,14 +145,25 @@ def _read_arrow(path: Path) -> Iterator[Columns]:
                 batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
             else:
                 batches = iter(pa.ipc.open_stream(file))
-            yield from _rows(batches)
+            yield from _rows(batches, path)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(path, "an Arrow file", error) from error
 
 
-def _rows(batches: Iterator[Any]) -> Iterator[Columns]:
+def _rows(batches: Iterator[Any], path: Path) -> Iterator[Columns]:
+    number = 0
     for batch in batches:
+        number += batch.num_rows
+        _check_rows(number, path)
         yield from batch.to_pylist()
+
+
+def _check_rows(number: int, path: Path) -> None:
+    if number > MAX_ROWS:
+        raise TaskError(
+            f"{path}: a data file must hold at most {MAX_ROWS:,} rows", found=f"{number:,}",
+            remedy="keep the rows that are needed",
+        )  # fmt: skip
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> TaskError:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from lorary.data.builtin.catalogue import builtin_tasks
+from lorary.data.dataset_folder import check_inside
 from lorary.data.hub import is_dataset_folder, is_dataset_path, read_dataset
 from lorary.data.jsonl import iter_rows
 from lorary.data.manifest import MANIFEST, read_manifest
@@ -81,6 +82,9 @@ def _load_folder(folder: Path, wanted: frozenset[str] | None) -> dict[str, Task]
                 remedy="check the path; archives, pickled data and scripts are never opened",
             )
         return _gather(read_dataset(folder), str(folder))
+    for file in files:
+        if file.is_symlink():
+            check_inside(file, folder)
     named = [file for file in files if file.stem in (wanted or ())]
     if wanted is not None and {file.stem for file in named} == wanted:
         tasks = _load_files(named)

@@ -31,7 +31,7 @@ def text_of_ids(tokenizer: Any, ids: Sequence[int], before: Sequence[int] = (), 
         start = decode(near)
     whole = decode([*near, *ids])
     # Where a character lies across the border, the ids have no text of their own.
-    return whole[len(start) :] if start and whole.startswith(start) else decode(ids)
+    return whole[len(start) :] if whole.startswith(start) else decode(ids)
 
 
 def texts_of_ids(tokenizer: Any, ids: Sequence[int]) -> list[str]:

@@ -71,6 +71,11 @@ def _entered(library: Path, *way: str) -> Iterator[Folder]:
                 yield second
 
 
+def stamps_of(library: Path) -> dict[str, Identity | None]:
+    """What tells each adapter from a successor of its name, in the canonical order of names."""
+    return {name: _identity(library / ADAPTERS / name) for name in names_in(library)}
+
+
 def locate(library: Path, name: str) -> Path:
     """The folder that holds an adapter right now.
 

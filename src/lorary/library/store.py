@@ -43,7 +43,7 @@ from lorary.library.provenance import (
     imported_provenance,
     new_provenance,
 )
-from lorary.library.readers import names_in, read_all, read_stable
+from lorary.library.readers import Identity, names_in, read_all, read_stable, stamps_of
 from lorary.library.verify import Problem, verify_library
 
 
@@ -134,6 +134,11 @@ class Library:
         """The names of all adapters, sorted: the canonical order."""
         self.check_presence()
         return names_in(self._path)
+
+    def stamps(self) -> dict[str, Identity | None]:
+        """By name, what changes with each adapter that is added, replaced or removed; cheap, and of this machine."""
+        self.check_presence()
+        return stamps_of(self._path)
 
     def __len__(self) -> int:
         return len(self.names())

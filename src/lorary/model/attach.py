@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorary.adapter import Adapter
-from lorary.errors import LibraryError, UsageError
+from lorary.errors import LibraryError, LoraryError, UsageError
+from lorary.library.readers import READ_ATTEMPTS
 from lorary.library.store import Library
 from lorary.lora.seat import seat, unseat
 from lorary.model.apply import apply_routing, drop_pass_hooks
-from lorary.model.layers import build_layers
+from lorary.model.layers import SeatedLayer, build_layers
 from lorary.model.seating import STATE, Seating, seating
 from lorary.model.verdict import check_computes, check_layers, settle_positions
 from lorary.ops.mix import Mix
@@ -96,19 +97,10 @@ def seat_library(
     """
     if hasattr(model, STATE):
         raise UsageError("a model can hold one library at a time", found="experts are seated", remedy="lorary.detach")
-    names = library.names()
-    if not names:
-        raise LibraryError(
-            f"library '{library.path}' must hold an adapter to route over", found="none", remedy="lorary library add"
-        )
     library.check_base(model, force_base=force_base)
     check_computes(model, library.base.name, must_run=False)
-    order = list(seats or names)
-    shapes = {name: library.shapes(name) for name in order}
-    layers = build_layers(model, _Adapters(library, order), [names.index(name) for name in order], shapes)
-    for name in order:
-        check_layers(model, shapes[name], name)
-    state = Seating(tuple(names), layers, {}, wanted, library, tuple(order), tokenizer=tokenizer)
+    names, order, layers = _read_layers(model, library, seats)
+    state = Seating(names, layers, {}, wanted, library, order, tokenizer=tokenizer)
     try:
         apply_routing(model, state, wanted)
         handles = seat(model, {path: layer.lora for path, layer in layers.items()})
@@ -120,6 +112,31 @@ def seat_library(
     setattr(model, STATE, state)
     _warn_of_ambiguity(state)
     return model
+
+
+def _read_layers(
+    model: Any, library: Library, seats: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, SeatedLayer]]:
+    """Names, names in the order of seats, and layers; read again where a writer took an adapter away meanwhile."""
+    for attempt in range(READ_ATTEMPTS):
+        names = library.names()
+        if not names:
+            raise LibraryError(
+                f"library '{library.path}' must hold an adapter to route over", found="none",
+                remedy="lorary library add",
+            )  # fmt: skip
+        order = tuple(seats or names)
+        before = library.stamps()
+        try:
+            shapes = {name: library.shapes(name) for name in order}
+            layers = build_layers(model, _Adapters(library, order), [names.index(name) for name in order], shapes)
+            break
+        except (LoraryError, ValueError):
+            if attempt == READ_ATTEMPTS - 1 or library.stamps() == before:
+                raise
+    for name in order:
+        check_layers(model, shapes[name], name)
+    return tuple(names), order, layers
 
 
 def detach(model: Any) -> Any:

@@ -10,8 +10,9 @@ from lorary.terminal import printable
 
 MISSING = "–"
 
-# What ends a cell, opens a tag or code, or makes a link; an address becomes one without any mark around it.
-_MARKDOWN = {"|": "\\|", "<": "&lt;", "`": "\\`", "](": "]\\(", "][": "]\\[", "://": ":\\//"}
+# What ends a cell, opens a tag or code, stands for another character, or makes a link; an address becomes one without
+# any mark around it.
+_MARKDOWN = {"&": "&amp;", "|": "\\|", "<": "&lt;", "`": "\\`", "](": "]\\(", "][": "]\\[", "://": ":\\//"}
 _WWW = re.compile(r"(www)\.", re.IGNORECASE)
 
 METRIC_NAMES = {"acc": "accuracy", "acc_raw": "accuracy, raw", "em": "exact match", "rougeL": "ROUGE-L"}

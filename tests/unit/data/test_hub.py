@@ -140,6 +140,20 @@ def test_rows_of_json_keep_their_own_objects(tmp_path):
     assert [row.extra for row in read_dataset(path)] == [{"a": 1}, {"b": "2020-01-01"}]
 
 
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_more_rows_than_memory_holds_are_refused_by_number(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr("lorary.data.tables.MAX_ROWS", 3)
+    table = pyarrow.Table.from_pylist([{"source": "a", "target": "b"}] * 5)
+    path = tmp_path / f"rows.{ending}"
+    if ending == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(TaskError, match=r"at most 3 rows\nfound: 5"):
+        load_tasks(path)
+
+
 def test_a_file_edited_with_its_time_kept_is_read_anew(tmp_path):
     path = tmp_path / "sums.csv"
     path.write_text("source,target\none,eins\n")

@@ -223,3 +223,11 @@ def test_a_document_of_endless_brackets_is_refused_before_it_is_parsed(tmp_path,
     (tmp_path / "manifest.json").write_text(path.read_text())
     with pytest.raises(TaskError, match=r"manifest\.json: a document must hold at most 100"):
         load_tasks(tmp_path)
+
+
+def test_a_document_of_endless_values_is_refused_before_it_is_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr("lorary.data.jsonl.MAX_COMMAS", 100)
+    path = tmp_path / "rows.json"
+    path.write_text('[{"source": "a", "target": "b", "numbers": [' + "1," * 200 + "1]}]")
+    with pytest.raises(TaskError, match=r"at most 100 values\nfound: 202 commas"):
+        load_tasks(path)

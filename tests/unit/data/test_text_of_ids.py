@@ -61,6 +61,11 @@ def test_the_texts_of_all_ids_joined_are_the_text(make: Any) -> None:
     assert texts_of_ids(tokenizer, ids) == ["def", " f", " yes", " ,", " no", " ."]
 
 
+def test_a_space_that_stands_behind_another_at_the_beginning_is_kept() -> None:
+    tokenizer = llama()
+    assert "".join(texts_of_ids(tokenizer, [12, 12, 5])) == text_of_ids(tokenizer, [12, 12, 5]) == "  yes"
+
+
 def test_indentation_of_a_continued_program_is_kept() -> None:
     assert text_of_ids(llama(), [12, 12, 12, 12, 5], [0, 3, 4, 13], special=False) == "     yes"
 

@@ -14,6 +14,7 @@ from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import AdapterError, LibraryError, RouterError, UsageError
 from lorary.formats.peft_config import new_config
 from lorary.library.document import DEFAULT_ROUTER
+from lorary.library.store import Library
 from lorary.model.attach import attach, detach, routing
 from lorary.model.layers import build_layers
 from lorary.model.seating import seating
@@ -298,3 +299,29 @@ def test_a_librarys_threshold_goes_with_its_router(model: Any, adapters: list[Ad
     attach(attached, library, router="norm")
     assert torch.allclose(logits(attached), by_norm, atol=1e-6)
     assert not torch.allclose(expected, bare)
+
+
+def test_an_adapter_that_a_writer_takes_away_meanwhile_is_not_attached(
+    model: Any, adapters: list[Adapter], route: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = detach_library(route(model, adapters))
+    read, removed = Library.get, []
+
+    def get(self: Library, name: str) -> Adapter:
+        if name == "b" and not removed:
+            removed.append(name)
+            Library.open(library.path).remove("b")
+        return read(self, name)
+
+    monkeypatch.setattr(Library, "get", get)
+    assert seating(attach(model, library)).experts == ("a", "c")
+    detach(model)
+    (library.path / "adapters" / "a" / "adapter_model.safetensors").unlink()
+    with pytest.raises(AdapterError):  # and one that is damaged is refused at once
+        attach(model, library)
+
+
+def detach_library(model: Any) -> Library:
+    library = seating(model).library
+    detach(model)
+    return library
