@@ -2,6 +2,7 @@
 #
 #   make demo     set up, then run the main job: build, route, evaluate and report on the embedded base model
 #   make check    set up, then prove the project: format, lint, types, floors, tests, documentation
+#   make quick    set up, then format, lint and the tests of what differs from the last commit: under a minute
 #   make format   set up, then put every file into the one format
 #
 # All of it lives in .venv; a second run installs nothing unless pyproject.toml or constraints.txt changed.
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo check format
+.PHONY: demo check quick format
 .DEFAULT_GOAL := check
 
 demo: .venv/demo.stamp
@@ -23,6 +24,12 @@ check: .venv/check.stamp
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# What one runs while working: format, lint, and the tests that the changed files ask for.
+quick: .venv/check.stamp
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q $$($(BIN)/python tests/support/quick.py)
 
 format: .venv/check.stamp
 	@$(BIN)/ruff check --fix .
