@@ -223,7 +223,7 @@ def test_the_base_guard_names_every_task_on_which_the_base_wins(report: Report) 
     assert board.guard
     box = guard_box(board)
     for router in ("uniform", "arrow", "oracle"):
-        group = re.search(rf"<summary>base beats <em>{router}</em>.*?</details>", box)
+        group = re.search(rf"(?s)<summary>base beats <em>{router}</em>.*?</details>", box)
         expected = {entry["task"] for entry in board.guard if entry["router"] == router}
         assert set(re.findall(r"<li>(?:<b>)?(\w+)", group[0] if group else "")) == expected
 
@@ -243,9 +243,9 @@ def test_an_empty_base_guard_says_so(report: Report) -> None:
 
 def test_the_table_marks_the_best_router_but_never_the_oracle_and_names_the_base_template(report: Report) -> None:
     source = render_report(replace(report, similarity=None, routings=(), losses={}))
-    scores = re.search(r'<table class="results scores">.*?</table>', source)
+    scores = re.search(r'(?s)<table class="results scores">.*?</table>', source)
     assert scores is not None
-    rows = [row for row in re.findall(r"<tr.*?</tr>", scores[0]) if "<td" in row and 'class="mean"' not in row]
+    rows = [row for row in re.findall(r"(?s)<tr.*?</tr>", scores[0]) if "<td" in row and 'class="mean"' not in row]
     assert len(rows) == 16
     for row in rows:
         cells = re.findall(r'<td class="([^"]*)"[^>]*><b>([\d.]+)</b>', row)
