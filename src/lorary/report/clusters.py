@@ -20,11 +20,11 @@ from lorary.report.cluster_plots import (
     cluster_colour,
     cluster_title,
     cluster_tree,
-    heat_plot,
     plane_plot,
     tree_plot,
 )
 from lorary.report.markup import MISSING, counted
+from lorary.report.plots import cosine_plot
 from lorary.report.shell import Section, page_html, part, write_page
 
 SCRIPTS = (
@@ -157,25 +157,12 @@ def map_of(result: ClusterResult) -> ClusterMap:
 
 
 def write_map(path: Path, cluster_map: ClusterMap) -> None:
-    """Write a map as one self-contained page, replacing an older one at once or not at all.
-
-    Args:
-        path: the file to write, in a folder that exists.
-        cluster_map: the contents.
-
-    Raises:
-        MissingExtraError: if plotly is not installed.
-        UsageError: if the file cannot be written.
-    """
+    """Write the page, as `write_page` does."""
     write_page(path, render_map(cluster_map))
 
 
 def render_map(cluster_map: ClusterMap) -> str:
-    """The page as one string.
-
-    Raises:
-        MissingExtraError: if plotly is not installed.
-    """
+    """The page as one string, as `page_html` makes it."""
     plots = _plots(cluster_map)
     return page_html(
         cluster_map.title,
@@ -191,14 +178,15 @@ def _plots(page: ClusterMap) -> dict[str, Any]:
     names, labels, cosine = list(page.names), list(page.labels), page.matrix
     tree = cluster_tree(cosine) if len(names) > 1 else None
     leaves = [0] if tree is None else leaves_list(tree).tolist()
-    # By cluster, and inside a cluster as the tree has them, so that what is alike stands together.
+    # By cluster, and inside a cluster as the tree has them, so that what is alike is side by side.
     order = sorted(leaves, key=lambda i: labels[i])
-    sorted_names, sorted_labels = [names[i] for i in order], [labels[i] for i in order]
+    sorted_names, groups = [names[i] for i in order], [cluster_title(labels[i]) for i in order]
+    families = [page.families.get(name, "") for name in sorted_names]
     clusters = sorted(set(labels))
     return {
         "colours": {cluster_title(cluster): cluster_colour(cluster) for cluster in clusters},
         "families": dict(page.families),
-        "similarity": heat_plot(cosine[order][:, order], sorted_names, sorted_labels, page.families),
+        "similarity": cosine_plot(cosine[order][:, order], sorted_names, families, groups),
         "tree": None if tree is None else tree_plot(tree, names, labels),
         "plane": plane_plot(cosine, names, labels) if len(names) > 2 else None,
         "candidates": [[c.k, round(c.silhouette, 4), c.stability] for c in page.candidates],

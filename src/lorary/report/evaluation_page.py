@@ -27,7 +27,7 @@ from lorary.report.plots import (
 )
 from lorary.report.shell import Section, page_html, part, write_page
 from lorary.report.table import table_section
-from lorary.report.table_model import SPLITS, Board
+from lorary.report.table_model import SPLITS, ScoreTable
 from lorary.report.traces import routing_plot
 
 SCRIPTS = (
@@ -103,69 +103,56 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write a report as one self-contained page, replacing an older one at once or not at all.
-
-    Args:
-        path: the file to write, in a folder that exists.
-        report: the contents.
-
-    Raises:
-        MissingExtraError: if plotly is not installed.
-        UsageError: if the file cannot be written.
-    """
+    """Write the page, as `write_page` does."""
     write_page(path, render_report(report))
 
 
 def render_report(report: Report) -> str:
-    """The page as one string.
-
-    Raises:
-        MissingExtraError: if plotly is not installed.
-    """
-    board = Board(report.evaluation) if report.evaluation else None
+    """The page as one string, as `page_html` makes it."""
+    table = ScoreTable(report.evaluation) if report.evaluation else None
     families = [*report.families().values(), *(str(cell["family"]) for cell in report.cells), OTHER]
     colours = family_colours([family for family in families if family != OTHER], NUM_HUES) | {OTHER: NUM_HUES - 1}
-    plots = _plot_data(report, board, colours)
-    return page_html(report.title, report.facts, _sections(report, board, plots), plots, scripts=SCRIPTS)
+    plots = _plot_data(report, table, colours)
+    return page_html(report.title, report.facts, _sections(report, table, plots), plots, scripts=SCRIPTS)
 
 
-def _plot_data(report: Report, board: Board | None, colours: dict[str, int]) -> dict[str, Any]:
+def _plot_data(report: Report, table: ScoreTable | None, colours: dict[str, int]) -> dict[str, Any]:
     families = report.families()
     similarity = report.similarity
     return {
         "colours": colours,
         "families": families,
-        "scores": score_plot(board) if board and board.primary else None,
-        "heat": heat_plot(board) if board and board.primary else None,
-        "gap": gap_plot(board) if board else [],
-        "accuracy": routing_shares(board) if board else None,
-        "sweeps": sweeps(board) if board else [],
+        "scores": score_plot(table) if table and table.primary else None,
+        "heat": heat_plot(table) if table and table.primary else None,
+        "gap": gap_plot(table) if table else [],
+        "accuracy": routing_shares(table) if table else None,
+        "sweeps": sweeps(table) if table else [],
         "similarity": similarity_plot(similarity) if similarity and similarity.names else None,
         "routings": [routing_plot(routed) for routed in report.routings],
         "losses": loss_plot(report.losses, families),
     }
 
 
-def _sections(report: Report, board: Board | None, plots: Mapping[str, Any]) -> list[Section]:
+def _sections(report: Report, table: ScoreTable | None, plots: Mapping[str, Any]) -> list[Section]:
     """The sections that the report has something for, in the order in which they are read."""
     sections: list[Section] = []
 
     def add(key: str, title: str, *values: Any) -> None:
         sections.append((key, title, part("evaluation.html", key, *values)))
 
-    if board and board.primary:
-        sections.append(("result", "Result", headline(board) + failure_box(board) + guard_box(board)))
-        sections.append(("table", "Every task", table_section(board, plots["colours"])))
+    if table and table.primary:
+        sections.append(("result", "Result", headline(table) + failure_box(table) + guard_box(table)))
+        sections.append(("table", "Every task", table_section(table, plots["colours"])))
         add("heat", "Heat map")
         add("families", "By family")
-        if board.gaps:
-            add("gap", "From the base to the oracle", _without_gap(board), bool(plots["gap"]))
-        if board.routing:
-            add("accuracy", "Routing to the right expert", *_routing_shares(board))
+        if table.gaps:
+            add("gap", "From the base to the oracle", _without_gap(table), bool(plots["gap"]))
+        if table.routing:
+            add("accuracy", "Routing to the right expert", *_routing_shares(table))
         if plots["sweeps"]:
             add("sweeps", "One setting varied", len(plots["sweeps"]))
-    elif board and board.failures:
-        sections.append(("result", "Result", failure_box(board)))
+    elif table and table.failures:
+        sections.append(("result", "Result", failure_box(table)))
     if plots["similarity"]:
         assert report.similarity is not None
         means = zip(within_and_between(report.similarity), ("inside a family", "between families"), strict=True)
@@ -176,25 +163,25 @@ def _sections(report: Report, board: Board | None, plots: Mapping[str, Any]) -> 
         add("routing", "Where the tokens go")
     if report.losses:
         add("losses", "Validation losses", *_losses(report.losses))
-    add("reading", "How to read this page", board is not None or bool(report.routings), report.versions)
+    add("reading", "How to read this page", table is not None or bool(report.routings), report.versions)
     return sections
 
 
-def _without_gap(board: Board) -> list[str]:
+def _without_gap(table: ScoreTable) -> list[str]:
     """Where the oracle is not clearly better than the base."""
     described = (
         f"on {SPLITS[gap['split']]} tasks ({signed(gap['gap'])} points over {counted(gap['tasks'], 'task')})"
-        for gap in board.gaps
+        for gap in table.gaps
         if gap["closed"] is None
     )
     return list(dict.fromkeys(described))
 
 
-def _routing_shares(board: Board) -> tuple[str, float, list[str]]:
+def _routing_shares(table: ScoreTable) -> tuple[str, float, list[str]]:
     """The router with the largest share, this, and the shares that chance gives."""
-    shares = {mean["router"]: mean["share"] for mean in board.routing_means if mean["family"] is None}
+    shares = {mean["router"]: mean["share"] for mean in table.routing_means if mean["family"] is None}
     best = max(shares, key=lambda router: shares[router])
-    chances = sorted({round(row["chance"], 4) for row in board.routing})
+    chances = sorted({round(row["chance"], 4) for row in table.routing})
     return best, shares[best], [percent(chance) for chance in chances[:NUM_CHANCES]]
 
 

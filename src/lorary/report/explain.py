@@ -19,15 +19,7 @@ NUM_EXPERTS = 40
 
 
 def write_explanation(path: Path, explanation: Explanation) -> None:
-    """Write an explanation as one self-contained page, replacing an older one at once or not at all.
-
-    Args:
-        path: the file to write, in a folder that exists.
-        explanation: what was seen.
-
-    Raises:
-        UsageError: if the file cannot be written.
-    """
+    """Write the page, as `write_page` does."""
     write_page(path, render_explanation(explanation))
 
 

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from lorary.report.markup import left_out_words
 from lorary.report.shell import part
-from lorary.report.table_model import BASE, SPLITS, Board, Mean, is_told
+from lorary.report.table_model import BASE, SPLITS, ScoreTable, TableMean, is_told
 
 # So many named tasks are shown at once; more are folded, router by router.
 OPEN_ENTRIES = 24
@@ -17,16 +17,16 @@ MOST_NAMED = 5
 VERDICTS = {"ahead": ("up", "better"), "behind": ("down", "worse"), "level": ("even", "no clear difference")}
 
 
-def headline(board: Board) -> Markup:
+def headline(table: ScoreTable) -> Markup:
     """The result as HTML: a sentence per split about its best router, and the paired differences of that."""
-    sentences = filter(None, (_sentence(board, split) for split in board.splits))
-    splits = [SPLITS[split] for split in board.splits]
-    return part("evaluation.html", "headline", list(sentences), splits, _differences(board))
+    sentences = filter(None, (_sentence(table, split) for split in table.splits))
+    splits = [SPLITS[split] for split in table.splits]
+    return part("evaluation.html", "headline", list(sentences), splits, _differences(table))
 
 
-def _sentence(board: Board, split: str) -> dict[str, Any] | None:
-    means = {router: mean for router in board.routers if (mean := board.mean(router, split))}
-    first = board.best(split) or next(iter(means), None)
+def _sentence(table: ScoreTable, split: str) -> dict[str, Any] | None:
+    means = {router: mean for router in table.routers if (mean := table.mean(router, split))}
+    first = table.best(split) or next(iter(means), None)
     if first is None:
         return None
     base, mean = means.get(BASE), means[first]
@@ -40,7 +40,7 @@ def _sentence(board: Board, split: str) -> dict[str, Any] | None:
     }
 
 
-def _named(means: Mapping[str, Mean], first: str) -> list[str]:
+def _named(means: Mapping[str, TableMean], first: str) -> list[str]:
     """The columns that the sentence names beside its subject: all, or where they are many base, best and oracle."""
     others = [name for name in means if name != first]
     if len(others) <= MOST_NAMED:
@@ -51,19 +51,19 @@ def _named(means: Mapping[str, Mean], first: str) -> list[str]:
     return [name for name in others if name in (BASE, best, *oracle)]
 
 
-def _differences(board: Board) -> list[tuple[str, str, list[dict[str, Any] | None]]]:
+def _differences(table: ScoreTable) -> list[tuple[str, str, list[dict[str, Any] | None]]]:
     """The best router of each split minus every other one, on all splits."""
     differences, shown = [], set[frozenset[str]]()
-    for best in dict.fromkeys(filter(None, (board.best(split) or board.main for split in board.splits))):
-        for other in board.routers:
-            means = [board.difference(best, other, split) for split in board.splits]
+    for best in dict.fromkeys(filter(None, (table.best(split) or table.main for split in table.splits))):
+        for other in table.routers:
+            means = [table.difference(best, other, split) for split in table.splits]
             if other != best and not is_told(other) and any(means) and {best, other} not in shown:
                 shown.add(frozenset({best, other}))
                 differences.append((best, other, [_difference(mean) for mean in means]))
     return differences
 
 
-def _difference(mean: Mean | None) -> dict[str, Any] | None:
+def _difference(mean: TableMean | None) -> dict[str, Any] | None:
     if mean is None:
         return None
     kind, words = VERDICTS[mean.verdict]
@@ -71,33 +71,33 @@ def _difference(mean: Mean | None) -> dict[str, Any] | None:
     return {"mean": mean, "kind": kind, "words": words + where}
 
 
-def guard_box(board: Board) -> Markup:
+def guard_box(table: ScoreTable) -> Markup:
     """The base guard as HTML: each task on which the base beats a router, by name; or that there is none."""
-    if BASE not in board.routers:
+    if BASE not in table.routers:
         return part("evaluation.html", "guard_without_base")
-    if not board.guard:
+    if not table.guard:
         return part("evaluation.html", "guard_clear")
-    order = sorted(board.routers, key=lambda router: (router != board.main, board.routers.index(router)))
-    ranked = sorted(board.guard, key=lambda entry: (entry["value"] - entry["base"], entry["task"]))
+    order = sorted(table.routers, key=lambda router: (router != table.main, table.routers.index(router)))
+    ranked = sorted(table.guard, key=lambda entry: (entry["value"] - entry["base"], entry["task"]))
     entries = {router: [_guarded(entry) for entry in ranked if entry["router"] == router] for router in order}
-    unfolded = len(board.guard) <= OPEN_ENTRIES
+    unfolded = len(table.guard) <= OPEN_ENTRIES
     groups = [
-        {"router": router, "entries": tasks, "is_open": unfolded or router == board.main}
+        {"router": router, "entries": tasks, "is_open": unfolded or router == table.main}
         for router, tasks in entries.items()
         if tasks
     ]
     free = [router for router, tasks in entries.items() if not tasks and router != BASE]
-    num_guarded = len({entry["task"] for entry in board.guard})
-    return part("evaluation.html", "guard", num_guarded, len(board.tasks), groups, free)
+    num_guarded = len({entry["task"] for entry in table.guard})
+    return part("evaluation.html", "guard", num_guarded, len(table.tasks), groups, free)
 
 
 def _guarded(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"verdict": None, **entry, "split": SPLITS.get(entry["split"], entry["split"])}
 
 
-def failure_box(board: Board) -> Markup:
+def failure_box(table: ScoreTable) -> Markup:
     """The cells that could not be scored, as HTML; nothing where there are none."""
-    if not board.failures:
+    if not table.failures:
         return Markup("")
-    left_out = left_out_words([(entry["task"], entry["router"]) for entry in board.left_out])
-    return part("evaluation.html", "failures", board, left_out, len(board.failures) <= OPEN_ENTRIES)
+    left_out = left_out_words([(entry["task"], entry["router"]) for entry in table.left_out])
+    return part("evaluation.html", "failures", table, left_out, len(table.failures) <= OPEN_ENTRIES)

@@ -102,7 +102,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def left_out_words(failed: Sequence[tuple[str, str]]) -> str:
-    """Which tasks stand in no figure over tasks, and why; empty where there are none.
+    """Which tasks are in no figure over tasks, and why; empty where all are.
 
     >>> left_out_words([("sst2", "arrow"), ("sst2", "norm")])
     'In no mean, comparison or gap: sst2 (failed: arrow, norm)'

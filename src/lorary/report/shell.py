@@ -71,7 +71,7 @@ def page_html(
 
     Args:
         title: the heading, plain text.
-        facts: label and value of what stands under the heading, plain text.
+        facts: label and value of the lines under the heading, plain text.
         sections: in the order in which they are read; the titles are plain text.
         data: what the scripts draw, values of JSON.
         scripts: assets to run, in order.
@@ -121,14 +121,11 @@ def write_page(path: Path, page: str) -> None:
 
 
 def check_report(path: Path) -> None:
-    """Refuse a page that could not be written, before the work for it is done.
-
-    Args:
-        path: the file that will be written.
+    """Refuse a page with plots that could not be written, before the work for it is done.
 
     Raises:
         MissingExtraError: if plotly is not installed.
-        UsageError: if the path is a folder, or its own folder does not exist.
+        UsageError: as `check_writable`.
     """
     if find_spec("plotly") is None:
         raise MissingExtraError("plotly", "viz")
@@ -136,10 +133,7 @@ def check_report(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a page without plots that could not be written, as `check_report` does one with plots.
-
-    Args:
-        path: the file that will be written.
+    """Refuse a file that could not be written, before the work for it is done.
 
     Raises:
         UsageError: if the path is a folder, or its own folder does not exist or may not be written to.

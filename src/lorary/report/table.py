@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from lorary.report.markup import METRIC_MEANINGS, METRIC_NAMES, counted, hundredths
 from lorary.report.shell import part
-from lorary.report.table_model import BASE, SPLITS, Board, Cell, TaskLine, is_told
+from lorary.report.table_model import BASE, SPLITS, Cell, ScoreTable, TaskLine, is_told
 
 SPLIT_NOTES = {
     "held_in": "an expert was trained on each of them",
@@ -20,67 +20,61 @@ NUM_PLAIN_ROWS = 40
 FULL_SHADE = 0.5
 
 
-def table_section(board: Board, colours: Mapping[str, int]) -> Markup:
+def table_section(table: ScoreTable, colours: Mapping[str, int]) -> Markup:
     """The tables with their notes.
 
     Args:
-        board: the evaluation.
+        table: the evaluation.
         colours: number of each family's colour.
     """
-    tables = [score_table(board, colours, losses=losses) for losses in (False, True)[: 1 + bool(board.losses)]]
-    metrics = sorted({line.metric for line in board.tasks if line.metric in METRIC_MEANINGS})
+    tables = [score_table(table, colours, losses=losses) for losses in (False, True)[: 1 + bool(table.losses)]]
+    metrics = sorted({line.metric for line in table.tasks if line.metric in METRIC_MEANINGS})
     meanings = {METRIC_NAMES[metric]: METRIC_MEANINGS[metric] for metric in metrics}
-    has_oracle = any(is_told(router) for router in board.routers)
-    return part("evaluation.html", "table", tables, has_oracle, meanings, len(board.tasks) > NUM_PLAIN_ROWS)
+    has_oracle = any(is_told(router) for router in table.routers)
+    return part("evaluation.html", "table", tables, has_oracle, meanings, len(table.tasks) > NUM_PLAIN_ROWS)
 
 
-def score_table(board: Board, colours: Mapping[str, int], *, losses: bool) -> Markup:
+def score_table(table: ScoreTable, colours: Mapping[str, int], *, losses: bool) -> Markup:
     """Tasks by split and family, one column per router.
 
     Args:
-        board: the evaluation.
+        table: the evaluation.
         colours: number of each family's colour.
         losses: show losses in nats instead of primary values.
 
     Returns:
         An HTML table.
     """
-    routers = [{"name": router, "is_told": is_told(router)} for router in board.routers]
-    splits = [_split(board, split, losses) for split in board.splits]
+    routers = [{"name": router, "is_told": is_told(router)} for router in table.routers]
+    splits = [_split(table, split, losses) for split in table.splits]
     return part("evaluation.html", "scores", "losses" if losses else "scores", routers, splits, colours)
 
 
-def _split(board: Board, split: str, losses: bool) -> dict[str, Any]:
-    lines = board.lines(split)
-    means = [(board.mean_loss if losses else board.mean)(router, split) for router in board.routers]
+def _split(table: ScoreTable, split: str, losses: bool) -> dict[str, Any]:
+    lines = table.lines(split)
+    means = [(table.mean_loss if losses else table.mean)(router, split) for router in table.routers]
     return {
         "name": SPLITS[split],
         "note": SPLIT_NOTES[split],
-        "lines": [
-            {
-                "task": line,
-                "metric": METRIC_NAMES.get(line.metric, line.metric),
-                "cells": _cells(board, line, losses),
-            }
-            for line in lines
-        ],
+        "lines": [{"task": line, "cells": _cells(table, line, losses)} for line in lines],
+        "metrics": METRIC_NAMES,
         "means": [mean and _shown(mean._asdict(), losses) for mean in means],
         # Where a router failed, the mean of each is over fewer tasks than stand above it.
         "counts": sorted({mean.tasks for mean in means if mean} - {len(lines)}),
     }
 
 
-def _cells(board: Board, line: TaskLine, losses: bool) -> list[dict[str, Any] | None]:
-    source = board.losses if losses else board.primary
-    cells = {router: source[router, line.name] for router in board.routers if (router, line.name) in source}
+def _cells(table: ScoreTable, line: TaskLine, losses: bool) -> list[dict[str, Any] | None]:
+    source = table.losses if losses else table.primary
+    cells = {router: source[router, line.name] for router in table.routers if (router, line.name) in source}
     rivals = {cell["value"] for router, cell in cells.items() if not is_told(router)}
     # Where all score alike, nothing is best.
     best = (min(rivals) if losses else max(rivals)) if len(rivals) > 1 else None
-    return [_cell(board, cells, router, best, losses) for router in board.routers]
+    return [_cell(table, cells, router, best, losses) for router in table.routers]
 
 
 def _cell(
-    board: Board, cells: Mapping[str, Cell], router: str, best: float | None, losses: bool
+    table: ScoreTable, cells: Mapping[str, Cell], router: str, best: float | None, losses: bool
 ) -> dict[str, Any] | None:
     cell = cells.get(router)
     if cell is None:
@@ -95,7 +89,7 @@ def _cell(
     return {
         "classes": " ".join(classes),
         "shade": f"{min(1.0, abs(gain) / FULL_SHADE):.2f}" if gain else "",
-        "title": _tooltip(board, cell, losses),
+        "title": _tooltip(table, cell, losses),
         "template": cell["template"] if router == BASE else "",
         "value": value,
         "low": low,
@@ -110,9 +104,9 @@ def _gain(base: Cell | None, cell: Cell, losses: bool) -> float:
     return (base["value"] - cell["value"]) / max(base["value"], 1e-6) if losses else cell["value"] - base["value"]
 
 
-def _tooltip(board: Board, cell: Cell, losses: bool) -> str:
+def _tooltip(table: ScoreTable, cell: Cell, losses: bool) -> str:
     parts = [f"{cell['router']} on {cell['task']}", f"{cell['template']} template", counted(cell["n"], "row")]
-    other = board.others.get((cell["router"], cell["task"]))
+    other = table.others.get((cell["router"], cell["task"]))
     if other and not losses:
         parts.append(f"{other['template']} template: {hundredths(other['value'])}")
     if cell.get("expert"):
