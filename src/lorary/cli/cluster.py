@@ -21,10 +21,8 @@ def cluster(
 
     from lorary.library.store import Library
     from lorary.recipes.cluster import run_cluster
-    from lorary.report.cluster_contents import check_size
-    from lorary.report.cluster_map import map_of
     from lorary.report.cluster_text import print_clusters
-    from lorary.report.clusters import write_map
+    from lorary.report.clusters import check_size, map_of, write_map
     from lorary.report.shell import check_report
 
     number = _number_of_clusters(k)

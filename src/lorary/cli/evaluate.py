@@ -82,9 +82,8 @@ def evaluate(
         return
     from lorary.library.store import Library
     from lorary.recipes.evaluate import run_evaluate
-    from lorary.report.evaluation_page import write_report
+    from lorary.report.evaluation_page import report_of, write_report
     from lorary.report.export import evaluation_csv, evaluation_markdown
-    from lorary.report.routing_page import report_of
     from lorary.report.shell import check_report, check_writable, write_page
     from lorary.report.tables import print_evaluation
     from lorary.route.spec import split_specs

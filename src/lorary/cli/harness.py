@@ -48,7 +48,7 @@ def evaluate_harness(
     if given := [name for name, value in without.items() if value]:
         raise UsageError("tasks of the harness bring their own rows and metrics", found=given, remedy="leave them out")
     from lorary.recipes.harness import run_harness
-    from lorary.report.harness_text import print_harness
+    from lorary.report.tables import print_harness
     from lorary.route.spec import split_specs
 
     result = run_harness(library, split_names(tasks) or [], routers=split_specs(routers), **settings)

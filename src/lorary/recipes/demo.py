@@ -24,8 +24,7 @@ from lorary.library.opening import open_or_create
 from lorary.library.store import Library
 from lorary.model.attach import attach, detach
 from lorary.model.base import Base, load_base
-from lorary.report.evaluation_page import write_report
-from lorary.report.routing_page import report_of
+from lorary.report.evaluation_page import report_of, write_report
 from lorary.report.tables import print_evaluation
 
 # Adapters in the upper layers only and few steps, so that the quick demo ends in minutes on two cores.

@@ -1,1 +1,1 @@
-"""The report page: what goes into it, the HTML that Python writes, and the templates a browser runs."""
+"""Results for readers: pages, tables in the terminal, Markdown, CSV and JSON."""

@@ -1,14 +1,12 @@
 """The numbers behind the plots of a map of clusters, as small JSON documents that the page's script draws."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
-
-from lorary.report.plots import COSINE_PARTS, packed
 
 Matrix = NDArray[np.float64]
 NUM_HUES = 8
@@ -45,7 +43,7 @@ def tree_plot(tree: Matrix, names: Sequence[str], labels: Sequence[int]) -> dict
     """The tree as brackets: two arms from their heights to the height at which they meet.
 
     Args:
-        tree: scipy's linkage matrix.
+        tree: as `cluster_tree` makes it.
         names: of the adapters.
         labels: cluster of each.
 
@@ -67,15 +65,10 @@ def tree_plot(tree: Matrix, names: Sequence[str], labels: Sequence[int]) -> dict
 
 
 def plane_plot(cosine: Matrix, names: Sequence[str], labels: Sequence[int]) -> dict[str, Any]:
-    """Classical multidimensional scaling: the plane that holds most of what tells the adapters apart.
+    """A point per adapter, and the share of the spread that the plane of the points shows.
 
-    Args:
-        cosine: (adapters, adapters), the inner products of unit vectors.
-        names: of the adapters.
-        labels: cluster of each.
-
-    Returns:
-        A point per adapter, and the share of the spread that the plane shows.
+    Classical multidimensional scaling: the plane that holds most of what tells the adapters apart, of cosines as the
+    inner products of unit vectors.
     """
     centred = cosine - cosine.mean(axis=0)
     centred = centred - centred.mean(axis=1, keepdims=True)
@@ -90,27 +83,4 @@ def plane_plot(cosine: Matrix, names: Sequence[str], labels: Sequence[int]) -> d
         "labels": list(labels),
         "points": [[round(float(x), 4) for x in point] for point in points],
         "share": round(float(largest.sum() / spread), 4) if spread > 0 else 1.0,
-    }
-
-
-def heat_plot(
-    cosine: Matrix, names: Sequence[str], labels: Sequence[int], families: Mapping[str, str]
-) -> dict[str, Any]:
-    """The matrix in the order it is given in, packed, and where each cluster's block lies.
-
-    Args:
-        cosine: (adapters, adapters), rows sorted by cluster.
-        names: of the adapters.
-        labels: cluster of each, ascending.
-        families: of adapters whose family is known.
-    """
-    starts = [i for i, label in enumerate(labels) if i == 0 or labels[i - 1] != label]
-    ends = [*starts[1:], len(labels)]
-    blocks = [{"family": cluster_title(labels[a]), "start": a, "end": b} for a, b in zip(starts, ends, strict=True)]
-    return {
-        "names": list(names),
-        "families": [families.get(name, "") for name in names],
-        "blocks": blocks,
-        "parts": COSINE_PARTS,
-        "cosine": packed((cosine.clip(-1, 1) * COSINE_PARTS).round(), "<i2"),
     }

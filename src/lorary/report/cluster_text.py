@@ -5,6 +5,7 @@ from rich.table import Table
 
 from lorary.display import table_console
 from lorary.library.clusters import ClusterResult
+from lorary.report.tables import text_table
 
 NUM_NEAREST = 3
 # The neighbours of more adapters fill screens that nobody reads; --json and --report have them.
@@ -27,23 +28,17 @@ def print_clusters(result: ClusterResult) -> None:
 
 
 def _clusters(result: ClusterResult) -> Table:
-    found = result.found
-    table = Table(title=f"{found['k']} clusters of {len(found['names'])} adapters", title_justify="left")
-    table.add_column("cluster", justify="right")
-    table.add_column("adapters", justify="right")
-    table.add_column("cohesion", justify="right")
-    table.add_column("members")
-    for cluster, cohesion in enumerate(found["cohesion"]):
+    document = result.found
+    title = f"{document['k']} clusters of {len(document['names'])} adapters"
+    table = text_table(title, ">cluster", ">adapters", ">cohesion", "<members")
+    for cluster, cohesion in enumerate(document["cohesion"]):
         members = [name for name, label in result.labels.items() if label == cluster]
         table.add_row(str(cluster), str(len(members)), _number(cohesion), escape(", ".join(members)))
     return table
 
 
 def _nearest(result: ClusterResult) -> Table:
-    table = Table(title="nearest neighbours, by cosine", title_justify="left")
-    table.add_column("adapter")
-    table.add_column("cluster", justify="right")
-    table.add_column("nearest")
+    table = text_table("nearest neighbours, by cosine", "<adapter", ">cluster", "<nearest")
     labels = result.labels
     for name in sorted(labels, key=lambda name: (labels[name] < 0, labels[name], name)):
         nearest = result.found["nearest"][name][:NUM_NEAREST]
@@ -53,19 +48,20 @@ def _nearest(result: ClusterResult) -> Table:
 
 
 def _lines(result: ClusterResult) -> list[str]:
-    found, with_families = result.found, result.agreement()
-    lines = [f"mean silhouette {_number(found['silhouette'])}, method {found['method']}, seed {found['seed']}"]
-    if found["is_chosen"]:
-        tried = ", ".join(f"{c['k']} ({c['silhouette']:.2f}, {c['stability']:.2f})" for c in found["candidates"])
+    document, agreement = result.found, result.agreement()
+    silhouette, method, seed = _number(document["silhouette"]), document["method"], document["seed"]
+    lines = [f"mean silhouette {silhouette}, method {method}, seed {seed}"]
+    if document["is_chosen"]:
+        tried = ", ".join(f"{c['k']} ({c['silhouette']:.2f}, {c['stability']:.2f})" for c in document["candidates"])
         lines.append(f"k chosen among, with silhouette and stability: {tried}")
-    if with_families is not None:
-        rand, information = with_families
+    if agreement is not None:
+        rand, information = agreement
         lines.append(f"agreement with families: adjusted Rand {rand:.2f}, mutual information {information:.2f}")
-    lines += [f"duplicates, the same update: {', '.join(group)}" for group in found["duplicates"]]
-    if found["zero"]:
-        lines.append(f"zero adapters, in no cluster: {', '.join(found['zero'])}")
-    if len(found["names"]) > NUM_LISTED:
-        lines.append(f"nearest neighbours of {len(found['names']):,} adapters: see --json or --report")
+    lines += [f"duplicates, the same update: {', '.join(group)}" for group in document["duplicates"]]
+    if document["zero"]:
+        lines.append(f"zero adapters, in no cluster: {', '.join(document['zero'])}")
+    if len(document["names"]) > NUM_LISTED:
+        lines.append(f"nearest neighbours of {len(document['names']):,} adapters: see --json or --report")
     if result.folder is not None:
         lines.append(f"{'answered from' if result.is_stored else 'stored in'} {result.folder}")
     return lines

@@ -73,7 +73,7 @@ class Report:
 
     @property
     def cells(self) -> Sequence[Mapping[str, Any]]:
-        """The cells of the evaluation; none without one."""
+        """The cells of the evaluation; empty without an evaluation."""
         return self.evaluation["cells"] if self.evaluation else ()
 
     def families(self) -> dict[str, str]:

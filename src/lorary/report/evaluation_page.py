@@ -1,18 +1,34 @@
-"""The report: one HTML page that opens anywhere, offline, and asks nothing of any network."""
+"""The page of an evaluation: one HTML file that opens anywhere, offline, and asks nothing of any network."""
 
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from lorary.cluster.similarity import adapter_similarity
+from lorary.evaluate.cells import BASE
+from lorary.evaluate.evaluation import Evaluation
 from lorary.evaluate.routed_prompt import RoutedPrompt
+from lorary.evaluate.settings import EvaluateSettings
+from lorary.library.store import Library
 from lorary.report.contents import Report, Similarity
 from lorary.report.evidence_plots import gap_plot, heat_plot, routing_shares, sweeps
-from lorary.report.plots import OTHER, family_colours, loss_plot, score_plot, similarity_plot
-from lorary.report.sections import sections
-from lorary.report.shell import check_report, page_html, write_page
-from lorary.report.table_model import Board
+from lorary.report.headline import failure_box, guard_box, headline
+from lorary.report.markup import counted, percent, signed
+from lorary.report.plots import (
+    OTHER,
+    closest_pairs,
+    family_colours,
+    loss_plot,
+    score_plot,
+    similarity_plot,
+    within_and_between,
+)
+from lorary.report.shell import Section, page_html, part, write_page
+from lorary.report.table import table_section
+from lorary.report.table_model import SPLITS, ScoreTable
 from lorary.report.traces import routing_plot
-
-__all__ = ["Report", "RoutedPrompt", "Similarity", "check_report", "write_report"]
 
 SCRIPTS = (
     "core.js", "scores.js", "heat.js", "gap.js", "sweep.js", "similarity.js", "losses.js", "routing_map.js",
@@ -20,52 +36,158 @@ SCRIPTS = (
 )  # fmt: skip
 # Colours in style.css, `--hue-0` and so on.
 NUM_HUES = 8
+# Shares by chance that are named; tasks differ in it where libraries do.
+NUM_CHANCES = 3
+
+
+def report_of(evaluation: Evaluation, libraries: Sequence[Library], routings: Sequence[RoutedPrompt] = ()) -> Report:
+    """The contents of the page.
+
+    Args:
+        evaluation: results of the libraries' routers.
+        libraries: the libraries, in the evaluation's order; what is shown of experts is shown of the first.
+        routings: traced prompts.
+    """
+    library = libraries[0]
+    names = library.names()
+    provenances = {name: library.provenance(name) for name in names}
+    # Provenance of imported adapters is anybody's: what does not look like ours is left out.
+    metrics = {name: _mapping(provenance.get("metrics")) for name, provenance in provenances.items()}
+    losses = {
+        name: (float(values["val_loss_base"]), float(values["val_loss"]))
+        for name, values in metrics.items()
+        if all(isinstance(values.get(key), (int, float)) for key in ("val_loss_base", "val_loss"))
+    }
+    families = {
+        name: str(next(iter(_mapping(provenance.get("families")).values()), "other"))
+        for name, provenance in provenances.items()
+    }
+    sizes = {
+        ("library" if len(libraries) == 1 else f"library {number}"): f"{name}, {len(opened)} experts"
+        for number, (name, opened) in enumerate(zip(evaluation.libraries, libraries, strict=True), start=1)
+    }
+    settings = evaluation.settings
+    return Report(
+        title=_title(evaluation),
+        facts={
+            "base model": evaluation.base,
+            **sizes,
+            "router settings": _described(settings),
+            "prompt template": settings.template,
+        },
+        evaluation=evaluation.to_json(),
+        similarity=Similarity(names, families, adapter_similarity([library.get(name) for name in names])),
+        routings=routings,
+        losses=losses,
+        versions={package: version(package) for package in ("lorary", "torch", "transformers")},
+    )
+
+
+def _title(evaluation: Evaluation) -> str:
+    routers = {cell.router for cell in evaluation.cells} - {BASE}
+    tasks = {cell.task for cell in evaluation.cells}
+    return f"{evaluation.library}: {counted(len(routers), 'router')} and the base on {counted(len(tasks), 'task')}"
+
+
+def _described(settings: EvaluateSettings) -> str:
+    temperature = settings.temperature
+    shown = "by layer" if isinstance(temperature, Mapping) else f"{temperature:g}"
+    further = [f"{key} {value}" for key, value in settings.route.items()]
+    for router, fields in settings.units.items():
+        further += [f"{key} {value} of {router}" for key, value in fields.items() if key not in settings.route]
+    return ", ".join([f"top_k {settings.top_k}", f"temperature {shown}", f"mixing {settings.mix}", *further])
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write a report as one self-contained page, replacing an older one at once or not at all.
-
-    Args:
-        path: the file to write, in a folder that exists.
-        report: the contents.
-
-    Raises:
-        MissingExtraError: if plotly is not installed.
-        UsageError: if the file cannot be written.
-    """
+    """Write the page, as `write_page` does."""
     write_page(path, render_report(report))
 
 
 def render_report(report: Report) -> str:
-    """The page as one string.
-
-    Raises:
-        MissingExtraError: if plotly is not installed.
-    """
-    board = Board(report.evaluation) if report.evaluation else None
-    known = [*report.families().values(), *(str(cell["family"]) for cell in report.cells), OTHER]
-    colours = family_colours([family for family in known if family != OTHER], NUM_HUES) | {OTHER: NUM_HUES - 1}
-    return page_html(
-        report.title,
-        report.facts,
-        sections(report, board, colours),
-        _plot_data(report, board, colours),
-        scripts=SCRIPTS,
-    )
+    """The page as one string, as `page_html` makes it."""
+    table = ScoreTable(report.evaluation) if report.evaluation else None
+    families = [*report.families().values(), *(str(cell["family"]) for cell in report.cells), OTHER]
+    colours = family_colours([family for family in families if family != OTHER], NUM_HUES) | {OTHER: NUM_HUES - 1}
+    plots = _plot_data(report, table, colours)
+    return page_html(report.title, report.facts, _sections(report, table, plots), plots, scripts=SCRIPTS)
 
 
-def _plot_data(report: Report, board: Board | None, colours: dict[str, int]) -> dict[str, Any]:
+def _plot_data(report: Report, table: ScoreTable | None, colours: dict[str, int]) -> dict[str, Any]:
     families = report.families()
     similarity = report.similarity
     return {
         "colours": colours,
         "families": families,
-        "scores": score_plot(board) if board and board.primary else None,
-        "heat": heat_plot(board) if board and board.primary else None,
-        "gap": gap_plot(board) if board else [],
-        "accuracy": routing_shares(board) if board else None,
-        "sweeps": sweeps(board) if board else [],
+        "scores": score_plot(table) if table and table.primary else None,
+        "heat": heat_plot(table) if table and table.primary else None,
+        "gap": gap_plot(table) if table else [],
+        "accuracy": routing_shares(table) if table else None,
+        "sweeps": sweeps(table) if table else [],
         "similarity": similarity_plot(similarity) if similarity and similarity.names else None,
         "routings": [routing_plot(routed) for routed in report.routings],
         "losses": loss_plot(report.losses, families),
     }
+
+
+def _sections(report: Report, table: ScoreTable | None, plots: Mapping[str, Any]) -> list[Section]:
+    """The sections that the report has something for, in the order in which they are read."""
+    sections: list[Section] = []
+
+    def add(key: str, title: str, *values: Any) -> None:
+        sections.append((key, title, part("evaluation.html", key, *values)))
+
+    if table and table.primary:
+        sections.append(("result", "Result", headline(table) + failure_box(table) + guard_box(table)))
+        sections.append(("table", "Every task", table_section(table, plots["colours"])))
+        add("heat", "Heat map")
+        add("families", "By family")
+        if table.gaps:
+            add("gap", "From the base to the oracle", _without_gap(table), bool(plots["gap"]))
+        if table.routing:
+            add("accuracy", "Routing to the right expert", *_routing_shares(table))
+        if plots["sweeps"]:
+            add("sweeps", "One setting varied", len(plots["sweeps"]))
+    elif table and table.failures:
+        sections.append(("result", "Result", failure_box(table)))
+    if plots["similarity"]:
+        assert report.similarity is not None
+        means = zip(within_and_between(report.similarity), ("inside a family", "between families"), strict=True)
+        shown = [(mean, where) for mean, where in means if mean is not None]
+        count = len(report.similarity.names)
+        add("similarity", "How alike the experts are", shown, closest_pairs(report.similarity), count)
+    if report.routings:
+        add("routing", "Where the tokens go")
+    if report.losses:
+        add("losses", "Validation losses", *_losses(report.losses))
+    add("reading", "How to read this page", table is not None or bool(report.routings), report.versions)
+    return sections
+
+
+def _without_gap(table: ScoreTable) -> list[str]:
+    """Where the oracle is not clearly better than the base."""
+    described = (
+        f"on {SPLITS[gap['split']]} tasks ({signed(gap['gap'])} points over {counted(gap['tasks'], 'task')})"
+        for gap in table.gaps
+        if gap["closed"] is None
+    )
+    return list(dict.fromkeys(described))
+
+
+def _routing_shares(table: ScoreTable) -> tuple[str, float, list[str]]:
+    """The router with the largest share, this, and the shares that chance gives."""
+    shares = {mean["router"]: mean["share"] for mean in table.routing_means if mean["family"] is None}
+    best = max(shares, key=lambda router: shares[router])
+    chances = sorted({round(row["chance"], 4) for row in table.routing})
+    return best, shares[best], [percent(chance) for chance in chances[:NUM_CHANCES]]
+
+
+def _losses(losses: Mapping[str, tuple[float, float]]) -> tuple[int, int, float | None, list[str]]:
+    """How many experts are better than the base, of how many, by what median, and the names of the others."""
+    gains = {name: base - expert for name, (base, expert) in losses.items()}
+    better: list[float] = [gain for gain in gains.values() if gain > 0]
+    worse = sorted(name for name, gain in gains.items() if gain <= 0)
+    return len(better), len(losses), median(better) if better else None, worse

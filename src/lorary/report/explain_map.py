@@ -59,10 +59,10 @@ def column_of(explanation: Explanation) -> list[int]:
 
 
 def column_names(explanation: Explanation) -> list[str]:
-    """What stands above the columns."""
+    """What is written above the columns."""
     names = [explanation.experts[i] for i in explanation.ranked()]
-    rest = len(names) - NUM_COLUMNS
-    return [*names[:NUM_COLUMNS], f"{rest} others"] if rest > 0 else names
+    num_others = len(names) - NUM_COLUMNS
+    return [*names[:NUM_COLUMNS], f"{num_others} others"] if num_others > 0 else names
 
 
 def usage_map(explanation: Explanation, kind: str) -> list[list[float | None]]:
@@ -79,29 +79,29 @@ def usage_map(explanation: Explanation, kind: str) -> list[list[float | None]]:
     columns = torch.tensor(column_of(explanation))
     width = int(columns.max()) + 1
     means = explanation.shares[..., :-1].mean(dim=1)  # (layers, experts)
-    rows: list[list[float | None]] = []
+    lines: list[list[float | None]] = []
     for depth in _distinct([depth for _, depth in places]):
-        own = [i for i, (k, d) in enumerate(places) if d == depth and kind in (ALL, k)]
-        if not own:
-            rows.append([None] * width)
+        inside = [i for i, (k, d) in enumerate(places) if d == depth and kind in (ALL, k)]
+        if not inside:
+            lines.append([None] * width)
             continue
-        sums = torch.zeros(width, dtype=means.dtype).index_add_(0, columns, means[own].mean(dim=0))
-        reach = torch.zeros(width).index_add_(0, columns, explanation.reach[own].any(dim=0).float())
+        sums = torch.zeros(width, dtype=means.dtype).index_add_(0, columns, means[inside].mean(dim=0))
+        reach = torch.zeros(width).index_add_(0, columns, explanation.reach[inside].any(dim=0).float())
         values = zip(sums.tolist(), reach.tolist(), strict=True)
-        rows.append([round(value, DIGITS) if can else None for value, can in values])
-    return rows
+        lines.append([round(value, DIGITS) if can else None for value, can in values])
+    return lines
 
 
 def selectable(explanation: Explanation) -> Sequence[SeenPrompt]:
     """The first prompts, as many as a page carries the weights of."""
-    found, used = [], 0
+    selected, used = [], 0
     for prompt in explanation.prompts:
         assert prompt.weights is not None
         used += 3 * prompt.weights[..., 0].numel() * _num_kept(prompt.weights)
         if used > MOST_BYTES:
             break
-        found.append(prompt)
-    return found
+        selected.append(prompt)
+    return selected
 
 
 def _packed_prompt(prompt: SeenPrompt) -> dict[str, Any]:

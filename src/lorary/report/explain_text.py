@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lorary.display import table_console
-from lorary.evaluate.explanation import Compared, Explanation, Group, SeenPrompt
+from lorary.evaluate.explanation import Explanation, Group, SeenPrompt
+from lorary.report.tables import text_table
 
 # More rows fill screens that nobody reads; --json and --report have them.
 NUM_TOKENS = 80
@@ -72,19 +73,19 @@ def _strip(e: Explanation, prompt: SeenPrompt) -> Text:
 
 
 def _tokens(e: Explanation, prompt: SeenPrompt) -> Table:
-    title = "tokens: mean weight over layers"
-    more = len(prompt.tokens) - NUM_TOKENS
-    table = Table(title=title, title_justify="left", caption=f"{more} more: see --json" if more > 0 else None)
-    for name in ("token", "text", "strongest experts", "left out of statistics"):
-        table.add_column(name, justify="right" if name == "token" else "left")
+    heads = (">token", "<text", "<strongest experts", "<left out of statistics")
+    table = text_table("tokens: mean weight over layers", *heads, caption=_more(len(prompt.tokens) - NUM_TOKENS))
     assert prompt.weights is not None
-    means = prompt.weights.mean(dim=0).tolist()
-    for number, (token, mean) in enumerate(zip(prompt.tokens, means, strict=True), start=1):
-        if number <= NUM_TOKENS:
-            style = "dim" if token.left_out else None
-            shown = Text(repr(token.text)[1:-1])
-            table.add_row(str(number), shown, Text(_named(e.experts, mean, 3)), token.left_out, style=style)
+    means = prompt.weights.mean(dim=0)[:NUM_TOKENS].tolist()
+    for number, (token, mean) in enumerate(zip(prompt.tokens, means, strict=False), start=1):
+        style = "dim" if token.left_out else None
+        shown = Text(repr(token.text)[1:-1])
+        table.add_row(str(number), shown, Text(_named(e.experts, mean, 3)), token.left_out, style=style)
     return table
+
+
+def _more(count: int) -> str | None:
+    return f"{count} more: see --json" if count > 0 else None
 
 
 def _named(experts: Sequence[str], weights: Sequence[float], most: int) -> str:
@@ -94,27 +95,20 @@ def _named(experts: Sequence[str], weights: Sequence[float], most: int) -> str:
 
 def _answers(e: Explanation) -> Table:
     """The answers under other settings."""
-    table = Table(title="log-likelihood of the answers, in nats", title_justify="left")
-    for name in ("setting", "sum", "change", "per token"):
-        table.add_column(name, justify="left" if name == "setting" else "right")
+    table = text_table("log-likelihood of the answers, in nats", "<setting", ">sum", ">change", ">per token")
     table.add_row(escape(f"router {e.router}"), f"{sum(e.log_likelihood):.3f}", "", "")
     others = [("", e.against_base), ("router ", e.against_other)]
-    for kind, one in [*others, *(("without ", one) for one in e.without_each)]:
-        if one is not None:
-            table.add_row(escape(f"{kind}{one.name}"), *_change(one))
+    for kind, other in [*others, *(("without ", without) for without in e.without_each)]:
+        if other is not None:
+            numbers = (f"{sum(other.log_likelihood):.3f}", f"{other.change:+.3f}", f"{other.per_token:+.3f}")
+            table.add_row(escape(f"{kind}{other.name}"), *numbers)
     return table
 
 
-def _change(one: Compared) -> tuple[str, str, str]:
-    return f"{sum(one.log_likelihood):.3f}", f"{one.change:+.3f}", f"{one.per_token:+.3f}"
-
-
 def _experts(e: Explanation) -> Table:
-    more = len(e.experts) - NUM_EXPERTS
-    caption = f"{more} more: see --json" if more > 0 else None
-    table = Table(title="experts, where each may be chosen", title_justify="left", caption=caption)
-    for name in ("expert", "layers", "usage", "equal share", "chosen", "strongest", "remark"):
-        table.add_column(name, justify="left" if name in ("expert", "remark") else "right")
+    heads = ("<expert", ">layers", ">usage", ">equal share", ">chosen", ">strongest", "<remark")
+    caption = _more(len(e.experts) - NUM_EXPERTS)
+    table = text_table("experts, where each may be chosen", *heads, caption=caption)
     for i in e.ranked()[:NUM_EXPERTS]:
         use = e.uses[i]
         rates = (f"{value:.1%}" for value in (use.usage, use.equal, use.chosen, use.leads))
@@ -123,10 +117,9 @@ def _experts(e: Explanation) -> Table:
 
 
 def _groups(e: Explanation, title: str, groups: Sequence[Group]) -> Table:
-    table = Table(title=title, title_justify="left")
-    compared = ["same strongest", "overlap", "divergence"] if e.compares else []
-    for name in (title[:-1], "entropy", "balance", "information", "most used", *compared):
-        table.add_column(name, justify="left" if name in (title[:-1], "most used") else "right")
+    compared = (">same strongest", ">overlap", ">divergence") if e.compares else ()
+    heads = (f"<{title[:-1]}", ">entropy", ">balance", ">information", "<most used", *compared)
+    table = text_table(title, *heads)
     for group in [e.overall, *groups]:
         m = group.measures
         numbers = [f"{value:.3f}" for value in (m.entropy, m.balance, m.information)]

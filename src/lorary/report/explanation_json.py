@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lorary.evaluate.explanation import Compared, Explanation, Group, SeenPrompt
+from lorary.evaluate.explanation import Explanation, Group, SeenPrompt
 from lorary.evaluate.routing import DOMINATING, DOMINATING_TIMES, HARDLY, SINK_RATIO
 from lorary.lora.targets import place_of
 
@@ -32,10 +32,10 @@ def explanation_json(explanation: Explanation) -> dict[str, Any]:
         "answers": {
             "num_tokens": e.num_answer,
             "log_likelihood": sum(e.log_likelihood),
-            "base": _compared(e.against_base),
+            "base": e.against_base._asdict(),
         },
-        "without": [_compared(one) for one in e.without_each],
-        "against": None if e.against_other is None else {**_compared(e.against_other), "compared": e.compares},
+        "without": [without._asdict() for without in e.without_each],
+        "against": None if e.against_other is None else {**e.against_other._asdict(), "compared": e.compares},
         "thresholds": {
             "sink_ratio": SINK_RATIO, "hardly_used": HARDLY,
             "dominating": DOMINATING, "dominating_times_equal": DOMINATING_TIMES,
@@ -76,10 +76,6 @@ def _group(e: Explanation, group: Group) -> dict[str, Any]:
     }
 
 
-def _compared(one: Compared) -> dict[str, Any]:
-    return one._asdict()
-
-
 def _prompt(e: Explanation, i: int) -> dict[str, Any]:
     prompt = e.prompts[i]
     return {
@@ -98,8 +94,8 @@ def _weights(layers: Sequence[str], prompt: SeenPrompt) -> dict[str, list[list[t
     """By layer: for each token the (number of the expert, weight) of those it chose."""
     if prompt.weights is None:
         return {}
-    own = zip(layers, prompt.weights.tolist(), strict=True)
-    return {path: [_sparse(token) for token in tokens] for path, tokens in own}
+    weights = zip(layers, prompt.weights.tolist(), strict=True)
+    return {path: [_sparse(token) for token in tokens] for path, tokens in weights}
 
 
 def _sparse(weights: list[float]) -> list[tuple[int, float]]:

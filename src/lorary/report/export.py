@@ -3,13 +3,12 @@
 import csv
 import io
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 
 from lorary.evaluate.cells import BASE, Cell, Column, columns_of, grouped_tasks, primary_cells
 from lorary.evaluate.evaluation import Evaluation
-from lorary.evaluate.summary import Comparison
-from lorary.report.markup import left_out_words
+from lorary.report.markup import hundredths, left_out_words
 from lorary.report.markup import markdown_text as md
 
 # Signs with which a cell of a spreadsheet begins to be a formula.
@@ -46,87 +45,88 @@ def _plain(value: object) -> object:
 
 def evaluation_markdown(evaluation: Evaluation) -> str:
     """Means, differences to the base, the gap to the oracle, routing, base guard, failures, and every task."""
-    several = len(evaluation.libraries) > 1
     parts = [f"# {md(evaluation.library)}", f"Base model {md(evaluation.base)}. {READING}"]
     for title, body in (
         ("Means", _means(evaluation)),
-        ("Paired differences", _differences(evaluation, several=several)),
-        ("Gap to the oracle", _gaps(evaluation, several=several)),
-        ("Routing to the task's own expert", _routing(evaluation, several=several)),
-        ("Base guard", _guard(evaluation, several=several)),
-        ("Failed cells", _failures(evaluation, several=several)),
-        ("Every task", _tasks(evaluation, several=several)),
+        ("Paired differences", _differences(evaluation)),
+        ("Gap to the oracle", _gaps(evaluation)),
+        ("Routing to the task's own expert", _routing(evaluation)),
+        ("Base guard", _guard(evaluation)),
+        ("Failed cells", _failures(evaluation)),
+        ("Every task", _tasks(evaluation)),
     ):
         if body:
             parts.append(f"## {title}\n\n" + "\n".join(body))
     return "\n\n".join(parts) + "\n"
 
 
+def label(evaluation: Evaluation, library: str | None, router: str) -> str:
+    """What a column is called: by its library too where there are several, except the base, which is in all of them."""
+    return Column(None if router == BASE else library, router).label(several=len(evaluation.libraries) > 1)
+
+
+def split_words(split: str) -> str:
+    """The name of a split in running text."""
+    return split.replace("_", "-")
+
+
+def guard_line(evaluation: Evaluation) -> str:
+    """What is to be said where the base beats no router."""
+    is_scored = any(cell.router == BASE for cell in evaluation.cells)
+    return "the base beats no router on any task" if is_scored else "the base has no score"
+
+
 def _means(evaluation: Evaluation) -> list[str]:
-    rows = [
-        [m.library, m.router, _words(m.split), f"**{_points(m.mean)}**", *_intervals(m), str(m.tasks)]
+    lines = [
+        [m.library, m.router, split_words(m.split), f"**{hundredths(m.mean)}**", *_intervals(m), str(m.tasks)]
         for m in evaluation.means
     ]
-    return _table(["library", "router", "split", "mean", "rows", "tasks", "number of tasks"], rows)
+    return _table(["library", "router", "split", "mean", "rows", "tasks", "number of tasks"], lines)
 
 
-def _differences(evaluation: Evaluation, *, several: bool) -> list[str]:
+def _differences(evaluation: Evaluation) -> list[str]:
     shown = [c for c in evaluation.comparisons if c.against == BASE or c.against_library != c.library]
-    rows = [
-        [_who(c, several=several), _words(c.split), f"**{_signed(c.difference)}**", *_intervals(c, sign=True),
+    lines = [
+        [f"{label(evaluation, c.library, c.router)} − {label(evaluation, c.against_library, c.against)}",
+         split_words(c.split), f"**{_signed(c.difference)}**", *_intervals(c, sign=True),
          f"{c.p_rows:.2g}", f"{c.p_tasks:.2g}", str(c.tasks), c.verdict]
         for c in shown
     ]  # fmt: skip
     return _table(["difference", "split", "points", "rows", "tasks", "p rows", "p tasks", "number of tasks",
-                   "verdict over rows"], rows)  # fmt: skip
+                   "verdict over rows"], lines)  # fmt: skip
 
 
-def _who(c: Comparison, *, several: bool) -> str:
-    one, other = (
-        Column(library, router).label(several=several)
-        for library, router in ((c.library, c.router), (c.against_library, c.against))
-    )
-    return f"{one} − {other}"
-
-
-def _gaps(evaluation: Evaluation, *, several: bool) -> list[str]:
-    rows = []
+def _gaps(evaluation: Evaluation) -> list[str]:
+    lines = []
     for gap in evaluation.oracle_gaps:
-        who = [Column(gap.library, gap.router).label(several=several), _words(gap.split), _signed(gap.gap)]
-        closed = "no gap" if gap.closed is None else f"**{_points(gap.closed, 0)} %**"
-        rows.append([*who, closed, *_intervals(gap), str(gap.tasks)])
-    return _table(["router", "split", "oracle − base", "gap closed", "rows", "tasks", "number of tasks"], rows)
+        names = [label(evaluation, gap.library, gap.router), split_words(gap.split), _signed(gap.gap)]
+        closed = "no gap" if gap.closed is None else f"**{hundredths(gap.closed, 0)} %**"
+        lines.append([*names, closed, *_intervals(gap), str(gap.tasks)])
+    return _table(["router", "split", "oracle − base", "gap closed", "rows", "tasks", "number of tasks"], lines)
 
 
-def _routing(evaluation: Evaluation, *, several: bool) -> list[str]:
-    rows = [
-        [
-            Column(m.library, m.router).label(several=several),
-            _points(m.share),
-            _points(m.top1),
-            _points(m.chance),
-            str(m.tasks),
-        ]
+def _routing(evaluation: Evaluation) -> list[str]:
+    lines = [
+        [label(evaluation, m.library, m.router), *map(hundredths, (m.share, m.top1, m.chance)), str(m.tasks)]
         for m in evaluation.routing_means
         if m.family is None
     ]
-    return _table(["router", "share of weight", "is the strongest", "chance", "number of tasks"], rows)
+    return _table(["router", "share of weight", "is the strongest", "chance", "number of tasks"], lines)
 
 
-def _guard(evaluation: Evaluation, *, several: bool) -> list[str]:
+def _guard(evaluation: Evaluation) -> list[str]:
     if not evaluation.base_guard:
-        is_scored = any(cell.router == BASE for cell in evaluation.cells)
-        return ["The base beats no router on any task." if is_scored else "The base has no score."]
+        return [f"{guard_line(evaluation).capitalize()}."]
     return [
-        f"- {md(e['task'])}, {_words(e['split'])}: base {_points(e['base'])}, "
-        f"{md(Column(e['library'], e['router']).label(several=several))} {_points(e['value'])}"
+        f"- {md(e['task'])}, {split_words(e['split'])}: base {hundredths(e['base'])}, "
+        f"{md(label(evaluation, e['library'], e['router']))} {hundredths(e['value'])}"
         for e in evaluation.base_guard
     ]
 
 
-def _failures(evaluation: Evaluation, *, several: bool) -> list[str]:
+def _failures(evaluation: Evaluation) -> list[str]:
     lines = [
-        f"- {md(Column(f.library, f.router).label(several=several))} on {md(f.task)}: {md(f.rule)}"
+        f"- {md(label(evaluation, f.library, f.router))} on {md(f.task)}: {md(f.rule)}"
         + (f" (found: {md(f.found)})" if f.found else "")
         for f in evaluation.failures
     ]
@@ -134,42 +134,35 @@ def _failures(evaluation: Evaluation, *, several: bool) -> list[str]:
     return [*lines, *(["", f"{md(left_out)}."] if left_out else [])]
 
 
-def _tasks(evaluation: Evaluation, *, several: bool) -> list[str]:
+def _tasks(evaluation: Evaluation) -> list[str]:
     primary, columns = primary_cells(evaluation.cells), columns_of(evaluation.cells)
-    rows = []
+    lines = []
     for split, tasks in grouped_tasks(evaluation.cells).items():
         for task in tasks:
             cells = [primary.get((column, task)) for column in columns]
             first = next(cell for cell in cells if cell is not None)
-            shown = [_points(cell.value) if cell else "–" for cell in cells]
-            rows.append([task, first.family, _words(split), f"{first.metric}, {first.n}", *shown])
-    return _table(["task", "family", "split", "metric, rows", *(c.label(several=several) for c in columns)], rows)
+            shown = [hundredths(cell.value) if cell else "–" for cell in cells]
+            lines.append([task, first.family, split_words(split), f"{first.metric}, {first.n}", *shown])
+    names = (label(evaluation, *column) for column in columns)
+    return _table(["task", "family", "split", "metric, rows", *names], lines)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table of Markdown; nothing where it would have no row."""
-    if not rows:
+def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """A table of Markdown; nothing where it would have no line."""
+    if not lines:
         return []
-    lines: Iterator[Sequence[str]] = iter([head, ["---"] * len(head), *rows])
-    return ["| " + " | ".join(cell if cell == "---" else md(cell) for cell in line) + " |" for line in lines]
+    escaped = [map(md, heads), ["---"] * len(heads), *(map(md, line) for line in lines)]
+    return [f"| {' | '.join(cells)} |" for cells in escaped]
 
 
-def _intervals(found: object, *, sign: bool = False) -> tuple[str, str]:
-    shown = _signed if sign else _points
-    rows, tasks = ([getattr(found, f"{kind}{end}") for end in ("low", "high")] for kind in ("", "tasks_"))
+def _intervals(result: object, *, sign: bool = False) -> tuple[str, str]:
+    shown = _signed if sign else hundredths
+    rows, tasks = ([getattr(result, f"{kind}{end}") for end in ("low", "high")] for kind in ("", "tasks_"))
     return (
         "–" if None in rows else f"({shown(rows[0])}, {shown(rows[1])})",
         "–" if None in tasks else f"[{shown(tasks[0])}, {shown(tasks[1])}]",
     )
 
 
-def _points(value: float, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f}"
-
-
 def _signed(value: float) -> str:
     return f"{100 * value:+.1f}"
-
-
-def _words(split: str) -> str:
-    return split.replace("_", "-")

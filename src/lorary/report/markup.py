@@ -1,4 +1,4 @@
-"""Text, numbers and data made safe and readable for HTML and Markdown. Every string of a report passes through here."""
+"""Text, numbers and data made safe and readable for pages, Markdown and the terminal."""
 
 import json
 import re
@@ -59,6 +59,31 @@ def signed(value: float) -> str:
     return f"{'+' if value > 0 else '−'}{points}"
 
 
+def cosine(value: float) -> str:
+    """A cosine or a silhouette with a true minus.
+
+    >>> cosine(-0.25)
+    '−0.25'
+    """
+    return f"{value:.2f}".replace("-", "−")
+
+
+def percent(share: float) -> str:
+    """A share of 0..1 in per cent."""
+    return f"{hundredths(share)} %"
+
+
+def signed_nats(value: float, *, plus: bool = False) -> str:
+    """A number of nats with a true minus; what rounds to zero has no sign.
+
+    >>> signed_nats(-0.5), signed_nats(-0.0001)
+    ('−0.500', '0.000')
+    """
+    shown = f"{abs(value):.3f}"
+    sign = "−" if value < 0 else "+" if plus else ""
+    return shown if float(shown) == 0 else f"{sign}{shown}"
+
+
 def enumerated(items: Sequence[str]) -> str:
     """Items as a list in running text.
 
@@ -78,7 +103,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def left_out_words(failed: Sequence[tuple[str, str]]) -> str:
-    """Which tasks stand in no figure over tasks, and why; empty where there are none.
+    """Which tasks are in no figure over tasks, and why; empty where all are.
 
     >>> left_out_words([("sst2", "arrow"), ("sst2", "norm")])
     'In no mean, comparison or gap: sst2 (failed: arrow, norm)'
@@ -89,7 +114,7 @@ def left_out_words(failed: Sequence[tuple[str, str]]) -> str:
     routers: dict[str, list[str]] = {}
     for task, router in failed:
         routers.setdefault(task, []).append(router)
-    tasks = [f"{task} (failed: {', '.join(own)})" for task, own in routers.items()]
+    tasks = [f"{task} (failed: {', '.join(names)})" for task, names in routers.items()]
     return f"In no mean, comparison or gap: {enumerated(tasks)}" if tasks else ""
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorary.report.contents import Similarity
-from lorary.report.table_model import BASE, SPLITS, Board, Mean
+from lorary.report.table_model import BASE, SPLITS, ScoreTable, TableMean
 
 OTHER = "other"
 # A cosine is stored as a whole number of these parts.
@@ -27,46 +27,58 @@ def packed(values: NDArray[Any], kind: str) -> str:
     return b64encode(values.astype(kind).tobytes()).decode("ascii")
 
 
-def score_plot(board: Board) -> dict[str, Any]:
+def score_plot(table: ScoreTable) -> dict[str, Any]:
     """Mean of each router on each family and on all tasks, split by split."""
     splits = []
-    for split in board.splits:
-        families = list(dict.fromkeys(line.family for line in board.lines(split)))
-        groups = [_group(board, split, family) for family in [None, *families]]
+    for split in table.splits:
+        families = list(dict.fromkeys(line.family for line in table.lines(split)))
+        groups = [_group(table, split, family) for family in [None, *families]]
         splits.append({"name": SPLITS[split], "groups": groups})
-    return {"routers": board.routers, "base": BASE, "main": board.main, "splits": splits}
+    return {"routers": table.routers, "base": BASE, "main": table.main, "splits": splits}
 
 
-def _group(board: Board, split: str, family: str | None) -> dict[str, Any]:
-    points = [board.mean(router, split, family) for router in board.routers]
+def _group(table: ScoreTable, split: str, family: str | None) -> dict[str, Any]:
+    points = [table.mean(router, split, family) for router in table.routers]
     return {"family": family, "points": [_point(mean) for mean in points]}
 
 
-def _point(mean: Mean | None) -> list[float] | None:
+def _point(mean: TableMean | None) -> list[float] | None:
     return None if mean is None else [*(round(100 * x, 2) for x in mean[:3]), float(mean.tasks)]
 
 
 def family_order(similarity: Similarity) -> list[int]:
-    """Positions of the experts by family, then by name, so that families stand as blocks."""
+    """Positions of the experts by family, then by name, so that families are blocks."""
     names = similarity.names
     return sorted(range(len(names)), key=lambda i: (similarity.family.get(names[i], OTHER), names[i]))
 
 
 def similarity_plot(similarity: Similarity) -> dict[str, Any]:
-    """The matrix with its rows by family, packed, and where each family's block lies."""
+    """The matrix with the experts by family, packed, and where each family's block lies."""
     order = family_order(similarity)
     names = [similarity.names[i] for i in order]
     families = [similarity.family.get(name, OTHER) for name in names]
-    cosine = similarity.cosine.double().cpu()[order][:, order].clamp(-1, 1)
-    starts = [i for i, family in enumerate(families) if i == 0 or families[i - 1] != family]
+    return cosine_plot(similarity.cosine.double().cpu().numpy()[order][:, order], names, families, families)
+
+
+def cosine_plot(
+    cosine: NDArray[Any], names: Sequence[str], families: Sequence[str], groups: Sequence[str]
+) -> dict[str, Any]:
+    """A matrix of cosines, packed, and where the block of each group lies.
+
+    Args:
+        cosine: symmetric, in the order of the names.
+        names: of the experts.
+        families: of each expert.
+        groups: of each expert; those of one group stand side by side.
+    """
+    starts = [i for i, group in enumerate(groups) if i == 0 or groups[i - 1] != group]
     ends = [*starts[1:], len(names)]
-    blocks = [{"family": families[a], "start": a, "end": b} for a, b in zip(starts, ends, strict=True)]
     return {
-        "names": names,
-        "families": families,
-        "blocks": blocks,
+        "names": list(names),
+        "families": list(families),
+        "blocks": [{"family": groups[a], "start": a, "end": b} for a, b in zip(starts, ends, strict=True)],
         "parts": COSINE_PARTS,
-        "cosine": packed((cosine * COSINE_PARTS).round().numpy(), "<i2"),
+        "cosine": packed((cosine.clip(-1, 1) * COSINE_PARTS).round(), "<i2"),
     }
 
 
@@ -82,8 +94,8 @@ def closest_pairs(similarity: Similarity) -> list[tuple[str, str, float]]:
     """The most similar pairs of experts, the closest first: where duplicates show."""
     count = len(similarity.names)
     first, second = torch.triu_indices(count, count, offset=1)
-    values, found = similarity.cosine[first, second].topk(min(NUM_PAIRS, len(first)))
-    pairs = zip(first[found].tolist(), second[found].tolist(), values.tolist(), strict=True)
+    values, positions = similarity.cosine[first, second].topk(min(NUM_PAIRS, len(first)))
+    pairs = zip(first[positions].tolist(), second[positions].tolist(), values.tolist(), strict=True)
     return [(similarity.names[a], similarity.names[b], value) for a, b, value in pairs]
 
 
@@ -96,8 +108,11 @@ def _same_family(similarity: Similarity) -> Tensor:
 def loss_plot(losses: Mapping[str, tuple[float, float]], families: Mapping[str, str]) -> list[dict[str, Any]]:
     """Validation losses by family and expert."""
     order = sorted(losses, key=lambda name: (families.get(name, OTHER), name))
-    rows = [(name, families.get(name, OTHER), *losses[name]) for name in order]
-    return [{"name": n, "family": f, "base": round(base, 4), "expert": round(own, 4)} for n, f, base, own in rows]
+    rounded = {name: [round(loss, 4) for loss in losses[name]] for name in order}
+    return [
+        {"name": name, "family": families.get(name, OTHER), "base": base, "expert": expert}
+        for name, (base, expert) in rounded.items()
+    ]
 
 
 def family_colours(families: Sequence[str], num_hues: int) -> dict[str, int]:

@@ -1,26 +1,63 @@
-"""The page around its sections: head, style, data, scripts, and a policy that lets it load nothing."""
+"""The page around its sections: templates, style, data, scripts, and a policy that lets it load nothing."""
 
 import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from functools import cache
 from hashlib import sha256
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from string import Template
 from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
 
 from lorary.errors import MissingExtraError, UsageError
 from lorary.library.files import replace_file
-from lorary.report.asset import asset
-from lorary.report.markup import script_json, text
+from lorary.report.markup import cosine, counted, enumerated, hundredths, percent, script_json, signed, signed_nats
+from lorary.terminal import printable
 
-NOSCRIPT = '<noscript><p class="guard">The plots need JavaScript; the tables do not.</p></noscript>'
+# Identifier, title and HTML.
+Section = tuple[str, str, Markup]
+
+
+def asset(name: str) -> str:
+    """The text of a template, style or script."""
+    return (files("lorary.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _templates() -> Environment:
+    """The templates: every value is escaped, and a name that is missing is an error."""
+    templates = Environment(
+        loader=FunctionLoader(asset),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = (cosine, counted, enumerated, hundredths, percent, signed, signed_nats)
+    templates.filters |= {function.__name__: function for function in filters}
+    return templates
+
+
+def part(template: str, macro: str, *values: Any) -> Markup:
+    """A part of a page.
+
+    Args:
+        template: the asset that holds it.
+        macro: its name there.
+        values: what the macro is given.
+    """
+    return Markup(getattr(_templates().get_template(template).module, macro)(*values))
 
 
 def page_html(
     title: str,
     facts: Mapping[str, str],
-    sections: Sequence[tuple[str, str, str]],
+    sections: Sequence[Section],
     data: Mapping[str, Any],
     *,
     scripts: Sequence[str],
@@ -34,8 +71,8 @@ def page_html(
 
     Args:
         title: the heading, plain text.
-        facts: label and value of what stands under the heading, plain text.
-        sections: identifier, title and HTML of each section.
+        facts: label and value of the lines under the heading, plain text.
+        sections: in the order in which they are read; the titles are plain text.
         data: what the scripts draw, values of JSON.
         scripts: assets to run, in order.
         styles: assets with styles, in order.
@@ -49,17 +86,19 @@ def page_html(
     """
     plotly = _plotly_script() if plots else ""
     script = "".join(asset(name) for name in scripts)
-    return Template(asset("page.html")).substitute(
-        policy=_policy(plotly, script),
-        title=text(title),
-        style="".join(asset(name) for name in styles),
-        facts="".join(f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in facts.items()),
-        links="".join(f'<a href="#{key}">{name}</a>' for key, name, _ in sections),
-        note=NOSCRIPT if plots else "",
-        sections="\n".join(f'<section id="{key}"><h2>{name}</h2>{html}</section>' for key, name, html in sections),
-        data=script_json(data),
-        plotly=plotly,
-        script=script,
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            policy=Markup(_policy(plotly, script)),
+            title=title,
+            style=Markup("".join(asset(name) for name in styles)),
+            facts=facts,
+            sections=sections,
+            data=Markup(script_json(data)),
+            plotly=Markup(plotly),
+            script=Markup(script),
+        )
     )
 
 
@@ -82,14 +121,11 @@ def write_page(path: Path, page: str) -> None:
 
 
 def check_report(path: Path) -> None:
-    """Refuse a page that could not be written, before the work for it is done.
-
-    Args:
-        path: the file that will be written.
+    """Refuse a page with plots that could not be written, before the work for it is done.
 
     Raises:
         MissingExtraError: if plotly is not installed.
-        UsageError: if the path is a folder, or its own folder does not exist.
+        UsageError: as `check_writable`.
     """
     if find_spec("plotly") is None:
         raise MissingExtraError("plotly", "viz")
@@ -97,10 +133,7 @@ def check_report(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a page without plots that could not be written, as `check_report` does one with plots.
-
-    Args:
-        path: the file that will be written.
+    """Refuse a file that could not be written, before the work for it is done.
 
     Raises:
         UsageError: if the path is a folder, or its own folder does not exist or may not be written to.

@@ -25,8 +25,8 @@ class TaskLine(NamedTuple):
     rows: int
 
 
-class Mean(NamedTuple):
-    """A mean over tasks with its 95 % interval over rows, where it is known over tasks, and a difference's p-values."""
+class TableMean(NamedTuple):
+    """A mean over tasks with its 95 % interval over rows, and that over tasks where there is one."""
 
     value: float
     low: float
@@ -55,7 +55,7 @@ def is_told(router: str) -> bool:
     return router == ORACLE or router.endswith(f": {ORACLE}")
 
 
-class Board:
+class ScoreTable:
     """An evaluation, arranged.
 
     Args:
@@ -66,11 +66,14 @@ class Board:
         several = len({cell["library"] for cell in evaluation["cells"]}) > 1
 
         def called(row: Mapping[str, Any], library: str = "library", router: str = "router") -> str:
-            """With several libraries a column is called by both, but for the base, which is in all of them."""
+            """With several libraries a column is called by both, except the base, which is in all of them."""
             name = str(row[router])
             return f"{row[library]}: {name}" if several and name != BASE else name
 
-        # The base stands with every library and counts once.
+        def renamed(key: str) -> list[dict[str, Any]]:
+            return [{**entry, "router": called(entry)} for entry in evaluation.get(key, [])]
+
+        # The base is in every library and counts once.
         cells = _once({**c, "router": called(c)} for c in _as_floats(evaluation["cells"], "value", "low", "high"))
         cells = _in_common_splits(cells, evaluation["cells"])
         self.primary = {(c["router"], c["task"]): c for c in cells if c["primary"]}
@@ -86,16 +89,15 @@ class Board:
         ]
         guard = _as_floats(evaluation.get("base_guard", []), "base", "value")
         self.guard = [{**entry, "router": called(entry)} for entry in guard]
-        self.gaps = [{**gap, "router": called(gap)} for gap in evaluation.get("oracle_gaps", [])]
-        self.routing = [{**one, "router": called(one)} for one in evaluation.get("routing", [])]
-        self.routing_means = [{**one, "router": called(one)} for one in evaluation.get("routing_means", [])]
-        self.failures = [{**one, "router": called(one)} for one in evaluation.get("failures", [])]
-        self.left_out = [{**one, "router": called(one)} for one in evaluation.get("left_out", [])]
-        self.means = [{**one, "column": called(one)} for one in evaluation.get("means", [])]
-        families = [{**one, "column": called(one)} for one in evaluation.get("family_means", [])]
-        losses = [{**one, "column": called(one)} for one in evaluation.get("loss_means", [])]
-        self._means = {(m["column"], m["split"], m.get("family")): _mean_of(m) for m in [*self.means, *families]}
-        self._loss_means = {(m["column"], m["split"]): _mean_of(m) for m in losses}
+        self.gaps = renamed("oracle_gaps")
+        self.routing = renamed("routing")
+        self.routing_means = renamed("routing_means")
+        self.failures = renamed("failures")
+        self.left_out = renamed("left_out")
+        self.means = evaluation.get("means", [])
+        means = [*self.means, *evaluation.get("family_means", [])]
+        self._means = {(called(m), m["split"], m.get("family")): _mean_of(m) for m in means}
+        self._loss_means = {(called(m), m["split"]): _mean_of(m) for m in evaluation.get("loss_means", [])}
         self.settings: Mapping[str, Mapping[str, Any]] = evaluation.get("routers", {})
 
     @property
@@ -115,15 +117,15 @@ class Board:
         """Tasks of a split, by family and name."""
         return [line for line in self.tasks if line.split == split]
 
-    def mean(self, router: str, split: str, family: str | None = None) -> Mean | None:
+    def mean(self, router: str, split: str, family: str | None = None) -> TableMean | None:
         """Mean primary value of a router over the tasks of a split, or of one family of it; None without tasks."""
         return self._means.get((router, split, family))
 
-    def mean_loss(self, router: str, split: str) -> Mean | None:
+    def mean_loss(self, router: str, split: str) -> TableMean | None:
         """Mean loss of a router over the tasks of a split; None without losses."""
         return self._loss_means.get((router, split))
 
-    def difference(self, router: str, against: str, split: str) -> Mean | None:
+    def difference(self, router: str, against: str, split: str) -> TableMean | None:
         """Paired difference of two routers on a split, whichever way round the evaluation has it."""
         for entry in self._comparisons:
             if entry["split"] != split:
@@ -132,25 +134,25 @@ class Board:
             wide_low, wide_high = entry.get("tasks_low"), entry.get("tasks_high")
             ps = entry.get("p_rows", 0.0), entry.get("p_tasks", 0.0)
             if (entry["router"], entry["against"]) == (router, against):
-                return Mean(d, low, high, tasks, wide_low, wide_high, *ps)
+                return TableMean(d, low, high, tasks, wide_low, wide_high, *ps)
             if (entry["router"], entry["against"]) == (against, router):
                 flipped = [None if end is None else -end for end in (wide_high, wide_low)]
-                return Mean(-d, -high, -low, tasks, flipped[0], flipped[1], *ps)
+                return TableMean(-d, -high, -low, tasks, flipped[0], flipped[1], *ps)
         return None
 
 
-def _mean_of(row: Mapping[str, Any]) -> Mean:
+def _mean_of(row: Mapping[str, Any]) -> TableMean:
     """A mean of the document."""
-    return Mean(float(row["mean"]), float(row["low"]), float(row["high"]), *(row[key] for key in
+    return TableMean(float(row["mean"]), float(row["low"]), float(row["high"]), *(row[key] for key in
                 ("tasks", "tasks_low", "tasks_high")))  # fmt: skip
 
 
 def _once(cells: Iterable[Cell]) -> list[Cell]:
     """The cells, of equal columns and questions the first."""
-    found: dict[tuple[Any, ...], Cell] = {}
+    first: dict[tuple[Any, ...], Cell] = {}
     for cell in cells:
-        found.setdefault(tuple(cell[key] for key in ("router", "task", "metric", "template")), cell)
-    return list(found.values())
+        first.setdefault(tuple(cell[key] for key in ("router", "task", "metric", "template")), cell)
+    return list(first.values())
 
 
 def _in_common_splits(cells: Iterable[Cell], all_cells: Iterable[Cell]) -> list[Cell]:
@@ -161,9 +163,9 @@ def _in_common_splits(cells: Iterable[Cell], all_cells: Iterable[Cell]) -> list[
     return [{**c, "split": c["split"] if len(splits[c["task"]]) == 1 else MIXED} for c in cells]
 
 
-def _as_floats(rows: Iterable[Cell], *keys: str) -> list[Cell]:
-    """The rows, with these numbers as floats: a document that went through JSON may hold 1 for 1.0."""
-    return [{**row, **{key: float(row[key]) for key in keys}} for row in rows]
+def _as_floats(entries: Iterable[Cell], *keys: str) -> list[Cell]:
+    """The entries, with these numbers as floats: a document that went through JSON may hold 1 for 1.0."""
+    return [{**entry, **{key: float(entry[key]) for key in keys}} for entry in entries]
 
 
 def _lowest(cells: Iterable[Cell]) -> dict[tuple[str, str], Cell]:

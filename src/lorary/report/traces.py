@@ -42,7 +42,7 @@ def routing_plot(routed: RoutedPrompt) -> dict[str, Any]:
             inside = [i for i, (k, d) in enumerate(places) if kind in (ALL, k) and depth in (ALL, d)]
             views[-1].append(len(kept) if inside else None)
             if inside:
-                kept.append(summarise_view(routed.weights[inside].float().mean(dim=0)))
+                kept.append(_summary_of_view(routed.weights[inside].float().mean(dim=0)))
     ids, weights, spread, usage = (torch.stack(parts).cpu() for parts in zip(*kept, strict=True))
     return {
         "prompt": routed.prompt,
@@ -61,7 +61,7 @@ def routing_plot(routed: RoutedPrompt) -> dict[str, Any]:
     }
 
 
-def summarise_view(weights: Float[Tensor, "tokens experts"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _summary_of_view(weights: Float[Tensor, "tokens experts"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What is kept of one view.
 
     Args:

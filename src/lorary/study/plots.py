@@ -5,7 +5,7 @@ from typing import Any
 
 from lorary.evaluate.cells import BASE, ORACLE
 from lorary.report.evidence_plots import FEWEST, heat_plot, rounded_points
-from lorary.report.table_model import Board
+from lorary.report.table_model import ScoreTable
 from lorary.study.config import SPLITS, SUBSET, split_name
 
 Document = Mapping[str, Any]
@@ -27,7 +27,7 @@ def study_plots(document: Document) -> dict[str, Any]:
     cells = [cell for cell in document["cells"] if cell["library"] in built]
     return {
         "columns": _columns([row for row in document["columns"] if row["library"] in built]),
-        "heat": heat_plot(Board({"cells": _same_rows(cells)})) if cells else None,
+        "heat": heat_plot(ScoreTable({"cells": _same_rows(cells)})) if cells else None,
         "answers": [answer_plots(document, answer) for answer in document["answers"]],
     }
 

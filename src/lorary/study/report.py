@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from shlex import quote
 from typing import Any
 
+from markupsafe import Markup
+
 from lorary.errors import LibraryError, LoraryError
 from lorary.evaluate.cells import BASE, ORACLE
 from lorary.evaluate.compare import Columns as ComparedColumns
@@ -63,7 +65,7 @@ def write_study_report(place: Place, states: Mapping[str, str]) -> dict[str, Any
     page = page_html(
         title,
         _facts(document),
-        html_sections(document, plots),
+        [(key, name, Markup(html)) for key, name, html in html_sections(document, plots)],
         plots or {},
         scripts=SCRIPTS if plots else (),
         styles=styles,

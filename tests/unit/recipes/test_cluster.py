@@ -15,9 +15,8 @@ from lorary.formats.peft_config import new_config
 from lorary.library import clusters as recipe
 from lorary.library.store import Library
 from lorary.recipes.cluster import run_cluster
-from lorary.report.cluster_map import map_of
 from lorary.report.cluster_text import print_clusters
-from lorary.report.clusters import render_map
+from lorary.report.clusters import map_of, render_map
 
 PATHS = ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj")
 D = 32

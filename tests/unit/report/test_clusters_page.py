@@ -15,9 +15,8 @@ from pages import Page
 
 from lorary.cluster.kmeans import Candidate
 from lorary.errors import ShapeError, UsageError
-from lorary.report.cluster_contents import ClusterMap, check_size
 from lorary.report.cluster_plots import MIXED, NUM_HUES, cluster_colour, cluster_tree, plane_plot, tree_plot
-from lorary.report.clusters import render_map, write_map
+from lorary.report.clusters import ClusterMap, check_size, render_map, write_map
 
 pytest.importorskip("plotly", reason="the map draws with plotly (extra viz)")
 

@@ -17,6 +17,7 @@ from evaluations import LEVELS as LEVELS_MADE_UP
 from evaluations import made_up
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 from pages import Page
 
 from lorary.errors import MissingExtraError, ShapeError, UsageError
@@ -28,8 +29,9 @@ from lorary.report.evaluation_page import render_report, write_report
 from lorary.report.headline import guard_box, headline
 from lorary.report.markup import script_json
 from lorary.report.plots import family_order, similarity_plot
+from lorary.report.shell import part
 from lorary.report.table import score_table
-from lorary.report.table_model import Board
+from lorary.report.table_model import ScoreTable
 from lorary.report.traces import routing_plot
 
 pytest.importorskip("plotly", reason="the report page draws with plotly (extra viz)")
@@ -141,7 +143,7 @@ def page(report: Report) -> Page:
 
 
 def test_the_headline_gives_the_means_of_every_router_on_both_splits(page: Page, report: Report) -> None:
-    board = Board(report.evaluation or {})
+    board = ScoreTable(report.evaluation or {})
     for router in LEVELS:
         for split in ("held_in", "held_out"):
             values = [c["value"] for c in report.cells if c["primary"] and (c["router"], c["split"]) == (router, split)]
@@ -160,7 +162,7 @@ def test_the_sections_are_linked_in_reading_order(page: Page) -> None:
 
 
 def test_a_task_that_a_router_failed_on_is_in_no_mean_and_is_named() -> None:
-    board = Board(made_up(failed=True, lacks=("arrow", "in0")).to_json())
+    board = ScoreTable(made_up(failed=True, lacks=("arrow", "in0")).to_json())
     means = [board.mean(router, "held_in") for router in board.routers]
     assert [mean and mean.tasks for mean in means] == [4] * len(LEVELS_MADE_UP)
     assert [mean and mean.tasks for mean in (board.mean_loss(name, "held_in") for name in board.routers)] == [4] * 6
@@ -177,11 +179,11 @@ def test_the_headline_speaks_of_the_best_router_of_each_split() -> None:
             mean["mean"] = 0.99
         elif (mean["router"], mean["split"]) == ("base", "held_in"):
             mean["mean"] = 0.95
-    lead = Page(headline(Board(evaluation))).text
+    lead = Page(headline(ScoreTable(evaluation))).text
     assert "On the 5 held-in tasks arrow scores" in lead
     assert "No router reaches the base. On the 1 held-out task uniform scores 99.0" in lead
     assert {"arrow − base", "uniform − base"} <= set(
-        re.findall(r'<th scope="row">([^<]+)<', headline(Board(evaluation)))
+        re.findall(r'<th scope="row">([^<]+)<', headline(ScoreTable(evaluation)))
     )
 
 
@@ -189,13 +191,13 @@ def test_nothing_is_best_where_all_score_alike() -> None:
     evaluation = made_up().to_json()
     for cell in evaluation["cells"]:
         cell["value"] = 0.5
-    assert 'class="best' not in score_table(Board(evaluation), dict.fromkeys(["family0", "family1", "other"], 0),
+    assert 'class="best' not in score_table(ScoreTable(evaluation), dict.fromkeys(["family0", "family1", "other"], 0),
                                             losses=False)  # fmt: skip
 
 
 def test_a_difference_is_found_whichever_way_round_the_evaluation_has_it() -> None:
     entry = {"router": "uniform", "against": "arrow", "split": "held_in", "difference": -0.2, "low": -0.3, "high": -0.1}
-    board = Board({"cells": [], "comparisons": [{**entry, "tasks": 3}]})
+    board = ScoreTable({"cells": [], "comparisons": [{**entry, "tasks": 3}]})
     assert board.difference("arrow", "uniform", "held_in") == (0.2, 0.1, 0.3, 3, None, None, 0.0, 0.0)
     assert board.difference("arrow", "uniform", "held_out") is None
 
@@ -214,16 +216,16 @@ def test_the_verdict_follows_the_intervals(
     entry = {"router": "arrow", "against": "base", "split": "held_in", "difference": (low + high) / 2, "tasks": 12}
     entry |= {"tasks_low": wide[0], "tasks_high": wide[1]}
     evaluation = {**(report.evaluation or {}), "comparisons": [{**entry, "low": low, "high": high}]}
-    html = headline(Board(evaluation))
+    html = headline(ScoreTable(evaluation))
     assert re.findall(r'class="verdict \w+">([^<]+)<', html) == [verdict]
 
 
 def test_the_base_guard_names_every_task_on_which_the_base_wins(report: Report) -> None:
-    board = Board(report.evaluation or {})
+    board = ScoreTable(report.evaluation or {})
     assert board.guard
     box = guard_box(board)
     for router in ("uniform", "arrow", "oracle"):
-        group = re.search(rf"<summary>base beats <em>{router}</em>.*?</details>", box)
+        group = re.search(rf"(?s)<summary>base beats <em>{router}</em>.*?</details>", box)
         expected = {entry["task"] for entry in board.guard if entry["router"] == router}
         assert set(re.findall(r"<li>(?:<b>)?(\w+)", group[0] if group else "")) == expected
 
@@ -231,21 +233,21 @@ def test_the_base_guard_names_every_task_on_which_the_base_wins(report: Report) 
 def test_a_base_without_a_score_is_not_said_to_beat_no_router(report: Report) -> None:
     evaluation = report.evaluation or {}
     cells = [cell for cell in evaluation["cells"] if cell["router"] != "base"]
-    box = guard_box(Board({**evaluation, "cells": cells, "base_guard": []}))
+    box = guard_box(ScoreTable({**evaluation, "cells": cells, "base_guard": []}))
     assert "the base has no score" in box
     assert "clear" not in box
 
 
 def test_an_empty_base_guard_says_so(report: Report) -> None:
-    box = guard_box(Board({**(report.evaluation or {}), "base_guard": []}))
+    box = guard_box(ScoreTable({**(report.evaluation or {}), "base_guard": []}))
     assert "On no task does the base alone do better" in box
 
 
 def test_the_table_marks_the_best_router_but_never_the_oracle_and_names_the_base_template(report: Report) -> None:
     source = render_report(replace(report, similarity=None, routings=(), losses={}))
-    scores = re.search(r'<table class="results scores">.*?</table>', source)
+    scores = re.search(r'(?s)<table class="results scores">.*?</table>', source)
     assert scores is not None
-    rows = [row for row in re.findall(r"<tr.*?</tr>", scores[0]) if "<td" in row and 'class="mean"' not in row]
+    rows = [row for row in re.findall(r"(?s)<tr.*?</tr>", scores[0]) if "<td" in row and 'class="mean"' not in row]
     assert len(rows) == 16
     for row in rows:
         cells = re.findall(r'<td class="([^"]*)"[^>]*><b>([\d.]+)</b>', row)
@@ -342,6 +344,12 @@ def test_no_text_can_become_markup(page: Page, report: Report) -> None:
     assert not any(name.startswith("on") for _, attrs in hostile.elements for name in attrs)
     assert hostile.text.count("<img src=x onerror=alert(1)>") > 50
     assert json.loads(hostile.scripts[0])["routings"][0]["prompt"] == ATTACK
+
+
+def test_a_template_escapes_its_values_and_refuses_a_name_that_is_missing() -> None:
+    assert 'id="plot-a&#34;&lt;b&gt;\\x1b"' in part("parts.html", "plot", 'a"<b>\x1b', "label")
+    with pytest.raises(UndefinedError, match="label"):
+        part("parts.html", "plot", "a")
 
 
 @given(st.text())

@@ -11,7 +11,7 @@ from lorary.report.contents import Report
 from lorary.report.evaluation_page import render_report
 from lorary.report.evidence_plots import gap_plot, heat_plot, routing_shares, sweeps
 from lorary.report.headline import headline
-from lorary.report.table_model import Board
+from lorary.report.table_model import ScoreTable
 
 
 def document(*libraries: str, failed: bool = False) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def document(*libraries: str, failed: bool = False) -> dict[str, Any]:
 
 
 def test_columns_of_two_libraries_are_told_apart_and_the_base_counts_once() -> None:
-    board = Board(document("one", "two"))
+    board = ScoreTable(document("one", "two"))
     names = [name for name in LEVELS if name != "base"]
     assert board.routers == ["base", *(f"{library}: {name}" for library in ("one", "two") for name in names)]
     assert board.main == "two: arrow"  # the best of all
@@ -32,7 +32,7 @@ def test_columns_of_two_libraries_are_told_apart_and_the_base_counts_once() -> N
 
 
 def test_with_many_columns_the_headline_names_base_best_and_oracle() -> None:
-    text = Page(headline(Board(document("one", "two")))).text
+    text = Page(headline(ScoreTable(document("one", "two")))).text
     first = text.split(". On")[0]
     assert "the base alone" in first
     assert "two: oracle" in first
@@ -40,7 +40,7 @@ def test_with_many_columns_the_headline_names_base_best_and_oracle() -> None:
 
 
 def test_the_verdict_says_when_a_difference_holds_on_these_tasks_only() -> None:
-    board = Board(document("lib"))
+    board = ScoreTable(document("lib"))
     page = Page(headline(board)).text
     found = board.difference("arrow", "base", "held_in")
     assert found is not None
@@ -54,7 +54,7 @@ def test_the_verdict_says_when_a_difference_holds_on_these_tasks_only() -> None:
 
 
 def test_the_heat_map_has_every_task_and_router_and_gains_over_the_base() -> None:
-    heat = heat_plot(Board(document("lib")))
+    heat = heat_plot(ScoreTable(document("lib")))
     assert heat["routers"] == list(LEVELS)
     assert [row["task"] for row in heat["rows"]] == sorted(TASKS, key=lambda task: (TASKS[task], task))
     for row in heat["rows"]:
@@ -63,7 +63,7 @@ def test_the_heat_map_has_every_task_and_router_and_gains_over_the_base() -> Non
 
 
 def test_routers_that_differ_in_one_number_are_a_sweep_in_the_order_of_the_number() -> None:
-    (sweep,) = sweeps(Board(document("one", "two")))
+    (sweep,) = sweeps(ScoreTable(document("one", "two")))
     assert (sweep["title"], sweep["field"]) == ("top_k of arrow", "top_k")  # 4 is what arrow is given without brackets
     assert [(line["library"], line["split"]) for line in sweep["lines"]] == [
         ("one", "held-in"), ("one", "mixed"), ("two", "held-in"), ("two", "mixed"),
@@ -73,7 +73,7 @@ def test_routers_that_differ_in_one_number_are_a_sweep_in_the_order_of_the_numbe
 
 
 def test_gaps_and_routing_stand_by_split_and_by_family() -> None:
-    board = Board(document("lib"))
+    board = ScoreTable(document("lib"))
     assert [panel["name"] for panel in gap_plot(board)] == ["held-in", "held-out"]
     shares = routing_shares(board)
     assert shares is not None
