@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lorary.ops.mix import Mix
+from lorary.lora.plans import Mix
 
 
 class DeltaSubtraction(nn.Module):

@@ -9,12 +9,12 @@ from typing import Any
 from lorary.adapter import Adapter
 from lorary.errors import LibraryError, UsageError
 from lorary.library.store import Library
+from lorary.lora.plans import Mix
 from lorary.lora.seat import seat, unseat
 from lorary.model.apply import apply_routing, drop_pass_hooks
 from lorary.model.layers import build_layers
 from lorary.model.seating import STATE, Seating, seating
 from lorary.model.verdict import check_computes, check_layers, settle_positions
-from lorary.ops.mix import Mix
 from lorary.route.presets import merged, preset_fields
 from lorary.route.setting import Routing
 

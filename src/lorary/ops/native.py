@@ -1,7 +1,7 @@
 """The compiled half of the sparse plan: `native.cpp`, built once for this machine where it has a C++ compiler.
 
 A routed layer of a small model takes less time than the calls that PyTorch needs to route it. One call into compiled
-code does all of it. Nothing depends on it: `lorary.ops.choose` and `lorary.ops.mix` compute the same in PyTorch, and
+code does all of it. Nothing depends on it: `lorary.ops.choose` and `lorary.lora.plans` compute the same in PyTorch, and
 do so on other devices, in other dtypes, where gradients are wanted, and where there is no compiler.
 """
 

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from lorary.errors import RouterError, UsageError
+from lorary.lora.plans import Mix
 from lorary.lora.targets import layer_number
 from lorary.numbers import MOST_COUNT, is_number, shown
 from lorary.ops.choose import Choice, Scale
-from lorary.ops.mix import Mix
 from lorary.ops.normalise import InputNorm
 from lorary.route import ROUTERS
 from lorary.route.general_subtraction import GeneralMode

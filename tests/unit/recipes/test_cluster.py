@@ -12,8 +12,8 @@ import torch
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import AdapterError, LibraryError, UsageError
 from lorary.formats.peft_config import new_config
-from lorary.library.store import Library
 from lorary.library import clusters as recipe
+from lorary.library.store import Library
 from lorary.recipes.cluster import run_cluster
 from lorary.report.cluster_map import map_of
 from lorary.report.cluster_text import print_clusters
