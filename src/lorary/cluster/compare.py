@@ -28,7 +28,7 @@ SAME_NORM = 1e-3
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is known of all pairs of some adapters.
+    """Norms and pairwise similarities of some adapters.
 
     Args:
         norms: of their updates; estimates, but 0 only for an update that is zero, where they come from sketches.
@@ -44,15 +44,15 @@ class Comparison:
 
     def representatives(self) -> list[int]:
         """For each adapter the first one with the same update (often itself); -1 for a zero update."""
-        found = [-1] * len(self.norms)
-        for i in range(len(found)):
-            if self.norms[i] == 0 or found[i] != -1:
+        first = [-1] * len(self.norms)
+        for i in range(len(first)):
+            if self.norms[i] == 0 or first[i] != -1:
                 continue
-            found[i] = i
+            first[i] = i
             near = (self.cosines[i, i + 1 :] > 1 - SAME_COSINE).nonzero().flatten() + i + 1
             for j in near[(self.norms[near] / self.norms[i] - 1).abs() < SAME_NORM].tolist():
-                found[j] = i if found[j] == -1 else found[j]
-        return found
+                first[j] = i if first[j] == -1 else first[j]
+        return first
 
     def similarity(self, chosen: list[int]) -> Float[Tensor, "chosen chosen"]:
         """The cosines by the method, between some adapters only.
@@ -64,7 +64,7 @@ class Comparison:
         if self.flat_gram is not None:
             embedding = embedding_of_gram(self.flat_gram[index[:, None], index], PAPER_COMPONENTS, self.seed)
             return cosine_of_gram(embedding @ embedding.mT)
-        # Ten thousand adapters have 400 MB of cosines: no copy where none is left out.
+        # Ten thousand adapters have 400 MB of cosines: no copy where all are taken.
         return self.cosines if len(chosen) == len(self.norms) else self.cosines[index[:, None], index]
 
 

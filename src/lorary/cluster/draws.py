@@ -1,4 +1,4 @@
-"""Which adapters began from the same random lora_a: told from the factors alone."""
+"""Which adapters began from the same random lora_a, as far as their factors show it."""
 
 import torch
 from torch import Tensor

@@ -132,7 +132,7 @@ class GatedLora(nn.Module):
         if is_compiled:
             tokens = tokens.contiguous()
             if (quick := gate.quick) is not None:
-                quick = quick._replace(rows=self.prototypes) if gate.reads_prototypes else quick
+                quick = quick._replace(score_rows=self.prototypes) if gate.reads_prototypes else quick
                 return self._compiled_at_once(quick, tokens, leading, output)
         is_dense = not (is_compiled or self._is_gathered(gate, len(tokens)))
         z, projections = self._shrink(tokens, gate, all_z=is_dense)

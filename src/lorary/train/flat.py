@@ -1,21 +1,24 @@
-"""The tensors of a stack as views into one vector, their gradients as views into another."""
+"""The parameters of the units in training as one vector, their gradients as another."""
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorary.keys import keyed_generator
 from lorary.lora.stacked import RowTags
+from lorary.train.units import Job, Trained
 
 
-class FlatParameters:
-    """Slot after slot, each a run of blocks, one per tensor; what the three stacks are made of.
+class FlatParameters(ABC):
+    """Slot after slot, each a run of blocks, one per tensor: a stack of units in training.
 
-    A slot is one run of numbers for the optimiser, and a checkpoint is a vector. The tensors are leaves that view into
-    `parameters`; their gradients are added to `gradient` as soon as they are there.
+    `vector.view(num_slots, -1)[slot]` is all that belongs to one slot, so that a unit is stepped, clipped, stored and
+    replaced without a look at the others, and a checkpoint is a vector. The tensors are leaves that view into
+    `parameters`; their gradients are added to `gradient` as soon as they are there. `tags` are shared by all modules.
 
     Args:
         num_slots: units that can be in training at once.
@@ -23,6 +26,8 @@ class FlatParameters:
         dtype: of the parameters; float32 beside any base except a float64 one.
         device: where the base runs.
     """
+
+    modules: Mapping[str, nn.Module]  # seated beside the layers, by path
 
     def __init__(
         self, num_slots: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device
@@ -46,8 +51,20 @@ class FlatParameters:
         return [block.view(shape) for block, shape in zip(self.blocks(vector), self._shapes, strict=True)]
 
     def rate_scales(self) -> list[float | None] | None:
-        """None: all parameters learn at the plain rate."""
+        """For each block a factor on the learning rate; such a block is not decayed. None: the plain rate, decayed."""
         return None
+
+    @abstractmethod
+    def fill(self, slot: int, job: Job, seed: int, init: str, init_scale: float) -> None:
+        """Overwrite all of a slot's parameters with the initial ones of a job, and set what else it needs (scaling).
+
+        Raises:
+            TrainError: if the job does not fit the stack.
+        """
+
+    @abstractmethod
+    def result(self, slot: int, job: Job, vector: Tensor) -> Trained:
+        """What a vector holds for the job in a slot, copied to the CPU."""
 
 
 def uniform(shape: Sequence[int], bound: float, *key: object) -> Tensor:

@@ -11,7 +11,7 @@ from lorary.lora.poly import PolyLora
 from lorary.train.flat import FlatParameters, uniform
 from lorary.train.units import Job, Trained
 
-# Bound of the initial logits: all skills begin alike, but for a trace that tells them apart.
+# Bound of the initial logits: all skills begin almost alike; the small difference tells them apart.
 LOGITS_BOUND = 1e-3
 
 

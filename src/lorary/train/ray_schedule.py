@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorary.errors import LoraryError, TrainError
-from lorary.train.executor import Shard
+from lorary.train.executor import WorkItem
 from lorary.train.ray_cluster import NEXT_RUN, Cluster, lost
 from lorary.train.ray_worker import Failure, Worker, site_of
 
@@ -44,14 +44,14 @@ class Seat:
 
 
 @dataclass
-class Pool:
+class WorkerPool:
     """The workers of one run.
 
     Args:
         cluster: where.
         number: of workers.
         needs: CPU, GPU and other resources of each.
-        say: told lines of progress.
+        say: called with lines of progress.
         start_timeout_s: seconds without any worker at work after which the run is given up.
         debug: say tracebacks too.
     """
@@ -63,7 +63,7 @@ class Pool:
     start_timeout_s: float
     debug: bool = False
     work: Callable[[Any], None] = field(init=False)
-    shards: Sequence[Shard] = field(init=False)
+    shards: Sequence[WorkItem] = field(init=False)
     queue: deque[int] = field(init=False)  # numbers of the shards that wait for a worker
     left: set[int] = field(init=False)  # numbers of the shards that are neither done nor given up
     tries: dict[int, int] = field(default_factory=dict)  # failed ones, by shard
@@ -74,7 +74,7 @@ class Pool:
     _last_start: str = ""
     _busy_at: float = 0.0
 
-    def run(self, work: Callable[[Any], None], shards: Sequence[Shard]) -> None:
+    def run(self, work: Callable[[Any], None], shards: Sequence[WorkItem]) -> None:
         """Work on all shards.
 
         Raises:
@@ -205,8 +205,8 @@ class Pool:
         else:
             self.queue.append(number)
         follows = "given up; the others go on" if is_final else f"try {self.tries[number] + 1} of {RETRIES + 1} follows"
-        told = f"{where}: {failure.text}" if where else failure.text
-        self.say(f"{told}\n{_named(self.shards[number])}: {follows}")
+        reason = f"{where}: {failure.text}" if where else failure.text
+        self.say(f"{reason}\n{_named(self.shards[number])}: {follows}")
         if self.debug and failure.trace:
             self.say(failure.trace)
 
@@ -226,13 +226,13 @@ class Pool:
 
     def _dismiss_all(self) -> None:
         """Send all workers away. Those still at work end themselves, since Ray may be past ending them."""
-        told = [seat.actor.stop.remote() for seat in self.seats if seat.shard is not None]
+        stopping = [seat.actor.stop.remote() for seat in self.seats if seat.shard is not None]
         self.seats.clear()  # Ray ends a worker that nobody holds
-        if told:
-            self.cluster.ray.wait(told, num_returns=len(told), timeout=FAREWELL_S)
+        if stopping:
+            self.cluster.ray.wait(stopping, num_returns=len(stopping), timeout=FAREWELL_S)
 
 
-def _named(shard: Shard) -> str:
+def _named(shard: WorkItem) -> str:
     """Experts of a shard in words."""
     names = [f"'{name}'" for name in shard.names[:MAX_NAMES]]
     more = f" and {len(shard.names) - MAX_NAMES} more" if len(shard.names) > MAX_NAMES else ""
