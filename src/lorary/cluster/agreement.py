@@ -6,7 +6,7 @@ from typing import NamedTuple
 from lorary.errors import ShapeError
 
 
-class Agreement(NamedTuple):
+class ClusterAgreement(NamedTuple):
     """How well two clusterings agree.
 
     Args:
@@ -18,7 +18,7 @@ class Agreement(NamedTuple):
     mutual_information: float
 
 
-def agreement(first: Sequence[int | str], second: Sequence[int | str]) -> Agreement:
+def agreement(first: Sequence[int | str], second: Sequence[int | str]) -> ClusterAgreement:
     """Compare two clusterings of the same adapters; how clusters are named plays no part.
 
     Args:
@@ -34,4 +34,6 @@ def agreement(first: Sequence[int | str], second: Sequence[int | str]) -> Agreem
         raise ShapeError(
             "both clusterings must be of the same adapters", found=f"{len(first)} and {len(second)} labels"
         )
-    return Agreement(float(adjusted_rand_score(first, second)), float(normalized_mutual_info_score(first, second)))
+    return ClusterAgreement(
+        float(adjusted_rand_score(first, second)), float(normalized_mutual_info_score(first, second))
+    )

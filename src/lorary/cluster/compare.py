@@ -27,7 +27,7 @@ SAME_NORM = 1e-3
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairComparison:
     """Norms and pairwise similarities of some adapters.
 
     Args:
@@ -68,7 +68,7 @@ class Comparison:
         return self.cosines if len(chosen) == len(self.norms) else self.cosines[index[:, None], index]
 
 
-def compare(adapters: Iterable[Adapter], method: str, seed: int) -> Comparison:
+def compare(adapters: Iterable[Adapter], method: str, seed: int) -> PairComparison:
     """Compare all pairs of adapters.
 
     Args:
@@ -84,9 +84,9 @@ def compare(adapters: Iterable[Adapter], method: str, seed: int) -> Comparison:
     """
     if method == "delta":
         gram = adapter_gram(adapters)
-        return Comparison(gram.diagonal().clamp_min(0).sqrt(), cosine_of_gram(gram), None, seed)
+        return PairComparison(gram.diagonal().clamp_min(0).sqrt(), cosine_of_gram(gram), None, seed)
     if method == "sketch":
-        return Comparison(*_from_sketches(delta_sketches(adapters)), None, seed)
+        return PairComparison(*_from_sketches(delta_sketches(adapters)), None, seed)
     return _compare_flattened(adapters, seed)
 
 
@@ -96,7 +96,7 @@ def _from_sketches(sketches: Tensor) -> tuple[Tensor, Tensor]:
     return norms, (unit @ unit.mT).clamp_(-1.0, 1.0).fill_diagonal_(1.0)
 
 
-def _compare_flattened(adapters: Iterable[Adapter], seed: int) -> Comparison:
+def _compare_flattened(adapters: Iterable[Adapter], seed: int) -> PairComparison:
     """The paper's comparison, and sketches beside it: flattened factors cannot tell that two updates are the same."""
     sketcher, detector = DeltaSketcher(SMALL_SKETCH), DrawDetector()
     sketches: list[Tensor] = []
@@ -110,7 +110,7 @@ def _compare_flattened(adapters: Iterable[Adapter], seed: int) -> Comparison:
 
     _, flat_gram = flattened_gram(observed(), PAPER_SPARSITY)
     _warn_of_draws(detector)
-    return Comparison(*_from_sketches(torch.stack(sketches)), flat_gram, seed)
+    return PairComparison(*_from_sketches(torch.stack(sketches)), flat_gram, seed)
 
 
 def _warn_of_draws(detector: DrawDetector) -> None:

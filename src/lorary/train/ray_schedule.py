@@ -9,7 +9,7 @@ from typing import Any
 from lorary.errors import LoraryError, TrainError
 from lorary.train.executor import WorkItem
 from lorary.train.ray_cluster import NEXT_RUN, Cluster, lost
-from lorary.train.ray_worker import Failure, Worker, site_of
+from lorary.train.ray_worker import Worker, WorkerFailure, site_of
 
 RETRIES = 3  # of a shard whose worker died, or whose work failed for a reason that may pass
 LOOK_EVERY_S = 1.0  # how often workers are asked for their lines
@@ -67,7 +67,7 @@ class WorkerPool:
     queue: deque[int] = field(init=False)  # numbers of the shards that wait for a worker
     left: set[int] = field(init=False)  # numbers of the shards that are neither done nor given up
     tries: dict[int, int] = field(default_factory=dict)  # failed ones, by shard
-    failed: dict[int, Failure] = field(default_factory=dict)  # shards given up, by number
+    failed: dict[int, WorkerFailure] = field(default_factory=dict)  # shards given up, by number
     seats: list[Seat] = field(default_factory=list)
     _num_seated: int = 0
     _failed_starts: int = 0  # since the last worker that did start
@@ -158,7 +158,7 @@ class WorkerPool:
         except errors.RayActorError as error:
             return self._lose(seat, f"is gone: {_cause(error)}")
         except errors.RayError as error:  # the call itself failed: what was sent cannot be unpickled there
-            answer = (Failure(None, _cause(error), trace=str(error)), None if question == "hello" else [])
+            answer = (WorkerFailure(None, _cause(error), trace=str(error)), None if question == "hello" else [])
         if question == "hello":
             self._seat(seat, *answer)
         elif question == "run":
@@ -166,7 +166,7 @@ class WorkerPool:
         else:
             self._say_lines(seat, answer)
 
-    def _seat(self, seat: Seat, failure: Failure | None, place: str | None) -> None:
+    def _seat(self, seat: Seat, failure: WorkerFailure | None, place: str | None) -> None:
         """A worker has started, or cannot be used."""
         seat.place = place
         if failure is None:
@@ -175,7 +175,7 @@ class WorkerPool:
         else:
             self._lose(seat, f"cannot be used: {failure.text}")
 
-    def _settle(self, seat: Seat, failure: Failure | None, lines: Sequence[str]) -> None:
+    def _settle(self, seat: Seat, failure: WorkerFailure | None, lines: Sequence[str]) -> None:
         """A worker has come to the end of its shard."""
         self._say_lines(seat, lines)
         assert seat.shard is not None
@@ -191,11 +191,11 @@ class WorkerPool:
         """A worker is of no more use: what it worked on goes to another."""
         self.seats.remove(seat)
         if seat.shard is not None:
-            return self._fail(seat.shard, Failure(None, f"{seat} {why}"), "")
+            return self._fail(seat.shard, WorkerFailure(None, f"{seat} {why}"), "")
         self._failed_starts, self._last_start = self._failed_starts + 1, f"{seat} {why}"
         self.say(self._last_start)
 
-    def _fail(self, number: int, failure: Failure, where: str) -> None:
+    def _fail(self, number: int, failure: WorkerFailure, where: str) -> None:
         """A shard was not finished: try again where that may help."""
         self.tries[number] = self.tries.get(number, 0) + 1
         is_final = failure.error is not None or self.tries[number] > RETRIES

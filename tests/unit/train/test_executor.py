@@ -21,7 +21,7 @@ from lorary.train.executor import Executor, LocalExecutor
 from lorary.train.ray_cluster import Cluster, Head, plan_workers
 from lorary.train.ray_pool import RayExecutor
 from lorary.train.ray_schedule import RETRIES, WorkerPool
-from lorary.train.ray_worker import Failure, Lines, Worker, check_site, site_of
+from lorary.train.ray_worker import Lines, Worker, WorkerFailure, check_site, site_of
 
 
 @dataclass(frozen=True)
@@ -342,7 +342,7 @@ def test_every_error_survives_the_way_to_the_coordinator(name: str) -> None:
         error: LoraryError = MissingExtraError("wandb", "wandb")
     else:
         error = kind("the rule", found=3, remedy="do it")
-    again = Failure(type(error), error.rule, error.found, error.remedy).raised("expert 'a'")
+    again = WorkerFailure(type(error), error.rule, error.found, error.remedy).raised("expert 'a'")
     assert type(again) is kind
     assert str(again) == f"expert 'a': {error}"
 
