@@ -22,6 +22,7 @@ from statistics import mean, pstdev
 from typing import Any
 
 import torch
+from mantel import mantel
 from premise_page import scatter_svg, write_report
 from torch import Tensor
 
@@ -29,7 +30,7 @@ import lorary
 from lorary.adapter import Adapter, LoraFactors
 from lorary.build.build_library import build_library
 from lorary.build.settings import BuildSettings, RunSettings
-from lorary.cluster.agreement import agreement, mantel
+from lorary.cluster.agreement import agreement
 from lorary.cluster.baselines import family_labels, random_labels, text_labels
 from lorary.cluster.mbc import Clustering, cluster_adapters
 from lorary.data.encoder import embed_tasks

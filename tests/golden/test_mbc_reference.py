@@ -12,7 +12,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.metrics.pairwise import cosine_similarity
 
 from lorary.adapter import Adapter, LoraFactors
-from lorary.cluster.embed import flattened_embedding
+from lorary.cluster.embed import embedding_of_gram, flattened_gram
 from lorary.cluster.mbc import cluster_adapters
 from lorary.keys import keyed_generator
 
@@ -55,7 +55,8 @@ def test_cosines_and_clusters_are_those_of_the_recipe(number: int, k: int) -> No
 def test_the_embedding_follows_its_settings(sparsity: float, components: int) -> None:
     adapters = [made_adapter(f"n{i:03d}", i % 8) for i in range(60)]
     similarity, _ = reference(adapters, sparsity, components, 2)
-    found = flattened_embedding(adapters, sparsity=sparsity, components=components)
-    assert found.names == tuple(adapter.name for adapter in adapters)
-    assert found.embedding.shape == (60, components)
-    np.testing.assert_allclose(found.similarity.numpy(), similarity, rtol=0, atol=2e-5)
+    names, gram = flattened_gram(adapters, sparsity)
+    embedding = embedding_of_gram(gram, components, seed=42)
+    assert names == tuple(adapter.name for adapter in adapters)
+    assert embedding.shape == (60, components)
+    np.testing.assert_allclose((embedding @ embedding.mT).numpy(), similarity, rtol=0, atol=2e-5)

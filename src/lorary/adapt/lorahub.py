@@ -25,7 +25,7 @@ from lorary.train.forward import Forward
 from lorary.train.loop import seated
 from lorary.train.mixture import MixtureStack
 from lorary.train.search import WeightSearch
-from lorary.train.slots import Unit
+from lorary.train.slots import Slot
 from lorary.train.units import Factors, Job
 
 OUTPUTS = "outputs"
@@ -136,8 +136,8 @@ class _Mixtures:
         for slot, weights in enumerate(candidates):
             self.stack.set_weights(slot, torch.tensor(weights, dtype=torch.float64))
         tried = Job("candidate", rows, rows, 1, 1, 1.0)
-        units = [Unit(slot, tried, self.settings) for slot in range(len(candidates))]
-        return list(self.forward.validation_losses(units).values())
+        slots = [Slot(index, tried, self.settings) for index in range(len(candidates))]
+        return list(self.forward.validation_losses(slots).values())
 
 
 def _search(shop: Shop, job: Job, mixtures: _Mixtures, path: Path) -> list[Generation]:

@@ -12,9 +12,10 @@ from lorary.data.batching import input_length
 from lorary.data.packing import micro_batches
 from lorary.model.logits import can_pack
 from lorary.train.callbacks import Callback
+from lorary.train.flat import FlatParameters
 from lorary.train.loop import train_queue
-from lorary.train.slots import Unit
-from lorary.train.units import Job, LoopSettings, Stack
+from lorary.train.slots import Slot
+from lorary.train.units import Job, LoopSettings
 
 # The first step also warms caches up.
 STEPS = 2
@@ -46,7 +47,7 @@ class _Speed(Callback):
         self.tokens_per_s = tokens / max(seconds, 1e-9)
 
 
-def measure(model: Any, jobs: Sequence[Job], stack: Stack, settings: LoopSettings) -> Measurement:
+def measure(model: Any, jobs: Sequence[Job], stack: FlatParameters, settings: LoopSettings) -> Measurement:
     """Train the first jobs for two steps and throw the result away.
 
     Args:
@@ -71,7 +72,7 @@ def measure(model: Any, jobs: Sequence[Job], stack: Stack, settings: LoopSetting
 
 def _computed(model: Any, jobs: Sequence[Job], settings: LoopSettings) -> float:
     """Tokens computed for each token of the rows of a first step."""
-    groups = [group for slot, job in enumerate(jobs) for group in Unit(slot, job, settings).train_groups()]
+    groups = [group for slot, job in enumerate(jobs) for group in Slot(slot, job, settings).train_groups()]
     share = can_pack(model) and settings.dropout == 0
     micros = micro_batches(groups, settings.max_tokens, share_prefix=share)
     fed = sum(input_length(row) for group in groups for row in group.rows)

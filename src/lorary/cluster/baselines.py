@@ -12,7 +12,7 @@ from lorary.keys import keyed_generator
 
 
 def random_labels(names: Sequence[str], k: int, seed: int = 42) -> list[int]:
-    """Random clusters of nearly equal sizes, none empty.
+    """Random clusters of nearly equal sizes, without an empty one.
 
     Args:
         names: of the adapters; the clusters do not depend on their order.

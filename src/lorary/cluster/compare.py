@@ -27,8 +27,8 @@ SAME_NORM = 1e-3
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What is known of all pairs of some adapters.
+class PairComparison:
+    """Norms and pairwise similarities of some adapters.
 
     Args:
         norms: of their updates; estimates, but 0 only for an update that is zero, where they come from sketches.
@@ -44,15 +44,15 @@ class Comparison:
 
     def representatives(self) -> list[int]:
         """For each adapter the first one with the same update (often itself); -1 for a zero update."""
-        found = [-1] * len(self.norms)
-        for i in range(len(found)):
-            if self.norms[i] == 0 or found[i] != -1:
+        first = [-1] * len(self.norms)
+        for i in range(len(first)):
+            if self.norms[i] == 0 or first[i] != -1:
                 continue
-            found[i] = i
+            first[i] = i
             near = (self.cosines[i, i + 1 :] > 1 - SAME_COSINE).nonzero().flatten() + i + 1
             for j in near[(self.norms[near] / self.norms[i] - 1).abs() < SAME_NORM].tolist():
-                found[j] = i if found[j] == -1 else found[j]
-        return found
+                first[j] = i if first[j] == -1 else first[j]
+        return first
 
     def similarity(self, chosen: list[int]) -> Float[Tensor, "chosen chosen"]:
         """The cosines by the method, between some adapters only.
@@ -64,11 +64,11 @@ class Comparison:
         if self.flat_gram is not None:
             embedding = embedding_of_gram(self.flat_gram[index[:, None], index], PAPER_COMPONENTS, self.seed)
             return cosine_of_gram(embedding @ embedding.mT)
-        # Ten thousand adapters have 400 MB of cosines: no copy where none is left out.
+        # Ten thousand adapters have 400 MB of cosines: no copy where all are taken.
         return self.cosines if len(chosen) == len(self.norms) else self.cosines[index[:, None], index]
 
 
-def compare(adapters: Iterable[Adapter], method: str, seed: int) -> Comparison:
+def compare(adapters: Iterable[Adapter], method: str, seed: int) -> PairComparison:
     """Compare all pairs of adapters.
 
     Args:
@@ -84,9 +84,9 @@ def compare(adapters: Iterable[Adapter], method: str, seed: int) -> Comparison:
     """
     if method == "delta":
         gram = adapter_gram(adapters)
-        return Comparison(gram.diagonal().clamp_min(0).sqrt(), cosine_of_gram(gram), None, seed)
+        return PairComparison(gram.diagonal().clamp_min(0).sqrt(), cosine_of_gram(gram), None, seed)
     if method == "sketch":
-        return Comparison(*_from_sketches(delta_sketches(adapters)), None, seed)
+        return PairComparison(*_from_sketches(delta_sketches(adapters)), None, seed)
     return _compare_flattened(adapters, seed)
 
 
@@ -96,7 +96,7 @@ def _from_sketches(sketches: Tensor) -> tuple[Tensor, Tensor]:
     return norms, (unit @ unit.mT).clamp_(-1.0, 1.0).fill_diagonal_(1.0)
 
 
-def _compare_flattened(adapters: Iterable[Adapter], seed: int) -> Comparison:
+def _compare_flattened(adapters: Iterable[Adapter], seed: int) -> PairComparison:
     """The paper's comparison, and sketches beside it: flattened factors cannot tell that two updates are the same."""
     sketcher, detector = DeltaSketcher(SMALL_SKETCH), DrawDetector()
     sketches: list[Tensor] = []
@@ -110,7 +110,7 @@ def _compare_flattened(adapters: Iterable[Adapter], seed: int) -> Comparison:
 
     _, flat_gram = flattened_gram(observed(), PAPER_SPARSITY)
     _warn_of_draws(detector)
-    return Comparison(*_from_sketches(torch.stack(sketches)), flat_gram, seed)
+    return PairComparison(*_from_sketches(torch.stack(sketches)), flat_gram, seed)
 
 
 def _warn_of_draws(detector: DrawDetector) -> None:

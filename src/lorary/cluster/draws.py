@@ -1,6 +1,4 @@
-"""Which adapters began from the same random lora_a: told from the factors alone."""
-
-from collections.abc import Iterable
+"""Which adapters began from the same random lora_a, as far as their factors show it."""
 
 import torch
 from torch import Tensor
@@ -31,7 +29,7 @@ class DrawDetector:
         self._samples.append((adapter.name, sample))
 
     def groups(self) -> tuple[tuple[str, ...], ...]:
-        """The adapters by initial draw, the largest group first.
+        """Names by initial draw, the largest group first. A gauge changed after training counts as another draw.
 
         lora_a begins as noise and training moves it little, so two adapters of one draw have a cosine near 1 between
         their lora_a, and two of independent draws 0 within `1 / sqrt(numbers)`.
@@ -59,24 +57,6 @@ class DrawDetector:
                 if path in sample:
                     part[: sample[path].numel()] = sample[path]
         return rows
-
-
-def initial_draws(adapters: Iterable[Adapter]) -> tuple[tuple[str, ...], ...]:
-    """Group adapters by the random draw that their lora_a began from.
-
-    Flattened factors can be compared only within such a group: after the same training, adapters of two draws have
-    nothing in common there, whatever they compute.
-
-    Args:
-        adapters: at least one; consumed one at a time.
-
-    Returns:
-        Names by draw, the largest group first. A gauge changed after training counts as another draw.
-    """
-    detector = DrawDetector()
-    for adapter in adapters:
-        detector.add(adapter)
-    return detector.groups()
 
 
 def _components(linked: Tensor) -> list[int]:

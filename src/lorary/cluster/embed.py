@@ -5,7 +5,6 @@ SVD and its cosines need are the inner products of the rows, which come from one
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,73 +14,32 @@ from torch import Tensor
 from lorary.adapter import Adapter
 from lorary.cluster.spill import Factors, FactorSpill
 from lorary.errors import AdapterError
-from lorary.ops.gram import cosine_of_gram, row_gram
+from lorary.ops.gram import row_gram
 
 # What scikit-learn's TruncatedSVD calls n_oversamples and n_iter.
 OVERSAMPLES = 10
 POWER_ITERATIONS = 5
 
 
-@dataclass(frozen=True)
-class EmbeddingResult:
-    """Adapters as points.
+def flattened_gram(
+    adapters: Iterable[Adapter], sparsity: float
+) -> tuple[tuple[str, ...], Float[Tensor, "experts experts"]]:
+    """Inner products between the sparsified, flattened factors of adapters (steps 1 and 2 of the paper's recipe).
+
+    All A and B of all layers are one vector per adapter, without scalings, as in the paper; the order of the numbers in
+    it is without effect on all steps. A layer that an adapter lacks counts as zeros; its quantile is taken over the
+    numbers it has. Factors depend on their gauge: the adapters must come from one initial draw.
 
     Args:
-        names: of the adapters, in the order given.
-        embedding: unit rows in float64; the signs of the columns are arbitrary.
-    """
-
-    names: tuple[str, ...]
-    embedding: Float[Tensor, "experts components"]
-
-    @property
-    def similarity(self) -> Float[Tensor, "experts experts"]:
-        """Cosines between the points, ones on the diagonal."""
-        return cosine_of_gram(self.embedding @ self.embedding.mT)
-
-
-def flattened_embedding(
-    adapters: Iterable[Adapter], *, sparsity: float = 0.5, components: int = 64, seed: int = 42
-) -> EmbeddingResult:
-    """Embed adapters as the paper does (steps 1 to 3 of its recipe).
-
-    All A and B of all layers in one vector per adapter, entries at or below the `sparsity` quantile of the magnitudes
-    set to zero, a randomised truncated SVD over the adapters, rows scaled to length one. The order of the numbers in
-    the vector (here by the layer's path, A before B) is without effect: every step is invariant to it, the SVD's random
-    start included, which is drawn over adapters. Scalings are left out, as in the paper.
-
-    It depends on the factors' gauge by nature, so adapters must come from one initial draw (`initial_draws`).
-
-    Args:
-        adapters: at least one, consumed one at a time.
+        adapters: at least one; consumed one at a time.
         sparsity: share of the numbers set to zero, in [0, 1).
-        components: of the SVD; with fewer adapters than this, nothing is lost.
-        seed: of the SVD's random start, as scikit-learn draws it.
 
     Returns:
-        Names and unit vectors.
+        The names, and the inner products in float64.
 
     Raises:
         AdapterError: if two adapters differ in rank or shape at a layer, or nothing is left of one.
         UsageError: if the temporary folder is full.
-    """
-    names, gram = flattened_gram(adapters, sparsity)
-    return EmbeddingResult(names, embedding_of_gram(gram, components, seed))
-
-
-def flattened_gram(
-    adapters: Iterable[Adapter], sparsity: float
-) -> tuple[tuple[str, ...], Float[Tensor, "experts experts"]]:
-    """Inner products between the sparsified, flattened factors of adapters (steps 1 and 2).
-
-    A layer that an adapter lacks counts as zeros; its quantile is taken over the numbers it has.
-
-    Args:
-        adapters: at least one; consumed one at a time.
-        sparsity: share of the numbers set to zero.
-
-    Returns:
-        The names, and the inner products in float64.
     """
     names: list[str] = []
     first: dict[str, tuple[str, int]] = {}

@@ -39,26 +39,24 @@ class Candidate:
     stability: float
 
 
-def kmeans_labels(rows: Float[Tensor, "experts features"], k: int, seed: int) -> list[int]:
+def kmeans_labels(points: Float[Tensor, "experts features"], k: int, seed: int) -> list[int]:
     """k-means with k-means++ starts, as scikit-learn does it.
 
     Args:
-        rows: points, float32 or float64.
-        k: number of clusters, at most the number of rows.
+        points: float32 or float64.
+        k: number of clusters, at most the number of points.
         seed: of the starts.
 
     Returns:
-        A label for each row; fewer than `k` of them are in use where there are fewer distinct rows.
+        A label for each point; fewer than `k` are in use where there are fewer distinct points.
     """
     from sklearn.cluster import KMeans  # takes more than a second to import
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # for too few distinct rows
-        found = KMeans(n_clusters=k, init="k-means++", n_init=STARTS, random_state=seed % 2**32).fit_predict(
-            rows.numpy()
-        )
-    return [int(label) for label in found]
+        warnings.simplefilter("ignore", ConvergenceWarning)  # for too few distinct points
+        kmeans = KMeans(n_clusters=k, init="k-means++", n_init=STARTS, random_state=seed % 2**32)
+        return [int(label) for label in kmeans.fit_predict(points.numpy())]
 
 
 def mean_silhouette(similarity: Float[Tensor, "experts experts"], labels: Sequence[int]) -> float | None:
@@ -71,17 +69,11 @@ def mean_silhouette(similarity: Float[Tensor, "experts experts"], labels: Sequen
     Returns:
         A value in [-1, 1], or None where it has no meaning: one cluster, or as many as adapters.
     """
-    numbers = sorted(set(labels))
-    if not 1 < len(numbers) < len(labels):
+    if not 1 < len(set(labels)) < len(labels):
         return None
-    own = torch.tensor([[label == number for number in numbers] for label in labels])
-    sizes = own.sum(0)
-    distance = sizes - similarity @ own.to(similarity.dtype)  # (experts, clusters), summed over the members
-    size = sizes.expand_as(own)[own]
-    inner = distance[own] / (size - 1).clamp_min(1)
-    outer = (distance / sizes).masked_fill(own, torch.inf).amin(1)
-    values = (outer - inner) / torch.maximum(inner, outer).clamp_min(1e-12)
-    return float(torch.where(size > 1, values, 0.0).double().mean())
+    from sklearn.metrics import silhouette_score
+
+    return float(silhouette_score((1 - similarity).numpy(), list(labels), metric="precomputed"))
 
 
 def stability_of(similarity: Float[Tensor, "experts experts"], k: int, seed: int) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorary.adapter import Adapter
 from lorary.cluster.baselines import check_k
-from lorary.cluster.compare import METHODS, Comparison, compare
+from lorary.cluster.compare import METHODS, PairComparison, compare
 from lorary.cluster.kmeans import Candidate, best_candidate, kmeans_labels, mean_silhouette, try_candidates
 from lorary.errors import AdapterError, UsageError
 
@@ -116,7 +116,7 @@ def _check_options(names: Sequence[str], method: str) -> None:
         raise UsageError("there must be at least one adapter to cluster, each named once", found=f"{len(names)} names")
 
 
-def _check_finite(names: Sequence[str], compared: Comparison) -> None:
+def _check_finite(names: Sequence[str], compared: PairComparison) -> None:
     finite = compared.norms.isfinite()
     if compared.flat_gram is not None:
         finite &= compared.flat_gram.diagonal().isfinite()

@@ -16,7 +16,7 @@ from safetensors.torch import save as encode_tensors
 from torch import Tensor
 
 from lorary.adapter import Adapter
-from lorary.cluster.agreement import Agreement, agreement
+from lorary.cluster.agreement import ClusterAgreement, agreement
 from lorary.cluster.mbc import Clustering, cluster_adapters
 from lorary.data.schema import NO_FAMILY
 from lorary.display import Display
@@ -63,7 +63,7 @@ class ClusterResult:
         """Cluster of each adapter by name; -1 for those that compute nothing."""
         return dict(zip(self.found["names"], self.found["labels"], strict=True))
 
-    def agreement(self) -> Agreement | None:
+    def agreement(self) -> ClusterAgreement | None:
         """How far clusters and families agree; None where fewer than two families are known."""
         labels = self.labels
         known = [name for name in self.families if labels[name] >= 0]

@@ -1,4 +1,4 @@
-"""What a routed layer and its gate know of each other."""
+"""The interface between a routed layer and its gate."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ from lorary.ops.native import Quick
 
 
 class Seen(NamedTuple):
-    """What a layer was given, as far as a gate may look.
+    """What a gate may read of the input of its layer.
 
     Args:
         x: (tokens, d_in), in the dtype of the experts.

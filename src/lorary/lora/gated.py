@@ -1,4 +1,4 @@
-"""All experts of one linear layer as one gated LoRA."""
+"""All experts of one linear layer as one gated LoRA: what is stored, and which plan computes it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lorary.lora import plans
 from lorary.lora.gate import Gate, Seen
-from lorary.ops.choose import Chosen
+from lorary.ops.choose import Chosen, Mix
 from lorary.ops.growable import append_rows, remove_rows
-from lorary.ops.mix import Mix, mix_chosen, weigh
-from lorary.ops.native import FEW_TOKENS, MOST_CHOSEN, NativeRoute, Quick, is_native, is_watched, native_mix
+from lorary.ops.native import FEW_TOKENS, MOST_CHOSEN, NativeRoute, Quick, is_native, is_watched
 
 # The choice of fewer than one in so many experts is applied by itself; of more, all are computed.
 SPARSE = 2
@@ -21,8 +21,7 @@ class GatedLora(nn.Module):
     """Experts of one linear layer, rank-concatenated, with a gate on the low-rank buffer.
 
     `z = x downᵀ` serves scoring and mixing at once: the first `ranks` columns are the experts' down-projections, the
-    last `experts` columns the projections on the prototypes. The gate weighs z, and `up` expands it. Nothing of size
-    (tokens, experts, d_out) ever exists. Ranks may differ between experts.
+    last `experts` columns the projections on the prototypes. Ranks may differ between experts.
 
     Args:
         down: rank-concatenated lora_a, then one prototype per expert.
@@ -34,7 +33,7 @@ class GatedLora(nn.Module):
     up: Tensor
     expert_of_rank: Tensor
     starts: Tensor
-    rows: Tensor
+    rank_index: Tensor
     fixed: Tensor | None
     fixed_by_rank: Tensor | None
     fixed_down: Tensor | None
@@ -77,7 +76,7 @@ class GatedLora(nn.Module):
         return self.down[self.num_ranks :]
 
     def route_by(self, gate: Gate, mix: Mix, general: nn.Module | None = None) -> None:
-        """Let a gate weigh the experts for each token, and general experts be taken from them (`lora/general.py`)."""
+        """Let a gate weigh the experts of each token; `general` takes general experts from them (see its module)."""
         self._stop()
         self.gate, self.mix, self.general = gate, mix, general
 
@@ -86,14 +85,12 @@ class GatedLora(nn.Module):
         self._stop()
         self.mix = mix
         self.fixed = weights.to(dtype=self.up.dtype, device=self.up.device)
-        by_rank = self.fixed[self.expert_of_rank]
-        rows = by_rank.nonzero().squeeze(1)
-        # Gathered once, and not for every token that comes; all of them need no copy.
-        is_all = len(rows) == self.num_ranks
         self.num_fixed = int(self.fixed.count_nonzero())
-        self.fixed_by_rank = by_rank[rows]
-        self.fixed_down = self.down[: self.num_ranks] if is_all else self.down[rows]
-        self.fixed_up = self.up if is_all else self.up[rows]
+        by_rank = self.fixed[self.expert_of_rank]
+        ranks = by_rank.nonzero().squeeze(1)
+        self.fixed_by_rank = by_rank[ranks]
+        if len(ranks) < self.num_ranks:  # copied once, and not for every token that comes; all of them need no copy
+            self.fixed_down, self.fixed_up = self.down[ranks], self.up[ranks]
 
     def forward(self, x: Float[Tensor, "*batch d_in"], output: Float[Tensor, "*batch d_out"]) -> Tensor:
         """Add the weighted experts to a layer's output.
@@ -112,13 +109,9 @@ class GatedLora(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 return self.forward(x, output)
         tokens = x.reshape(-1, x.shape[-1]).to(self.down.dtype)
-        if self.gate is None:
-            delta = self._fixed(tokens)
-        elif self._is_native(tokens, output):
-            return self._routed_natively(self.gate, tokens, x.shape[:-1], output)
-        else:
-            delta = self._routed(self.gate, tokens, x.shape[:-1])
-        return output if delta is None else output + delta.view(output.shape).to(output.dtype)
+        if self.gate is not None:
+            return self._routed(self.gate, tokens, x.shape[:-1], output)
+        return output if self.fixed_by_rank is None or not self.num_fixed else self._fixed(tokens, output)
 
     def _is_at_once(self, x: Tensor, output: Tensor) -> bool:
         if torch.compiler.is_compiling() or self.at_once is None or self.recorders:
@@ -127,65 +120,57 @@ class GatedLora(nn.Module):
         assert up is not None
         return self.at_once.down is self._buffers["down"] and self.at_once.takes(x, output, up)
 
-    def _is_native(self, tokens: Tensor, output: Tensor) -> bool:
+    def _fixed(self, tokens: Tensor, output: Tensor) -> Tensor:
+        down, up, by_rank = self.fixed_down, self.fixed_up, self.fixed_by_rank
+        assert by_rank is not None
+        down, up = (self.down[: self.num_ranks], self.up) if down is None or up is None else (down, up)
+        return _plus(output, plans.fixed(tokens, down, up, by_rank, self.num_fixed, self.mix))
+
+    def _routed(self, gate: Gate, tokens: Tensor, leading: torch.Size, output: Tensor) -> Tensor:
+        is_compiled = self._is_compiled(gate, tokens, output)
+        if is_compiled:
+            tokens = tokens.contiguous()
+            if (quick := gate.quick) is not None:
+                quick = quick._replace(score_rows=self.prototypes) if gate.reads_prototypes else quick
+                return self._compiled_at_once(quick, tokens, leading, output)
+        is_dense = not (is_compiled or self._is_gathered(gate, len(tokens)))
+        z, projections = self._shrink(tokens, gate, all_z=is_dense)
+        chosen = gate(Seen(tokens, z, projections, leading))
+        if chosen is None:
+            return output
+        self._record(chosen, leading)
+        if is_dense:
+            assert z is not None
+            delta = plans.dense(z, chosen, self.up, self.expert_of_rank, self.num_experts, self.mix, self.general)
+            return _plus(output, delta)
+        if is_compiled and not chosen.weights.requires_grad:  # else the gate is trained
+            return plans.compiled(tokens, chosen, self.down, self.up, self.starts, z, output)
+        return _plus(output, plans.gathered(tokens, chosen, self.down, self.up, self.rank_index))
+
+    def _is_compiled(self, gate: Gate, tokens: Tensor, output: Tensor) -> bool:
         """Whether compiled code may apply the experts: nobody follows them, and dense products would not be faster."""
         if torch.compiler.is_compiling() or not self._is_plain:
             return False
         if not (is_native(tokens) and is_native(self.down) and is_native(self.up)):
             return False
-        assert self.gate is not None
-        quick = self.gate.quick
+        quick = gate.quick
         if not output.is_cpu or is_watched(tokens, output, self.down, self.up, *(quick[:2] if quick else ())):
             return False
-        is_sparse = self.gate.most * SPARSE <= self.num_experts or len(tokens) <= FEW_TOKENS
-        return is_sparse and self.gate.most <= MOST_CHOSEN
+        is_sparse = gate.most * SPARSE <= self.num_experts or len(tokens) <= FEW_TOKENS
+        return is_sparse and gate.most <= MOST_CHOSEN
 
-    def _routed_natively(self, gate: Gate, tokens: Tensor, leading: torch.Size, output: Tensor) -> Tensor:
-        tokens, quick = tokens.contiguous(), gate.quick
-        base = output.reshape(-1, output.shape[-1]).contiguous()
-        if base.dtype != tokens.dtype:
-            base = torch.zeros_like(base, dtype=tokens.dtype)
-        if quick is not None:
-            quick = quick._replace(rows=self.prototypes) if gate.reads_prototypes else quick
-            out = self._quickly(quick, tokens, leading, base)
-        else:
-            z, projections = self._shrink(tokens, gate)
-            chosen = gate(Seen(tokens, z, projections, leading))
-            if chosen is None:
-                return output
-            self._record(chosen, leading)
-            if chosen.weights.requires_grad:  # of a gate that is trained
-                return output + mix_chosen(tokens, chosen, self.down, self.up, self.rows).view(output.shape).to(output)
-            out = native_mix(tokens, chosen, self.down, self.up, self.starts, base, z)
-        out = out.view(output.shape)
-        return out if out.dtype == output.dtype else output + out.to(output.dtype)
-
-    def _quickly(self, quick: Quick, tokens: Tensor, leading: torch.Size, base: Tensor) -> Tensor:
+    def _compiled_at_once(self, quick: Quick, tokens: Tensor, leading: torch.Size, output: Tensor) -> Tensor:
         route = self.at_once = NativeRoute(quick, self.down, self.up, self.starts)
         chosen = route.room(len(tokens)) if self.recorders else None
-        out = route(tokens, base, None if len(tokens) <= FEW_TOKENS else tokens @ route.read.mT, chosen)
+        total = plans.compiled_at_once(route, tokens, output, chosen)
         if chosen is not None:
             self._record(chosen, leading)
-        return out
-
-    def _routed(self, gate: Gate, tokens: Tensor, leading: torch.Size) -> Tensor | None:
-        z, projections = self._shrink(tokens, gate, all_z=not self._is_gathered(gate, len(tokens)))
-        chosen = gate(Seen(tokens, z, projections, leading))
-        if chosen is None:
-            return None
-        self._record(chosen, leading)
-        if z is None:
-            return mix_chosen(tokens, chosen, self.down, self.up, self.rows)
-        weights = chosen.dense(self.num_experts)  # (tokens, experts)
-        if self.general is not None:
-            weighed: Tensor = self.general(z, weights, self.mix)
-            return weighed @ self.up
-        return weigh(z, weights[:, self.expert_of_rank], self.num_experts, self.mix) @ self.up
+        return total
 
     def _is_gathered(self, gate: Gate, num_tokens: int) -> bool:
-        """Whether the rows of the chosen, read for each token, are fewer than all that there are."""
-        num_rows = num_tokens * gate.most * self.rows.shape[1]
-        return self._is_plain and not gate.reads_z and num_rows <= self.num_ranks
+        """Whether the ranks of the chosen, read for each token, are fewer than all that there are."""
+        num_read = num_tokens * gate.most * self.rank_index.shape[1]
+        return self._is_plain and not gate.reads_z and num_read <= self.num_ranks
 
     @property
     def _is_plain(self) -> bool:
@@ -205,13 +190,6 @@ class GatedLora(nn.Module):
         z, projections = (tokens @ self.down.mT).split((self.num_ranks, self.num_experts), dim=-1)
         return z, projections
 
-    def _fixed(self, tokens: Tensor) -> Tensor | None:
-        by_rank, down, up = self.fixed_by_rank, self.fixed_down, self.fixed_up
-        if by_rank is None or down is None or up is None or not len(by_rank):
-            return None
-        z = tokens @ down.mT
-        return weigh(z, by_rank[None], self.num_fixed, self.mix) @ up
-
     def append(
         self,
         lora_a: Float[Tensor, "rank d_in"],
@@ -227,14 +205,13 @@ class GatedLora(nn.Module):
         """
         self._stop()
         num_ranks, num_experts, rank = self.num_ranks, self.num_experts, len(lora_a)
-        prototypes = self.down[num_ranks:].clone()
+        prototypes = self.prototypes.clone()
         self.down = append_rows(self.down, self.down.new_zeros(rank + 1, self.down.shape[1]))
         self.down[num_ranks : num_ranks + rank] = lora_a
         self.down[num_ranks + rank : -1] = prototypes
         self.down[-1] = prototype
         self.up = append_rows(self.up, up.to(self.up))
-        own = torch.full((rank,), num_experts, device=self.up.device)
-        self.expert_of_rank = torch.cat([self.expert_of_rank, own])
+        self.expert_of_rank = torch.cat([self.expert_of_rank, self.expert_of_rank.new_full((rank,), num_experts)])
         self._index()
 
     def remove(self, expert: int, start: int, stop: int) -> None:
@@ -246,8 +223,8 @@ class GatedLora(nn.Module):
             stop: the first rank behind it.
         """
         self._stop()
-        row = self.num_ranks + expert
-        self.down = remove_rows(remove_rows(self.down, row, row + 1), start, stop)
+        prototype = self.num_ranks + expert
+        self.down = remove_rows(remove_rows(self.down, prototype, prototype + 1), start, stop)
         self.up = remove_rows(self.up, start, stop)
         others = torch.cat([self.expert_of_rank[:start], self.expert_of_rank[stop:]])
         self.expert_of_rank = others - (others > expert).to(others.dtype)
@@ -259,8 +236,8 @@ class GatedLora(nn.Module):
         starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
         ranks = torch.arange(int(sizes.max()), device=sizes.device)
         self.register_buffer("starts", starts, persistent=False)
-        rows = (starts[:-1, None] + ranks).masked_fill(ranks >= sizes[:, None], -1)
-        self.register_buffer("rows", rows, persistent=False)
+        rank_index = (starts[:-1, None] + ranks).masked_fill(ranks >= sizes[:, None], -1)
+        self.register_buffer("rank_index", rank_index, persistent=False)
 
     def _stop(self) -> None:
         """Drop the router in force, and what it keeps of the experts."""
@@ -269,13 +246,14 @@ class GatedLora(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "GatedLora":
         # Experts follow the base to its device, but keep their dtype: scores in bfloat16 would choose other experts.
-        is_all = self.fixed_up is self.up
-        self.at_once = None
+        self.at_once = None  # it keeps where the tensors lay
         for module in self.modules():  # the gate too
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     device = fn(torch.empty(0, dtype=buffer.dtype, device=buffer.device)).device
                     module._buffers[name] = buffer.to(device)
-        if is_all:  # one copy, not two
-            self.fixed_down, self.fixed_up = self.down[: self.num_ranks], self.up
         return self
+
+
+def _plus(output: Tensor, delta: Tensor) -> Tensor:
+    return output + delta.view(output.shape).to(output.dtype)

@@ -1,14 +1,14 @@
-"""General knowledge, taken from the mixture of the other experts: on the low-rank buffer, without a row of its own.
+"""General knowledge, taken from the mixture of the other experts.
 
-General experts are seated beside the others, so that what they know is in the buffer already: taking it away is giving
-them negative weights. No weight of any expert is changed.
+General experts are seated beside the others, so their down-projections are in the low-rank buffer already: to take
+their knowledge away is to give them negative weights. No weight of any expert is changed.
 """
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lorary.ops.mix import Mix
+from lorary.ops.choose import Mix
 
 
 class DeltaSubtraction(nn.Module):
@@ -17,7 +17,7 @@ class DeltaSubtraction(nn.Module):
     Args:
         expert_of_rank: the seat that each rank belongs to.
         general: which seats are general.
-        taken_from: which seats lose what the general ones know.
+        taken_from: which seats lose the general knowledge.
         num_general: how many general experts are named: one that lacks this layer is zero in the mean.
         dtype: of the buffer.
     """
@@ -61,7 +61,7 @@ class FactorSubtraction(nn.Module):
 
     Args:
         general: which seats are general.
-        taken_from: which seats lose what the general ones know.
+        taken_from: which seats lose the general knowledge.
         scalings: of each seat, folded into its lora_b.
     """
 
@@ -77,8 +77,8 @@ class FactorSubtraction(nn.Module):
         scalings: Float[Tensor, " experts"],
     ) -> None:
         super().__init__()
-        own = general.to(scalings.dtype)
-        self.register_buffer("general", own / own.sum(), persistent=False)
+        is_general = general.to(scalings.dtype)
+        self.register_buffer("general", is_general / is_general.sum(), persistent=False)
         # Of what is given to the mean of B_g; their own scalings are taken out again.
         self.register_buffer("share", -self.general / scalings.masked_fill(~general, 1.0), persistent=False)
         self.register_buffer("taken_from", taken_from.to(scalings.dtype), persistent=False)
@@ -94,11 +94,11 @@ class FactorSubtraction(nn.Module):
             weights: routing weights, 0 for general experts.
             mix: how experts are put together.
         """
-        own = z.view(*weights.shape, -1)  # (tokens, experts, rank)
-        mean_a = torch.einsum("ter,e->tr", own, self.general)
-        own = own - mean_a[:, None] * self.taken_from[:, None]
+        by_expert = z.view(*weights.shape, -1)  # (tokens, experts, rank)
+        mean_a = torch.einsum("ter,e->tr", by_expert, self.general)
+        by_expert = by_expert - mean_a[:, None] * self.taken_from[:, None]
         if mix == "factors":
-            own = torch.einsum("ter,te->tr", own, weights)[:, None]
-        weighted = own * weights[..., None]
+            by_expert = torch.einsum("ter,te->tr", by_expert, weights)[:, None]
+        weighted = by_expert * weights[..., None]
         mean_b = torch.einsum("ter,e->tr", weighted, self.scalings * self.taken_from)
         return (weighted + mean_b[:, None] * self.share[:, None]).flatten(1)

@@ -6,14 +6,13 @@ paper's mixtures of a library, 2405.11157; LoraHub, 2307.13269). Weights are fre
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorary.lora.poly import mix_factors
-from lorary.lora.stacked import RowTags
-from lorary.ops.low_rank import add_low_rank
+from lorary.lora.stacked import RowTags, TrainedLora
 
 
-class WeightedOutputs(nn.Module):
+class OutputMixture(TrainedLora):
     """Frozen adapters beside one linear layer, mixed by outputs; only the weights have gradients.
 
     Args:
@@ -21,8 +20,8 @@ class WeightedOutputs(nn.Module):
         up: rank-concatenated lora_b, transposed and scaled.
         sizes: rank of each adapter.
         weights: leaf tensor.
-        tags: shared by all layers, set before each forward pass.
-        path: path of the layer, part of the key of its dropout.
+        tags: as for `TrainedLora`.
+        path: likewise.
     """
 
     def __init__(
@@ -34,25 +33,11 @@ class WeightedOutputs(nn.Module):
         tags: RowTags,
         path: str,
     ) -> None:
-        super().__init__()
-        # Plain attributes, as in StackedLora: the optimiser owns the weights as views into one vector.
+        super().__init__(tags, path, down.dtype)
         self.down, self.up, self.sizes, self.weights = down, up, sizes, weights
-        self.tags, self.path = tags, path
 
-    def forward(self, x: Float[Tensor, "sequences seq d_in"], output: Float[Tensor, "sequences seq d_out"]) -> Tensor:
-        """Add to a layer's output what the mixture of each token's unit computes.
-
-        Args:
-            x: what the layer was given.
-            output: what the layer computed.
-
-        Returns:
-            The sum, in the dtype of `output`.
-
-        Raises:
-            ShapeError: if the layer sees tokens without their sequences, as the experts of a mixture do.
-        """
-        x = self.tags.admit(x, self.down.dtype, self.path)
+    def add(self, x: Tensor, output: Tensor) -> Tensor:
+        """As `TrainedLora.add`."""
         by_rank = self.weights.repeat_interleave(self.sizes, dim=1).index_select(0, self.tags.slots)
         lengths = torch.tensor(self.tags.lengths, device=by_rank.device)
         by_token = by_rank.repeat_interleave(lengths, dim=0, output_size=x.shape[0] * x.shape[1])
@@ -60,7 +45,7 @@ class WeightedOutputs(nn.Module):
         return output + (z @ self.up).to(output.dtype)
 
 
-class WeightedFactors(nn.Module):
+class FactorMixture(TrainedLora):
     """Adapters of one rank beside one linear layer, mixed by factors; the factors may have gradients too.
 
     Args:
@@ -68,8 +53,8 @@ class WeightedFactors(nn.Module):
         lora_b: likewise.
         weights: leaf tensor.
         scaling: of the product.
-        tags: shared by all layers, set before each forward pass.
-        path: path of the layer, part of the key of its dropout.
+        tags: as for `TrainedLora`.
+        path: likewise.
     """
 
     def __init__(
@@ -81,15 +66,12 @@ class WeightedFactors(nn.Module):
         tags: RowTags,
         path: str,
     ) -> None:
-        super().__init__()
+        super().__init__(tags, path, lora_a.dtype)
         self.lora_a, self.lora_b, self.weights, self.scaling = lora_a, lora_b, weights, scaling
-        self.tags, self.path = tags, path
 
-    def forward(self, x: Float[Tensor, "sequences seq d_in"], output: Float[Tensor, "sequences seq d_out"]) -> Tensor:
-        """As `WeightedOutputs.forward`."""
-        x = self.tags.admit(x, self.lora_a.dtype, self.path)
+    def of_spans(self) -> tuple[Tensor, Tensor]:
+        """As `TrainedLora.of_spans`."""
         # One mixture per unit, of which there are fewer than spans.
         lora_a, lora_b = mix_factors(self.lora_a, self.lora_b, self.weights[:, None])
         slots = self.tags.slots
-        up = lora_b.mT.index_select(0, slots) * self.scaling
-        return add_low_rank(output, x, lora_a.index_select(0, slots), up, self.tags.lengths)
+        return lora_a.index_select(0, slots), lora_b.mT.index_select(0, slots) * self.scaling

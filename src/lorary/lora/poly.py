@@ -6,11 +6,10 @@ what makes it cheap to train and exact to export.
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorary.errors import ShapeError
-from lorary.lora.stacked import RowTags
-from lorary.ops.low_rank import add_low_rank
+from lorary.lora.stacked import RowTags, TrainedLora
 
 # In the denominator of the weights, as in the paper's code; it decides them where all sigmoids are tiny.
 EPSILON = 1e-8
@@ -83,7 +82,7 @@ def check_splits(num_splits: int, d_in: int, d_out: int, owner: str) -> None:
         )
 
 
-class MixedLora(nn.Module):
+class PolyLora(TrainedLora):
     """LoRA skills beside one linear layer; each token of a batch meets the mixture of its own task.
 
     Args:
@@ -91,8 +90,8 @@ class MixedLora(nn.Module):
         lora_b: leaf tensor that requires a gradient.
         logits: leaf tensor that requires a gradient: the assignment of this layer.
         scaling: alpha / rank.
-        tags: shared by all layers, set before each forward pass.
-        path: path of the layer, part of the key of its dropout.
+        tags: as for `TrainedLora`.
+        path: likewise.
 
     Raises:
         ShapeError: if the splits of the logits do not cut the layer into equal blocks.
@@ -107,28 +106,14 @@ class MixedLora(nn.Module):
         tags: RowTags,
         path: str,
     ) -> None:
-        super().__init__()
+        super().__init__(tags, path, lora_a.dtype)
         check_splits(logits.shape[1], lora_a.shape[2], lora_b.shape[1], f"layer '{path}'")
-        # Plain attributes, as in StackedLora: the optimiser owns them as views into one vector.
         self.lora_a, self.lora_b, self.logits, self.scaling = lora_a, lora_b, logits, scaling
-        self.tags, self.path = tags, path
 
-    def forward(self, x: Float[Tensor, "sequences seq d_in"], output: Float[Tensor, "sequences seq d_out"]) -> Tensor:
-        """Add to a layer's output what the mixture of each token's task computes.
-
-        Args:
-            x: what the layer was given.
-            output: what the layer computed.
-
-        Returns:
-            The sum, in the dtype of `output`.
-
-        Raises:
-            ShapeError: if the layer sees tokens without their sequences, as the experts of a mixture do.
-        """
-        x = self.tags.admit(x, self.lora_a.dtype, self.path)
+    def of_spans(self) -> tuple[Tensor, Tensor]:
+        """As `TrainedLora.of_spans`."""
         # One mixture per span, although several may be of one task: to mix costs a small part of one token of the
         # base, and to find the distinct tasks would cost a look at the device in every layer.
         weights = mixing_weights(self.logits).index_select(0, self.tags.tasks)
         lora_a, lora_b = mix_factors(self.lora_a, self.lora_b, weights)
-        return add_low_rank(output, x, lora_a, lora_b.mT * self.scaling, self.tags.lengths)
+        return lora_a, lora_b.mT * self.scaling

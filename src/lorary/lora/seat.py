@@ -23,7 +23,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(d_in, d_out) of a linear layer of any kind, or None for a module that is not one.
 
     nn.Linear, its quantised kin (which keep `in_features`), and transformers' Conv1D (`nx`, `nf`) are linear layers.
-    The output layer of nn.MultiheadAttention is none: attention reads its weight and never calls it, so that experts
+    The output layer of nn.MultiheadAttention does not count: attention reads its weight and never calls it, so experts
     seated there would be silent.
     """
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):

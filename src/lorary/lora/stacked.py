@@ -96,36 +96,24 @@ class RowTags:
         return x * self.dropout_mask(x, path)
 
 
-class StackedLora(nn.Module):
-    """LoRA factors of many units for one linear layer; each token of a batch meets the factors of its own unit.
+class TrainedLora(nn.Module):
+    """Factors in training beside one linear layer; each token of a batch meets those of its own unit or task.
 
-    Nothing of one unit reaches another: tokens only multiply their own factors, so that the gradient of the summed
-    losses is, unit by unit, what training it alone would give. The rank axis is the largest of the stack; a
-    smaller unit has zero rows and columns there, whose gradients are zero, so that they stay zero.
+    What is trained is a plain attribute: the optimiser owns it as a view into one vector, and the state dict of the
+    base stays the base's.
 
     Args:
-        lora_a: leaf tensor that requires a gradient.
-        lora_b: leaf tensor that requires a gradient.
-        scaling: alpha / rank of each unit.
         tags: shared by all layers, set before each forward pass.
         path: path of the layer, part of the key of its dropout.
+        dtype: of the factors.
     """
 
-    def __init__(
-        self,
-        lora_a: Float[Tensor, "slots rank d_in"],
-        lora_b: Float[Tensor, "slots d_out rank"],
-        scaling: Float[Tensor, " slots"],
-        tags: RowTags,
-        path: str,
-    ) -> None:
+    def __init__(self, tags: RowTags, path: str, dtype: torch.dtype) -> None:
         super().__init__()
-        # Plain attributes: the optimiser owns the factors as views into one matrix, and the base's state dict stays.
-        self.lora_a, self.lora_b, self.scaling = lora_a, lora_b, scaling
-        self.tags, self.path = tags, path
+        self.tags, self.path, self.dtype = tags, path, dtype
 
     def forward(self, x: Float[Tensor, "sequences seq d_in"], output: Float[Tensor, "sequences seq d_out"]) -> Tensor:
-        """Add to a layer's output what each token's own unit computes.
+        """Add to a layer's output what the factors of each token compute.
 
         Args:
             x: what the layer was given.
@@ -137,7 +125,45 @@ class StackedLora(nn.Module):
         Raises:
             ShapeError: if the layer sees tokens without their sequences, as the experts of a mixture do.
         """
-        x = self.tags.admit(x, self.lora_a.dtype, self.path)
+        return self.add(self.tags.admit(x, self.dtype, self.path), output)
+
+    def add(self, x: Tensor, output: Tensor) -> Tensor:
+        """The same, of what dropout leaves of the input."""
+        return add_low_rank(output, x, *self.of_spans(), self.tags.lengths)
+
+    def of_spans(self) -> tuple[Float[Tensor, "spans rank d_in"], Float[Tensor, "spans rank d_out"]]:
+        """lora_a, and lora_b transposed and scaled, of each span of tokens."""
+        raise NotImplementedError
+
+
+class StackedLora(TrainedLora):
+    """LoRA factors of many units; each token of a batch meets the factors of its own unit.
+
+    Nothing of one unit reaches another: tokens only multiply their own factors, so that the gradient of the summed
+    losses is, unit by unit, what training it alone would give. The rank axis is the largest of the stack; a
+    smaller unit has zero rows and columns there, whose gradients are zero, so that they stay zero.
+
+    Args:
+        lora_a: leaf tensor that requires a gradient.
+        lora_b: leaf tensor that requires a gradient.
+        scaling: alpha / rank of each unit.
+        tags: as for `TrainedLora`.
+        path: likewise.
+    """
+
+    def __init__(
+        self,
+        lora_a: Float[Tensor, "slots rank d_in"],
+        lora_b: Float[Tensor, "slots d_out rank"],
+        scaling: Float[Tensor, " slots"],
+        tags: RowTags,
+        path: str,
+    ) -> None:
+        super().__init__(tags, path, lora_a.dtype)
+        self.lora_a, self.lora_b, self.scaling = lora_a, lora_b, scaling
+
+    def of_spans(self) -> tuple[Tensor, Tensor]:
+        """As above."""
         slots = self.tags.slots
         up = self.lora_b.mT.index_select(0, slots) * self.scaling[slots, None, None]
-        return add_low_rank(output, x, self.lora_a.index_select(0, slots), up, self.tags.lengths)
+        return self.lora_a.index_select(0, slots), up

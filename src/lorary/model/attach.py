@@ -15,7 +15,7 @@ from lorary.model.apply import apply_routing, drop_pass_hooks
 from lorary.model.layers import SeatedLayer, build_layers
 from lorary.model.seating import STATE, Seating, seating
 from lorary.model.verdict import check_computes, check_layers, settle_positions
-from lorary.ops.mix import Mix
+from lorary.ops.choose import Mix
 from lorary.route.presets import merged, preset_fields
 from lorary.route.setting import Routing
 

@@ -57,7 +57,7 @@ def block_norms(
     """
     norms = z.new_zeros(z.shape[0], num_experts)
     for block in blocks:
-        own = z[:, block.columns].transpose(0, 1)  # (n, tokens, rank)
-        lengths = torch.linalg.vector_norm(own @ block.matrices.mT, dim=-1)  # (n, tokens)
+        products = z[:, block.columns].transpose(0, 1) @ block.matrices.mT  # (n, tokens, rows)
+        lengths = torch.linalg.vector_norm(products, dim=-1)  # (n, tokens)
         norms = norms.index_copy(1, block.experts, lengths.mT)
     return norms

@@ -16,6 +16,8 @@ from lorary.numbers import check_count, check_number, is_number, shown
 
 # Scores in float32, divided by the one at most as large as the other, stay what float32 holds.
 MOST_SCORE, LEAST_TEMPERATURE = 1e15, 1e-20
+# How the updates of chosen experts are put together: their outputs are summed, or their factors are.
+Mix = Literal["outputs", "factors"]
 Scale = Literal["softmax", "unit", "uniform", "proportional"]
 
 
@@ -80,7 +82,7 @@ def check_choice(top_k: int, temperature: float) -> None:
         raise UsageError("temperature must be a number", found=shown(temperature))
     if not (is_number(temperature) and temperature > 0):
         raise UsageError("temperature must be a positive number", found=shown(temperature))
-    # Scores divided by less, or by more, leave what float32 holds: all experts would be alike, or none a number.
+    # Scores divided by less, or by more, leave what float32 holds: all experts would be alike, or no score finite.
     check_number("temperature", temperature, least=LEAST_TEMPERATURE, most=1 / LEAST_TEMPERATURE)
 
 
@@ -114,15 +116,15 @@ def choose(scores: Float[Tensor, "tokens experts"], choice: Choice) -> Chosen:
     """The experts of each token and their routing weights.
 
     Only scores above minus infinity take part: such an expert is never chosen, even where fewer than k remain, and a
-    token for which none remains gets no expert. Which of several equal scores is taken is not defined.
+    token without such a score gets no expert. Which of several equal scores is taken is not defined.
 
     Args:
         scores: float32 or float64; minus infinity marks an expert that may not be chosen.
         choice: the steps.
 
     Returns:
-        Weights in the dtype of the scores. But for `unit` they sum to 1 over the experts (and the null expert, whose
-        weight is left out), or to 0 where none may be chosen.
+        Weights in the dtype of the scores. They sum to 1 over the experts (and the null expert, whose weight is left
+        out), except with `scale="unit"`, or to 0 where no expert may be chosen.
     """
     num_experts = scores.shape[-1]
     if choice.null is not None:
@@ -156,7 +158,7 @@ def keep_top_p(logits: Float[Tensor, "*tokens experts"], top_p: float) -> Float[
 
 
 def softmax_weights(logits: Float[Tensor, "*tokens experts"]) -> Float[Tensor, "*tokens experts"]:
-    """Softmax over the experts that are left; zeros where none is."""
+    """Softmax over the experts that are left; zeros where there is no such expert."""
     weights = logits.softmax(dim=-1)
     # A row of minus infinities has a softmax of NaN; a NaN score itself must stay visible.
     return weights.masked_fill((logits == -torch.inf).all(dim=-1, keepdim=True), 0.0)

@@ -1,6 +1,6 @@
 // The sparse plan of a routed layer on a CPU: choose k experts for each token, apply those alone.
 //
-// ops/native.py compiles and calls this; ops/choose.py, ops/blocks.py and ops/mix.py state the same in PyTorch, and the
+// ops/native.py compiles and calls this; ops/choose.py, ops/blocks.py and lora/plans.py state the same in PyTorch, and the
 // tests hold one against the other. All matrices are float32 and row-major, and contiguous where no stride is given.
 
 #include <algorithm>

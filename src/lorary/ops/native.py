@@ -1,7 +1,7 @@
-"""The compiled half of the sparse plan: `native.cpp`, built once for this machine where it has a C++ compiler.
+"""The compiled half of the sparse plan: `native.cpp`, built once for this machine if it has a C++ compiler.
 
 A routed layer of a small model takes less time than the calls that PyTorch needs to route it. One call into compiled
-code does all of it. Nothing depends on it: `lorary.ops.choose` and `lorary.ops.mix` compute the same in PyTorch, and
+code does all of it. Nothing depends on it: `lorary.ops.choose` and `lorary.lora.plans` compute the same in PyTorch, and
 do so on other devices, in other dtypes, where gradients are wanted, and where there is no compiler.
 """
 
@@ -51,7 +51,7 @@ class _Router(ctypes.Structure):
     """`Router` of native.cpp: how a token finds its experts."""
 
     _fields_ = (
-        ("rows", _POINTER), ("matrices", _POINTER), ("alive", _POINTER),
+        ("score_rows", _POINTER), ("matrices", _POINTER), ("alive", _POINTER),
         ("width", _LONG), ("candidates", _LONG), ("top_k", _LONG), ("temperature", _FLOAT),
     )  # fmt: skip
 
@@ -60,16 +60,16 @@ class Quick(NamedTuple):
     """A gate that compiled code can be: the best `top_k` by one stage or two, softmax.
 
     Args:
-        rows: (experts, d_in), scores are `|x . row|`; None for a rule that reads none.
+        score_rows: (experts, d_in), scores are `|x . row|`; None for a rule without them.
         matrices: (ranks, widest rank), one (rank, rank) matrix for each expert, one below the other; scores are
-            `|M_e z_e|`. None for a rule that reads none. Beside rows, of the best `candidates` by these alone.
+            `|M_e z_e|`; None for a rule without them. Beside score_rows, of the best `candidates` by these alone.
         alive: (experts,) bool, whether each may be chosen.
         top_k: at most the number of experts.
         candidates: likewise.
         temperature: divides the scores.
     """
 
-    rows: Tensor | None
+    score_rows: Tensor | None
     matrices: Tensor | None
     alive: Tensor
     top_k: int
@@ -184,16 +184,16 @@ class NativeRoute:
     ) -> None:
         library = native()
         assert library is not None
-        rows, matrices = quick.rows, quick.matrices
-        is_staged = rows is not None and matrices is not None
+        score_rows, matrices = quick.score_rows, quick.matrices
+        is_staged = score_rows is not None and matrices is not None
         experts = _experts(down, up, starts)
         router = _Router(
-            None if rows is None else rows.data_ptr(), None if matrices is None else matrices.data_ptr(),
+            None if score_rows is None else score_rows.data_ptr(), None if matrices is None else matrices.data_ptr(),
             quick.alive.data_ptr(), 0 if matrices is None else matrices.shape[1], quick.candidates, quick.top_k,
             quick.temperature,
         )  # fmt: skip
         self.down, self._up, self.d_in = down, up, down.shape[1]
-        self.read = down[: len(up)] if rows is None else rows
+        self.read = down[: len(up)] if score_rows is None else score_rows
         self._places = quick.candidates if is_staged else quick.top_k
         self._call, self._kept = library.lorary_route, (quick, starts, experts, router)
         self._tail = ctypes.byref(router), ctypes.byref(experts)

@@ -16,9 +16,10 @@ from lorary.build.shards import loop_settings, template_for
 from lorary.data.batching import input_length
 from lorary.display import Display
 from lorary.model.base import Base, load_base
+from lorary.train.flat import FlatParameters
 from lorary.train.onednn import packed_bytes
 from lorary.train.stack import expert_stack
-from lorary.train.units import Job, Stack
+from lorary.train.units import Job
 
 # A forward pass alone against forward and backward: the base is frozen, so that backward costs about as much again.
 EVALUATION_COST = 0.5
@@ -142,7 +143,7 @@ def _measure(
     """Measured on the first stage: what follows trains the same layers on the same rows."""
     first = [entry for entry in planned if entry.stage == planned[0].stage]
     jobs = [entry.job for entry in first]
-    stack: Stack
+    stack: FlatParameters
     if method.is_poly:
         stack = poly_stack(base, first[0].unit, method.poly)
         settings = first[0].unit.settings

@@ -8,8 +8,7 @@ from typing import Any, get_args
 from lorary.axes import layer_number
 from lorary.errors import RouterError, UsageError
 from lorary.numbers import MOST_COUNT, is_number, shown
-from lorary.ops.choose import Choice, Scale
-from lorary.ops.mix import Mix
+from lorary.ops.choose import Choice, Mix, Scale
 from lorary.ops.normalise import InputNorm
 from lorary.route import ROUTERS
 from lorary.route.general_subtraction import GeneralMode

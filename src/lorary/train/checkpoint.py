@@ -32,7 +32,7 @@ def save_checkpoint(path: Path, slots: Slots) -> None:
     Raises:
         TrainError: if it cannot be written; the last checkpoint stays.
     """
-    units = [None if unit is None else {"name": unit.job.name, **asdict(unit.progress)} for unit in slots.units]
+    units = [None if slot is None else {"name": slot.job.name, **asdict(slot.progress)} for slot in slots.slots]
     progress = json.dumps({"queue": queue_key(slots), "waiting": slots.waiting, "units": units})
     tensors = {key: tensor.detach().cpu() for key, tensor in _vectors(slots).items()}
     try:
@@ -64,15 +64,15 @@ def load_checkpoint(path: Path, slots: Slots) -> bool:
     try:
         with open_regular(path, follow_links=False):  # safetensors itself would follow a link
             pass
-        stored, waiting, seats = _read(path, slots)
+        stored, waiting, seated = _read(path, slots)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise TrainError(
             f"the checkpoint '{path}' must be one of this build",
             found=error,
             remedy="delete it, or repeat the build it is of",
         ) from error
-    for slot, job, progress in seats:
-        slots.seat(slot, job).progress = progress
+    for index, job, progress in seated:
+        slots.seat(index, job).progress = progress
     slots.waiting = waiting
     for key, vector in _vectors(slots).items():
         vector.copy_(stored[key])
@@ -92,8 +92,8 @@ def _read(path: Path, slots: Slots) -> tuple[dict[str, Tensor], int, list[tuple[
         if (stored[key].shape, stored[key].dtype) != (vector.shape, vector.dtype):
             raise ValueError(f"'{key}' is {tuple(stored[key].shape)} {stored[key].dtype}")
     jobs = {job.name: job for job in slots.jobs}
-    seated = [(slot, unit) for slot, unit in enumerate(state["units"]) if unit is not None]
-    return stored, int(state["waiting"]), [(slot, jobs[unit["name"]], _parse(unit)) for slot, unit in seated]
+    units = [(index, unit) for index, unit in enumerate(state["units"]) if unit is not None]
+    return stored, int(state["waiting"]), [(index, jobs[unit["name"]], _parse(unit)) for index, unit in units]
 
 
 def queue_key(slots: Slots) -> str:
@@ -104,7 +104,7 @@ def queue_key(slots: Slots) -> str:
         for job in slots.jobs
     ]  # fmt: skip
     settings = {key: value for key, value in asdict(slots.settings).items() if key not in _FREE_SETTINGS}
-    document = json.dumps([jobs, settings, len(slots.units)], sort_keys=True)
+    document = json.dumps([jobs, settings, len(slots.slots)], sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()
 
 

@@ -17,7 +17,7 @@ def make_executor(
         reference: 'local'; 'ray' (the cluster in RAY_ADDRESS, or one started on this machine for the run alone);
             'ray://auto' (the cluster this machine belongs to); 'ray://HOST' or 'ray://HOST:PORT' (Ray Client).
         workers: Ray workers; where None, one per GPU of the cluster, or per machine where it has none.
-        say: told lines of progress; where None they go to stderr.
+        say: called with lines of progress; where None they go to stderr.
         debug: show Ray's own log too.
 
     Raises:

@@ -1,7 +1,7 @@
 """Where the shards of a build are worked on: in this process or on other machines, behind one small interface.
 
-The library folder is the ledger: work commits what it finishes there, and an executor carries no results. So any of
-them may be killed at any moment, and any other goes on from what the ledger holds.
+The library folder holds the state: work commits what it finishes there, and an executor carries no results. So any of
+them may be killed at any moment, and any other goes on from what the folder holds.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 
 @runtime_checkable
-class Shard(Protocol):
+class WorkItem(Protocol):
     """A piece of a build that one process works on: plain data that can be pickled."""
 
     @property
@@ -21,7 +21,7 @@ class Shard(Protocol):
         """Folder of the library, which every process that works on the build must see."""
 
 
-S = TypeVar("S", bound=Shard)
+S = TypeVar("S", bound=WorkItem)
 
 
 @runtime_checkable

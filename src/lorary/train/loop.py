@@ -13,16 +13,17 @@ from lorary.lora.seat import seat, unseat
 from lorary.train.activations import recomputed
 from lorary.train.callbacks import Callback, Halt
 from lorary.train.checkpoint import load_checkpoint, save_checkpoint
+from lorary.train.flat import FlatParameters
 from lorary.train.forward import Forward
 from lorary.train.onednn import packed_weights
-from lorary.train.slots import Slots, Unit
-from lorary.train.units import Job, LoopSettings, Stack, TrainedUnit
+from lorary.train.slots import Slot, Slots
+from lorary.train.units import Job, LoopSettings, TrainedUnit
 
 
 def train_queue(
     model: Any,
     jobs: Sequence[Job],
-    stack: Stack,
+    stack: FlatParameters,
     settings: LoopSettings,
     *,
     checkpoint: Path | None = None,
@@ -83,48 +84,48 @@ class _Run:
 
     def turn(self) -> bool:
         """Do what is next: evaluate, hand over, seat, or step. False where nothing is left."""
-        units = self.slots.present()
-        if due := [unit for unit in units if unit.is_due]:
+        slots = self.slots.present()
+        if due := [slot for slot in slots if slot.is_due]:
             self.evaluate(due)
-        elif finished := [unit for unit in units if unit.is_finished]:
+        elif finished := [slot for slot in slots if slot.is_finished]:
             self.hand_over(finished)
         elif self.slots.can_fill():
             self.slots.fill()
-        elif units:
+        elif slots:
             if time.monotonic() - self.saved_at >= self.slots.settings.save_every_s:
                 self.save()
-            self.step(units)
+            self.step(slots)
         else:
             return False
         return True
 
-    def evaluate(self, units: Sequence[Unit]) -> None:
-        """Take the validation losses of units, all with the same company after a kill as before."""
-        losses = self.forward.validation_losses(units)
+    def evaluate(self, slots: Sequence[Slot]) -> None:
+        """Take the validation losses of some slots, all with the same company after a kill as before."""
+        losses = self.forward.validation_losses(slots)
         self.slots.record(losses)
-        for unit in units:
-            adapters = partial(self.slots.present_adapters, unit)
+        for slot in slots:
+            adapters = partial(self.slots.present_adapters, slot)
             for callback in self.callbacks:
-                callback.on_eval(unit.job.name, unit.progress.step, losses[unit.slot], adapters)
+                callback.on_eval(slot.job.name, slot.progress.step, losses[slot.index], adapters)
 
-    def hand_over(self, units: Sequence[Unit]) -> None:
+    def hand_over(self, slots: Sequence[Slot]) -> None:
         """Give finished units away and free their slots."""
         self.save()
-        for unit in units:
-            trained = self.slots.result(unit)
+        for slot in slots:
+            trained = self.slots.result(slot)
             self.on_finish(trained)
             for callback in self.callbacks:
                 callback.on_finish(trained)
-            self.slots.free(unit)
+            self.slots.free(slot)
 
-    def step(self, units: Sequence[Unit]) -> None:
+    def step(self, slots: Sequence[Slot]) -> None:
         """One step of every unit in training."""
         started = time.monotonic()
-        tokens = sum(unit.num_tokens for unit in units)
-        losses = self.forward.train_losses(units)
+        tokens = sum(slot.num_tokens for slot in slots)
+        losses = self.forward.train_losses(slots)
         self.slots.step(losses)
-        steps = {unit.job.name: unit.progress.step for unit in units}
-        by_name = {unit.job.name: losses[unit.slot] for unit in units}
+        steps = {slot.job.name: slot.progress.step for slot in slots}
+        by_name = {slot.job.name: losses[slot.index] for slot in slots}
         for callback in self.callbacks:
             callback.on_step(steps, by_name, tokens, time.monotonic() - started)
 
@@ -146,7 +147,7 @@ class _Run:
 
 
 @contextmanager
-def seated(model: Any, stack: Stack, settings: LoopSettings) -> Iterator[None]:
+def seated(model: Any, stack: FlatParameters, settings: LoopSettings) -> Iterator[None]:
     """Seat a stack in a bare model while the context lasts."""
     handles = seat(model, stack.modules)
     try:

@@ -1,25 +1,23 @@
 """Mixtures of a library's adapters in training: a weight for each adapter and layer, and their factors where tuned."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lorary.adapter import LoraFactors
 from lorary.errors import TrainError
-from lorary.lora.mixture import WeightedFactors, WeightedOutputs
-from lorary.lora.stacked import RowTags
+from lorary.lora.mixture import FactorMixture, OutputMixture
 from lorary.merge.factors import check_one_rank, sum_factors
 from lorary.merge.layers import MixedLayer, Modules, mixed_layers
 from lorary.merge.outputs import sum_updates
-from lorary.train.stack import move_gradient
+from lorary.train.flat import FlatParameters
 from lorary.train.units import Job, Trained
 
 Weights = Mapping[str, Tensor]  # by path, one for each adapter that has the layer: (experts,)
 
 
-class MixtureStack:
+class MixtureStack(FlatParameters):
     """Slots for mixtures of the same adapters, each with weights of its own.
 
     The vector holds, slot after slot, the weights of each layer in turn; where the adapters are tuned there is one
@@ -32,8 +30,8 @@ class MixtureStack:
         starts: initial weights by the job's name; a mixture that is only tried out is filled by `set_weights`.
         is_tuned: whether the factors are trained too; for mixtures of factors.
         weights_rate: learning rate of the weights as a multiple of that of the factors.
-        dtype: of the parameters.
-        device: where the base runs.
+        dtype: as for `FlatParameters`.
+        device: likewise.
 
     Raises:
         AdapterError: if the adapters have other shapes in a layer, or other ranks where factors are mixed.
@@ -51,34 +49,22 @@ class MixtureStack:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.adapters, self.mix, self.num_slots, self.starts = adapters, mix, num_slots, starts
+        self.adapters, self.mix, self.starts = adapters, mix, starts
         self.is_tuned, self.weights_rate = is_tuned, weights_rate
         self.layers = mixed_layers(adapters)
         if mix == "factors":
             check_one_rank(self.layers)
-        weights = [(len(layer.members),) for layer in self.layers.values()]
         factors = [tuple(part.shape) for layer in self.layers.values() for part in layer.stacked()] if is_tuned else []
-        self._shapes: list[tuple[int, ...]] = [*factors, *weights]
-        self._num_tuned = sum(torch.Size(shape).numel() for shape in factors)
-        size = self._num_tuned + sum(shape[0] for shape in weights)
-        self.parameters = torch.zeros(num_slots * size, dtype=dtype, device=device)
-        self.gradient = torch.zeros_like(self.parameters)
-        self.tags = RowTags()
-        leaves = [view.detach().requires_grad_() for view in self._tensors(self.parameters)]
-        for leaf, gradient in zip(leaves, self._tensors(self.gradient), strict=True):
-            leaf.register_post_accumulate_grad_hook(partial(move_gradient, gradient))
+        weights = [(num_slots, len(layer.members)) for layer in self.layers.values()]
+        super().__init__(num_slots, [*factors, *weights], dtype, device)
         self.modules = {
-            path: self._seat(number, path, layer, leaves) for number, (path, layer) in enumerate(self.layers.items())
+            path: self._seat(number, path, layer) for number, (path, layer) in enumerate(self.layers.items())
         }
-
-    def blocks(self, vector: Tensor) -> list[Tensor]:
-        """Views (slots, size) into a vector: all factors where they are tuned, and all weights."""
-        rows = vector.view(self.num_slots, -1)
-        return [rows[:, : self._num_tuned], rows[:, self._num_tuned :]] if self.is_tuned else [rows]
 
     def rate_scales(self) -> list[float | None]:
         """The weights learn at a rate of their own and are not decayed."""
-        return [None, self.weights_rate] if self.is_tuned else [self.weights_rate]
+        num_layers = len(self.layers)
+        return [*[None] * (2 * num_layers * self.is_tuned), *[self.weights_rate] * num_layers]
 
     def fill(self, slot: int, job: Job, seed: int, init: str, init_scale: float) -> None:
         """Put the initial weights of a job in place, and the adapters' own factors where they are tuned.
@@ -99,7 +85,7 @@ class MixtureStack:
         for path, values in self.starts[job.name].items():
             weights[path][slot] = values.to(weights[path])
         if self.is_tuned:
-            tensors = self._tensors(self.parameters)
+            tensors = self.tensors(self.parameters)
             for number, layer in enumerate(self.layers.values()):
                 for tensor, factor in zip(tensors[2 * number :], layer.stacked(), strict=False):
                     tensor.copy_(factor)
@@ -111,9 +97,9 @@ class MixtureStack:
             slot: which.
             weights: (experts,).
         """
-        own = self._weights(self.parameters)
+        by_path = self._weights(self.parameters)
         for path, layer in self.layers.items():
-            own[path][slot] = weights[list(layer.members)].to(own[path])
+            by_path[path][slot] = weights[list(layer.members)].to(self.parameters)
 
     def result(self, slot: int, job: Job, vector: Tensor) -> Trained:
         """The mixture in a slot as one adapter, and its weights by path.
@@ -126,7 +112,7 @@ class MixtureStack:
         Returns:
             Copies on the CPU.
         """
-        weights = {path: own[slot].detach().cpu().clone() for path, own in self._weights(vector).items()}
+        weights = {path: values[slot].detach().cpu().clone() for path, values in self._weights(vector).items()}
         adapters = self._tuned(vector) if self.is_tuned else self.adapters
         put_together = sum_factors if self.mix == "factors" else sum_updates
         return Trained({job.name: put_together(adapters, weights)}, weights)
@@ -134,31 +120,23 @@ class MixtureStack:
     def _tuned(self, vector: Tensor) -> list[Modules]:
         """The adapters as they have become."""
         tuned: list[dict[str, LoraFactors]] = [{} for _ in self.adapters]
-        tensors = [tensor.detach().cpu() for tensor in self._tensors(vector)]
+        tensors = [tensor.detach().cpu() for tensor in self.tensors(vector)]
         for number, (path, layer) in enumerate(self.layers.items()):
             lora_a, lora_b = tensors[2 * number : 2 * number + 2]
             for place, member in enumerate(layer.members):
                 tuned[member][path] = LoraFactors(lora_a[place], lora_b[place], layer.scaling)
         return list(tuned)
 
-    def _seat(self, number: int, path: str, layer: MixedLayer, leaves: Sequence[Tensor]) -> nn.Module:
-        weights = leaves[number - len(self.layers)]
+    def _seat(self, number: int, path: str, layer: MixedLayer) -> nn.Module:
+        weights = self.leaves[number - len(self.layers)]
         if self.mix == "factors":
-            own = layer.stacked() if not self.is_tuned else leaves[2 * number : 2 * number + 2]
-            lora_a, lora_b = (factor.to(self.parameters) for factor in own)
-            return WeightedFactors(lora_a, lora_b, weights, layer.scaling, self.tags, path)
+            factors = self.leaves[2 * number : 2 * number + 2] if self.is_tuned else layer.stacked()
+            lora_a, lora_b = (factor.to(self.parameters) for factor in factors)
+            return FactorMixture(lora_a, lora_b, weights, layer.scaling, self.tags, path)
         down, up = (factor.to(self.parameters) for factor in layer.concatenated())
         sizes = torch.tensor([factors.rank for factors in layer.factors], device=weights.device)
-        return WeightedOutputs(down, up.mT.contiguous() * layer.scaling, sizes, weights, self.tags, path)
+        return OutputMixture(down, up.mT.contiguous() * layer.scaling, sizes, weights, self.tags, path)
 
     def _weights(self, vector: Tensor) -> dict[str, Tensor]:
         """Views (slots, experts) into the weights of a vector, by path."""
-        return dict(zip(self.layers, self._tensors(vector)[-len(self.layers) :], strict=True))
-
-    def _tensors(self, vector: Tensor) -> list[Tensor]:
-        """Views: factors, which only the one slot of tuned adapters has, then weights (slots, experts)."""
-        rows = vector.view(self.num_slots, -1)
-        parts = rows.split([torch.Size(shape).numel() for shape in self._shapes], dim=1)
-        return [
-            part if len(shape) == 1 else part[0].view(shape) for part, shape in zip(parts, self._shapes, strict=True)
-        ]
+        return dict(zip(self.layers, self.tensors(vector)[-len(self.layers) :], strict=True))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Most bytes that the reordered weights may take, two copies of each. A fixed number, and none that depends on what is
-# free: a training that goes on after an interruption must compute as it did before.
+# Most bytes that the reordered weights may take, two copies of each. A fixed number, which does not depend on the free
+# memory: a training that goes on after an interruption must compute as it did before.
 MOST_BYTES = 4 * 2**30
 _COPIES = 2
 _onednn = torch.backends.mkldnn
@@ -47,7 +47,7 @@ def packed_bytes(model: Any) -> int:
 
 
 def _layers(model: Any) -> list[nn.Linear]:
-    """Layers whose forward is that of nn.Linear alone; none where they are too large or oneDNN is missing."""
+    """Layers whose forward is that of nn.Linear alone; no layers where these are too large or oneDNN is missing."""
     if platform.machine() not in ("x86_64", "AMD64") or not (_onednn.is_available() and _onednn.enabled):
         return []
     head = model.get_output_embeddings()

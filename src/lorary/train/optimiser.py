@@ -95,10 +95,10 @@ class SlotwiseAdamW:
         denominator = (second / (1.0 - s.beta2 ** (step + 1))).sqrt_().add_(s.eps)
         for start, stop, factor in self._spans:
             rate = s.rate_at(step, num_steps) * (1.0 if factor is None else factor)
-            own = parameters[start:stop]
+            block = parameters[start:stop]
             if factor is None:
-                own.mul_(1.0 - rate * s.weight_decay)
-            own.addcdiv_(first[start:stop], denominator[start:stop], value=-rate / (1.0 - s.beta1 ** (step + 1)))
+                block.mul_(1.0 - rate * s.weight_decay)
+            block.addcdiv_(first[start:stop], denominator[start:stop], value=-rate / (1.0 - s.beta1 ** (step + 1)))
         return norm
 
 

@@ -7,12 +7,11 @@ from torch import Tensor
 
 from lorary.adapter import LoraFactors
 from lorary.errors import TrainError
-from lorary.keys import keyed_generator
-from lorary.lora.poly import MixedLora
-from lorary.lora.stacked import RowTags
+from lorary.lora.poly import PolyLora
+from lorary.train.flat import FlatParameters, uniform
 from lorary.train.units import Job, Trained
 
-# Bound of the initial logits: all skills begin alike, but for a trace that tells them apart.
+# Bound of the initial logits: all skills begin almost alike; the small difference tells them apart.
 LOGITS_BOUND = 1e-3
 
 
@@ -21,11 +20,10 @@ def skill_names(num_skills: int) -> tuple[str, ...]:
     return tuple(f"skill_{number}" for number in range(num_skills))
 
 
-class PolyStack:
+class PolyStack(FlatParameters):
     """One Poly model in training: the whole of it is one unit, so there is one slot.
 
-    The vector holds the skills' lora_a and lora_b of each layer in turn, then the logits of each layer. Every tensor
-    is a leaf that views into it, and so are the gradients: autograd writes where the optimiser reads.
+    The vector holds the skills' lora_a and lora_b of each layer in turn, then the logits of each layer.
 
     Args:
         targets: (d_in, d_out) of each adapted layer, by path.
@@ -35,14 +33,12 @@ class PolyStack:
         rank: rank of each skill and of each mixture.
         scaling: alpha / rank.
         logits_rate: learning rate of the logits as a multiple of that of the skills.
-        dtype: of the parameters; float32 beside any base but a float64 one.
-        device: where the base runs.
+        dtype: as for `FlatParameters`.
+        device: likewise.
 
     Raises:
         ShapeError: if the splits do not cut every layer into equal blocks.
     """
-
-    num_slots = 1
 
     def __init__(
         self,
@@ -60,27 +56,16 @@ class PolyStack:
         self.targets, self.rank, self.scaling = dict(targets), rank, scaling
         self.names, self.num_tasks, self.logits_rate = skill_names(num_skills), num_tasks, logits_rate
         factors = [((num_skills, rank, d_in), (num_skills, d_out, rank)) for d_in, d_out in targets.values()]
-        self._shapes: list[tuple[int, ...]] = [shape for pair in factors for shape in pair]
-        self._shapes += [(num_tasks, num_splits, num_skills)] * len(targets)
-        sizes = [torch.Size(shape).numel() for shape in self._shapes]
-        self._num_factors = sum(sizes[: 2 * len(targets)])
-        self.parameters = torch.zeros(sum(sizes), dtype=dtype, device=device)
-        self.gradient = torch.zeros_like(self.parameters)
-        self.tags = RowTags()
-        leaves = [view.detach().requires_grad_() for view in self._tensors(self.parameters)]
-        for leaf, gradient in zip(leaves, self._tensors(self.gradient), strict=True):
-            leaf.grad = gradient
+        logits = [(num_tasks, num_splits, num_skills)] * len(targets)
+        super().__init__(1, [*(shape for pair in factors for shape in pair), *logits], dtype, device)
         self.modules = {
-            path: MixedLora(*parts, scaling, self.tags, path) for path, parts in self._by_layer(leaves).items()
+            path: PolyLora(*parts, scaling, self.tags, path) for path, parts in self._by_layer(self.leaves).items()
         }
-
-    def blocks(self, vector: Tensor) -> list[Tensor]:
-        """Two views (1, size) into a vector laid out as the parameters are: all skills, and all logits."""
-        return [part[None] for part in vector.tensor_split([self._num_factors])]
 
     def rate_scales(self) -> list[float | None]:
         """The skills learn at the plain rate; the logits at their own, and they are not decayed."""
-        return [None, self.logits_rate]
+        num_layers = len(self.targets)
+        return [*[None] * 2 * num_layers, *[self.logits_rate] * num_layers]
 
     def fill(self, slot: int, job: Job, seed: int, init: str, init_scale: float) -> None:
         """Draw every skill's lora_a from U(-s, s) with s = init_scale / sqrt(d_in), and the logits; lora_b is zero.
@@ -99,13 +84,13 @@ class PolyStack:
             TrainError: if the job does not fit, or asks for a shared draw.
         """
         self._check(job, init)
-        layers = self._by_layer(self._tensors(self.parameters))
+        layers = self._by_layer(self.tensors(self.parameters))
         for path, (lora_a, lora_b, logits) in layers.items():
             bound = init_scale / self.targets[path][0] ** 0.5
             for skill, name in enumerate(self.names):
-                lora_a[skill] = _uniform(lora_a.shape[1:], bound, "init", seed, path, name).to(lora_a)
+                lora_a[skill] = uniform(lora_a.shape[1:], bound, "init", seed, path, name).to(lora_a)
             lora_b.zero_()
-            logits.copy_(_uniform(logits.shape, LOGITS_BOUND, "logits", seed, path))
+            logits.copy_(uniform(logits.shape, LOGITS_BOUND, "logits", seed, path))
 
     def result(self, slot: int, job: Job, vector: Tensor) -> Trained:
         """The skills as adapters, and the logits (tasks, splits, skills) by path.
@@ -118,7 +103,7 @@ class PolyStack:
         Returns:
             Copies on the CPU.
         """
-        layers = self._by_layer([view.detach().cpu().clone() for view in self._tensors(vector)])
+        layers = self._by_layer([view.detach().cpu().clone() for view in self.tensors(vector)])
         adapters = {
             name: {
                 path: LoraFactors(lora_a[skill].clone(), lora_b[skill].clone(), self.scaling)
@@ -146,13 +131,3 @@ class PolyStack:
         """lora_a, lora_b and logits of each layer."""
         factors, logits = tensors[: 2 * len(self.targets)], tensors[2 * len(self.targets) :]
         return dict(zip(self.targets, zip(factors[::2], factors[1::2], logits, strict=True), strict=True))
-
-    def _tensors(self, vector: Tensor) -> list[Tensor]:
-        parts = vector.split([torch.Size(shape).numel() for shape in self._shapes])
-        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
-
-
-def _uniform(shape: Sequence[int], bound: float, *key: object) -> Tensor:
-    """A float64 draw from U(-bound, bound) that depends on the key alone."""
-    draw = torch.rand(tuple(shape), generator=keyed_generator(*key), dtype=torch.float64)
-    return draw.mul_(2).sub_(1).mul_(bound)

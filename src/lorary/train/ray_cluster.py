@@ -72,7 +72,7 @@ def lost(found: str) -> TrainError:
 
 
 def listens(place: tuple[str, int]) -> bool:
-    """Whether somebody accepts connections there."""
+    """Whether a process accepts connections there."""
     try:
         socket.create_connection(place, timeout=PROBE_TIMEOUT_S).close()
     except OSError:
@@ -154,8 +154,8 @@ def _start(ray: Any, address: str | None, workers: int | None, debug: bool) -> t
 def _vital(ray: Any, nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
     """Where the head listens, and Ray's daemon on this machine."""
     context = ray.get_runtime_context()
-    own = [node for node in nodes if node["NodeID"] == context.get_node_id()]
-    return [_place(context.gcs_address), *((node["NodeManagerAddress"], node["NodeManagerPort"]) for node in own)]
+    local = [node for node in nodes if node["NodeID"] == context.get_node_id()]
+    return [_place(context.gcs_address), *((node["NodeManagerAddress"], node["NodeManagerPort"]) for node in local)]
 
 
 def _place(address: str) -> tuple[str, int]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 from lorary.numbers import check_count
 from lorary.train.executor import S
 from lorary.train.ray_cluster import connected, plan_workers
-from lorary.train.ray_schedule import Pool
+from lorary.train.ray_schedule import WorkerPool
 
 
 class RayExecutor:
@@ -23,7 +23,7 @@ class RayExecutor:
             is started on this machine and ends with the run.
         workers: how many; where None, one per GPU, or per machine where there is none.
         resources: CPU and GPU (fractions allowed) of each worker; where None, as `plan_workers` divides the cluster.
-        say: told lines of progress; where None they go to stderr.
+        say: called with lines of progress; where None they go to stderr.
         start_timeout_s: seconds that the first worker may take to start, and later ones after the last has died.
         head_timeout_s: seconds without an answer after which the head counts as lost; Ray's own limit is 60.
         debug: show Ray's log, and the traceback of every failure.
@@ -64,7 +64,9 @@ class RayExecutor:
             connected(self.address, self.workers, head_timeout_s=self.head_timeout_s, debug=self.debug) as cluster,
         ):
             number, needs = plan_workers(cluster.nodes, self.workers)
-            pool = Pool(cluster, number, dict(self.resources or needs), self._say, self.start_timeout_s, self.debug)
+            pool = WorkerPool(
+                cluster, number, dict(self.resources or needs), self._say, self.start_timeout_s, self.debug
+            )
             pool.run(work, shards)
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorary.errors import LoraryError, TrainError
-from lorary.train.executor import Shard
+from lorary.train.executor import WorkItem
 from lorary.train.ray_cluster import NEXT_RUN, Cluster, lost
-from lorary.train.ray_worker import Failure, Worker, site_of
+from lorary.train.ray_worker import Worker, WorkerFailure, site_of
 
 RETRIES = 3  # of a shard whose worker died, or whose work failed for a reason that may pass
 LOOK_EVERY_S = 1.0  # how often workers are asked for their lines
@@ -44,14 +44,14 @@ class Seat:
 
 
 @dataclass
-class Pool:
+class WorkerPool:
     """The workers of one run.
 
     Args:
         cluster: where.
         number: of workers.
         needs: CPU, GPU and other resources of each.
-        say: told lines of progress.
+        say: called with lines of progress.
         start_timeout_s: seconds without any worker at work after which the run is given up.
         debug: say tracebacks too.
     """
@@ -63,18 +63,18 @@ class Pool:
     start_timeout_s: float
     debug: bool = False
     work: Callable[[Any], None] = field(init=False)
-    shards: Sequence[Shard] = field(init=False)
+    shards: Sequence[WorkItem] = field(init=False)
     queue: deque[int] = field(init=False)  # numbers of the shards that wait for a worker
     left: set[int] = field(init=False)  # numbers of the shards that are neither done nor given up
     tries: dict[int, int] = field(default_factory=dict)  # failed ones, by shard
-    failed: dict[int, Failure] = field(default_factory=dict)  # shards given up, by number
+    failed: dict[int, WorkerFailure] = field(default_factory=dict)  # shards given up, by number
     seats: list[Seat] = field(default_factory=list)
     _num_seated: int = 0
     _failed_starts: int = 0  # since the last worker that did start
     _last_start: str = ""
     _busy_at: float = 0.0
 
-    def run(self, work: Callable[[Any], None], shards: Sequence[Shard]) -> None:
+    def run(self, work: Callable[[Any], None], shards: Sequence[WorkItem]) -> None:
         """Work on all shards.
 
         Raises:
@@ -158,7 +158,7 @@ class Pool:
         except errors.RayActorError as error:
             return self._lose(seat, f"is gone: {_cause(error)}")
         except errors.RayError as error:  # the call itself failed: what was sent cannot be unpickled there
-            answer = (Failure(None, _cause(error), trace=str(error)), None if question == "hello" else [])
+            answer = (WorkerFailure(None, _cause(error), trace=str(error)), None if question == "hello" else [])
         if question == "hello":
             self._seat(seat, *answer)
         elif question == "run":
@@ -166,7 +166,7 @@ class Pool:
         else:
             self._say_lines(seat, answer)
 
-    def _seat(self, seat: Seat, failure: Failure | None, place: str | None) -> None:
+    def _seat(self, seat: Seat, failure: WorkerFailure | None, place: str | None) -> None:
         """A worker has started, or cannot be used."""
         seat.place = place
         if failure is None:
@@ -175,7 +175,7 @@ class Pool:
         else:
             self._lose(seat, f"cannot be used: {failure.text}")
 
-    def _settle(self, seat: Seat, failure: Failure | None, lines: Sequence[str]) -> None:
+    def _settle(self, seat: Seat, failure: WorkerFailure | None, lines: Sequence[str]) -> None:
         """A worker has come to the end of its shard."""
         self._say_lines(seat, lines)
         assert seat.shard is not None
@@ -191,11 +191,11 @@ class Pool:
         """A worker is of no more use: what it worked on goes to another."""
         self.seats.remove(seat)
         if seat.shard is not None:
-            return self._fail(seat.shard, Failure(None, f"{seat} {why}"), "")
+            return self._fail(seat.shard, WorkerFailure(None, f"{seat} {why}"), "")
         self._failed_starts, self._last_start = self._failed_starts + 1, f"{seat} {why}"
         self.say(self._last_start)
 
-    def _fail(self, number: int, failure: Failure, where: str) -> None:
+    def _fail(self, number: int, failure: WorkerFailure, where: str) -> None:
         """A shard was not finished: try again where that may help."""
         self.tries[number] = self.tries.get(number, 0) + 1
         is_final = failure.error is not None or self.tries[number] > RETRIES
@@ -205,8 +205,8 @@ class Pool:
         else:
             self.queue.append(number)
         follows = "given up; the others go on" if is_final else f"try {self.tries[number] + 1} of {RETRIES + 1} follows"
-        told = f"{where}: {failure.text}" if where else failure.text
-        self.say(f"{told}\n{_named(self.shards[number])}: {follows}")
+        reason = f"{where}: {failure.text}" if where else failure.text
+        self.say(f"{reason}\n{_named(self.shards[number])}: {follows}")
         if self.debug and failure.trace:
             self.say(failure.trace)
 
@@ -226,13 +226,13 @@ class Pool:
 
     def _dismiss_all(self) -> None:
         """Send all workers away. Those still at work end themselves, since Ray may be past ending them."""
-        told = [seat.actor.stop.remote() for seat in self.seats if seat.shard is not None]
+        stopping = [seat.actor.stop.remote() for seat in self.seats if seat.shard is not None]
         self.seats.clear()  # Ray ends a worker that nobody holds
-        if told:
-            self.cluster.ray.wait(told, num_returns=len(told), timeout=FAREWELL_S)
+        if stopping:
+            self.cluster.ray.wait(stopping, num_returns=len(stopping), timeout=FAREWELL_S)
 
 
-def _named(shard: Shard) -> str:
+def _named(shard: WorkItem) -> str:
     """Experts of a shard in words."""
     names = [f"'{name}'" for name in shard.names[:MAX_NAMES]]
     more = f" and {len(shard.names) - MAX_NAMES} more" if len(shard.names) > MAX_NAMES else ""

@@ -37,7 +37,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Failure:
+class WorkerFailure:
     """Why a shard was not finished: an exception in words, since not every exception can be pickled.
 
     Args:
@@ -122,7 +122,7 @@ class Worker:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         self._lines = Lines()
 
-    def hello(self, coordinator: Site) -> tuple[Failure | None, str]:
+    def hello(self, coordinator: Site) -> tuple[WorkerFailure | None, str]:
         """Compare this process with the coordinator's.
 
         Args:
@@ -134,7 +134,7 @@ class Worker:
         host = socket.gethostname()
         return attempt(lambda site: check_site(site, host), coordinator), f"{host}, process {os.getpid()}"
 
-    def run(self, work: Callable[[Any], None], shard: Any) -> tuple[Failure | None, list[str]]:
+    def run(self, work: Callable[[Any], None], shard: Any) -> tuple[WorkerFailure | None, list[str]]:
         """Work on one shard.
 
         Args:
@@ -157,14 +157,14 @@ class Worker:
         os._exit(1)
 
 
-def attempt(work: Callable[[Any], None], shard: Any) -> Failure | None:
+def attempt(work: Callable[[Any], None], shard: Any) -> WorkerFailure | None:
     """Do the work, and put into words what goes wrong."""
     try:
         work(shard)
     except LoraryError as error:
-        return Failure(type(error), error.rule, error.found, error.remedy, traceback.format_exc())
+        return WorkerFailure(type(error), error.rule, error.found, error.remedy, traceback.format_exc())
     except Exception as error:  # whatever it is, the coordinator decides what follows from it
-        return Failure(None, f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+        return WorkerFailure(None, f"{type(error).__name__}: {error}", trace=traceback.format_exc())
     return None
 
 

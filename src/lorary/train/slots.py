@@ -1,16 +1,15 @@
-"""The state of a queue: which unit sits in which slot, how far it has come, and the vectors of all of them."""
+"""The state of a queue: which job sits in which slot, how far it has come, and the vectors of all of them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from lorary.data.batching import input_length, plan_batches, plan_weighted_batches
 from lorary.data.packing import Group
 from lorary.data.template import Example
+from lorary.train.flat import FlatParameters
 from lorary.train.optimiser import SlotwiseAdamW
-from lorary.train.units import Factors, Job, LoopSettings, Stack, TrainedUnit
+from lorary.train.units import Factors, Job, LoopSettings, TrainedUnit
 
 
 @dataclass
@@ -27,17 +26,17 @@ class Progress:
         return min(range(len(self.val_losses)), key=lambda i: self.val_losses[i][1])
 
 
-class Unit:
-    """A job in its slot.
+class Slot:
+    """A slot of a stack and the job in it: one unit in training.
 
     Args:
-        slot: which.
+        index: of the slot.
         job: what is trained.
         settings: how.
     """
 
-    def __init__(self, slot: int, job: Job, settings: LoopSettings) -> None:
-        self.slot, self.job, self.progress = slot, job, Progress()
+    def __init__(self, index: int, job: Job, settings: LoopSettings) -> None:
+        self.index, self.job, self.progress = index, job, Progress()
         self._patience, self._evaluations = settings.patience, settings.eval_steps(job.num_steps)
         lengths = [input_length(example) for example in job.train]
         size, key = (settings.batch_size, job.num_steps), (settings.seed, job.name)
@@ -88,13 +87,13 @@ class Unit:
         for name, row in enumerate(rows):
             members.setdefault(tasks[row] if tasks else 0, []).append(name)
         return [
-            Group(self.slot, task, [examples[rows[name]] for name in names], names)
+            Group(self.index, task, [examples[rows[name]] for name in names], names)
             for task, names in sorted(members.items())
         ]
 
 
 class Slots:
-    """Units passing through the slots of a stack in the order of their jobs.
+    """Jobs passing through the slots of a stack, in order.
 
     Args:
         jobs: the queue.
@@ -102,10 +101,10 @@ class Slots:
         settings: how to train.
     """
 
-    def __init__(self, jobs: Sequence[Job], stack: Stack, settings: LoopSettings) -> None:
+    def __init__(self, jobs: Sequence[Job], stack: FlatParameters, settings: LoopSettings) -> None:
         self.jobs, self.stack, self.settings = jobs, stack, settings
         self.waiting = 0  # position in the queue of the next job to take a slot
-        self.units: list[Unit | None] = [None] * stack.num_slots
+        self.slots: list[Slot | None] = [None] * stack.num_slots
         scales = stack.rate_scales()
         sizes = [block.shape[1] for block in stack.blocks(stack.parameters)]
         blocks = list(zip(sizes, scales, strict=True)) if scales else []
@@ -120,29 +119,29 @@ class Slots:
         yield
         self.is_whole = True
 
-    def present(self) -> list[Unit]:
-        """Units in training, by slot."""
-        return [unit for unit in self.units if unit is not None]
+    def present(self) -> list[Slot]:
+        """Slots with a job, in order."""
+        return [slot for slot in self.slots if slot is not None]
 
     def can_fill(self) -> bool:
         """Whether a slot is free for a job that waits."""
-        return self.waiting < len(self.jobs) and None in self.units
+        return self.waiting < len(self.jobs) and None in self.slots
 
     def fill(self) -> None:
         """Seat waiting jobs in the free slots, in order."""
         with self.changing():
-            for slot, unit in enumerate(self.units):
-                if unit is None and self.waiting < len(self.jobs):
-                    self.seat(slot, self.jobs[self.waiting])
-                    self.optimiser.reset(slot)
+            for index, slot in enumerate(self.slots):
+                if slot is None and self.waiting < len(self.jobs):
+                    self.seat(index, self.jobs[self.waiting])
+                    self.optimiser.reset(index)
                     self.waiting += 1
 
-    def seat(self, slot: int, job: Job) -> Unit:
+    def seat(self, index: int, job: Job) -> Slot:
         """Give a slot to a job, with its initial parameters."""
         settings = self.settings
-        self.stack.fill(slot, job, settings.seed, settings.init, settings.init_scale)
-        unit = self.units[slot] = Unit(slot, job, settings)
-        return unit
+        self.stack.fill(index, job, settings.seed, settings.init, settings.init_scale)
+        slot = self.slots[index] = Slot(index, job, settings)
+        return slot
 
     def step(self, losses: dict[int, float]) -> None:
         """Step every unit along its gradient.
@@ -151,10 +150,10 @@ class Slots:
             losses: training loss by slot.
         """
         with self.changing():
-            for unit in self.present():
-                self.optimiser.step(unit.slot, unit.progress.step, unit.job.num_steps)
-                unit.progress.step += 1
-                unit.progress.train_losses.append(losses[unit.slot])
+            for slot in self.present():
+                self.optimiser.step(slot.index, slot.progress.step, slot.job.num_steps)
+                slot.progress.step += 1
+                slot.progress.train_losses.append(losses[slot.index])
 
     def record(self, losses: dict[int, float]) -> None:
         """Note validation losses, and keep the parameters of those at their best.
@@ -163,33 +162,32 @@ class Slots:
             losses: validation loss by slot.
         """
         with self.changing():
-            for slot, loss in losses.items():
-                unit = self.units[slot]
-                assert unit is not None
-                unit.progress.val_losses.append((unit.progress.step, loss))
-                if unit.progress.val_losses[unit.progress.best][0] == unit.progress.step:
-                    self._own(self.best, slot).copy_(self._own(self.stack.parameters, slot))
+            for index, loss in losses.items():
+                slot = self.slots[index]
+                assert slot is not None
+                progress = slot.progress
+                progress.val_losses.append((progress.step, loss))
+                if progress.val_losses[progress.best][0] == progress.step:
+                    best, present = (v.view(len(self.slots), -1) for v in (self.best, self.stack.parameters))
+                    best[index].copy_(present[index])
 
-    def free(self, unit: Unit) -> None:
-        """Take a unit out of its slot."""
-        self.units[unit.slot] = None
+    def free(self, slot: Slot) -> None:
+        """Take the job out of a slot."""
+        self.slots[slot.index] = None
 
-    def present_adapters(self, unit: Unit) -> dict[str, Factors]:
-        """Copies of a unit's factors as they are now."""
-        return self.stack.result(unit.slot, unit.job, self.stack.parameters).adapters
+    def present_adapters(self, slot: Slot) -> dict[str, Factors]:
+        """Copies of a slot's factors as they are now."""
+        return self.stack.result(slot.index, slot.job, self.stack.parameters).adapters
 
-    def result(self, unit: Unit) -> TrainedUnit:
-        """What has become of a unit: its best checkpoint."""
-        best, progress = self.stack.result(unit.slot, unit.job, self.best), unit.progress
+    def result(self, slot: Slot) -> TrainedUnit:
+        """What has become of a job: its best checkpoint."""
+        best, progress = self.stack.result(slot.index, slot.job, self.best), slot.progress
         return TrainedUnit(
-            name=unit.job.name,
+            name=slot.job.name,
             adapters=best.adapters,
             extras=best.extras,
             train_losses=list(progress.train_losses),
             val_losses=list(progress.val_losses),
             best_step=progress.val_losses[progress.best][0],
-            stopped_early=progress.step < unit.job.num_steps,
+            stopped_early=progress.step < slot.job.num_steps,
         )
-
-    def _own(self, vector: Tensor, slot: int) -> Tensor:
-        return vector.view(self.stack.num_slots, -1)[slot]

@@ -1,36 +1,30 @@
 """The parameters of many experts as one vector, with a view per layer and factor."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lorary.adapter import LoraFactors
 from lorary.errors import TrainError
-from lorary.keys import keyed_generator
-from lorary.lora.stacked import RowTags, StackedLora
+from lorary.lora.stacked import StackedLora
+from lorary.train.flat import FlatParameters, uniform
 from lorary.train.units import Job, Trained
 
 
-class ExpertStack:
-    """Slots for experts in training: all parameters in one vector, all gradients in another.
+class ExpertStack(FlatParameters):
+    """Slots for experts in training: lora_a and lora_b of each layer in turn.
 
-    The vector is a run of slots, each a run of blocks, one per layer and factor. Each layer's lora_a and lora_b are
-    leaf tensors that view into it, and their gradients are added to the other vector as soon as they are there: a slot
-    is one run of numbers for the optimiser, and a checkpoint is a vector.
-
-    An expert of a smaller rank than the stack, or of fewer layers, has zeros in the rest: both factors are zero there,
+    An expert of a smaller rank than the stack, or of fewer layers, has zeros elsewhere: both factors are zero there,
     so that both gradients are, and neither the norm nor AdamW ever sees them.
 
     Args:
         num_slots: experts that can be in training at once.
         targets: (d_in, d_out) of each adapted layer, by path.
         rank: the largest rank of an expert.
-        dtype: of the parameters; float32 beside any base but a float64 one.
-        device: where the base runs.
+        dtype: as for `FlatParameters`.
+        device: likewise.
     """
 
     def __init__(
@@ -41,30 +35,14 @@ class ExpertStack:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.num_slots, self.targets, self.rank = num_slots, dict(targets), rank
-        self._shapes = [s for d_in, d_out in targets.values() for s in ((rank, d_in), (d_out, rank))]
-        size = sum(rows * columns for rows, columns in self._shapes)
-        self.parameters = torch.zeros(num_slots * size, dtype=dtype, device=device)
-        self.gradient = torch.zeros_like(self.parameters)
+        self.targets, self.rank = dict(targets), rank
+        pairs = (((num_slots, rank, d_in), (num_slots, d_out, rank)) for d_in, d_out in targets.values())
+        super().__init__(num_slots, [shape for pair in pairs for shape in pair], dtype, device)
         self.scaling = torch.ones(num_slots, dtype=dtype, device=device)
-        self.tags = RowTags()
-        leaves = [view.detach().requires_grad_() for view in self._factors(self.parameters)]
-        for leaf, gradient in zip(leaves, self._factors(self.gradient), strict=True):
-            # Not as the leaf's own .grad: autograd wants that contiguous.
-            leaf.register_post_accumulate_grad_hook(partial(move_gradient, gradient))
         self.modules = {
-            path: StackedLora(leaves[2 * i], leaves[2 * i + 1], self.scaling, self.tags, path)
-            for i, path in enumerate(self.targets)
+            path: StackedLora(lora_a, lora_b, self.scaling, self.tags, path)
+            for path, lora_a, lora_b in zip(self.targets, self.leaves[::2], self.leaves[1::2], strict=True)
         }
-
-    def blocks(self, vector: Tensor) -> list[Float[Tensor, "slots size"]]:
-        """Views that cover a vector, one per layer and factor, in the order of each slot's parameters."""
-        sizes = [rows * columns for rows, columns in self._shapes]
-        return list(vector.view(self.num_slots, -1).split(sizes, dim=1))
-
-    def rate_scales(self) -> list[float | None] | None:
-        """None: all parameters learn at the plain rate."""
-        return None
 
     def fill(self, slot: int, job: Job, seed: int, init: str, init_scale: float) -> None:
         """Draw lora_a from U(-s, s) with s = init_scale / sqrt(d_in), as PEFT does for 1; all else is zero.
@@ -88,9 +66,8 @@ class ExpertStack:
         self.scaling[slot] = job.alpha / job.rank
         for path, (lora_a, _) in self._layers(job, self.parameters).items():
             key = ("init", seed, path) if init == "shared" else ("init", seed, path, job.name)
-            d_in = lora_a.shape[-1]
-            draw = torch.rand((job.rank, d_in), generator=keyed_generator(*key), dtype=torch.float64)
-            lora_a[slot, : job.rank] = (draw.mul_(2).sub_(1) * (init_scale / d_in**0.5)).to(lora_a)
+            shape = (job.rank, lora_a.shape[-1])
+            lora_a[slot, : job.rank] = uniform(shape, init_scale / shape[1] ** 0.5, *key).to(lora_a)
         self._begin(slot, job)
 
     def _begin(self, slot: int, job: Job) -> None:
@@ -137,14 +114,9 @@ class ExpertStack:
 
     def _layers(self, job: Job, vector: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """lora_a and lora_b, with all slots, of the layers that a job adapts."""
-        views = self._factors(vector)
+        views = self.tensors(vector)
         pairs = zip(self.targets, views[::2], views[1::2], strict=True)
         return {path: (a, b) for path, a, b in pairs if job.targets is None or path in job.targets}
-
-    def _factors(self, vector: Tensor) -> list[Tensor]:
-        """lora_a and lora_b of each layer in turn, as (slots, rows, columns) views into a vector."""
-        blocks = zip(self.blocks(vector), self._shapes, strict=True)
-        return [block.view(self.num_slots, *shape) for block, shape in blocks]
 
 
 def expert_stack(
@@ -165,13 +137,6 @@ def expert_stack(
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
     rank = max(job.rank for job in jobs)
     return ExpertStack(min(num_slots, len(jobs)), targets, rank, dtype, parameter.device)
-
-
-def move_gradient(into: Tensor, leaf: Tensor) -> None:
-    """Add a leaf's gradient to another tensor and let go of it: a hook for leaves that view into one vector."""
-    assert leaf.grad is not None
-    into.add_(leaf.grad)
-    leaf.grad = None
 
 
 def _copy(tensor: Tensor) -> Tensor:

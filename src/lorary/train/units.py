@@ -1,16 +1,14 @@
-"""What the training loop speaks of: jobs, settings, what comes out, and the stack that holds parameters meanwhile."""
+"""What the training loop works with: jobs, settings, and what comes out."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorary.adapter import LoraFactors
 from lorary.data.template import Example
 from lorary.errors import TrainError
-from lorary.lora.stacked import RowTags
 from lorary.train.optimiser import OptimiserSettings
 
 Factors = dict[str, LoraFactors]  # by the path of the layer
@@ -140,48 +138,3 @@ class LoopSettings:
         """Steps done at the evaluations of a unit of so many steps; 0 is among them."""
         evals = min(self.num_evals, num_steps)
         return {0, *(round(num_steps * (i + 1) / evals) for i in range(evals))}
-
-
-@runtime_checkable
-class Stack(Protocol):
-    """Parameters of the units in training: one vector, with what is seated beside the layers viewing into it.
-
-    Vectors are slot-major: `vector.view(num_slots, -1)[slot]` is all that belongs to one slot, so that a unit is
-    stepped, clipped, stored and replaced without a look at the others.
-
-    Args:
-        num_slots: units that can be in training at once.
-        parameters: flat vector.
-        gradient: flat vector into which backward adds.
-        tags: shared by all modules, set before each forward pass.
-    """
-
-    num_slots: int
-    parameters: Tensor
-    gradient: Tensor
-    tags: RowTags
-
-    @property
-    def modules(self) -> Mapping[str, nn.Module]:
-        """What is seated beside the layers, by path."""
-        ...
-
-    def blocks(self, vector: Tensor) -> list[Tensor]:
-        """Views (slots, size) that cover a vector in the order of each slot's parameters."""
-        ...
-
-    def rate_scales(self) -> list[float | None] | None:
-        """For each block a factor on the learning rate; such a block is not decayed. None: the plain rate, decayed."""
-        ...
-
-    def fill(self, slot: int, job: Job, seed: int, init: str, init_scale: float) -> None:
-        """Overwrite all of a slot's parameters with the initial ones of a job, and set what else it needs (scaling).
-
-        Raises:
-            TrainError: if the job does not fit the stack.
-        """
-        ...
-
-    def result(self, slot: int, job: Job, vector: Tensor) -> Trained:
-        """What a vector holds for the job in a slot, copied to the CPU."""
-        ...

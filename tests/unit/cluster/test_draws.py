@@ -1,11 +1,18 @@
 """Initial draws are told from the factors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from lorary.adapter import Adapter
-from lorary.cluster.draws import initial_draws
+from lorary.cluster.draws import DrawDetector
 
 Make = Callable[..., Adapter]
+
+
+def initial_draws(adapters: Iterable[Adapter]) -> tuple[tuple[str, ...], ...]:
+    detector = DrawDetector()
+    for adapter in adapters:
+        detector.add(adapter)
+    return detector.groups()
 
 
 def test_adapters_are_grouped_by_their_draw(made: Make) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorary.lora import gated
+from lorary.lora import gated, plans
 from lorary.lora.gate import Seen
 from lorary.lora.gated import GatedLora
 from lorary.model.attach import routing
@@ -63,10 +63,9 @@ def only(plan: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return call
 
-    for name, function in (("native_mix", "compiled"), ("mix_chosen", "gathered")):
-        monkeypatch.setattr(gated, name, counted(function, getattr(gated, name)))
+    for name in PLANS:
+        monkeypatch.setattr(plans, name, counted(name, getattr(plans, name)))
     monkeypatch.setattr(NativeRoute, "__call__", counted("compiled", NativeRoute.__call__))
-    monkeypatch.setattr(gated, "weigh", counted("dense", gated.weigh))
     if plan != "compiled":
         monkeypatch.setattr(gated, "is_native", lambda tensor: False)
     if plan == "dense":

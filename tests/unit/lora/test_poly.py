@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lorary.data.packing import Piece
 from lorary.errors import ShapeError
-from lorary.lora.poly import MixedLora, mix_factors, mixing_weights
+from lorary.lora.poly import PolyLora, mix_factors, mixing_weights
 from lorary.lora.stacked import RowTags, StackedLora
 
 SKILLS, TASKS, RANK, D_IN, D_OUT = 3, 4, 2, 6, 12
@@ -18,17 +18,17 @@ def randn(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def mixed(generator: torch.Generator, *, skills: int = SKILLS, splits: int = 1) -> MixedLora:
+def mixed(generator: torch.Generator, *, skills: int = SKILLS, splits: int = 1) -> PolyLora:
     shapes = ((skills, RANK, D_IN), (skills, D_OUT, RANK), (TASKS, splits, skills))
-    return MixedLora(*(randn(generator, *shape).requires_grad_() for shape in shapes), 1.7, RowTags(), "layer")
+    return PolyLora(*(randn(generator, *shape).requires_grad_() for shape in shapes), 1.7, RowTags(), "layer")
 
 
-def inputs(generator: torch.Generator, lora: MixedLora, tasks: list[int]) -> tuple[Tensor, Tensor]:
+def inputs(generator: torch.Generator, lora: PolyLora, tasks: list[int]) -> tuple[Tensor, Tensor]:
     lora.tags.tasks, lora.tags.lengths = torch.tensor(tasks), (5,) * len(tasks)
     return randn(generator, len(tasks), 5, D_IN), randn(generator, len(tasks), 5, D_OUT)
 
 
-def naive(lora: MixedLora, x: Tensor, output: Tensor, tasks: list[int]) -> Tensor:
+def naive(lora: PolyLora, x: Tensor, output: Tensor, tasks: list[int]) -> Tensor:
     """Row by row, block by block, skill by skill: nothing shared with the implementation but the definition."""
     splits = lora.logits.shape[1]
     rows = []
@@ -46,7 +46,7 @@ def naive(lora: MixedLora, x: Tensor, output: Tensor, tasks: list[int]) -> Tenso
     return torch.stack(rows)
 
 
-def gradients(lora: MixedLora, x: Tensor, found: Tensor, target: Tensor) -> list[Tensor]:
+def gradients(lora: PolyLora, x: Tensor, found: Tensor, target: Tensor) -> list[Tensor]:
     loss = (found - target).pow(3).sum()
     return list(torch.autograd.grad(loss, [lora.lora_a, lora.lora_b, lora.logits, x]))
 
@@ -89,7 +89,7 @@ def test_one_skill_is_a_plain_lora(generator: torch.Generator) -> None:
 def test_equal_weights_in_all_splits_are_poly(generator: torch.Generator, splits: int) -> None:
     poly = mixed(generator)
     logits = poly.logits.expand(TASKS, splits, SKILLS)
-    mhr = MixedLora(poly.lora_a, poly.lora_b, logits, poly.scaling, poly.tags, "layer")
+    mhr = PolyLora(poly.lora_a, poly.lora_b, logits, poly.scaling, poly.tags, "layer")
     x, output = inputs(generator, poly, [1, 0, 3])
     assert torch.allclose(poly(x, output), mhr(x, output), rtol=0, atol=1e-12)
 
@@ -158,4 +158,4 @@ def test_a_layer_that_splits_do_not_divide_is_refused_by_name(generator: torch.G
 def test_tokens_without_their_sequences_are_refused(generator: torch.Generator) -> None:
     with pytest.raises(ShapeError, match=r"layer 'layer' must be given \(batch, seq, d_in\)"):
         # Behind the shape checker of the tests, which refuses this before the function runs.
-        MixedLora.forward.__wrapped__(mixed(generator), torch.ones(6, 6), torch.ones(6, 12))  # type: ignore[attr-defined]
+        PolyLora.forward.__wrapped__(mixed(generator), torch.ones(6, 6), torch.ones(6, 12))  # type: ignore[attr-defined]

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lorary.lora.gated import GatedLora
+from lorary.lora.plans import gathered
 from lorary.ops import native as module
 from lorary.ops.blocks import block_norms, split_blocks
 from lorary.ops.choose import Choice, Chosen, choose
-from lorary.ops.mix import mix_chosen
 from lorary.ops.native import NativeRoute, Quick, is_native, native, native_mix
 from lorary.route.lag import lag_readout
 
@@ -40,7 +40,7 @@ def layer(generator: torch.Generator, ranks: list[int], d_in: int, d_out: int) -
 def terms(x: Tensor, chosen: Chosen, lora: GatedLora, out: Tensor) -> Tensor:
     """The sum if none of its terms cancelled another: what the error of a sum in float32 is relative to."""
     positive = Chosen(chosen.experts, chosen.weights.abs())
-    return out.abs() + mix_chosen(x.abs(), positive, lora.down.abs(), lora.up.abs(), lora.rows)
+    return out.abs() + gathered(x.abs(), positive, lora.down.abs(), lora.up.abs(), lora.rank_index)
 
 
 def is_clear(scores: Tensor, top_k: int, rounding: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def test_the_compiled_plan_gives_what_pytorch_gives(
         torch.set_num_threads(before)
     assert torch.equal(out, before_mixing)
     # The same choice, applied twice: no tie plays a part.
-    expected, scale = out + mix_chosen(x, chosen, lora.down, lora.up, lora.rows), terms(x, chosen, lora, out)
+    expected, scale = out + gathered(x, chosen, lora.down, lora.up, lora.rank_index), terms(x, chosen, lora, out)
     for found in (together, *mixed):
         assert bool(((found - expected).abs() <= 1e-5 * scale).all())
     # The same products, chosen from twice; away from ties, since norms and sums are rounded in another order.

@@ -41,7 +41,7 @@ def running(**changes: Any) -> Slots:
     slots.fill()
     for number, vector in enumerate(vectors(slots), 1):
         vector.fill_(number / 3)
-    slots.units[1] = None
+    slots.slots[1] = None
     for unit, step in zip(slots.present(), (3, 1, 1), strict=False):
         unit.progress = Progress(step, [1.0, 0.1 + 0.2], [(0, 3.0), (3, 1e-17)])
     return slots
@@ -59,8 +59,8 @@ def test_a_checkpoint_comes_back_to_the_bit(path: Path) -> None:
     slots, before = slots_of(), running()
     assert load_checkpoint(path, slots)
     assert all(torch.equal(one, other) for one, other in zip(vectors(slots), vectors(before), strict=True))
-    assert [u and (u.slot, u.job, u.progress) for u in slots.units] == [
-        u and (u.slot, u.job, u.progress) for u in before.units
+    assert [u and (u.index, u.job, u.progress) for u in slots.slots] == [
+        u and (u.index, u.job, u.progress) for u in before.slots
     ]
     assert slots.waiting == before.waiting == 3
     assert [file.name for file in path.parent.iterdir()] == [path.name]

@@ -20,8 +20,8 @@ from lorary.train.choose_executor import make_executor
 from lorary.train.executor import Executor, LocalExecutor
 from lorary.train.ray_cluster import Cluster, Head, plan_workers
 from lorary.train.ray_pool import RayExecutor
-from lorary.train.ray_schedule import RETRIES, Pool
-from lorary.train.ray_worker import Failure, Lines, Worker, check_site, site_of
+from lorary.train.ray_schedule import RETRIES, WorkerPool
+from lorary.train.ray_worker import Lines, Worker, WorkerFailure, check_site, site_of
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def pool(ray: FakeRay, said: list[str]) -> Pool:
+def pool(ray: FakeRay, said: list[str]) -> WorkerPool:
     cluster = Cluster(ray, Head([], 1.0), [{"CPU": 2.0}])
-    return Pool(cluster, 2, {"CPU": 1.0, "GPU": 0.0}, said.append, start_timeout_s=60.0)
+    return WorkerPool(cluster, 2, {"CPU": 1.0, "GPU": 0.0}, said.append, start_timeout_s=60.0)
 
 
 def pieces(folder: Path, *names: str) -> list[Piece]:
@@ -192,7 +192,7 @@ def test_in_this_process_shards_run_in_order_until_one_fails(tmp_path: Path) -> 
 
 
 def test_every_shard_is_worked_on_once_and_what_the_work_says_is_shown(
-    pool: Pool, ray: FakeRay, said: list[str], tmp_path: Path
+    pool: WorkerPool, ray: FakeRay, said: list[str], tmp_path: Path
 ) -> None:
     worked: list[str] = []
     pool.run(lambda piece: (worked.append(piece.names[0]), write_name(piece))[1], pieces(tmp_path, *"abcde"))
@@ -202,14 +202,14 @@ def test_every_shard_is_worked_on_once_and_what_the_work_says_is_shown(
     assert any(line.endswith("5 of 5 shards are done") for line in said)
 
 
-def test_no_more_workers_start_than_there_are_shards(pool: Pool, ray: FakeRay, tmp_path: Path) -> None:
+def test_no_more_workers_start_than_there_are_shards(pool: WorkerPool, ray: FakeRay, tmp_path: Path) -> None:
     pool.run(write_name, pieces(tmp_path, "only"))
     assert len(ray.actors) == 1
 
 
 @pytest.mark.parametrize("failures", [1, RETRIES])
 def test_the_shard_of_a_dead_worker_is_tried_again(
-    pool: Pool, ray: FakeRay, said: list[str], tmp_path: Path, failures: int
+    pool: WorkerPool, ray: FakeRay, said: list[str], tmp_path: Path, failures: int
 ) -> None:
     pool.run(failing_first(failures, Death(), "b"), pieces(tmp_path, *"abcd"))
     assert done(tmp_path) == [*"abcd"]
@@ -217,7 +217,7 @@ def test_the_shard_of_a_dead_worker_is_tried_again(
     assert sum("is gone: The actor is dead because it was killed" in line for line in said) == failures
 
 
-def test_a_shard_that_kills_every_worker_is_given_up_and_the_others_finish(pool: Pool, tmp_path: Path) -> None:
+def test_a_shard_that_kills_every_worker_is_given_up_and_the_others_finish(pool: WorkerPool, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="expert 'b' must be trained within 4 tries") as caught:
         pool.run(failing_first(99, Death(), "b"), pieces(tmp_path, *"abcd"))
     assert "dead because it was killed" in str(caught.value)
@@ -225,7 +225,9 @@ def test_a_shard_that_kills_every_worker_is_given_up_and_the_others_finish(pool:
     assert pool.tries == {1: RETRIES + 1}
 
 
-def test_a_failure_that_may_pass_is_tried_again(pool: Pool, ray: FakeRay, said: list[str], tmp_path: Path) -> None:
+def test_a_failure_that_may_pass_is_tried_again(
+    pool: WorkerPool, ray: FakeRay, said: list[str], tmp_path: Path
+) -> None:
     pool.run(failing_first(2, OSError(116, "Stale file handle"), "a"), pieces(tmp_path, *"abc"))
     assert done(tmp_path) == [*"abc"]
     assert any("Stale file handle" in line and "try 2 of 4 follows" in line for line in said)
@@ -233,7 +235,7 @@ def test_a_failure_that_may_pass_is_tried_again(pool: Pool, ray: FakeRay, said: 
 
 
 def test_what_lorary_refuses_is_not_tried_again_and_raised_as_it_was(
-    pool: Pool, said: list[str], tmp_path: Path
+    pool: WorkerPool, said: list[str], tmp_path: Path
 ) -> None:
     error = UsageError("the rank must be at least 1", found=0, remedy="raise --rank")
     with pytest.raises(UsageError) as caught:
@@ -245,7 +247,7 @@ def test_what_lorary_refuses_is_not_tried_again_and_raised_as_it_was(
     assert any("given up; the others go on" in line for line in said)
 
 
-def test_several_failed_shards_make_one_error(pool: Pool, tmp_path: Path) -> None:
+def test_several_failed_shards_make_one_error(pool: WorkerPool, tmp_path: Path) -> None:
     def work(piece: Piece) -> None:
         raise TaskError("no rows")
 
@@ -256,14 +258,16 @@ def test_several_failed_shards_make_one_error(pool: Pool, tmp_path: Path) -> Non
     assert caught.value.rule == f"{where}: no rows"
 
 
-def test_work_that_cannot_be_unpickled_over_there_is_an_error_at_last(pool: Pool, ray: FakeRay, tmp_path: Path) -> None:
+def test_work_that_cannot_be_unpickled_over_there_is_an_error_at_last(
+    pool: WorkerPool, ray: FakeRay, tmp_path: Path
+) -> None:
     ray.is_broken = True
     with pytest.raises(TrainError, match="No module named 'elsewhere'"):
         pool.run(write_name, pieces(tmp_path, "a"))
 
 
 def test_a_worker_that_answers_no_more_is_replaced(
-    pool: Pool, ray: FakeRay, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pool: WorkerPool, ray: FakeRay, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_schedule, "SILENCE_S", 0.05)
     ray.hanging = {0}
@@ -274,7 +278,7 @@ def test_a_worker_that_answers_no_more_is_replaced(
 
 
 def test_workers_that_cannot_be_used_end_the_run(
-    pool: Pool, ray: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pool: WorkerPool, ray: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = site_of(str(tmp_path))
     other.versions["torch"] = "0.1"
@@ -286,7 +290,7 @@ def test_workers_that_cannot_be_used_end_the_run(
 
 
 def test_a_worker_that_never_starts_ends_the_run_with_what_it_needs(
-    pool: Pool, ray: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pool: WorkerPool, ray: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "wait", lambda refs, **_kwargs: ([], refs))
     pool.needs, pool.start_timeout_s = {"CPU": 4.0, "GPU": 1.0}, 0.0
@@ -295,7 +299,7 @@ def test_a_worker_that_never_starts_ends_the_run_with_what_it_needs(
 
 
 def test_a_lost_head_stops_the_workers_and_says_that_nothing_is_lost(
-    pool: Pool, ray: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pool: WorkerPool, ray: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_cluster, "PROBE_EVERY_S", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -309,7 +313,7 @@ def test_a_lost_head_stops_the_workers_and_says_that_nothing_is_lost(
 
 
 def test_a_client_that_loses_its_connection_is_the_same_error(
-    pool: Pool, ray: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pool: WorkerPool, ray: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wait(_refs: Any, **_kwargs: Any) -> None:
         raise ConnectionError("the client is disconnected")
@@ -338,7 +342,7 @@ def test_every_error_survives_the_way_to_the_coordinator(name: str) -> None:
         error: LoraryError = MissingExtraError("wandb", "wandb")
     else:
         error = kind("the rule", found=3, remedy="do it")
-    again = Failure(type(error), error.rule, error.found, error.remedy).raised("expert 'a'")
+    again = WorkerFailure(type(error), error.rule, error.found, error.remedy).raised("expert 'a'")
     assert type(again) is kind
     assert str(again) == f"expert 'a': {error}"
 

@@ -120,15 +120,16 @@ def test_a_run_killed_after_any_step_resumes_to_the_same_bits(
 def test_logits_learn_at_their_own_rate_and_are_not_decayed(tiny_model: Make) -> None:
     stack = stack_for(tiny_model(dtype=torch.float64), logits_rate=4.0)
     stack.fill(0, opposite_tasks(), 0, "own", 1.0)
-    factors, logits = (block.clone() for block in stack.blocks(stack.parameters))
-    scales = [(block.shape[1], scale) for block, scale in zip((factors, logits), stack.rate_scales(), strict=True)]
+    before = stack.parameters.clone()
+    sizes = [block.shape[1] for block in stack.blocks(stack.parameters)]
+    scales = list(zip(sizes, stack.rate_scales(), strict=True))
     settings = OptimiserSettings(learning_rate=0.01, weight_decay=0.5, clip=1e9)
     stack.gradient.fill_(3.0)
     SlotwiseAdamW(stack.parameters, stack.gradient, 1, settings, scales).step(0, 0, 1)
-    moved_factors, moved_logits = stack.blocks(stack.parameters)
+    num_logits = sum(module.logits.numel() for module in stack.modules.values())
     # AdamW's first step has the size of the rate, whatever the gradient.
-    assert torch.allclose(moved_factors, factors * (1 - 0.01 * 0.5) - 0.01, rtol=0, atol=1e-9)
-    assert torch.allclose(moved_logits, logits - 4.0 * 0.01, rtol=0, atol=1e-9)
+    expected = torch.cat([before[:-num_logits] * (1 - 0.01 * 0.5) - 0.01, before[-num_logits:] - 4.0 * 0.01])
+    assert torch.allclose(stack.parameters, expected, rtol=0, atol=1e-9)
 
 
 def test_initial_weights_depend_on_seed_skill_and_layer_alone(tiny_model: Make) -> None:
@@ -153,8 +154,9 @@ def test_blocks_cover_the_vector_in_order(tiny_model: Make) -> None:
     stack = stack_for(tiny_model())
     vector = torch.arange(stack.parameters.numel())
     assert torch.equal(torch.cat([block[0] for block in stack.blocks(vector)]), vector)
-    num_logits = sum(module.logits.numel() for module in stack.modules.values())
-    assert stack.blocks(vector)[1].shape == (1, num_logits)
+    shapes = [tensor.shape for module in stack.modules.values() for tensor in (module.lora_a, module.lora_b)]
+    shapes += [module.logits.shape for module in stack.modules.values()]
+    assert [tensor.shape for tensor in stack.tensors(vector)] == shapes
 
 
 def test_the_result_is_a_copy_of_skills_and_logits(tiny_model: Make) -> None:
