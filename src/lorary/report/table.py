@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from itertools import groupby
 
-from lorary.report.markup import METRIC_MEANINGS, METRIC_NAMES, MISSING, counted, hundredths, text
+from lorary.evaluate.metrics import METRIC_MEANINGS, METRIC_NAMES
+from lorary.report.markup import MISSING, counted, hundredths, text
 from lorary.report.table_model import BASE, SPLITS, Board, Cell, Mean, TaskLine, is_told
 
 SPLIT_NOTES = {
