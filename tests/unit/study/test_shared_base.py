@@ -27,7 +27,7 @@ def state_of(model: Any) -> dict[str, Any]:
             "generation": model.generation_config.to_dict()}  # fmt: skip
 
 
-@pytest.mark.parametrize("failing", [(), (2, 6, 11, 15, 20, 25)])
+@pytest.mark.parametrize("failing", [(), (2, 5, 9, 14)])
 def test_every_stage_leaves_the_shared_base_bare(
     failing: tuple[int, ...], make_study: Callable[..., Path], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,7 +50,7 @@ def test_every_stage_leaves_the_shared_base_bare(
     monkeypatch.setattr(TimedDisplay, "check_time", check_time)
     monkeypatch.setattr(reproduce, "_run_stage", checked)
     seen = set()
-    for _ in range(4):
+    for _ in range(2):
         seen |= set(reproduce._run_stages(context, context.study.stages).values())
     assert DONE in seen
     assert (FAILED in seen) == bool(failing)
