@@ -50,18 +50,18 @@ def _file_type() -> Any:
         "drift": mapping_for(DriftStage, ("name",), drift=str),
     }  # fmt: skip
     tagged = tuple(Annotated[kind, Tag(f"stage {name}")] for name, kind in stages.items())
-    stage = Annotated[Union[tagged], Discriminator(_stage_tag)]  # noqa: UP007 (of a tuple)
+    stage = Annotated[Union[tagged], Discriminator(_stage_tag)]  # type: ignore[valid-type]  # noqa: UP007
     listed = BeforeValidator(lambda sets: [sets] if isinstance(sets, Mapping) else sets)
     return mapping_of(
         "study",
         about=str,
         base=str,
-        tasks=mapping_of("tasks", train=task_set, held_out=Annotated[list[task_set], Strict(), listed]),
+        tasks=mapping_of("tasks", train=task_set, held_out=Annotated[list[task_set], Strict(), listed]),  # type: ignore[valid-type]
         train=train,
         run=mapping_for(RunSettings),
         evaluate=scoring,
         stages=Annotated[list[stage], Strict()],
-        questions=tuple[mapping_for(Question), ...],
+        questions=tuple[mapping_for(Question), ...],  # type: ignore[misc]
         assume=mapping_of("assume", model=Mapping[str, Any], dtype_bytes=POSITIVE, tflops=POSITIVE),
     )
 

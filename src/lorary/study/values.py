@@ -63,7 +63,7 @@ def kind_of(hint: Any) -> Any:
         return Union[inner]  # noqa: UP007 (of a tuple)
     if origin is tuple:
         return Annotated[list[inner[0]], Strict(), AfterValidator(tuple)]  # type: ignore[valid-type]
-    return dict[inner] if origin is Mapping else _KINDS.get(hint, hint)  # type: ignore[misc]
+    return dict[inner] if origin is Mapping else _KINDS.get(hint, hint)  # type: ignore[valid-type, misc]
 
 
 def mapping_of(name: str, needed: Collection[str] = (), /, **kinds: Any) -> Any:
