@@ -27,7 +27,7 @@ def state_of(model: Any) -> dict[str, Any]:
             "generation": model.generation_config.to_dict()}  # fmt: skip
 
 
-@pytest.mark.parametrize("failing", [()])
+@pytest.mark.parametrize("failing", [(), (2, 5, 9, 14)])
 def test_every_stage_leaves_the_shared_base_bare(
     failing: tuple[int, ...], make_study: Callable[..., Path], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
