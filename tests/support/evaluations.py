@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lorary.evaluate.cells import Cell, Failure
-from lorary.evaluate.evaluation import Evaluation, Found, evaluation_of
+from lorary.evaluate.cells import Cell, CellFailure
+from lorary.evaluate.evaluation import Evaluation, ScoredCells, evaluation_of
 from lorary.evaluate.routing_accuracy import RoutingAccuracy
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.evaluate.statistics import bootstrap_interval
@@ -31,7 +31,7 @@ def made_up(
         rows: of each task.
         lacks: router and task of a cell of the first library that failed.
     """
-    found = Found()
+    found = ScoredCells()
     for number, library in enumerate(libraries):
         for task, (split, family) in TASKS.items():
             own = "held_in" if number == 1 else split
@@ -39,7 +39,7 @@ def made_up(
             noise = draw.random(rows)
             for router, level in LEVELS.items():
                 if number == 0 and (router, task) == lacks:
-                    found.failures.append(Failure(library, router, task, "logits must be finite", "nan"))
+                    found.failures.append(CellFailure(library, router, task, "logits must be finite", "nan"))
                     continue
                 values = (noise < level + (0.05 * number if router != "base" else 0)).astype(float).tolist()
                 low, high = bootstrap_interval(values)
@@ -52,6 +52,6 @@ def made_up(
             if own == "held_in":
                 found.routing.append(RoutingAccuracy(library, "arrow", task, family, task, 0.4, 0.5, 0.2, 8))
     if failed:
-        found.failures.append(Failure(libraries[0], "norm", "in0", "a <rule> | that must hold", "another"))
+        found.failures.append(CellFailure(libraries[0], "norm", "in0", "a <rule> | that must hold", "another"))
     settings = EvaluateSettings(routers=tuple(LEVELS))
     return evaluation_of(found, settings, libraries, "tiny")

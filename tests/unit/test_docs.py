@@ -15,7 +15,7 @@ from lorary.build.settings import PRESETS, BuildSettings
 from lorary.cli.app import app
 from lorary.data.builtin.catalogue import DEMO_TASKS, builtin_tasks
 from lorary.data.schema import FIELDS
-from lorary.evaluate.cells import Cell, Failure
+from lorary.evaluate.cells import Cell, CellFailure
 from lorary.evaluate.metrics import CHOICE_METRICS, TEXT_METRICS
 from lorary.evaluate.routing_accuracy import RoutingAccuracy
 from lorary.evaluate.settings import EvaluateSettings
@@ -109,7 +109,7 @@ def test_every_option_of_the_large_commands_is_named() -> None:
 
 def test_every_key_of_the_results_is_named() -> None:
     text = page("evaluation.md")
-    kinds: tuple[Any, ...] = (Cell, Failure, Mean, Comparison, OracleGap, RoutingAccuracy, EvaluateSettings)
+    kinds: tuple[Any, ...] = (Cell, CellFailure, Mean, Comparison, OracleGap, RoutingAccuracy, EvaluateSettings)
     keys = {field.name for kind in kinds for field in fields(kind)} - {"values"}
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
 

@@ -35,13 +35,13 @@ def reproduce(
 ) -> None:
     """Run a study stage by stage and write its report. Run it again to go on: what is done is not done again."""
     from lorary.errors import UsageError
-    from lorary.recipes.reproduce import Choice, run_dry_run, run_reproduce
+    from lorary.recipes.reproduce import StageChoice, run_dry_run, run_reproduce
     from lorary.study.dry_run import dry_run_text
 
     if time_budget is not None and not time_budget >= 0:
         raise UsageError("--time-budget must be at least 0 minutes", found=time_budget)
     names = split_names(only)
-    choice = Choice(None if names is None else tuple(names), until)
+    choice = StageChoice(None if names is None else tuple(names), until)
     if dry_run:
         planned = run_dry_run(study, out, choice=choice, tasks=tasks)
         print(json.dumps(planned) if as_json else dry_run_text(planned))

@@ -10,12 +10,11 @@ from lorary.data.template import Example, Ids, Template, warn_of_cuts
 from lorary.errors import TaskError
 from lorary.evaluate.decoding import Decoding, decoding_of, sample_seeds
 from lorary.evaluate.generation import generate_answers
-from lorary.evaluate.loglik import AnswerLoss, answer_losses, choose_options
-from lorary.evaluate.metrics import CHOICE_METRICS, check_metric, text_score
-from lorary.evaluate.metrics.passing import parse_pass
-from lorary.evaluate.metrics.rouge import single_reference, warn_of_silence
+from lorary.evaluate.loglik import AnswerLoss, answer_losses
+from lorary.evaluate.metrics.choice import ChoiceMetric
+from lorary.evaluate.metrics.exact import EM
+from lorary.evaluate.metrics.metric import AnswerMetric, Metric
 from lorary.evaluate.options import scored_pairs
-from lorary.evaluate.programs import check_runner, default_decoding, pass_score
 from lorary.evaluate.sandbox import Sandbox
 from lorary.model.verdict import context_of
 
@@ -40,7 +39,7 @@ def score_rows(
     tokenizer: Any,
     template: Template,
     rows: Sequence[Row],
-    metric: str,
+    metric: Metric,
     *,
     sandbox: Sandbox | None = None,
 ) -> RowScores:
@@ -51,55 +50,46 @@ def score_rows(
         tokenizer: its tokenizer.
         template: how rows become prompts.
         rows: at least one row, all of one task.
-        metric: one of `CHOICE_METRICS` (options ranked by log-likelihood) or `TEXT_METRICS` (a generated answer against
-            the references), or `pass@k` (generated programs against their tests). Where rows list no options to rank,
-            exact match takes the place of the former, and the scores say so.
+        metric: of the task. Where rows list no options to rank, exact match takes the place of a metric that ranks
+            them, and the scores say so.
         sandbox: where generated programs run; without it `pass@k` is refused.
 
     Returns:
         The scores, in the order of the rows.
 
     Raises:
-        TaskError: if there are no rows, the metric does not exist or may not run programs, or `extra` of a row does not
-            say what the metric needs.
+        TaskError: if there are no rows, the metric may not run programs, or `extra` of a row does not say what the
+            metric needs.
     """
     if not rows:
         raise TaskError("a task must have rows to be evaluated on", found="none")
-    check_metric(metric, rows[0].task)
-    check_runner(metric, rows, sandbox)
-    if metric in CHOICE_METRICS and any(len(row.options) < 2 for row in rows):
-        metric = "em"  # nothing to rank: some classification tasks list no options
-    if metric in CHOICE_METRICS:
-        return _score_choices(model, template, rows, metric)
+    metric.check(rows, sandbox)
+    if isinstance(metric, ChoiceMetric):
+        if all(len(row.options) > 1 for row in rows):
+            return _score_choices(model, template, rows, metric)
+        metric = EM  # nothing to rank: some classification tasks list no options
+    assert isinstance(metric, AnswerMetric)
     examples = [template.encode(row.source, row.target) for row in rows]
     warn_of_cuts(rows[0].task, examples)
     losses = answer_losses(model, examples)
-    if (k := parse_pass(metric)) is not None and sandbox is not None:
-        answers = _answers(model, tokenizer, template, rows, default_decoding(k), keep_breaks=True)
-        scores = [pass_score(row, own, k, sandbox) for row, own in zip(rows, answers, strict=True)]
-    else:
-        # What an answer says beyond the longest reference is not waited for, and not held against it.
-        longest = max(len(template.encode(row.source, r).target_ids) for row in rows for r in row.references)
-        answers = _answers(model, tokenizer, template, rows, Decoding(longest), keep_breaks=False)
-        references = [(single_reference(row),) if metric == "rougeL_single" else row.references for row in rows]
-        if metric.startswith("rougeL"):
-            warn_of_silence(rows[0].task, references)
-        scores = [
-            sum(text_score(metric, answer, refs) for answer in own) / len(own)
-            for own, refs in zip(answers, references, strict=True)
-        ]
-    return RowScores([loss.mean for loss in losses], metric, scores)
+    # What an answer says beyond the longest reference is not waited for, and not held against it.
+    default = metric.decoding or Decoding(
+        max(len(template.encode(row.source, text).target_ids) for row in rows for text in row.references)
+    )
+    answers = _answers(model, tokenizer, template, rows, default, keep_breaks=metric.keep_breaks)
+    scores = [metric.score(row, own, sandbox) for row, own in zip(rows, answers, strict=True)]
+    return RowScores([loss.mean for loss in losses], metric.name, scores)
 
 
-def _score_choices(model: Any, template: Template, rows: Sequence[Row], metric: str) -> RowScores:
+def _score_choices(model: Any, template: Template, rows: Sequence[Row], metric: ChoiceMetric) -> RowScores:
     by_option = [[template.encode(source, answer) for source, answer in scored_pairs(row)] for row in rows]
     _check_cuts(rows, by_option)
     flat = iter(answer_losses(model, [example for own in by_option for example in own]))
     by_row: list[list[AnswerLoss]] = [[next(flat) for _ in row.options] for row in rows]
-    chosen = choose_options(by_row, normalise=metric != "acc_raw", count_eos=metric != "acc_no_eos")
+    chosen = metric.choose(by_row)
     scores = [float(row.options[best] in row.references) for row, best in zip(rows, chosen, strict=True)]
     losses = [own[row.options.index(row.target)].mean for row, own in zip(rows, by_row, strict=True)]
-    return RowScores(losses, metric, scores)
+    return RowScores(losses, metric.name, scores)
 
 
 def _check_cuts(rows: Sequence[Row], by_option: Sequence[Sequence[Example]]) -> None:

@@ -57,7 +57,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Failure:
+class CellFailure:
     """A cell that could not be scored, and why; it is tried again by the next run.
 
     Args:
@@ -92,7 +92,7 @@ class Column(NamedTuple):
         return f"{self.library}: {self.router}" if several and self.library is not None else self.router
 
 
-def column_of(cell: Cell | Failure) -> Column:
+def column_of(cell: Cell | CellFailure) -> Column:
     """Whom a cell scores, or could not score."""
     return Column(None if cell.router == BASE else cell.library, cell.router)
 

@@ -71,8 +71,8 @@ def cut_at(text: str, stop: tuple[str, ...]) -> str:
     '\n  return 1'
     """
     begin = len(text) - len(text.lstrip("\n"))
-    found = [place for mark in stop if (place := text.find(mark, begin)) >= 0]
-    return text[: min(found)] if found else text
+    places = [place for mark in stop if (place := text.find(mark, begin)) >= 0]
+    return text[: min(places)] if places else text
 
 
 def _is_number(value: Any) -> bool:

@@ -7,11 +7,11 @@ from pathlib import Path
 from lorary.data.schema import Task
 from lorary.display import Display
 from lorary.errors import UsageError
-from lorary.evaluate.cells import BASE, Failure
-from lorary.evaluate.evaluation import Evaluation, Found, evaluation_of
+from lorary.evaluate.cells import BASE, CellFailure
+from lorary.evaluate.evaluation import Evaluation, ScoredCells, evaluation_of
 from lorary.evaluate.sandbox import make_sandbox
 from lorary.evaluate.scorer import Scorer
-from lorary.evaluate.seated_base import Bench, KnownBase, at_bench, known
+from lorary.evaluate.seated_base import KnownBase, SeatedBase, known
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.opening import template_of
 from lorary.library.store import Library
@@ -51,35 +51,7 @@ def evaluate_library(
         LibraryError: if the experts were trained with another template.
         BaseModelError: if the base is not the library's.
     """
-    return evaluate_known(known(base), [library], tasks, settings, force_base, display)
-
-
-def evaluate_libraries(
-    base: Base,
-    libraries: Sequence[Library],
-    tasks: Mapping[str, Task],
-    settings: EvaluateSettings,
-    *,
-    display: Display | None = None,
-) -> Evaluation:
-    """Evaluate several libraries over one base, one after the other; the base itself is scored once.
-
-    Args and errors as for `evaluate_library`; every library takes the same settings.
-
-    Args:
-        base: the base model of all of them.
-        libraries: at least one.
-        tasks: tasks with test rows.
-        settings: how to evaluate.
-        display: where progress is shown.
-
-    Returns:
-        One evaluation, whose cells stand in the order of libraries, tasks and routers.
-
-    Raises:
-        UsageError: if there is no library, or one is named twice.
-    """
-    return evaluate_known(known(base), libraries, tasks, settings, False, display)
+    return evaluate_libraries(base, [library], tasks, settings, force_base=force_base, display=display)
 
 
 def library_names(paths: Sequence[Path]) -> list[str]:
@@ -103,31 +75,41 @@ def library_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def evaluate_known(
-    base: KnownBase, libraries: Sequence[Library], tasks: Mapping[str, Task], settings: EvaluateSettings,
-    force_base: bool, display: Display | None,
-) -> Evaluation:  # fmt: skip
-    """`evaluate_libraries` over a base of which more is known than is loaded."""
+def evaluate_libraries(
+    base: Base | KnownBase,
+    libraries: Sequence[Library],
+    tasks: Mapping[str, Task],
+    settings: EvaluateSettings,
+    *,
+    force_base: bool = False,
+    display: Display | None = None,
+) -> Evaluation:
+    """`evaluate_library` for several libraries of one base, one after the other; the base itself is scored once.
+
+    Raises:
+        UsageError: if there is no library, or one is named twice.
+    """
+    base = known(base) if isinstance(base, Base) else base
     names = library_names([library.path for library in libraries])
     for library in libraries:
         template_of(library, settings.template)
-    display, found = display or Display(), Found()
+    display, scored = display or Display(), ScoredCells()
     routers = list(dict.fromkeys((BASE, *settings.routers)))
-    benches = [Bench(base, library, force_base=force_base) for library in libraries]
+    bases = [SeatedBase(base, library, force_base=force_base) for library in libraries]
     sandbox = make_sandbox(unsafe=settings.unsafe_code) if settings.allow_code else None
-    said: set[Failure] = set()
-    with display.bar("evaluating", len(benches) * len(tasks) * len(routers)) as bar:
-        for name, bench in zip(names, benches, strict=True):
-            scorer = Scorer(bench, name, settings, [other.cache for other in benches if other is not bench], sandbox)
-            with at_bench(bench):
+    said: set[CellFailure] = set()
+    with display.bar("evaluating", len(bases) * len(tasks) * len(routers)) as bar:
+        for name, seated in zip(names, bases, strict=True):
+            scorer = Scorer(seated, name, settings, [other.cache for other in bases if other is not seated], sandbox)
+            with seated:
                 for task in tasks.values():
                     for router in routers:
-                        _say(scorer.score(task, router, found), display, said)
+                        _say(scorer.score(task, router, scored), display, said)
                         bar.advance(f"{task.name} {router}")
-    return evaluation_of(found, settings, names, base.name)
+    return evaluation_of(scored, settings, names, base.name)
 
 
-def _say(failure: Failure | None, display: Display, said: set[Failure]) -> None:
+def _say(failure: CellFailure | None, display: Display, said: set[CellFailure]) -> None:
     """Show why a cell failed; a router that cannot run over a library fails on every task, which is said once."""
     if failure is None or (kind := replace(failure, task="")) in said:
         return

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lorary.errors import LoraryError, TaskError, UsageError
-from lorary.evaluate.cells import Cell, Column, Failure
+from lorary.evaluate.cells import Cell, CellFailure, Column
 from lorary.evaluate.routing_accuracy import RoutingAccuracy, RoutingMean, routing_means
 from lorary.evaluate.settings import EvaluateSettings
-from lorary.evaluate.summary import Comparison, Mean, OracleGap, Summary
+from lorary.evaluate.summary import CellSummary, Comparison, Mean, OracleGap
 from lorary.route.spec import ORACLE
 
 
@@ -34,7 +34,7 @@ class Evaluation:
     """
 
     cells: list[Cell]
-    failures: list[Failure]
+    failures: list[CellFailure]
     routing: list[RoutingAccuracy]
     comparisons: list[Comparison]
     means: list[Mean]
@@ -109,27 +109,27 @@ class Evaluation:
 
 
 @dataclass
-class Found:
+class ScoredCells:
     """What scoring found so far."""
 
     cells: list[Cell] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[CellFailure] = field(default_factory=list)
     routing: list[RoutingAccuracy] = field(default_factory=list)
 
 
-def evaluation_of(found: Found, settings: EvaluateSettings, libraries: Sequence[str], base: str) -> Evaluation:
+def evaluation_of(scored: ScoredCells, settings: EvaluateSettings, libraries: Sequence[str], base: str) -> Evaluation:
     """Everything that follows from what was scored."""
-    summary = Summary(found.cells, found.failures)
+    summary = CellSummary(scored.cells, scored.failures)
     return Evaluation(
-        found.cells,
-        found.failures,
-        found.routing,
+        scored.cells,
+        scored.failures,
+        scored.routing,
         summary.comparisons(),
         summary.means(),
         summary.family_means(),
         summary.loss_means(),
         summary.oracle_gaps(),
-        routing_means(found.routing),
+        routing_means(scored.routing),
         summary.base_guard(),
         summary.left_out(),
         settings,
@@ -160,23 +160,23 @@ def combine(evaluations: Sequence[Evaluation]) -> Evaluation:
     for other in evaluations[1:]:
         _check_alike(first, other)
     _check_same_data([cell for part in evaluations for cell in part.cells])
-    found = Found()
+    scored = ScoredCells()
     for part in evaluations:
-        _check_same_cells(found.cells, part.cells)
-        _add(found.cells, part.cells, "library", "router", "task", "metric", "template")
-        _add(found.failures, part.failures, "library", "router", "task")
-        _add(found.routing, part.routing, "library", "router", "task")
-    found.cells = _one_primary(found.cells)
-    scored = {(cell.library, cell.router, cell.task) for cell in found.cells if cell.primary}
-    found.failures = [f for f in found.failures if (f.library, f.router, f.task) not in scored]
+        _check_same_cells(scored.cells, part.cells)
+        _add(scored.cells, part.cells, "library", "router", "task", "metric", "template")
+        _add(scored.failures, part.failures, "library", "router", "task")
+        _add(scored.routing, part.routing, "library", "router", "task")
+    scored.cells = _one_primary(scored.cells)
+    has_score = {(cell.library, cell.router, cell.task) for cell in scored.cells if cell.primary}
+    scored.failures = [f for f in scored.failures if (f.library, f.router, f.task) not in has_score]
     routers = dict.fromkeys(router for part in evaluations for router in part.settings.routers)
     libraries = dict.fromkeys(name for part in evaluations for name in part.libraries)
-    return evaluation_of(found, replace(first.settings, routers=tuple(routers)), list(libraries), first.base)
+    return evaluation_of(scored, replace(first.settings, routers=tuple(routers)), list(libraries), first.base)
 
 
 def _add(kept: list[Any], more: Sequence[Any], *keys: str) -> None:
-    known = {tuple(getattr(one, key) for key in keys) for one in kept}
-    kept += [one for one in more if tuple(getattr(one, key) for key in keys) not in known]
+    keys_kept = {tuple(getattr(entry, key) for key in keys) for entry in kept}
+    kept += [entry for entry in more if tuple(getattr(entry, key) for key in keys) not in keys_kept]
 
 
 def _one_primary(cells: Sequence[Cell]) -> list[Cell]:
@@ -192,9 +192,9 @@ def _one_primary(cells: Sequence[Cell]) -> list[Cell]:
 
 def _check_same_data(cells: Sequence[Cell]) -> None:
     """Refuse tasks that share a name alone: the base, which counts once, would be that of the first of them."""
-    known: dict[str, Cell] = {}
+    first_of: dict[str, Cell] = {}
     for cell in cells:
-        first = known.setdefault(cell.task, cell)
+        first = first_of.setdefault(cell.task, cell)
         if cell.data != first.data:
             raise TaskError(
                 f"evaluations must have the same data of task '{cell.task}' to be combined",
@@ -205,9 +205,9 @@ def _check_same_data(cells: Sequence[Cell]) -> None:
 
 def _check_same_cells(kept: Sequence[Cell], more: Sequence[Cell]) -> None:
     """Refuse two libraries of one name, of which one would be lost."""
-    known = {(c.library, c.router, c.task, c.metric, c.template): (c.value, c.n, c.data) for c in kept}
+    values = {(c.library, c.router, c.task, c.metric, c.template): (c.value, c.n, c.data) for c in kept}
     for c in more:
-        before = known.get((c.library, c.router, c.task, c.metric, c.template))
+        before = values.get((c.library, c.router, c.task, c.metric, c.template))
         if before is not None and before != (c.value, c.n, c.data):
             raise UsageError(
                 f"evaluations must agree on a cell that both hold: {c.library}, {c.router}, {c.task}, {c.metric}",

@@ -66,7 +66,7 @@ def read_prompts(path: str) -> list[Prompt]:
 
 
 @dataclass(frozen=True)
-class Seen:
+class TracedPrompt:
     """A traced prompt.
 
     Args:
@@ -80,7 +80,7 @@ class Seen:
     layers: list[str]
 
 
-def see(base: Base, prompt: Prompt, template: str, other: Routing | None, max_new_tokens: int) -> Seen:
+def see(base: Base, prompt: Prompt, template: str, other: Routing | None, max_new_tokens: int) -> TracedPrompt:
     """Answer a prompt where it comes without an answer, and record one uncached pass over both.
 
     Args:
@@ -116,7 +116,7 @@ def see(base: Base, prompt: Prompt, template: str, other: Routing | None, max_ne
     seen = SeenPrompt(
         prompt.text, answer, given, is_finished, len(example.target_ids), tokens, weights, against
     )  # fmt: skip
-    return Seen(seen, example, layers)
+    return TracedPrompt(seen, example, layers)
 
 
 def _example(base: Base, prompt: Prompt, template: str, max_new_tokens: int) -> Example:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lorary.errors import RouterError, ShapeError, UsageError
-from lorary.evaluate.routing import Agreement, ExpertUse, Measures, agreement, as_shares, expert_use, measure
+from lorary.evaluate.routing import ExpertUse, Measures, RoutingAgreement, agreement, as_shares, expert_use, measure
 from lorary.lora.targets import place_of
 
 
@@ -79,7 +79,7 @@ class Group(NamedTuple):
 
     name: str
     measures: Measures
-    agreement: Agreement | None
+    agreement: RoutingAgreement | None
 
 
 @dataclass(frozen=True)

@@ -25,29 +25,29 @@ def finite_logits(model: Any, *, at_once: bool = False) -> Iterator[None]:
     Raises:
         BaseModelError: when the block ends, if there were any.
     """
-    found: list[Tensor] = []
+    bad_counts: list[Tensor] = []
 
     def look(_head: torch.nn.Module, _args: Any, logits: Tensor) -> None:
         # Added up where they are: to look at each pass would make a GPU wait.
         bad = (logits.isnan() | logits.isposinf()).sum()
-        is_first = not found
-        found[:] = [bad if is_first else found[0] + bad]
+        is_first = not bad_counts
+        bad_counts[:] = [bad if is_first else bad_counts[0] + bad]
         if at_once:
             if is_first:  # of the prompt: of what follows the logits are judged
                 check_layers()
-            _check(model, found)
+            _check(model, bad_counts)
 
     handle = model.get_output_embeddings().register_forward_hook(look)
     try:
         with finite_layers(model) as check_layers:
             yield
-            _check(model, found)
+            _check(model, bad_counts)
     finally:
         handle.remove()
 
 
-def _check(model: Any, found: list[Tensor]) -> None:
-    count = int(found[0]) if found else 0
+def _check(model: Any, bad_counts: list[Tensor]) -> None:
+    count = int(bad_counts[0]) if bad_counts else 0
     if count:
         raise BaseModelError(
             "a model must give logits that are numbers to be scored",

@@ -59,9 +59,12 @@ def choose_primary(cells: Sequence[HarnessCell]) -> list[HarnessCell]:
     routers = {cell.router for cell in cells}
     fits: dict[str, dict[tuple[str, str], set[str]]] = {}
     for cell in cells:
-        own = fits.setdefault(cell.task, {}).setdefault((cell.metric, cell.filter), set())
-        own.update([cell.router] if cell.primary else [])
-    first = {task: next((name for name, own in by.items() if own == routers), None) for task, by in fits.items()}
+        routers_of = fits.setdefault(cell.task, {}).setdefault((cell.metric, cell.filter), set())
+        routers_of.update([cell.router] if cell.primary else [])
+    first = {
+        task: next((name for name, routers_of in by.items() if routers_of == routers), None)
+        for task, by in fits.items()
+    }
     return [replace(cell, primary=first[cell.task] == (cell.metric, cell.filter)) for cell in cells]
 
 

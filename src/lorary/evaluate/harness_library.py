@@ -20,7 +20,7 @@ from lorary.evaluate.cells import ORACLE
 from lorary.evaluate.harness import HarnessModel, evaluate_tasks
 from lorary.evaluate.harness_cells import HarnessCell, cells_of
 from lorary.evaluate.settings import EvaluateSettings
-from lorary.evaluate.summary import Summary
+from lorary.evaluate.summary import CellSummary
 from lorary.library.store import Library
 from lorary.model.attach import routing
 from lorary.model.base import Base
@@ -41,7 +41,7 @@ class HarnessResult:
     @property
     def guard(self) -> list[dict[str, Any]]:
         """Every task on which the base alone beats a router, by name."""
-        return Summary(self.cells).base_guard()
+        return CellSummary(self.cells).base_guard()
 
     def to_json(self) -> dict[str, Any]:
         """The document that `--json` prints."""

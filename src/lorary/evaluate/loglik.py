@@ -100,23 +100,3 @@ def _prompts(batch: Batch) -> Tensor:
     last = torch.full((num_rows,), seq, device=batch.rows.device)
     last = last.scatter_reduce(0, batch.rows, batch.positions, "amin")
     return torch.arange(seq, device=last.device) <= last[:, None]
-
-
-def choose_options(losses: Sequence[Sequence[AnswerLoss]], *, normalise: bool, count_eos: bool = True) -> list[int]:
-    """The most likely option of each row.
-
-    Args:
-        losses: for each row, the losses of its options.
-        normalise: divide by the number of tokens, as the paper does; otherwise the raw sum decides.
-        count_eos: count EOS among the tokens, as the paper does; the raw sum has it always.
-
-    Returns:
-        Position of the chosen option of each row; the first of equal ones.
-    """
-
-    def cost(loss: AnswerLoss) -> float:
-        if not normalise:
-            return loss.total
-        return loss.mean if count_eos else loss.mean_no_eos
-
-    return [min(range(len(row)), key=lambda option: cost(row[option])) for row in losses]

@@ -74,7 +74,7 @@ def measure(shares: Float[Tensor, "pairs outcomes"]) -> Measures:
     return Measures(mean[:-1], float(entropy(shares).mean()), float(entropy(mean)))
 
 
-class Agreement(NamedTuple):
+class RoutingAgreement(NamedTuple):
     """How far two routers choose alike, mean over pairs.
 
     Args:
@@ -88,7 +88,7 @@ class Agreement(NamedTuple):
     divergence: float
 
 
-def agreement(one: Float[Tensor, "pairs outcomes"], other: Float[Tensor, "pairs outcomes"]) -> Agreement:
+def agreement(one: Float[Tensor, "pairs outcomes"], other: Float[Tensor, "pairs outcomes"]) -> RoutingAgreement:
     """Compare two routers on the same pairs.
 
     Args:
@@ -100,7 +100,7 @@ def agreement(one: Float[Tensor, "pairs outcomes"], other: Float[Tensor, "pairs 
     either = (first | second).sum(dim=-1)
     overlap = torch.where(either > 0, (first & second).sum(dim=-1) / either.clamp_min(1), 1.0)
     divergence = (entropy((one + other) / 2) - (entropy(one) + entropy(other)) / 2) / log(2)
-    return Agreement(float(same), float(overlap.mean()), float(divergence.clamp(0, 1).mean()))
+    return RoutingAgreement(float(same), float(overlap.mean()), float(divergence.clamp(0, 1).mean()))
 
 
 class ExpertUse(NamedTuple):

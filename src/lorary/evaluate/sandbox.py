@@ -59,7 +59,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """What became of a program.
 
     Args:
@@ -89,7 +89,7 @@ class Sandbox:
     isolation: str
     limits: Limits = Limits()
 
-    def run(self, program: str) -> Outcome:
+    def run(self, program: str) -> RunOutcome:
         """Run a program to its end, and say whether it got there.
 
         Nothing that it does raises an error here, and none of its processes and files outlive the call. Its output goes
@@ -99,9 +99,9 @@ class Sandbox:
         try:
             return self._run(program)
         except OSError as error:
-            return Outcome("broken", str(error))
+            return RunOutcome("broken", str(error))
 
-    def _run(self, program: str) -> Outcome:
+    def _run(self, program: str) -> RunOutcome:
         with tempfile.TemporaryDirectory(prefix="lorary-code-", ignore_cleanup_errors=True) as folder:
             uid = _own_user()
             command, job = self._command(folder, uid), self._job(program, folder, uid)
@@ -118,13 +118,13 @@ class Sandbox:
                 try:
                     output, errors = process.communicate(json.dumps(job).encode(), timeout=self.limits.wall_s + GRACE_S)
                 except subprocess.TimeoutExpired:
-                    return Outcome("timeout", f"{self.limits.wall_s} s of wall time, and the sandbox did not end")
+                    return RunOutcome("timeout", f"{self.limits.wall_s} s of wall time, and the sandbox did not end")
                 finally:
                     process.kill()
         try:
-            return Outcome(**json.loads(output))
+            return RunOutcome(**json.loads(output))
         except (ValueError, TypeError):
-            return Outcome("broken", errors.decode(errors="replace").strip()[-500:])
+            return RunOutcome("broken", errors.decode(errors="replace").strip()[-500:])
 
     def _command(self, folder: str, uid: int | None) -> list[str]:
         python = str(_python())

@@ -1,11 +1,8 @@
 """Scoring one library, cell by cell: what was scored before is read, what cannot be scored is said and left."""
 
-import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,16 +12,18 @@ from lorary.data.template import Template, make_template
 from lorary.errors import LoraryError, TaskError
 from lorary.evaluate.answers import RowScores, score_rows
 from lorary.evaluate.cache import ResultCache
-from lorary.evaluate.cells import BASE, Cell, Failure
+from lorary.evaluate.cells import BASE, Cell, CellFailure
 from lorary.evaluate.cost import measured
-from lorary.evaluate.evaluation import Found
+from lorary.evaluate.evaluation import ScoredCells
 from lorary.evaluate.finite import finite_logits
 from lorary.evaluate.loglik import answer_losses
-from lorary.evaluate.metrics.passing import parse_pass
+from lorary.evaluate.metrics import find_metric
+from lorary.evaluate.metrics.choice import ACC, ACC_RAW
+from lorary.evaluate.metrics.metric import Metric
 from lorary.evaluate.metrics.perplexity import perplexity
 from lorary.evaluate.routing_accuracy import RoutingAccuracy, decides, routing_accuracy
 from lorary.evaluate.sandbox import Sandbox
-from lorary.evaluate.seated_base import Bench
+from lorary.evaluate.seated_base import SeatedBase
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.evaluate.statistics import bootstrap_interval
 from lorary.model.attach import routing
@@ -46,7 +45,7 @@ class Scorer:
     """Scores the routers of one library.
 
     Args:
-        bench: the base with the library's experts seated.
+        seated: the base with the library's experts seated.
         name: what the cells call the library.
         settings: how to evaluate.
         others: results of other libraries over the same base, where the base may have been scored already.
@@ -55,36 +54,36 @@ class Scorer:
 
     def __init__(
         self,
-        bench: Bench,
+        seated: SeatedBase,
         name: str,
         settings: EvaluateSettings,
         others: Sequence[ResultCache],
         sandbox: Sandbox | None = None,
     ) -> None:
-        self._bench, self._name, self._settings, self._others = bench, name, settings, others
+        self._seated, self._name, self._settings, self._others = seated, name, settings, others
         self._sandbox = sandbox
-        self._cache = bench.cache
-        self._own = experts_by_task(bench.library.describe())
+        self._cache = seated.cache
+        self._own = experts_by_task(seated.library.describe())
 
-    def score(self, task: Task, router: str, found: Found) -> Failure | None:
+    def score(self, task: Task, router: str, scored: ScoredCells) -> CellFailure | None:
         """Score one router on one task, and look at its routing.
 
         Args:
             task: with test rows.
             router: as it is written.
-            found: gets the cells; or, where they cannot be scored, the failure.
+            scored: gets the cells; or, where they cannot be scored, the failure.
 
         Returns:
             The failure, if it is one.
         """
         try:
-            found.cells += self._base_cells(task) if router == BASE else self._router_cells(task, router)
+            scored.cells += self._base_cells(task) if router == BASE else self._router_cells(task, router)
         except _CellError as error:
             failure = _failure(error.cause, self._name, router, task.name)
-            found.failures.append(failure)
+            scored.failures.append(failure)
             return failure
         try:
-            found.routing += self._accuracy(task, router)
+            scored.routing += self._accuracy(task, router)
         except _CellError as error:  # no failure: the cell has its score
             reason = _reason(_failure(error.cause, self._name, router, task.name))
             message = f"{self._name}, {router}, {task.name}: scored, but its routing could not be looked at: {reason}"
@@ -94,7 +93,7 @@ class Scorer:
     def _base_cells(self, task: Task) -> list[Cell]:
         """The base under both templates; the better one is primary, or the only one that can be scored."""
         templates = [self._settings.template]
-        if self._bench.chat_prompt and "chat" not in templates:
+        if self._seated.chat_prompt and "chat" not in templates:
             templates.append("chat")
         runs, failed = [], dict[str, _CellError]()
         for template in templates:
@@ -120,23 +119,23 @@ class Scorer:
 
     def _cells(self, task: Task, router: str, setting: Routing, template: str, expert: str | None = None) -> list[Cell]:
         s = self._settings
-        metric = "acc_raw" if s.raw and task.metric == "acc" else task.metric
+        metric = self._metric(task)
         key = self._cache.key(
-            task=task.name, data=task.data_hash, rows=s.rows, metric=metric, template=template,
+            task=task.name, data=task.data_hash, rows=s.rows, metric=metric.name, template=template,
             routing=setting.to_json(), with_experts=router != BASE, **self._conditions(template),
-            **self._prepared(setting), **self._judged(metric),
+            **self._prepared(setting), **metric.judge(self._sandbox),
         )  # fmt: skip
 
         def make(base: Base) -> list[dict[str, Any]]:
             return [asdict(cell) for cell in self._score(base, task, router, setting, template, metric)]
 
-        known = self._remembered(key, make, self._others if router == BASE else ())
+        cells = self._remembered(key, make, self._others if router == BASE else ())
         # What names the cell and is no part of its value may have changed since it was scored.
         labels = {
             "library": self._name, "router": router, "expert": expert, "family": task.family, "data": task.data_hash,
             "split": "held_in" if task.name in self._own else "held_out",
         }  # fmt: skip
-        return [Cell(**{**cell, **labels}) for cell in known]
+        return [Cell(**{**cell, **labels}) for cell in cells]
 
     def _remembered(self, key: str, make: Callable[[Base], Any], others: Sequence[ResultCache] = ()) -> Any:
         """A value that was computed before, here or beside another library; else it is made, and kept here.
@@ -144,22 +143,24 @@ class Scorer:
         What goes wrong while it is made concerns this cell alone; what goes wrong around it (another base than the
         library's, a full disk) concerns all.
         """
-        found = self._cache.get(key)
-        if found is not None:
-            return found
-        found = next((value for other in others if (value := other.get(key)) is not None), None)
-        if found is None:
-            base = self._bench.seated()
+        value = self._cache.get(key)
+        if value is not None:
+            return value
+        value = next((value for other in others if (value := other.get(key)) is not None), None)
+        if value is None:
+            base = self._seated.loaded()
             try:
-                found = make(base)
+                value = make(base)
             except (LoraryError, MemoryError, RuntimeError) as error:
                 if not isinstance(error, LoraryError) and not is_out_of_memory(error):
                     raise
                 raise _CellError(error) from error
-        self._cache.put(key, found)
-        return found
+        self._cache.put(key, value)
+        return value
 
-    def _score(self, base: Base, task: Task, router: str, setting: Routing, template: str, metric: str) -> list[Cell]:
+    def _score(
+        self, base: Base, task: Task, router: str, setting: Routing, template: str, metric: Metric
+    ) -> list[Cell]:
         rows = task.split("test")[: self._settings.rows]
         if not rows:
             raise TaskError(f"task '{task.name}' must have test rows to be evaluated on", found="none")
@@ -212,7 +213,7 @@ class Scorer:
             template = self._template(base, self._settings.template)
             examples = [template.encode(row.source, row.target) for row in rows]
             losses = {}
-            for name in self._bench.library.names():
+            for name in self._seated.library.names():
                 with routing(base.model, Routing(experts=[name])), finite_logits(base.model):
                     losses[name] = sum(loss.mean for loss in answer_losses(base.model, examples))
             return min(losses, key=lambda name: (losses[name], name))
@@ -246,21 +247,20 @@ class Scorer:
 
     def _conditions(self, template: str) -> dict[str, Any]:
         """What decides a score beside experts, task and router; a chat template may write another prompt each day."""
-        asked = {"max_length": self._settings.max_length, "device": self._bench.device, "dtype": self._bench.dtype}
-        return {**asked, "prompt": self._bench.chat_prompt} if template == "chat" else asked
+        asked = {"max_length": self._settings.max_length, "device": self._seated.device, "dtype": self._seated.dtype}
+        return {**asked, "prompt": self._seated.chat_prompt} if template == "chat" else asked
 
     def _prepared(self, setting: Routing) -> dict[str, Any]:
         """What the router read beyond weights: prepared anew from other data, it scores anew."""
-        marks = prepared_marks(setting, self._bench.library)
+        marks = prepared_marks(setting, self._seated.library)
         return {"prepared": marks} if marks else {}
 
-    def _judged(self, metric: str) -> dict[str, Any]:
-        """What decides a score beside model and data, where others than Lorary judge an answer."""
-        if parse_pass(metric) is not None and self._sandbox is not None:
-            limits = asdict(self._sandbox.limits)
-            return {"sandbox": {"isolation": self._sandbox.isolation, "python": platform.python_version(), **limits}}
-        is_rouge = metric.startswith("rougeL") and find_spec("rouge_score")
-        return {"judge": version("rouge-score")} if is_rouge else {}
+    def _metric(self, task: Task) -> Metric:
+        try:
+            metric = find_metric(task.metric, task.name)
+        except TaskError as error:
+            raise _CellError(error) from error
+        return ACC_RAW if self._settings.raw and metric is ACC else metric
 
     def _template(self, base: Base, name: str) -> Template:
         return make_template(name, base.tokenizer, max_length=base.most_tokens(self._settings.max_length))
@@ -296,12 +296,12 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
-def _failure(error: Exception, library: str, router: str, task: str) -> Failure:
+def _failure(error: Exception, library: str, router: str, task: str) -> CellFailure:
     if isinstance(error, LoraryError):
-        return Failure(library, router, task, error.rule, error.found, error.remedy)
+        return CellFailure(library, router, task, error.rule, error.found, error.remedy)
     found = (str(error).splitlines() or [type(error).__name__])[0]
-    return Failure(library, router, task, "the work must fit the device's memory", found)
+    return CellFailure(library, router, task, "the work must fit the device's memory", found)
 
 
-def _reason(failure: Failure) -> str:
+def _reason(failure: CellFailure) -> str:
     return failure.rule + (f" (found: {failure.found})" if failure.found else "")

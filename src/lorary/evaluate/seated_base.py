@@ -1,7 +1,6 @@
-"""What an evaluation works at: a base model and a library's experts in it, put together when something is computed."""
+"""A base model with a library's experts seated in it, put together when something must be computed."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -68,8 +67,8 @@ def known_unloaded(reference: str, *, dtype: str, device: str) -> KnownBase:
         BaseModelError: if it cannot be found; when it is loaded, if it cannot be, or is not what its files say.
         UsageError: if there is no such dtype or device.
     """
-    place = choose_device(device)
-    kind = choose_dtype(dtype, place)
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
     files = resolve_base(reference)
     if kind not in (torch.float32, torch.float64):
         return known(load_base(files, dtype=dtype, device=device))
@@ -86,7 +85,7 @@ def known_unloaded(reference: str, *, dtype: str, device: str) -> KnownBase:
             )
         return base
 
-    return KnownBase(files.name, content, place.type, str(kind), _chat_prompt(tokenizer), load)
+    return KnownBase(files.name, content, where.type, str(kind), _chat_prompt(tokenizer), load)
 
 
 def _chat_prompt(tokenizer: Any) -> str:
@@ -98,8 +97,8 @@ def _chat_prompt(tokenizer: Any) -> str:
         return str(error)
 
 
-class Bench:
-    """A base and a library. Made by `at_bench`.
+class SeatedBase:
+    """A base and a library; as a context it leaves the base as it was.
 
     Args:
         base: the base model.
@@ -112,30 +111,23 @@ class Bench:
         self.cache = ResultCache(library, base.content)
         self.device, self.dtype, self.chat_prompt = base.device, base.dtype, base.chat_prompt
         self._base, self._force_base = base, force_base
-        self._seated: Base | None = None
+        self._loaded: Base | None = None
 
-    def seated(self) -> Base:
+    def __enter__(self) -> "SeatedBase":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._loaded is not None:
+            detach(self._loaded.model)
+            self._loaded = None
+
+    def loaded(self) -> Base:
         """The base with the experts seated; loads and seats them the first time."""
-        if self._seated is None:
+        if self._loaded is None:
             base = self._base.load()
             attach(
                 base.model, self.library, router="base", tokenizer=base.tokenizer, force_base=self._force_base,
             )  # fmt: skip
-            self._seated = base
+            self._loaded = base
             self.cache.check_experts()
-        return self._seated
-
-    def clear(self) -> None:
-        """Take the experts out again."""
-        if self._seated is not None:
-            detach(self._seated.model)
-            self._seated = None
-
-
-@contextmanager
-def at_bench(bench: Bench) -> Iterator[Bench]:
-    """Work at a bench, and leave the base as it was."""
-    try:
-        yield bench
-    finally:
-        bench.clear()
+        return self._loaded

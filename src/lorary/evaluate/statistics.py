@@ -66,12 +66,12 @@ def resampled_means(task: str, values: Floats, seed: int = 0) -> Floats:
     """
     rows = len(values)
     random = np.random.default_rng([seed, rows, zlib.crc32(task.encode())])
-    found = []
+    means = []
     for count in _chunks(rows):
         drawn = random.integers(0, rows, size=(count, rows)) + rows * np.arange(count)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows)
-        found.append(counts @ values / rows)
-    return np.concatenate(found)
+        means.append(counts @ values / rows)
+    return np.concatenate(means)
 
 
 def _chunks(rows: int) -> list[int]:

@@ -8,8 +8,8 @@ from lorary.evaluate.cells import (
     BASE,
     ORACLE,
     Cell,
+    CellFailure,
     Column,
-    Failure,
     column_of,
     columns_of,
     grouped_tasks,
@@ -70,7 +70,7 @@ class OracleGap(GapClosed):
     split: str
 
 
-class Summary:
+class CellSummary:
     """Everything that is computed from cells.
 
     Args:
@@ -78,7 +78,7 @@ class Summary:
         failures: cells that could not be scored.
     """
 
-    def __init__(self, cells: Sequence[Cell], failures: Sequence[Failure] = ()) -> None:
+    def __init__(self, cells: Sequence[Cell], failures: Sequence[CellFailure] = ()) -> None:
         self._cells = cells
         self.columns = columns_of(cells)
         self._primary = primary_cells(cells)

@@ -5,10 +5,9 @@ from typing import Any
 
 from lorary.data.tasks import load_tasks
 from lorary.errors import LibraryError, TaskError
-from lorary.evaluate.evaluate_library import evaluate_known
+from lorary.evaluate.evaluate_library import evaluate_libraries
 from lorary.evaluate.evaluation import Evaluation
-from lorary.evaluate.metrics import check_metric
-from lorary.evaluate.programs import leave_out_code
+from lorary.evaluate.metrics import scorable_tasks
 from lorary.evaluate.seated_base import known_unloaded
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.opening import base_of, template_of
@@ -71,9 +70,6 @@ def run_evaluate(
     }
     if not tasks:
         raise TaskError(f"'{tasks_reference}' must have tasks with test rows", found="none")
-    for task in tasks.values():
-        check_metric(task.metric, task.name)
-    if not settings.allow_code:
-        tasks = leave_out_code(tasks)
+    tasks = scorable_tasks(tasks, allow_code=settings.allow_code)
     at_hand = known_unloaded(base_of(first, base), dtype=dtype, device=device)
-    return evaluate_known(at_hand, libraries, tasks, settings, force_base, None)
+    return evaluate_libraries(at_hand, libraries, tasks, settings, force_base=force_base)

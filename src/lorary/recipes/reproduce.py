@@ -17,7 +17,7 @@ from lorary.library.lock import study_lock
 from lorary.study.adapting import run_adapt_stage
 from lorary.study.building import run_build_stage, set_aside
 from lorary.study.config import AdaptStage, BuildStage, EvaluateStage, Stage, Study, identity
-from lorary.study.context import OutOfTime, Place, TimedDisplay
+from lorary.study.context import OutOfTime, StudyContext, TimedDisplay
 from lorary.study.drift import run_drift_stage
 from lorary.study.dry_run import dry_run
 from lorary.study.parse import read_study
@@ -31,7 +31,7 @@ SKIPPED, WAITING, LEFT = "skipped", "waiting", "left"
 
 
 @dataclass(frozen=True)
-class Choice:
+class StageChoice:
     """Which stages to run.
 
     Args:
@@ -93,7 +93,7 @@ def run_reproduce(
     reference: str,
     out: str | None = None,
     *,
-    choice: Choice | None = None,
+    choice: StageChoice | None = None,
     tasks: str | None = None,
     time_budget_s: float | None = None,
     device: str | None = None,
@@ -118,31 +118,31 @@ def run_reproduce(
         UsageError: if the study, a stage or the tasks are not there.
         LibraryError: if another run holds the folder.
     """
-    place = open_place(reference, out, tasks=tasks, device=device, dtype=dtype)
-    chosen = (choice or Choice()).of(place.study)
-    place.display.deadline = None if time_budget_s is None else time.monotonic() + time_budget_s
-    _check_tasks(place, chosen)
-    with study_lock(place.out):
-        stages = _run_stages(place, chosen)
-        document = write_study_report(place, stages)
-    return ReproduceResult(place.study.name, str(place.out), stages, str(place.out / "report.html"), document)
+    context = open_study(reference, out, tasks=tasks, device=device, dtype=dtype)
+    chosen = (choice or StageChoice()).of(context.study)
+    context.display.deadline = None if time_budget_s is None else time.monotonic() + time_budget_s
+    _check_tasks(context, chosen)
+    with study_lock(context.out):
+        stages = _run_stages(context, chosen)
+        document = write_study_report(context, stages)
+    return ReproduceResult(context.study.name, str(context.out), stages, str(context.out / "report.html"), document)
 
 
 def run_dry_run(
-    reference: str, out: str | None = None, *, choice: Choice | None = None, tasks: str | None = None
+    reference: str, out: str | None = None, *, choice: StageChoice | None = None, tasks: str | None = None
 ) -> dict[str, Any]:
     """Say what a study takes, offline, and write nothing; arguments as for `run_reproduce`.
 
     Returns:
         The document of `lorary.study.dry_run.dry_run`.
     """
-    place = open_place(reference, out, tasks=tasks)
-    return dry_run(place, (choice or Choice()).of(place.study))
+    context = open_study(reference, out, tasks=tasks)
+    return dry_run(context, (choice or StageChoice()).of(context.study))
 
 
-def open_place(
+def open_study(
     reference: str, out: str | None, *, tasks: str | None = None, device: str | None = None, dtype: str | None = None
-) -> Place:
+) -> StudyContext:
     """A study, read, at its folder; arguments as for `run_reproduce`."""
     study = read_study(reference)
     run = replace(study.run, device=device or study.run.device, dtype=dtype or study.run.dtype)
@@ -154,81 +154,83 @@ def open_place(
     if is_file:
         raise UsageError("--out must be a folder", found=f"'{folder}' is a file")
     options = "".join(f" --{key} {value}" for key, value in (("device", device), ("dtype", dtype)) if value)
-    return Place(replace(study, run=run), folder, tasks, options, TimedDisplay())
+    return StudyContext(replace(study, run=run), folder, tasks, options, TimedDisplay())
 
 
-def _check_tasks(place: Place, chosen: Sequence[Stage]) -> None:
+def _check_tasks(context: StudyContext, chosen: Sequence[Stage]) -> None:
     """Load the tasks that stages share: where they cannot be read, all would fail of one cause."""
     if any(isinstance(stage, BuildStage) for stage in chosen):
-        place.listed(place.study.train)
+        context.listed(context.study.train)
     if any(isinstance(stage, (EvaluateStage, AdaptStage)) for stage in chosen):
-        _ = place.held_out_tasks
+        _ = context.held_out_tasks
 
 
-def _run_stages(place: Place, chosen: Sequence[Stage]) -> dict[str, str]:
+def _run_stages(context: StudyContext, chosen: Sequence[Stage]) -> dict[str, str]:
     states: dict[str, str] = {}
     is_over = False
-    for number, stage in enumerate(place.study.stages):
-        name, title = identity(stage), f"stage {number + 1}/{len(place.study.stages)} {identity(stage)}"
-        before = read_record(place.out, name)
+    for number, stage in enumerate(context.study.stages):
+        name, title = identity(stage), f"stage {number + 1}/{len(context.study.stages)} {identity(stage)}"
+        before = read_record(context.out, name)
         try:
-            key = current_key(place, stage) if stage in chosen or before else None
-            is_there = key is not None and is_done(place, stage, key)
+            key = current_key(context, stage) if stage in chosen or before else None
+            is_there = key is not None and is_done(context, stage, key)
         except LoraryError as error:
             # The key stays: what the stage has made is still its own once the cause is gone.
             record = before or Record(name, "", RUNNING, {})
-            states[name] = _failed(place, record, error) if stage in chosen else LEFT
+            states[name] = _failed(context, record, error) if stage in chosen else LEFT
             continue
         if is_there:
             states[name] = SKIPPED
             if stage in chosen:
-                place.display.say(f"{title}: done before")
+                context.display.say(f"{title}: done before")
         elif stage not in chosen or is_over:
             states[name] = LEFT
         elif key is None:
             states[name] = WAITING
-            place.display.say(f"{title}: waits for {', '.join(stage.needs)}")
+            context.display.say(f"{title}: waits for {', '.join(stage.needs)}")
         else:
-            place.display.say(title)
-            states[name] = _run_stage(place, stage, key)
+            context.display.say(title)
+            states[name] = _run_stage(context, stage, key)
             is_over = states[name] == LEFT
     return states
 
 
-def _run_stage(place: Place, stage: Stage, key: str) -> str:
+def _run_stage(context: StudyContext, stage: Stage, key: str) -> str:
     """Do a stage; returns its state. A kill leaves the record `running`, so that the next run does it again."""
     name, started = identity(stage), time.monotonic()
-    before, record = read_record(place.out, name), Record(name, key, RUNNING, {})
+    before, record = read_record(context.out, name), Record(name, key, RUNNING, {})
     try:
-        place.display.check_time()
+        context.display.check_time()
         if isinstance(stage, BuildStage) and before is not None and before.key != key:
-            set_aside(place, stage)
-        write_record(place.out, record)
-        note = _do(place, stage, key)
+            set_aside(context, stage)
+        write_record(context.out, record)
+        note = _do(context, stage, key)
     except OutOfTime:
-        place.display.say("  out of time: what is finished is kept")
+        context.display.say("  out of time: what is finished is kept")
         return LEFT
     except (LoraryError, MemoryError, RuntimeError) as error:
         if not isinstance(error, LoraryError) and not is_out_of_memory(error):
             raise
-        return _failed(place, record, error)
+        return _failed(context, record, error)
     seconds = time.monotonic() - started
-    write_record(place.out, replace(record, status=DONE, outputs=outputs_of(place, stage), seconds=seconds, note=note))
-    place.display.say(f"  {note}, {seconds:.0f} s")
+    write_record(
+        context.out, replace(record, status=DONE, outputs=outputs_of(context, stage), seconds=seconds, note=note)
+    )
+    context.display.say(f"  {note}, {seconds:.0f} s")
     return DONE
 
 
-def _failed(place: Place, record: Record, error: Exception) -> str:
-    write_record(place.out, replace(record, status=FAILED, error=str(error)))
-    place.display.say(f"  {record.stage} failed: {error}")
+def _failed(context: StudyContext, record: Record, error: Exception) -> str:
+    write_record(context.out, replace(record, status=FAILED, error=str(error)))
+    context.display.say(f"  {record.stage} failed: {error}")
     return FAILED
 
 
-def _do(place: Place, stage: Stage, key: str) -> str:
+def _do(context: StudyContext, stage: Stage, key: str) -> str:
     if isinstance(stage, BuildStage):
-        return run_build_stage(place, stage)
+        return run_build_stage(context, stage)
     if isinstance(stage, EvaluateStage):
-        return run_evaluate_stage(place, stage, key)
+        return run_evaluate_stage(context, stage, key)
     if isinstance(stage, AdaptStage):
-        return run_adapt_stage(place, stage, key)
-    return run_drift_stage(place, stage, key)
+        return run_adapt_stage(context, stage, key)
+    return run_drift_stage(context, stage, key)

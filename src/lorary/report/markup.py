@@ -15,15 +15,6 @@ MISSING = "–"
 _MARKDOWN = {"&": "&amp;", "|": "\\|", "<": "&lt;", "`": "\\`", "](": "]\\(", "][": "]\\[", "://": ":\\//"}
 _WWW = re.compile(r"(www)\.", re.IGNORECASE)
 
-METRIC_NAMES = {"acc": "accuracy", "acc_raw": "accuracy, raw", "em": "exact match", "rougeL": "ROUGE-L"}
-
-METRIC_MEANINGS = {
-    "acc": "the share of rows in which the right option has the highest log-likelihood per token",
-    "acc_raw": "the share of rows in which the right option has the highest summed log-likelihood",
-    "em": "the share of rows whose generated answer equals a reference, white space aside",
-    "rougeL": "how much of a reference's word order the generated answer keeps (F-measure)",
-}
-
 
 def text(value: object) -> str:
     """A string as HTML text or as a quoted attribute; no character of it can become markup, or move other text."""

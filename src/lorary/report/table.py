@@ -5,7 +5,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from lorary.report.markup import METRIC_MEANINGS, METRIC_NAMES, counted, hundredths
+from lorary.evaluate.metrics import METRIC_MEANINGS, METRIC_NAMES
+from lorary.report.markup import counted, hundredths
 from lorary.report.shell import part
 from lorary.report.table_model import BASE, SPLITS, Cell, ScoreTable, TaskLine, is_told
 

@@ -13,7 +13,7 @@ WORDS = {"ahead": "ahead of", "behind": "behind", "level": "level with"}
 
 
 @dataclass(frozen=True)
-class Column:
+class StudyColumn:
     """One library under one router on one split.
 
     Args:
@@ -43,7 +43,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Answer:
+class QuestionAnswer:
     """An answer.
 
     Args:
@@ -61,11 +61,11 @@ class Answer:
 
 def answer(
     question: Question,
-    columns: Sequence[Column],
+    columns: Sequence[StudyColumn],
     drift: Mapping[str, Mapping[str, Any]],
     owed: Collection[tuple[str, str]],
-) -> Answer:
-    """Answer a question as far as its cells are scored.
+) -> QuestionAnswer:
+    """QuestionAnswer a question as far as its cells are scored.
 
     Args:
         question: of the study.
@@ -73,37 +73,37 @@ def answer(
         drift: what each drift stage found, by its name.
         owed: (cell, split) of all that the study scores once it is done.
     """
-    found = {(column.cell, column.split): column for column in columns}
+    scored = {(column.cell, column.split): column for column in columns}
     sets = dict.fromkeys(column.split for column in columns if column.split not in SPLITS)
     rows, lines, missing = [], [], set()
     for cell, against in question.comparisons():
-        missing |= _unscored(found, owed, cell, against)
+        missing |= _unscored(scored, owed, cell, against)
         for split in (*SPLITS, *sets):
-            own, other = found.get((cell, split)), found.get((against, split))
-            if not (own and other):
+            column, other = scored.get((cell, split)), scored.get((against, split))
+            if not (column and other):
                 continue
-            alike, tasks = _alike(own, other)
+            alike, tasks = _alike(column, other)
             if tasks:
                 compared = alike.difference(0, 1, tasks)
                 rows.append({"cell": cell, "against": against, "split": split, **asdict(compared),
-                             "stages": _stages(own, other)})  # fmt: skip
+                             "stages": _stages(column, other)})  # fmt: skip
                 lines += [compared_line(cell, against, split, compared)] if split in SPLITS else []
     for cell in question.cells:
         if question.share_of is not None:
-            _add_gaps(cell, question.share_of, found, rows, lines)
-            missing |= _unscored(found, owed, cell, question.share_of)
+            _add_gaps(cell, question.share_of, scored, rows, lines)
+            missing |= _unscored(scored, owed, cell, question.share_of)
         if question.base_wins:
-            _add_base_wins(cell, found, rows, lines)
-            missing |= _unscored(found, owed, cell)
+            _add_base_wins(cell, scored, rows, lines)
+            missing |= _unscored(scored, owed, cell)
     if len(question.cells) > 1 and question.against is not None:
-        lines += _highest([*question.cells, question.against], found)
+        lines += _highest([*question.cells, question.against], scored)
     if question.drift is not None:
-        own_drift = drift.get(question.drift)
-        missing |= {f"drift:{question.drift}"} if own_drift is None else set()
-        if own_drift is not None:
-            rows.append({**own_drift, "stages": [f"drift:{question.drift}"]})
-            lines += _drift_lines(own_drift)
-    return Answer(question.ask, list(dict.fromkeys(lines)), rows, sorted(missing))
+        measured = drift.get(question.drift)
+        missing |= {f"drift:{question.drift}"} if measured is None else set()
+        if measured is not None:
+            rows.append({**measured, "stages": [f"drift:{question.drift}"]})
+            lines += _drift_lines(measured)
+    return QuestionAnswer(question.ask, list(dict.fromkeys(lines)), rows, sorted(missing))
 
 
 def compared_line(cell: str, against: str, split: str, compared: Difference) -> str:
@@ -125,8 +125,8 @@ def _over_tasks(compared: Difference) -> str:
     return f", {word} ({interval})"
 
 
-def _size(found: Difference | GapClosed) -> str:
-    return f"{counted(found.tasks, 'task')}, {counted(found.rows, 'row')}"
+def _size(comparison: Difference | GapClosed) -> str:
+    return f"{counted(comparison.tasks, 'task')}, {counted(comparison.rows, 'row')}"
 
 
 def points(value: float) -> str:
@@ -139,20 +139,20 @@ def p_words(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def _highest(cells: Sequence[str], found: Mapping[tuple[str, str], Column]) -> list[str]:
+def _highest(cells: Sequence[str], scored: Mapping[tuple[str, str], StudyColumn]) -> list[str]:
     """Which of several cells has the highest mean over the tasks of all; no claim that it is ahead of the next."""
     lines = []
     for split in SPLITS:
-        there = [cell for cell in cells if (cell, split) in found]
-        alike, tasks = _alike(*(found[cell, split] for cell in there))
-        if tasks and len(there) > 1:
-            means = {cell: alike.mean(number, tasks).mean for number, cell in enumerate(there)}
+        present = [cell for cell in cells if (cell, split) in scored]
+        alike, tasks = _alike(*(scored[cell, split] for cell in present))
+        if tasks and len(present) > 1:
+            means = {cell: alike.mean(number, tasks).mean for number, cell in enumerate(present)}
             best = [cell for cell, value in means.items() if value == max(means.values())]
             lines.append(f"the highest mean of these on {split_name(split)} tasks is that of {enumerated(best)}")
     return lines
 
 
-def _alike(*columns: Column) -> tuple[Columns[int], list[str]]:
+def _alike(*columns: StudyColumn) -> tuple[Columns[int], list[str]]:
     """Several columns by number on the tasks, and the first rows of each, that were asked of all of them; the tasks."""
     asked = columns[0].asked.items() if columns else ()
     tasks = [task for task, question in asked if all(other.asked.get(task) == question for other in columns)]
@@ -162,39 +162,41 @@ def _alike(*columns: Column) -> tuple[Columns[int], list[str]]:
     return Columns(values), tasks
 
 
-def _unscored(found: Mapping[tuple[str, str], Column], owed: Collection[tuple[str, str]], *cells: str) -> set[str]:
+def _unscored(
+    scored: Mapping[tuple[str, str], StudyColumn], owed: Collection[tuple[str, str]], *cells: str
+) -> set[str]:
     """Cells that are not scored yet: the cell, or the splits and tasks that it lacks."""
     missing = set()
     for cell in cells:
-        lacks = [split for split in SPLITS if (cell, split) in owed and (cell, split) not in found]
-        is_new = not any((cell, split) in found for split in SPLITS)
+        lacks = [split for split in SPLITS if (cell, split) in owed and (cell, split) not in scored]
+        is_new = not any((cell, split) in scored for split in SPLITS)
         missing |= {cell} if is_new else {f"{cell} {split_name(split)}" for split in lacks}
-        there = [column for split in SPLITS if (column := found.get((cell, split)))]
-        missing |= {f"{cell} on {task}" for column in there for task in column.failed}
+        present = [column for split in SPLITS if (column := scored.get((cell, split)))]
+        missing |= {f"{cell} on {task}" for column in present for task in column.failed}
     return missing
 
 
-def _stages(*columns: Column) -> list[str]:
+def _stages(*columns: StudyColumn) -> list[str]:
     return sorted({column.stage for column in columns})
 
 
-def _base_of(cell: str, found: Mapping[tuple[str, str], Column], split: str) -> Column | None:
+def _base_of(cell: str, scored: Mapping[tuple[str, str], StudyColumn], split: str) -> StudyColumn | None:
     """The base as it was scored for the cell's library: with its better template, task by task."""
-    return found.get((f"{cell.split('/')[0]}/base", split))
+    return scored.get((f"{cell.split('/')[0]}/base", split))
 
 
 def _add_gaps(
-    cell: str, whole: str, found: Mapping[tuple[str, str], Column], rows: list[dict[str, Any]], lines: list[str]
+    cell: str, whole: str, scored: Mapping[tuple[str, str], StudyColumn], rows: list[dict[str, Any]], lines: list[str]
 ) -> None:
     for split in SPLITS:
-        own, other, base = found.get((cell, split)), found.get((whole, split)), _base_of(cell, found, split)
-        if not (own and other and base):
+        column, other, base = scored.get((cell, split)), scored.get((whole, split)), _base_of(cell, scored, split)
+        if not (column and other and base):
             continue
-        alike, tasks = _alike(own, other, base)
+        alike, tasks = _alike(column, other, base)
         if not tasks:
             continue
         gap, name = alike.gap_closed(0, 1, 2, tasks), split_name(split)
-        rows.append({"cell": cell, "gap_to": whole, "split": split, **asdict(gap), "stages": _stages(own, other)})
+        rows.append({"cell": cell, "gap_to": whole, "split": split, **asdict(gap), "stages": _stages(column, other)})
         if gap.closed is None or gap.low is None or gap.high is None:
             none = f"{whole} gains nothing over the base on {name} tasks that its rows could show"
             lines.append(f"{none}: there is no gap to close ({points(gap.gap)} points; {_size(gap)})")
@@ -207,18 +209,18 @@ def _add_gaps(
 
 
 def _add_base_wins(
-    cell: str, found: Mapping[tuple[str, str], Column], rows: list[dict[str, Any]], lines: list[str]
+    cell: str, scored: Mapping[tuple[str, str], StudyColumn], rows: list[dict[str, Any]], lines: list[str]
 ) -> None:
     for split in SPLITS:
-        own, base = found.get((cell, split)), _base_of(cell, found, split)
-        if not (own and base):
+        column, base = scored.get((cell, split)), _base_of(cell, scored, split)
+        if not (column and base):
             continue
-        alike, tasks = _alike(own, base)
+        alike, tasks = _alike(column, base)
         by_task = {task: alike.difference(0, 1, [task]) for task in tasks}
         lower = sorted(task for task, compared in by_task.items() if compared.difference < 0)
         surely = sorted(task for task, compared in by_task.items() if compared.verdict == "behind")
         rows.append({"cell": cell, "split": split, "tasks": len(by_task), "base_higher": lower, "base_ahead": surely,
-                     "stages": _stages(own, base)})  # fmt: skip
+                     "stages": _stages(column, base)})  # fmt: skip
         lines.append(_base_wins_line(cell, f"{counted(len(tasks), f'{split_name(split)} task')}", lower, surely))
 
 
@@ -229,15 +231,15 @@ def _base_wins_line(cell: str, tasks: str, lower: Sequence[str], surely: Sequenc
     return f"of {tasks}, the base scores higher than {cell} on {len(lower)}, {clearly}"
 
 
-def _drift_lines(found: Mapping[str, Any]) -> list[str]:
-    kinds = ", ".join(f"{kind} {value:.2f}" for kind, value in found["by_module"].items())
-    pair = f"{found['library']} and {found['against']}"
+def _drift_lines(drift: Mapping[str, Any]) -> list[str]:
+    kinds = ", ".join(f"{kind} {value:.2f}" for kind, value in drift["by_module"].items())
+    pair = f"{drift['library']} and {drift['against']}"
     lines = [
-        f"Arrow's prototypes of {pair} have a mean |cosine| of {found['cosine']:.2f} over {len(found['experts'])} "
+        f"Arrow's prototypes of {pair} have a mean |cosine| of {drift['cosine']:.2f} over {len(drift['experts'])} "
         f"experts ({kinds})"
     ]
-    if found["clusters"] is not None:
-        clusters = found["clusters"]
+    if drift["clusters"] is not None:
+        clusters = drift["clusters"]
         lines.append(
             f"their {clusters['k']} clusters agree with an adjusted Rand index of {clusters['adjusted_rand']:.2f}"
         )

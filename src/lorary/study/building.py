@@ -14,16 +14,16 @@ from lorary.library.layout import ADAPTERS, LIBRARY_FILE
 from lorary.library.opening import created_for, open_or_create
 from lorary.library.store import Library
 from lorary.study.config import BuildStage
-from lorary.study.context import Place, TimedDisplay
+from lorary.study.context import StudyContext, TimedDisplay
 from lorary.train.callbacks import Callback
 
 # Settings that `lorary build` has no option for: presets alone change them.
 NO_OPTION = frozenset({"warmup", "clip", "weight_decay", "init_scale"})
 
 
-def build_inputs(place: Place, stage: BuildStage) -> dict[str, Any]:
+def build_inputs(context: StudyContext, stage: BuildStage) -> dict[str, Any]:
     """What decides the experts, beside the libraries that the stage reads."""
-    _, tasks = place.training_tasks(stage)
+    _, tasks = context.training_tasks(stage)
     by_family = stage.method.method == "mbc" and stage.method.clusters.by == "family"
     return {
         "settings": changed_settings(stage.settings),
@@ -31,8 +31,8 @@ def build_inputs(place: Place, stage: BuildStage) -> dict[str, Any]:
         "of": stage.of,
         "tasks": {name: task.data_hash for name, task in tasks.items()},
         "families": {name: task.family for name, task in tasks.items()} if by_family else {},
-        "base": place.base_content,
-        "dtype": place.study.run.dtype,
+        "base": context.base_content,
+        "dtype": context.study.run.dtype,
     }
 
 
@@ -41,19 +41,19 @@ def changed_settings(settings: BuildSettings) -> dict[str, Any]:
     return _not_default(as_recorded(settings), as_recorded(BuildSettings()))
 
 
-def _not_default(own: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    found = {}
-    for key, value in own.items():
+def _not_default(settings: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    changed = {}
+    for key, value in settings.items():
         if isinstance(value, dict) and isinstance(default.get(key), dict):
             value = _not_default(value, default[key])
         if value != default.get(key) and value != {}:
-            found[key] = value
-    return found
+            changed[key] = value
+    return changed
 
 
-def build_outputs(place: Place, stage: BuildStage) -> dict[str, str]:
+def build_outputs(context: StudyContext, stage: BuildStage) -> dict[str, str]:
     """Content hash of every expert of the library as it is now; empty where there is none."""
-    path = place.library(stage.name)
+    path = context.library(stage.name)
     if not (path / LIBRARY_FILE).exists():
         return {}
     return _hashes(Library.open(path))
@@ -63,21 +63,21 @@ def _hashes(library: Library) -> dict[str, str]:
     return {row["name"]: row["hash"] for row in library.describe()}
 
 
-def set_aside(place: Place, stage: BuildStage) -> None:
+def set_aside(context: StudyContext, stage: BuildStage) -> None:
     """Move a library away that earlier settings of the study have made: nothing is deleted, nothing is mixed."""
-    path = place.library(stage.name)
+    path = context.library(stage.name)
     if not path.exists():
         return
-    folder = place.out / "superseded"
+    folder = context.out / "superseded"
     folder.mkdir(parents=True, exist_ok=True)
     number = next(n for n in range(1, 10_000) if not (folder / f"{stage.name}-{n}").exists())
     os.rename(path, folder / f"{stage.name}-{number}")
-    place.display.say(
+    context.display.say(
         f"build:{stage.name} has other inputs now: its library went to {folder / f'{stage.name}-{number}'}"
     )
 
 
-def run_build_stage(place: Place, stage: BuildStage) -> str:
+def run_build_stage(context: StudyContext, stage: BuildStage) -> str:
     """Build the library, as `lorary build` would.
 
     Returns:
@@ -87,20 +87,20 @@ def run_build_stage(place: Place, stage: BuildStage) -> str:
         LibraryError: if the library whose adapters are clustered lacks tasks.
         OutOfTime: between two steps; what was trained is kept.
     """
-    _, tasks = place.training_tasks(stage)
+    _, tasks = context.training_tasks(stage)
     if stage.of is not None:
-        return _take_part(place, stage, list(tasks))
-    _check_private(place, stage, list(tasks))
-    with created_for(str(place.library(stage.name)), place.study.base) as library:
+        return _take_part(context, stage, list(tasks))
+    _check_private(context, stage, list(tasks))
+    with created_for(str(context.library(stage.name)), context.study.base) as library:
         result = build_library(
-            place.base,
+            context.base,
             library,
             tasks,
             stage.settings,
-            placed_method(place, stage),
-            run=place.study.run,
-            callbacks=[_Clock(place.display)],
-            display=place.display,
+            method_at(context, stage),
+            run=context.study.run,
+            callbacks=[_Clock(context.display)],
+            display=context.display,
         )
     return f"{len(result.trained)} experts trained, {len(result.kept)} kept"
 
@@ -116,12 +116,12 @@ class _Clock(Callback):
         self._display.check_time()
 
 
-def _check_private(place: Place, stage: BuildStage, names: Sequence[str]) -> None:
+def _check_private(context: StudyContext, stage: BuildStage, names: Sequence[str]) -> None:
     """Refuse to cluster a library of the study that lacks tasks: training them there would make it another one."""
     if stage.private is None:
         return
-    there = Library.open(place.library(stage.private)).names()
-    if missing := [name for name in names if name not in there]:
+    held = Library.open(context.library(stage.private)).names()
+    if missing := [name for name in names if name not in held]:
         raise LibraryError(
             f"library {stage.private} must hold an adapter of each task that build:{stage.name} clusters",
             found=f"none of {missing[0]}",
@@ -129,22 +129,22 @@ def _check_private(place: Place, stage: BuildStage, names: Sequence[str]) -> Non
         )
 
 
-def placed_method(place: Place, stage: BuildStage) -> MethodSettings:
+def method_at(context: StudyContext, stage: BuildStage) -> MethodSettings:
     """The method, its private adapters at the folder where the study has them."""
     if stage.private is None:
         return stage.method
-    return replace(stage.method, clusters=replace(stage.method.clusters, private=str(place.library(stage.private))))
+    return replace(stage.method, clusters=replace(stage.method.clusters, private=str(context.library(stage.private))))
 
 
-def _take_part(place: Place, stage: BuildStage, names: list[str]) -> str:
+def _take_part(context: StudyContext, stage: BuildStage, names: list[str]) -> str:
     """A private expert does not depend on its neighbours: some of a library are what training them alone would give."""
-    source = Library.open(place.library(str(stage.of)))
-    part = open_or_create(str(place.library(stage.name)), place.study.base)
-    wanted, there = (_hashes(library) for library in (source, part))
+    source = Library.open(context.library(str(stage.of)))
+    part = open_or_create(str(context.library(stage.name)), context.study.base)
+    wanted, held = (_hashes(library) for library in (source, part))
     for name in names:
-        if name not in there:
+        if name not in held:
             part.add(source.path / ADAPTERS / name)
-        elif there[name] != wanted[name]:
+        elif held[name] != wanted[name]:
             raise LibraryError(
                 f"library {stage.name} must hold the experts of {stage.of}, byte for byte",
                 found=f"another {name}",
@@ -153,27 +153,27 @@ def _take_part(place: Place, stage: BuildStage, names: list[str]) -> str:
     return f"{len(names)} of the {len(source)} experts of {stage.of}"
 
 
-def command_of(place: Place, stage: BuildStage) -> str | None:
+def command_of(context: StudyContext, stage: BuildStage) -> str | None:
     """The plain command that makes the same library; None where its options cannot say all settings."""
-    reference = stage.data or place.study.train.reference or place.tasks_folder or "TASKS"
-    path = quote(str(place.library(stage.name)))
+    reference = stage.data or context.study.train.reference or context.tasks_folder or "TASKS"
+    path = quote(str(context.library(stage.name)))
     if stage.of is not None:
-        _, tasks = place.training_tasks(stage)
-        source = quote(str(place.library(stage.of) / ADAPTERS / "NAME"))
-        return f"lorary library add {path} {source} --base {quote(place.study.base)} (NAME: {', '.join(tasks)})"
-    _, tasks = place.training_tasks(stage)
+        _, tasks = context.training_tasks(stage)
+        source = quote(str(context.library(stage.of) / ADAPTERS / "NAME"))
+        return f"lorary library add {path} {source} --base {quote(context.study.base)} (NAME: {', '.join(tasks)})"
+    _, tasks = context.training_tasks(stage)
     settings = _options(stage.settings)
     if settings is None:
         return None
     options = [f"--library {path}", f"--method {stage.method.method}", f"--tasks {quote(','.join(tasks))}"]
-    options += [] if place.study.base == "embedded" else [f"--base {quote(place.study.base)}"]
-    options += [*settings, *_method_options(place, stage)]
-    run = {"device": place.study.run.device, "dtype": place.study.run.dtype}
+    options += [] if context.study.base == "embedded" else [f"--base {quote(context.study.base)}"]
+    options += [*settings, *_method_options(context, stage)]
+    run = {"device": context.study.run.device, "dtype": context.study.run.dtype}
     options += [f"--{key} {value}" for key, value in run.items() if value != "auto"]
     return " ".join(["lorary build", quote(reference), *options])
 
 
-def _method_options(place: Place, stage: BuildStage) -> list[str]:
+def _method_options(context: StudyContext, stage: BuildStage) -> list[str]:
     clusters, poly, method = stage.method.clusters, stage.method.poly, stage.method
     if method.method == "mbc":
         passes = {"private-steps": clusters.private_steps, "private-epochs": clusters.private_epochs}
@@ -182,7 +182,7 @@ def _method_options(place: Place, stage: BuildStage) -> list[str]:
             f"--cluster-by {clusters.by}",
             f"--cluster-method {clusters.method}",
             f"--cluster-seed {clusters.seed}",
-            *([f"--private {quote(str(place.library(stage.private)))}"] if stage.private else []),
+            *([f"--private {quote(str(context.library(stage.private)))}"] if stage.private else []),
             *(f"--{key} {value}" for key, value in passes.items() if value is not None),
         ]
     if not method.is_poly:

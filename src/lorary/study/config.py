@@ -10,7 +10,7 @@ from lorary.build.settings import BuildSettings, RunSettings
 from lorary.errors import UsageError
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.study.question import Question
-from lorary.study.values import fields_for
+from lorary.study.values import mapping_for, validated
 
 SUBSET = "subset"
 SPLITS = ("held_in", "held_out")
@@ -154,8 +154,11 @@ class AdaptStage:
         Raises:
             UsageError: if a value is out of range, or belongs to another method.
         """
-        where, fixed = f"settings of adapt:{self.name} for {method}", ("method", "train", "name")
-        own = fields_for(AdaptSettings, self.settings.get(method, {}), where, leave_out=fixed)
+        kind, where = (
+            mapping_for(AdaptSettings, ("method", "train", "name")),
+            f"settings of adapt:{self.name} for {method}",
+        )
+        own = validated(kind, self.settings.get(method, {}), where)
         if method == JOINT and joint_library is not None:
             own["start_library"] = joint_library
         return adapt_settings(method, self.train, **own)

@@ -1,4 +1,4 @@
-"""Where a study lies and what it works on: folders, tasks, the clock."""
+"""What the stages of a study share: its folder, tasks, base model and clock."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -40,8 +40,8 @@ class TimedDisplay(Display):
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a study lies.
+class StudyContext:
+    """What the stages of a study share.
 
     Args:
         study: what is to be done.
@@ -130,8 +130,8 @@ class Place:
         """
         reference = self.reference(tasks)
         if tasks is self.study.train:
-            found = self._trainable(reference, tasks.names)
-            return {name: found[name] for name in tasks.names or found}
+            trainable = self._trainable(reference, tasks.names)
+            return {name: trainable[name] for name in tasks.names or trainable}
         loaded = load_tasks(reference, names=tasks.names)
         return {name: loaded[name] for name in tasks.names or loaded if tasks.names or loaded[name].role == "heldout"}
 

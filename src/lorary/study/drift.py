@@ -11,11 +11,11 @@ from lorary.errors import LibraryError
 from lorary.library.store import Library
 from lorary.route.arrow import arrow_prototypes
 from lorary.study.config import DriftStage, identity
-from lorary.study.context import Place
+from lorary.study.context import StudyContext
 from lorary.study.record import write_document
 
 
-def run_drift_stage(place: Place, stage: DriftStage, key: str) -> str:
+def run_drift_stage(context: StudyContext, stage: DriftStage, key: str) -> str:
     """Compare two libraries of experts by the same names, and keep what was found.
 
     Returns:
@@ -24,57 +24,53 @@ def run_drift_stage(place: Place, stage: DriftStage, key: str) -> str:
     Raises:
         LibraryError: if they share no expert.
     """
-    one, other = (Library.open(place.library(name)) for name in (stage.library, stage.against))
-    names = sorted(set(one.names()) & set(other.names()))
+    library, against = (Library.open(context.library(name)) for name in (stage.library, stage.against))
+    names = sorted(set(library.names()) & set(against.names()))
     if not names:
         raise LibraryError(f"libraries {stage.library} and {stage.against} must share experts", found="none")
     cosines: dict[str, dict[str, float]] = {}
-    with place.display.bar("comparing prototypes", len(names)) as bar:
+    with context.display.bar("comparing prototypes", len(names)) as bar:
         for name in names:
-            cosines[name] = prototype_cosines(one, other, name)
+            cosines[name] = prototype_cosines(library, against, name)
             bar.advance(name)
-    found = {
+    document = {
         "key": key,
         "library": stage.library,
         "against": stage.against,
         "experts": names,
         **summary(cosines),
-        "clusters": _clusters(stage, one, other, names) if stage.k else None,
+        "clusters": _clusters(stage, library, against, names) if stage.k else None,
     }
-    write_document(place.results(identity(stage)), found)
-    return f"prototypes of {len(names)} experts: mean |cosine| {found['cosine']:.3f}"
+    write_document(context.results(identity(stage)), document)
+    return f"prototypes of {len(names)} experts: mean |cosine| {document['cosine']:.3f}"
 
 
-def prototype_cosines(one: Library, other: Library, name: str) -> dict[str, float]:
+def prototype_cosines(library: Library, against: Library, name: str) -> dict[str, float]:
     """|cosine| of an expert's Arrow prototypes in two libraries, by layer; a layer that computes nothing counts 0."""
-    ours, theirs = one.get(name).modules, other.get(name).modules
-    found = {}
+    ours, theirs = library.get(name).modules, against.get(name).modules
+    cosines = {}
     for path in sorted(set(ours) & set(theirs)):
         (first, _), (second, _) = (arrow_prototypes(m[path].lora_a[None], m[path].lora_b[None]) for m in (ours, theirs))
-        found[path] = float((first @ second.mT).abs())
-    return found
+        cosines[path] = float((first @ second.mT).abs())
+    return cosines
 
 
 def summary(cosines: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Means over experts, of all layers, by the kind of layer and by its depth.
-
-    Args:
-        cosines: by expert, then by path of the layer.
-    """
-    rows = [(path, value) for own in cosines.values() for path, value in own.items()]
+    """Means of cosines (by expert and path of the layer): of all, by kind and by depth of the layer, by expert."""
+    values = [entry for by_path in cosines.values() for entry in by_path.items()]
 
     def means(label: Any) -> dict[str, float]:
-        labels = sorted({label(path) for path, _ in rows})
-        return {str(one): mean(value for path, value in rows if label(path) == one) for one in labels}
+        labels = sorted({label(path) for path, _ in values})
+        return {str(kind): mean(value for path, value in values if label(path) == kind) for kind in labels}
 
     return {
-        "cosine": mean(value for _, value in rows),
+        "cosine": mean(value for _, value in values),
         "by_module": means(lambda path: path.rsplit(".", 1)[-1]),
         "by_layer": means(lambda path: layer_number(path) or 0),
-        "by_expert": {name: mean(own.values()) for name, own in cosines.items()},
+        "by_expert": {name: mean(by_path.values()) for name, by_path in cosines.items()},
     }
 
 
-def _clusters(stage: DriftStage, one: Library, other: Library, names: list[str]) -> dict[str, Any]:
-    labels = [cluster_adapters(names, lib.get, k=stage.k, seed=stage.seed).labels for lib in (one, other)]
+def _clusters(stage: DriftStage, library: Library, against: Library, names: list[str]) -> dict[str, Any]:
+    labels = [cluster_adapters(names, each.get, k=stage.k, seed=stage.seed).labels for each in (library, against)]
     return {"k": stage.k, "seed": stage.seed, **agreement(*labels)._asdict()}

@@ -16,8 +16,8 @@ from lorary.data.schema import SPLITS, Task
 from lorary.data.tasks import BUILTIN
 from lorary.errors import TaskError, UsageError
 from lorary.study.config import AdaptStage, BuildStage, DriftStage, EvaluateStage, Stage, TaskSet, identity
-from lorary.study.context import Place
-from lorary.study.skeleton import Skeleton, skeleton_for
+from lorary.study.context import StudyContext
+from lorary.study.skeleton import BaseSkeleton, skeleton_for
 
 # Parameters, gradient, two moments and the best parameters of an expert in training, float32.
 EXPERT_BYTES = 5 * 4
@@ -48,12 +48,8 @@ class Rows:
     options: float
 
 
-def dry_run(place: Place, stages: Sequence[Stage]) -> dict[str, Any]:
+def dry_run(context: StudyContext, stages: Sequence[Stage]) -> dict[str, Any]:
     """Check a study against its base and estimate every stage.
-
-    Args:
-        place: of the study; nothing is written there.
-        stages: those to run.
 
     Returns:
         `stages` (one row each), `totals`, `base` and `assumed`, as values of JSON.
@@ -62,26 +58,26 @@ def dry_run(place: Place, stages: Sequence[Stage]) -> dict[str, Any]:
         BaseModelError: if the base is neither here nor described.
         UsageError: if a target module is not in it, or tasks are neither here nor described.
     """
-    assume = place.study.assume
+    assume = context.study.assume
     notes: list[str] = []
-    train = _sizes(place, place.study.train, notes)
+    train = _sizes(context, context.study.train, notes)
     held_out: dict[str, Rows] = {}
-    for chosen in place.study.held_out:
-        held_out |= _sizes(place, chosen, notes)
-    skeleton = skeleton_for(place.study.base, assume.get("model"))
+    for chosen in context.study.held_out:
+        held_out |= _sizes(context, chosen, notes)
+    skeleton = skeleton_for(context.study.base, assume.get("model"))
     if skeleton.is_assumed:
-        notes.append(f"the base {place.study.base} is not looked up: its configuration is what the study says")
-    speed = float(assume.get("tflops", 0)) * 1e12
+        notes.append(f"the base {context.study.base} is not looked up: its configuration is what the study says")
+    speed = assume.get("tflops", 0.0) * 1e12
     if not speed:
         speed = _speed_here()
         notes.append(f"speed: {speed / 1e9:.0f} GFLOP/s, {EFFICIENCY:.0%} of what one product of matrices reached here")
     else:
-        notes.append(f"speed: {assume['tflops']} TFLOP/s of training are assumed, not measured")
-    rows = [_row(stage, skeleton, train, held_out, speed, place) for stage in stages]
+        notes.append(f"speed: {assume['tflops']:g} TFLOP/s of training are assumed, not measured")
+    rows = [_row(stage, skeleton, train, held_out, speed, context) for stage in stages]
     notes.append("tokens: rows are counted in characters, four to a token, unless assumed; clusters of equal sizes")
     return {
-        "study": place.study.name,
-        "base": {"name": place.study.base, "architecture": type(skeleton.model).__name__, "layers": skeleton.layers,
+        "study": context.study.name,
+        "base": {"name": context.study.base, "architecture": type(skeleton.model).__name__, "layers": skeleton.layers,
                  "parameters": skeleton.parameters, "assumed": skeleton.is_assumed},
         "tasks": {"train": len(train), "held_out": len(held_out)},
         "stages": rows,
@@ -124,20 +120,20 @@ def _speed_here() -> float:
     return EFFICIENCY * 2 * size**3 / best
 
 
-def _sizes(place: Place, chosen: TaskSet, notes: list[str]) -> dict[str, Rows]:
+def _sizes(context: StudyContext, chosen: TaskSet, notes: list[str]) -> dict[str, Rows]:
     """Sizes of tasks: from the data where they are on this machine, else as assumed."""
-    reference = chosen.reference or place.tasks_folder
+    reference = chosen.reference or context.tasks_folder
     if reference is not None and (reference == BUILTIN or Path(reference).exists()):
-        return {name: _counted(task) for name, task in place.listed(chosen).items()}
+        return {name: _counted(task) for name, task in context.listed(chosen).items()}
     if not chosen.assume:
-        place.reference(chosen)  # refuses a place that was left open
+        context.reference(chosen)  # refuses a reference that was left open
         raise UsageError(f"a dry run needs tasks '{reference}' on this machine, or what to assume of them",
                          found="neither", remedy="assume: {tasks: N, rows: N, tokens: N}")  # fmt: skip
-    told = chosen.assume
-    number = len(chosen.names) if chosen.names else int(told["tasks"])
+    assumed = chosen.assume
+    number = len(chosen.names) if chosen.names else int(assumed["tasks"])
     names = chosen.names or [f"{reference}-{n}" for n in range(number)]
-    number_of = {split: int(told.get(f"{split}_rows", told["rows"])) for split in SPLITS}
-    rows = Rows(**number_of, tokens=float(told["tokens"]), options=2.0)
+    number_of = {split: int(assumed.get(f"{split}_rows") or assumed["rows"]) for split in SPLITS}
+    rows = Rows(**number_of, tokens=assumed["tokens"], options=2.0)
     notes.append(f"tasks '{reference}': {number} of {rows.train} training rows of {rows.tokens:.0f} tokens")
     return dict.fromkeys(names, rows)
 
@@ -151,22 +147,22 @@ def _counted(task: Task) -> Rows:
 
 def _row(
     stage: Stage,
-    skeleton: Skeleton,
+    skeleton: BaseSkeleton,
     train: Mapping[str, Rows],
     held_out: Mapping[str, Rows],
     speed: float,
-    place: Place,
+    context: StudyContext,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"stage": identity(stage), "experts": 0, "parameters": 0, "steps": 0, "tokens": 0,
                            "disk_bytes": 0, "memory_bytes": 0, "seconds": 0.0}  # fmt: skip
-    weights = skeleton.parameters * int(place.study.assume.get("dtype_bytes", 4))
+    weights = skeleton.parameters * int(context.study.assume.get("dtype_bytes", 4))
     if isinstance(stage, BuildStage):
         sizes = list(_chosen(stage, train).values())
-        return row | ({} if stage.of else _trained(stage, skeleton, sizes, weights, speed, place))
+        return row | ({} if stage.of else _trained(stage, skeleton, sizes, weights, speed, context))
     if isinstance(stage, EvaluateStage):
         tokens = 0.0
         for library, _, split in stage.runs():
-            built = place.study.stage(f"build:{library}")
+            built = context.study.stage(f"build:{library}")
             assert isinstance(built, BuildStage)
             tasks = held_out if split == "held_out" else _chosen(built, train)
             limit = getattr(stage, split)
@@ -206,7 +202,7 @@ def _chosen(stage: BuildStage, train: Mapping[str, Rows]) -> dict[str, Rows]:
 
 
 def _trained(
-    stage: BuildStage, skeleton: Skeleton, tasks: Sequence[Rows], weights: int, speed: float, place: Place
+    stage: BuildStage, skeleton: BaseSkeleton, tasks: Sequence[Rows], weights: int, speed: float, context: StudyContext
 ) -> dict[str, Any]:
     """Steps, tokens, memory and time of a build."""
     settings, method = stage.settings, stage.method
@@ -220,14 +216,14 @@ def _trained(
         private = method.clusters.private_settings(settings)
         steps += sum(private.num_steps(n) for n in rows)
     tokens = steps * settings.batch_size * min(mean, settings.max_length)
-    window = min(experts, place.study.run.window) if not method.is_poly else experts
+    window = min(experts, context.study.run.window) if not method.is_poly else experts
     return {
         "experts": experts,
         "parameters": experts * each,
         "steps": steps,
         "tokens": round(tokens),
         "disk_bytes": experts * each * 4,
-        "memory_bytes": weights + window * each * EXPERT_BYTES + _activation_bytes(skeleton, settings, place),
+        "memory_bytes": weights + window * each * EXPERT_BYTES + _activation_bytes(skeleton, settings, context),
         "seconds": _flops(skeleton, settings) * tokens / speed,
     }
 
@@ -244,15 +240,15 @@ def _units(stage: BuildStage, num_tasks: int) -> int:
     return k
 
 
-def _flops(skeleton: Skeleton, settings: BuildSettings) -> float:
+def _flops(skeleton: BaseSkeleton, settings: BuildSettings) -> float:
     """Of a token in training: forward through all layers, backward through those above the lowest that is adapted."""
     above = (settings.upper_layers or skeleton.layers) / skeleton.layers
     return 2 * skeleton.parameters * (1 + above)
 
 
-def _activation_bytes(skeleton: Skeleton, settings: BuildSettings, place: Place) -> int:
+def _activation_bytes(skeleton: BaseSkeleton, settings: BuildSettings, context: StudyContext) -> int:
     """What the backward pass of a micro-batch keeps."""
-    run, layers = place.study.run, settings.upper_layers or skeleton.layers
+    run, layers = context.study.run, settings.upper_layers or skeleton.layers
     tokens = max(run.max_tokens, settings.max_length)
     kept = 1 if run.activation_checkpointing else ACTIVATIONS
-    return tokens * layers * skeleton.hidden * kept * int(place.study.assume.get("dtype_bytes", 4))
+    return tokens * layers * skeleton.hidden * kept * int(context.study.assume.get("dtype_bytes", 4))

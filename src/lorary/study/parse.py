@@ -1,58 +1,74 @@
 """A study's YAML file as frozen dataclasses; whatever is wrong with it is said by place, value and remedy."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Union
+
+from pydantic import BeforeValidator, Discriminator, Strict, Tag
 
 from lorary.build.methods import MethodSettings, method_settings
 from lorary.build.settings import BuildSettings, RunSettings, preset
+from lorary.data.schema import SPLITS
 from lorary.data.strict_yaml import MAX_BYTES, strict_yaml
 from lorary.errors import UsageError
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.folders import check_name
 from lorary.reading import read_regular
 from lorary.study.checks import check_study
-from lorary.study.config import (
-    SUBSET,
-    AdaptStage,
-    BuildStage,
-    DriftStage,
-    EvaluateStage,
-    Stage,
-    Study,
-    TaskSet,
-)
+from lorary.study.config import SUBSET, AdaptStage, BuildStage, DriftStage, EvaluateStage, Stage, Study, TaskSet
 from lorary.study.question import Question
-from lorary.study.values import check_keys, fields_for
+from lorary.study.values import POSITIVE, mapping_for, mapping_of, stage_kinds, stage_title, validated
 
-KEYS = ("about", "base", "tasks", "train", "run", "evaluate", "stages", "questions", "assume")
-KINDS = {"evaluate": EvaluateStage, "adapt": AdaptStage, "drift": DriftStage}
 SHIPPED = ("builtin-quick", "suite-cpu", "paper-phi2", "paper-mistral")
+# Keys of a build that are options of clusters, with their names in `ClusterSettings`.
+CLUSTERS = {
+    "k": "k", "cluster_by": "by", "cluster_method": "method", "cluster_seed": "seed", "private": "private",
+    "private_steps": "private_steps", "private_epochs": "private_epochs",
+}  # fmt: skip
+POLY = ("skills", "splits", "logits_learning_rate")
 
 
-@dataclass(frozen=True)
-class _Build:
-    """A build as the file writes it: the options of `lorary build`, by their names there."""
+@cache
+def _file_type() -> Any:
+    """What a study's file may hold."""
+    train = mapping_for(BuildSettings, preset=str)
+    scoring = mapping_for(EvaluateSettings, ("routers", "rows", "units"))
+    counted = ("tasks", "rows", *(f"{split}_rows" for split in SPLITS), "tokens")
+    task_set = mapping_for(TaskSet, assume=mapping_of("assumed", **dict.fromkeys(counted, POSITIVE)))
+    stages = {
+        # As the options of `lorary build`, by their names there.
+        "build": mapping_of(
+            "build", build=str, method=str, tasks=int | tuple[str, ...] | None, train=train, of=str | None,
+            data=str | None, mu=bool, per_task=bool, k=int | None, cluster_by=str | None, cluster_method=str | None,
+            cluster_seed=int | None, private=str | None, private_steps=int | None, private_epochs=float | None,
+            skills=int | None, splits=int | None, logits_learning_rate=float | None,
+        ),
+        "evaluate": mapping_for(EvaluateStage, ("name",), evaluate=str, settings=scoring),
+        "adapt": mapping_for(AdaptStage, ("name",), adapt=str, train=train, evaluate=scoring),
+        "drift": mapping_for(DriftStage, ("name",), drift=str),
+    }  # fmt: skip
+    tagged = tuple(Annotated[kind, Tag(f"stage {name}")] for name, kind in stages.items())
+    stage = Annotated[Union[tagged], Discriminator(_stage_tag)]  # type: ignore[valid-type]  # noqa: UP007
+    listed = BeforeValidator(lambda sets: [sets] if isinstance(sets, Mapping) else sets)
+    return mapping_of(
+        "study",
+        about=str,
+        base=str,
+        tasks=mapping_of("tasks", train=task_set, held_out=Annotated[list[task_set], Strict(), listed]),  # type: ignore[valid-type]
+        train=train,
+        run=mapping_for(RunSettings),
+        evaluate=scoring,
+        stages=Annotated[list[stage], Strict()],
+        questions=tuple[mapping_for(Question), ...],  # type: ignore[misc]
+        assume=mapping_of("assume", model=Mapping[str, Any], dtype_bytes=POSITIVE, tflops=POSITIVE),
+    )
 
-    method: str = "private"
-    tasks: int | tuple[str, ...] | None = None
-    train: Mapping[str, Any] = field(default_factory=dict)
-    of: str | None = None
-    data: str | None = None
-    k: int | None = None
-    cluster_by: str | None = None
-    cluster_method: str | None = None
-    cluster_seed: int | None = None
-    private: str | None = None
-    private_steps: int | None = None
-    private_epochs: float | None = None
-    skills: int | None = None
-    splits: int | None = None
-    logits_learning_rate: float | None = None
-    mu: bool = False
-    per_task: bool = False
+
+def _stage_tag(entry: object) -> str | None:
+    kinds = stage_kinds(entry)
+    return f"stage {kinds[0]}" if len(kinds) == 1 else None
 
 
 def read_study(reference: str) -> Study:
@@ -60,9 +76,6 @@ def read_study(reference: str) -> Study:
 
     Args:
         reference: one of `SHIPPED`, or a YAML file.
-
-    Returns:
-        The study.
 
     Raises:
         UsageError: if there is none, or it does not follow the format.
@@ -92,153 +105,69 @@ def parse_study(text: str, source: str) -> Study:
         UsageError: if it does not follow the format.
     """
     name = source if source in SHIPPED else Path(source).stem
-    document = check_keys(strict_yaml(text, f"study '{name}'"), KEYS, f"study '{name}'")
-    tasks = check_keys(document.get("tasks"), ("train", "held_out"), "tasks")
+    document = validated(_file_type(), strict_yaml(text, f"study '{name}'"), f"study '{name}'")
+    tasks, shared, scoring = document.get("tasks", {}), document.get("train", {}), document.get("evaluate", {})
     if "train" not in tasks or not document.get("stages"):
         raise UsageError(f"study '{name}' must have tasks.train and stages", found=f"keys {', '.join(document)}")
-    held_out = tasks.get("held_out", [])
-    sets = _listed([held_out] if isinstance(held_out, Mapping) else held_out, "tasks.held_out")
-    shared, scoring = document.get("train", {}), document.get("evaluate", {})
-    # What all stages share is checked before it is merged into them, so that an error names its place in the file.
-    _settings(_mapping(shared, "train"), f"study '{name}'")
-    _scoring({}, scoring, f"study '{name}', evaluate,")
-    stages = tuple(
-        _stage(entry, f"stages[{number}]", shared, scoring)
-        for number, entry in enumerate(_listed(document["stages"], "stages"))
-    )
-    asked = enumerate(_listed(document.get("questions", []), "questions"))
+    # What all stages share is checked before it is merged into them, so that an error blames no stage.
+    _settings(shared)
     study = Study(
         name=name,
         source=source,
-        about=str(document.get("about", "")).strip(),
-        base=str(document.get("base", "embedded")),
-        train=_task_set(tasks["train"], "tasks.train"),
-        held_out=tuple(_task_set(entry, f"tasks.held_out[{number}]") for number, entry in enumerate(sets)),
-        stages=stages,
-        questions=tuple(_question(entry, f"questions[{number}]") for number, entry in asked),
-        run=RunSettings(**fields_for(RunSettings, document.get("run", {}), "run")),
-        assume=check_keys(document.get("assume", {}), ("model", "dtype_bytes", "tflops"), "assume"),
+        about=document.get("about", "").strip(),
+        base=document.get("base", "embedded"),
+        train=TaskSet(**tasks["train"]),
+        held_out=tuple(TaskSet(**chosen) for chosen in tasks.get("held_out", [])),
+        stages=tuple(_stage(entry, number, shared, scoring) for number, entry in enumerate(document["stages"])),
+        questions=tuple(Question(**asked) for asked in document.get("questions", ())),
+        run=RunSettings(**document.get("run", {})),
+        assume=document.get("assume", {}),
     )
     check_study(study)
     return study
 
 
-def _listed(value: object, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise UsageError(f"{where} must be a list", found=repr(value)[:80])
-    return value
-
-
-def _task_set(entry: object, where: str) -> TaskSet:
-    return TaskSet(**fields_for(TaskSet, entry, where))
-
-
-def _stage(entry: object, where: str, shared: object, scoring: object) -> Stage:
-    kinds = [kind for kind in ("build", *KINDS) if isinstance(entry, Mapping) and kind in entry]
-    if not isinstance(entry, Mapping) or len(kinds) != 1:
-        raise UsageError(
-            f"{where} must have one of the keys build, evaluate, adapt, drift, with the stage's name",
-            found=", ".join(map(str, entry)) if isinstance(entry, Mapping) else repr(entry)[:80],
-        )
-    kind, name = kinds[0], entry[kinds[0]]
-    rest = {key: value for key, value in entry.items() if key != kind}
-    where = f"{where} ({kind}: {name})"
-    if not isinstance(name, str):
-        raise UsageError(f"{where} must have a name", found=repr(name))
-    check_name(name)
+def _stage(entry: Mapping[str, Any], number: int, shared: Mapping[str, Any], scoring: Mapping[str, Any]) -> Stage:
+    (kind,), where = stage_kinds(entry), f"stages[{number}]{stage_title(entry)}"
+    given = {"name": entry[kind], **{key: value for key, value in entry.items() if key != kind}}
+    train = _over(shared, given.get("train", {}))
+    check_name(given["name"])
     try:
         if kind == "build":
-            return _build(name, rest, where, shared)
+            return _build(given, train)
         if kind == "evaluate":
-            rest = {**rest, "settings": _scoring(scoring, rest.get("settings", {}), f"{where}, settings,")}
+            return EvaluateStage(**{**given, "settings": {**scoring, **given.get("settings", {})}})
         if kind == "adapt":
-            return _adapt(name, rest, where, shared, scoring)
-        cls: Any = KINDS[kind]
-        return _made(cls, name, fields_for(cls, rest, where, leave_out=("name",)), where)
+            own = {"train": _settings(train), "evaluate": {**scoring, **given.get("evaluate", {})}}
+            return AdaptStage(**{**given, **own})
+        return DriftStage(**given)
     except UsageError as error:
-        if where in error.rule:
-            raise
         raise UsageError(f"{where}: {error.rule}", found=error.found, remedy=error.remedy) from error
 
 
-def _adapt(name: str, entry: Mapping[str, Any], where: str, shared: object, scoring: object) -> AdaptStage:
-    own = _mapping(entry.get("train", {}), f"{where}, train,")
-    train = _settings(_over(_mapping(shared, "train"), own), where)
-    rest = {key: value for key, value in entry.items() if key != "train"}
-    rest["evaluate"] = _scoring(scoring, rest.get("evaluate", {}), f"{where}, evaluate,")
-    told = fields_for(AdaptStage, rest, where, leave_out=("name", "train"))
-    made: AdaptStage = _made(AdaptStage, name, {**told, "train": train}, where)
-    return made
-
-
-def _scoring(shared: object, own: object, where: str) -> dict[str, Any]:
-    """Fields of `EvaluateSettings` of one stage over those of all."""
-    given = {**_mapping(shared, "evaluate"), **_mapping(own, where)}
-    return fields_for(EvaluateSettings, given, where, leave_out=("routers", "rows", "units"))
-
-
-def _mapping(value: object, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise UsageError(f"{where} must be a mapping", found=repr(value)[:80])
-    return value
-
-
-def _made(cls: Any, name: str | None, given: Mapping[str, Any], where: str) -> Any:
-    arguments = {**given, **({} if name is None else {"name": name})}
-    needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
-    if missing := [key for key in needed if key not in arguments]:
-        raise UsageError(f"{where} must say {', '.join(missing)}", found="nothing of the kind")
-    return cls(**arguments)
-
-
-def _build(name: str, entry: Mapping[str, Any], where: str, shared: object) -> BuildStage:
-    asked = _Build(**fields_for(_Build, entry, where))
-    is_subset = asked.method == SUBSET
-    if is_subset != (asked.of is not None):
-        raise UsageError(f"{where}: 'of' belongs to method {SUBSET}", found=f"method {asked.method}, of {asked.of}")
-    given = _over(_mapping(shared, "train"), asked.train)
-    return BuildStage(
-        name=name,
-        settings=_settings(given, where),
-        method=MethodSettings() if is_subset else _method(asked, str(given.get("preset", "default"))),
-        tasks=asked.tasks,
-        private=asked.private,
-        of=asked.of,
-        data=asked.data,
-    )
-
-
-def _question(entry: object, where: str) -> Question:
-    found: Question = _made(Question, None, fields_for(Question, entry, where), where)
-    return found
+def _build(given: Mapping[str, Any], train: Mapping[str, Any]) -> BuildStage:
+    method, is_subset = given.get("method", "private"), given.get("method") == SUBSET
+    if is_subset != (given.get("of") is not None):
+        raise UsageError(f"'of' belongs to method {SUBSET}", found=f"method {method}, of {given.get('of')}")
+    clusters = {option: given.get(key) for key, option in CLUSTERS.items()}
+    made = MethodSettings() if is_subset else method_settings(
+        method,
+        str(train.get("preset", "default")),
+        None,
+        mbc={**clusters, "k": None if clusters["k"] is None else str(clusters["k"])},
+        poly={key: given.get(key) for key in POLY},
+        mu=given.get("mu", False),
+        per_task=given.get("per_task", False),
+    )  # fmt: skip
+    placed = {key: given.get(key) for key in ("tasks", "private", "of", "data")}
+    return BuildStage(name=given["name"], settings=_settings(train), method=made, **placed)
 
 
 def _over(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A library's settings over those of all: its epochs take the place of steps, and the other way round."""
+    """A stage's training over that of all: its epochs take the place of steps, and the other way round."""
     replaced = {"steps", "epochs"} if {"steps", "epochs"} & set(own) else set()
     return {**{key: value for key, value in shared.items() if key not in replaced}, **own}
 
 
-def _settings(given: Mapping[str, Any], where: str) -> BuildSettings:
-    named = {key: value for key, value in given.items() if key != "preset"}
-    return preset(str(given.get("preset", "default")), **fields_for(BuildSettings, named, f"{where}, train,"))
-
-
-def _method(asked: _Build, preset_name: str) -> MethodSettings:
-    return method_settings(
-        asked.method,
-        preset_name,
-        None,
-        mbc={
-            "k": None if asked.k is None else str(asked.k),
-            "by": asked.cluster_by,
-            "method": asked.cluster_method,
-            "seed": asked.cluster_seed,
-            "private": asked.private,
-            "private_steps": asked.private_steps,
-            "private_epochs": asked.private_epochs,
-        },
-        poly={"skills": asked.skills, "splits": asked.splits, "logits_learning_rate": asked.logits_learning_rate},
-        mu=asked.mu,
-        per_task=asked.per_task,
-    )
+def _settings(train: Mapping[str, Any]) -> BuildSettings:
+    return preset(train.get("preset", "default"), **{key: value for key, value in train.items() if key != "preset"})

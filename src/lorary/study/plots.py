@@ -17,9 +17,6 @@ OF_LIBRARY = {"rank": "rank of the experts", "experts": "experts in the library"
 def study_plots(document: Document) -> dict[str, Any]:
     """Everything that the page's script draws.
 
-    Args:
-        document: the content of report.json.
-
     Returns:
         `columns` and `heat`, None without any; `answers`, for each question its pictures.
     """
@@ -33,30 +30,21 @@ def study_plots(document: Document) -> dict[str, Any]:
 
 
 def answer_plots(document: Document, answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The pictures that say what an answer says: each with its `kind`, and what is drawn.
-
-    Args:
-        document: the content of report.json.
-        answer: one of its answers.
-    """
+    """The pictures that say what an answer says: each with its `kind`, and what is drawn."""
     rows = answer["rows"]
-    found: list[dict[str, Any]] = []
+    pictures: list[dict[str, Any]] = []
     if compared := [row for row in rows if "difference" in row and row["split"] in SPLITS]:
-        found += [{"kind": "sweep", **swept} for swept in [sweep(document, compared)] if swept]
-        found.append({"kind": "differences", "lines": _differences(compared)})
+        pictures += [{"kind": "sweep", **swept} for swept in [sweep(document, compared)] if swept]
+        pictures.append({"kind": "differences", "lines": _differences(compared)})
     if gaps := [row for row in rows if row.get("closed") is not None]:
-        found.append({"kind": "gaps", "panels": _gaps(gaps), "whole": gaps[0]["gap_to"]})
-    return [*found, *({"kind": "drift", "lines": _drift(row)} for row in rows if "by_layer" in row)]
+        pictures.append({"kind": "gaps", "panels": _gaps(gaps), "whole": gaps[0]["gap_to"]})
+    return [*pictures, *({"kind": "drift", "lines": _drift(row)} for row in rows if "by_layer" in row)]
 
 
 def sweep(document: Document, compared: Sequence[Row]) -> dict[str, Any] | None:
     """Means over the one number in which the compared cells differ; None where it is not one, or has too few values.
 
     That is one of the router's settings, or the rank or the count of the library's experts.
-
-    Args:
-        document: the content of report.json.
-        compared: rows of an answer.
     """
     names = dict.fromkeys(name for row in compared for name in (row["cell"], row["against"]))
     columns = {(row["library"] + "/" + row["router"], row["split"]): row for row in document["columns"]}

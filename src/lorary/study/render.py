@@ -24,11 +24,11 @@ def markdown(document: Mapping[str, Any]) -> str:
         parts += ["## Cells that could not be scored", _markdown_table(failure_table(document))]
         parts.append(markdown_text(_left_out(document)))
     parts.append("## Answers")
-    for found in document["answers"]:
-        lines = [f"- {line}" for line in [*found["lines"], *_not_yet(found)]]
-        parts += [f"### {found['ask']}", "\n".join(lines)]
-        if "difference" in next(iter(found["rows"]), {}):
-            parts.append(_markdown_table(comparison_table(found["rows"])))
+    for answer in document["answers"]:
+        lines = [f"- {line}" for line in [*answer["lines"], *_not_yet(answer)]]
+        parts += [f"### {answer['ask']}", "\n".join(lines)]
+        if "difference" in next(iter(answer["rows"]), {}):
+            parts.append(_markdown_table(comparison_table(answer["rows"])))
     parts += ["## Libraries by routers", NOTE, _markdown_table(column_table(document))]
     parts += ["## What libraries were trained on", _markdown_table(library_table(document))]
     parts += ["\n".join(f"- {line.strip()}" for line in document["overlap"])]
@@ -54,20 +54,15 @@ PICTURES = {
 
 
 def html_sections(document: Mapping[str, Any], plots: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
-    """The report as sections of a page: identifier, title and HTML of each.
-
-    Args:
-        document: the content of report.json.
-        plots: as `lorary.study.plots.study_plots` makes them; None for tables alone.
-    """
+    """The report as sections of a page: identifier, title and HTML of each."""
     drawn = plots or {"answers": [[] for _ in document["answers"]], "columns": None, "heat": None}
     answers = _answers(document, drawn["answers"])
-    found = [("answers", "Answers", f'<p class="lead">{text(document["about"])}</p>{answers}')]
+    sections = [("answers", "Answers", f'<p class="lead">{text(document["about"])}</p>{answers}')]
     if document["unfinished"]:
-        found.append(("unfinished", "Unfinished", _html_table(unfinished_table(document))))
+        sections.append(("unfinished", "Unfinished", _html_table(unfinished_table(document))))
     if document["failures"]:
         failed = _html_table(failure_table(document)) + _note(_left_out(document))
-        found.append(("failures", "Cells that could not be scored", failed))
+        sections.append(("failures", "Cells that could not be scored", failed))
     note = f'<p class="note">{text(NOTE.replace("`", ""))}</p>'
     shared = "".join(f'<p class="note">{text(line)}</p>' for line in document["overlap"])
     overview = _plot("columns", "Means of libraries by routers") if drawn["columns"] else ""
@@ -79,7 +74,7 @@ def html_sections(document: Mapping[str, Any], plots: Mapping[str, Any] | None) 
     names = common_tasks(document)
     named = f'<p class="note"><code>TASKS={text(names)}</code></p>' if names else ""
     return [
-        *found,
+        *sections,
         ("table", "Libraries by routers", note + overview + _html_table(column_table(document), "numbers")),
         *heat,
         ("libraries", "What libraries were trained on", _html_table(library_table(document), "numbers") + shared),
@@ -102,23 +97,23 @@ def _plot(name: str, label: str, kind: str = "plot") -> str:
 
 def _answers(document: Mapping[str, Any], plots: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     parts = []
-    for i, (found, drawn) in enumerate(zip(document["answers"], plots, strict=True)):
-        items = "".join(f"<li>{text(line)}.</li>" for line in found["lines"])
-        owed = "".join(f'<p class="note">{text(line)}</p>' for line in _not_yet(found))
+    for i, (answer, drawn) in enumerate(zip(document["answers"], plots, strict=True)):
+        items = "".join(f"<li>{text(line)}.</li>" for line in answer["lines"])
+        owed = "".join(f'<p class="note">{text(line)}</p>' for line in _not_yet(answer))
         table = ""
-        if "difference" in next(iter(found["rows"]), {}):
-            numbers = _html_table(comparison_table(found["rows"]), "numbers")
+        if "difference" in next(iter(answer["rows"]), {}):
+            numbers = _html_table(comparison_table(answer["rows"]), "numbers")
             table = f"<details{'' if drawn else ' open'}><summary>numbers</summary>{numbers}</details>"
         pictures = "".join(
-            f'<p class="note">{PICTURES[one["kind"]]}</p>{_plot(f"answer-{i}-{j}", found["ask"])}'
-            for j, one in enumerate(drawn)
+            f'<p class="note">{PICTURES[picture["kind"]]}</p>{_plot(f"answer-{i}-{j}", answer["ask"])}'
+            for j, picture in enumerate(drawn)
         )
-        parts.append(f"<h3>{text(found['ask'])}</h3>{f'<ul>{items}</ul>' if items else ''}{pictures}{table}{owed}")
+        parts.append(f"<h3>{text(answer['ask'])}</h3>{f'<ul>{items}</ul>' if items else ''}{pictures}{table}{owed}")
     return "".join(parts)
 
 
-def _not_yet(found: Mapping[str, Any]) -> list[str]:
-    return [f"unfinished: {', '.join(found['unfinished'])}"] if found["unfinished"] else []
+def _not_yet(answer: Mapping[str, Any]) -> list[str]:
+    return [f"unfinished: {', '.join(answer['unfinished'])}"] if answer["unfinished"] else []
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -143,13 +138,13 @@ def _over_tasks(row: Mapping[str, Any]) -> str:
 
 def column_table(document: Mapping[str, Any]) -> Table:
     """One line per library and router, one column per split."""
-    found = {(row["library"], row["router"], row["split"]): row for row in document["columns"]}
-    lines = list(dict.fromkeys((library, router) for library, router, _ in found))
-    splits = dict.fromkeys([*SPLITS, *(split for _, _, split in found)])
+    columns = {(row["library"], row["router"], row["split"]): row for row in document["columns"]}
+    lines = list(dict.fromkeys((library, router) for library, router, _ in columns))
+    splits = dict.fromkeys([*SPLITS, *(split for _, _, split in columns)])
     head = ["library", "router", *(f"{split_name(split)} (tasks, rows)" for split in splits), "from"]
     body, bases = [], list[set[tuple[Any, ...]]]()
     for library, router in lines:
-        rows = [found.get((library, router, split)) for split in splits]
+        rows = [columns.get((library, router, split)) for split in splits]
         if router == BASE:
             # The base is the same beside every library, on the same tasks.
             same = {(row["split"], row["value"], row["tasks"], row["rows"]) for row in rows if row}
@@ -182,7 +177,7 @@ def library_table(document: Mapping[str, Any]) -> Table:
 def common_tasks(document: Mapping[str, Any]) -> str:
     """The list of tasks that several plain commands name, so that tables need to say it once; empty without one."""
     plain = [row["plain"] for row in document["stages"] if row["plain"]]
-    named = Counter(found[1] for command in plain if (found := LISTED_TASKS.search(command)))
+    named = Counter(listed[1] for command in plain if (listed := LISTED_TASKS.search(command)))
     ((names, times),) = named.most_common(1) or [("", 0)]
     return names if times > 1 else ""
 

@@ -18,18 +18,18 @@ from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.files import replace_file, reported
 from lorary.library.store import Library
 from lorary.report.shell import page_html, write_page
-from lorary.study.answers import Column, answer
+from lorary.study.answers import StudyColumn, answer
 from lorary.study.building import command_of
 from lorary.study.columns import (
-    gather_cells,
-    gather_columns,
-    gather_failures,
-    gather_left_out,
-    gather_scored,
-    owed_columns,
+    cell_documents,
+    compared_columns,
+    failure_documents,
+    left_out_tasks,
+    owed_cells,
+    scored_columns,
 )
 from lorary.study.config import SUBSET, AdaptStage, BuildStage, EvaluateStage, Stage, identity
-from lorary.study.context import Place
+from lorary.study.context import StudyContext
 from lorary.study.plots import study_plots
 from lorary.study.record import FAILED, Record, read_record, stage_key, write_document
 from lorary.study.render import html_sections, markdown
@@ -41,12 +41,8 @@ SCRIPTS = ("core.js", "sweep.js", "gap.js", "heat.js", "study.js", "listen.js")
 PACKAGES = ("lorary", "torch", "transformers", "peft", "scikit-learn", "numpy")
 
 
-def write_study_report(place: Place, states: Mapping[str, str]) -> dict[str, Any]:
+def write_study_report(context: StudyContext, states: Mapping[str, str]) -> dict[str, Any]:
     """Write the three files into the study's folder.
-
-    Args:
-        place: of the study.
-        states: how each stage stands, by its identity.
 
     Returns:
         The content of report.json.
@@ -54,12 +50,12 @@ def write_study_report(place: Place, states: Mapping[str, str]) -> dict[str, Any
     Raises:
         LibraryError: if the folder cannot be written.
     """
-    document = report_document(place, states)
-    write_document(place.out / "report.json", document)
+    document = report_document(context, states)
+    write_document(context.out / "report.json", document)
     text = markdown(document).encode()
-    with reported(place.out):
-        replace_file(place.out / "report.md", text, place.out / "report.md.tmp")
-    title, styles = f"Study {place.study.name}: questions and answers", ("style.css", "study.css")
+    with reported(context.out):
+        replace_file(context.out / "report.md", text, context.out / "report.md.tmp")
+    title, styles = f"Study {context.study.name}: questions and answers", ("style.css", "study.css")
     # Without plotly the page is small, and its tables say all of it.
     plots = study_plots(document) if find_spec("plotly") else None
     page = page_html(
@@ -71,40 +67,42 @@ def write_study_report(place: Place, states: Mapping[str, str]) -> dict[str, Any
         styles=styles,
         plots=plots is not None,
     )
-    write_page(place.out / "report.html", page)
+    write_page(context.out / "report.html", page)
     return document
 
 
-def report_document(place: Place, states: Mapping[str, str]) -> dict[str, Any]:
+def report_document(context: StudyContext, states: Mapping[str, str]) -> dict[str, Any]:
     """Everything that the study knows now."""
-    keys = known_keys(place)
-    scored, drift = gather_scored(place, keys)
-    columns, owed = gather_columns(place, scored), owed_columns(place)
+    keys = known_keys(context)
+    scored, drift = scored_columns(context, keys)
+    columns, owed = compared_columns(context, scored), owed_cells(context)
     return {
-        "study": place.study.name,
-        "about": place.study.about,
-        "base": place.study.base,
-        "command": command(place),
-        "stages": [_stage_row(place, stage, states, keys) for stage in place.study.stages],
-        "libraries": [row for stage in place.study.stages
-                      if isinstance(stage, BuildStage) and (row := _library_row(place, stage, keys))],
-        "columns": [_column_row(place, column) for column in columns],
-        "answers": [asdict(answer(question, columns, drift, owed)) for question in place.study.questions],
+        "study": context.study.name,
+        "about": context.study.about,
+        "base": context.study.base,
+        "command": command(context),
+        "stages": [_stage_row(context, stage, states, keys) for stage in context.study.stages],
+        "libraries": [row for stage in context.study.stages
+                      if isinstance(stage, BuildStage) and (row := _library_row(context, stage, keys))],
+        "columns": [_column_row(context, column) for column in columns],
+        "answers": [asdict(answer(question, columns, drift, owed)) for question in context.study.questions],
         "drift": drift,
-        "overlap": shared_lines(place),
-        "unfinished": _unfinished(place, states, scored),
-        "cells": gather_cells(place, scored),
-        "failures": gather_failures(place, scored),
-        "left_out": gather_left_out(columns),
+        "overlap": shared_lines(context),
+        "unfinished": _unfinished(context, states, scored),
+        "cells": cell_documents(context, scored),
+        "failures": failure_documents(context, scored),
+        "left_out": left_out_tasks(columns),
         "environment": environment(),
     }  # fmt: skip
 
 
-def command(place: Place, stage: str | None = None) -> str:
+def command(context: StudyContext, stage: str | None = None) -> str:
     """The command that makes the study, or one of its stages."""
-    tasks = f" --tasks {quote(place.tasks_folder)}" if place.tasks_folder else ""
+    tasks = f" --tasks {quote(context.tasks_folder)}" if context.tasks_folder else ""
     only = f" --only {stage}" if stage else ""
-    return f"lorary reproduce {quote(place.study.source)} --out {quote(str(place.out))}{tasks}{place.options}{only}"
+    return (
+        f"lorary reproduce {quote(context.study.source)} --out {quote(str(context.out))}{tasks}{context.options}{only}"
+    )
 
 
 def environment() -> dict[str, str]:
@@ -116,7 +114,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def _column_row(place: Place, column: Column) -> dict[str, Any]:
+def _column_row(context: StudyContext, column: StudyColumn) -> dict[str, Any]:
     groups = column.values
     figure = asdict(ComparedColumns({column.cell: groups}).mean(column.cell, sorted(groups)))
     return {
@@ -128,54 +126,56 @@ def _column_row(place: Place, column: Column) -> dict[str, Any]:
         **figure,
         "rows": sum(map(len, groups.values())),
         "left_out": list(column.left_out),
-        "setting": _setting(place, column),
+        "setting": _setting(context, column),
         # Columns of which this is the same were asked the same.
         "asked": stage_key(asked={task: [*column.asked[task], len(own)] for task, own in groups.items()})[:12],
     }
 
 
-def _setting(place: Place, column: Column) -> dict[str, Any] | None:
+def _setting(context: StudyContext, column: StudyColumn) -> dict[str, Any] | None:
     """All that its router was asked for; None for the oracle, the base, and what is no router."""
-    stage = place.study.stage(column.stage)
+    stage = context.study.stage(column.stage)
     if not isinstance(stage, EvaluateStage) or column.router in (ORACLE, BASE):
         return None
     return EvaluateSettings(routers=(column.router,), **stage.settings).setting(column.router).to_json()
 
 
-def _stage_row(place: Place, stage: Stage, states: Mapping[str, str], keys: Mapping[str, str | None]) -> dict[str, Any]:
+def _stage_row(
+    context: StudyContext, stage: Stage, states: Mapping[str, str], keys: Mapping[str, str | None]
+) -> dict[str, Any]:
     state = states.get(identity(stage), "left")
-    record = _record(place, stage, keys) if state != FAILED else read_record(place.out, identity(stage))
+    record = _record(context, stage, keys) if state != FAILED else read_record(context.out, identity(stage))
     return {
         "stage": identity(stage),
         "state": state,
         "seconds": record.seconds if record else None,
         "note": record.note if record else "",
         "error": record.error if record else "",
-        "command": command(place, identity(stage)),
-        "plain": _plain(place, stage) if isinstance(stage, BuildStage) and state != FAILED else None,
+        "command": command(context, identity(stage)),
+        "plain": _plain(context, stage) if isinstance(stage, BuildStage) and state != FAILED else None,
     }
 
 
-def _record(place: Place, stage: Stage, keys: Mapping[str, str | None]) -> Record | None:
+def _record(context: StudyContext, stage: Stage, keys: Mapping[str, str | None]) -> Record | None:
     """The record of a stage; None where other settings, data or libraries than those of now made it."""
-    record = read_record(place.out, identity(stage))
+    record = read_record(context.out, identity(stage))
     return record if record and record.key == keys[identity(stage)] else None
 
 
-def _plain(place: Place, stage: BuildStage) -> str | None:
+def _plain(context: StudyContext, stage: BuildStage) -> str | None:
     """The plain command that makes the library; None without one, or without its tasks."""
     try:
-        return command_of(place, stage)
+        return command_of(context, stage)
     except LoraryError:
         return None
 
 
-def _library_row(place: Place, stage: BuildStage, keys: Mapping[str, str | None]) -> dict[str, Any] | None:
+def _library_row(context: StudyContext, stage: BuildStage, keys: Mapping[str, str | None]) -> dict[str, Any] | None:
     """What a library was trained on: libraries are compared fairly where these agree."""
-    if _record(place, stage, keys) is None:
+    if _record(context, stage, keys) is None:
         return None
     try:
-        library = Library.open(place.library(stage.name))
+        library = Library.open(context.library(stage.name))
         known = [library.provenance(name) for name in library.names()]
     except LibraryError:
         return None
@@ -198,10 +198,12 @@ def _library_row(place: Place, stage: BuildStage, keys: Mapping[str, str | None]
     }
 
 
-def _unfinished(place: Place, states: Mapping[str, str], scored: Mapping[str, Columns]) -> list[dict[str, Any]]:
+def _unfinished(
+    context: StudyContext, states: Mapping[str, str], scored: Mapping[str, Columns]
+) -> list[dict[str, Any]]:
     """Stages that are not done, with the columns that they still owe."""
     rows = []
-    for stage in place.study.stages:
+    for stage in context.study.stages:
         state = states.get(identity(stage), "left")
         if state in ("done", "skipped"):
             continue

@@ -8,10 +8,10 @@ from lorary.data.schema import Task
 from lorary.errors import TaskError
 from lorary.evaluate.cache import ResultCache
 from lorary.evaluate.cells import BASE
-from lorary.evaluate.evaluation import Found
+from lorary.evaluate.evaluation import ScoredCells
 from lorary.evaluate.sandbox import make_sandbox
 from lorary.evaluate.scorer import Scorer
-from lorary.evaluate.seated_base import Bench, KnownBase, at_bench, known
+from lorary.evaluate.seated_base import KnownBase, SeatedBase, known
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.files import sha256
 from lorary.library.layout import LIBRARY_FILE
@@ -23,23 +23,23 @@ from lorary.prepare.settings import PrepareSettings
 from lorary.route import ROUTERS
 from lorary.route.spec import parse_spec
 from lorary.study.config import BuildStage, EvaluateStage, Run, Stage, identity
-from lorary.study.context import Place
+from lorary.study.context import StudyContext
 from lorary.study.record import read_document, write_document
 
 Columns = dict[Run, dict[str, Any]]
 
 
-def evaluate_inputs(place: Place, stage: EvaluateStage) -> dict[str, Any]:
+def evaluate_inputs(context: StudyContext, stage: EvaluateStage) -> dict[str, Any]:
     """What decides the cells, beside the libraries."""
-    asked = {f"{library} {split}": asked_of(tasks_of(place, (library, router, split)))
+    asked = {f"{library} {split}": asked_of(tasks_of(context, (library, router, split)))
              for library, router, split in stage.runs() if router == stage.routers[0]}  # fmt: skip
     return {
         "runs": [list(run) for run in stage.runs()],
         "rows": [stage.held_in, stage.held_out],
         "settings": dict(stage.settings),
         "tasks": asked,
-        "base": place.base_content,
-        "dtype": place.study.run.dtype,
+        "base": context.base_content,
+        "dtype": context.study.run.dtype,
     }
 
 
@@ -48,31 +48,30 @@ def asked_of(tasks: Mapping[str, Task]) -> dict[str, list[str]]:
     return {name: [task.metric, task.data_hash] for name, task in tasks.items()}
 
 
-def tasks_of(place: Place, run: Run) -> Mapping[str, Task]:
+def tasks_of(context: StudyContext, run: Run) -> Mapping[str, Task]:
     """The tasks of a column: those that its library was trained on, or the held-out ones."""
     library, _, split = run
     if split == "held_out":
-        return place.held_out_tasks
-    trained = place.training_tasks(_built(place, library))[1]
+        return context.held_out_tasks
+    trained = context.training_tasks(_built(context, library))[1]
     # What a library learnt from other data is asked on the study's own rows, as every other library.
-    own = {} if place.study.train.reference is None and place.tasks_folder is None else place.listed(place.study.train)
+    own = (
+        {}
+        if context.study.train.reference is None and context.tasks_folder is None
+        else context.listed(context.study.train)
+    )
     tasks = {name: own.get(name, task) for name, task in trained.items()}
     return {name: task for name, task in tasks.items() if task.split("test")}
 
 
-def _built(place: Place, library: str) -> BuildStage:
-    stage = place.study.stage(f"build:{library}")
+def _built(context: StudyContext, library: str) -> BuildStage:
+    stage = context.study.stage(f"build:{library}")
     assert isinstance(stage, BuildStage)
     return stage
 
 
-def run_evaluate_stage(place: Place, stage: EvaluateStage, key: str) -> str:
-    """Score every column that is not there yet.
-
-    Args:
-        place: of the study.
-        stage: what to score.
-        key: of the stage; columns that another key has left are scored again.
+def run_evaluate_stage(context: StudyContext, stage: EvaluateStage, key: str) -> str:
+    """Score every column that this key of the stage has not scored.
 
     Returns:
         A line on what was scored.
@@ -81,26 +80,22 @@ def run_evaluate_stage(place: Place, stage: EvaluateStage, key: str) -> str:
         OutOfTime: between two cells; cells and columns that were finished are kept.
         TaskError: if cells could not be scored; they are tried again by the next run.
     """
-    columns = read_columns(place, stage, key)
+    columns = read_columns(context, stage, key)
     missing = [run for run in stage.runs() if run not in columns or columns[run]["failures"]]
     for number, run in enumerate(missing):
         library, router, split = run
         title = f"column {number + 1}/{len(missing)} {library}/{router} {split.replace('_', '-')}"
         settings = EvaluateSettings(routers=(router,), rows=getattr(stage, split), **stage.settings)
-        opened = Library.open(place.library(library))
-        _prepare(place, opened, router, _built(place, library).data)
-        columns[run] = score_column(place, opened, library, tasks_of(place, run), settings, title)
-        write_columns(place, stage, key, columns)
+        opened = Library.open(context.library(library))
+        _prepare(context, opened, router, _built(context, library).data)
+        columns[run] = score_column(context, opened, library, tasks_of(context, run), settings, title)
+        write_columns(context, stage, key, columns)
     check_scored(stage, columns)
     return f"{len(columns)} columns"
 
 
 def check_scored(stage: Stage, columns: Columns) -> None:
     """Refuse to call a stage done that owes cells.
-
-    Args:
-        stage: an evaluate or adapt stage.
-        columns: all of it, as they are kept.
 
     Raises:
         TaskError: if cells could not be scored.
@@ -117,22 +112,14 @@ def check_scored(stage: Stage, columns: Columns) -> None:
 
 
 def score_column(
-    place: Place,
+    context: StudyContext,
     library: Library,
     name: str,
     tasks: Mapping[str, Task],
     settings: EvaluateSettings,
     title: str,
 ) -> dict[str, Any]:
-    """One router of a library on some tasks, with the base beside it; what was scored before is read.
-
-    Args:
-        place: of the study.
-        library: to score.
-        name: what its cells call it.
-        tasks: with test rows.
-        settings: with one router.
-        title: for the display.
+    """One router of a library, which cells call by the name, and the base; what was scored before is read.
 
     Returns:
         `cells`, `failures` and `routing`, as values of JSON.
@@ -142,73 +129,60 @@ def score_column(
     """
     (router,) = settings.routers
     template_of(library, settings.template)
-    about, found = known(place.base), Found()
-    place.display.check_time()
-    bench = Bench(about, library, force_base=False)
+    base, scored = known(context.base), ScoredCells()
+    context.display.check_time()
+    seated = SeatedBase(base, library, force_base=False)
     sandbox = make_sandbox(unsafe=settings.unsafe_code) if settings.allow_code else None
-    scorer = Scorer(bench, name, settings, _other_results(place, about, library), sandbox)
-    with at_bench(bench), place.display.bar(title, len(tasks)) as bar:
+    scorer = Scorer(seated, name, settings, _other_results(context, base, library), sandbox)
+    with seated, context.display.bar(title, len(tasks)) as bar:
         for task in tasks.values():
-            for one in dict.fromkeys((BASE, router)):
-                place.display.check_time()
-                scorer.score(task, one, found)
+            for asked in dict.fromkeys((BASE, router)):
+                context.display.check_time()
+                scorer.score(task, asked, scored)
             bar.advance(task.name)
     return {
-        "cells": [asdict(cell) for cell in found.cells],
-        "failures": [asdict(failure) for failure in found.failures],
-        "routing": [asdict(routing) for routing in found.routing],
+        "cells": [asdict(cell) for cell in scored.cells],
+        "failures": [asdict(failure) for failure in scored.failures],
+        "routing": [asdict(routing) for routing in scored.routing],
     }
 
 
-def _prepare(place: Place, library: Library, router: str, data: str | None) -> None:
+def _prepare(context: StudyContext, library: Library, router: str, data: str | None) -> None:
     """What a router knows experts by, beside their weights: rows of the tasks that they were trained on."""
     name = parse_spec(router).name
     if name not in ROUTERS or ROUTERS[name].needs != "prepared":
         return
     settings = PrepareSettings(name)
-    reference = data or place.reference(place.study.train)
+    reference = data or context.reference(context.study.train)
     rows = rows_of_experts(library, library.names(), reference, {}, settings.num_rows, settings.seed)
-    prepare_library(place.base, library, rows, settings, display=place.display)
+    prepare_library(context.base, library, rows, settings, display=context.display)
 
 
-def _other_results(place: Place, base: KnownBase, own: Library) -> Sequence[ResultCache]:
+def _other_results(context: StudyContext, base: KnownBase, own: Library) -> Sequence[ResultCache]:
     """Results of the study's other libraries, where the base may have been scored already."""
-    paths = [place.library(stage.name) for stage in place.study.stages if isinstance(stage, BuildStage)]
+    paths = [context.library(stage.name) for stage in context.study.stages if isinstance(stage, BuildStage)]
     there = [path for path in paths if (path / LIBRARY_FILE).exists() and path.resolve() != own.path.resolve()]
     return [ResultCache(Library.open(path), base.content) for path in there]
 
 
-def read_columns(place: Place, stage: Stage, key: str) -> Columns:
-    """The columns that a stage has finished; none of them where they belong to another key.
-
-    Args:
-        place: of the study.
-        stage: an evaluate or adapt stage.
-        key: of the stage as it is now.
-    """
-    document = read_document(place.results(identity(stage)))
+def read_columns(context: StudyContext, stage: Stage, key: str) -> Columns:
+    """The columns that a stage has finished; none of them where they belong to another key."""
+    document = read_document(context.results(identity(stage)))
     if document.get("key") != key:
         return {}
     return {(c["library"], c["router"], c["split"]): c for c in document["columns"]}
 
 
-def write_columns(place: Place, stage: Stage, key: str, columns: Columns) -> None:
-    """Keep finished columns, at once or not at all.
-
-    Args:
-        place: of the study.
-        stage: an evaluate or adapt stage.
-        key: of the stage.
-        columns: what was scored, by library, router and split.
-    """
+def write_columns(context: StudyContext, stage: Stage, key: str, columns: Columns) -> None:
+    """Keep finished columns, at once or not at all."""
     listed = [
         {**column, "library": library, "router": router, "split": split}
         for (library, router, split), column in columns.items()
     ]
-    write_document(place.results(identity(stage)), {"key": key, "columns": listed})
+    write_document(context.results(identity(stage)), {"key": key, "columns": listed})
 
 
-def file_outputs(place: Place, stage: Stage) -> dict[str, str]:
+def file_outputs(context: StudyContext, stage: Stage) -> dict[str, str]:
     """Hash of the file of what a stage measured; empty where there is none."""
-    path = place.results(identity(stage))
+    path = context.results(identity(stage))
     return {path.name: sha256(path.read_bytes())} if path.exists() else {}

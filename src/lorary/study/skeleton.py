@@ -18,7 +18,7 @@ from lorary.lora.targets import find_targets, num_layers
 
 
 @dataclass(frozen=True)
-class Skeleton:
+class BaseSkeleton:
     """A base model on the meta device.
 
     Args:
@@ -61,7 +61,7 @@ class Skeleton:
         return sum(settings.rank * (d_in + d_out) for d_in, d_out in self.targets(settings).values())
 
 
-def skeleton_for(base: str, assumed: Mapping[str, Any] | None) -> Skeleton:
+def skeleton_for(base: str, assumed: Mapping[str, Any] | None) -> BaseSkeleton:
     """The skeleton of a base model, without the network.
 
     Args:
@@ -83,7 +83,7 @@ def skeleton_for(base: str, assumed: Mapping[str, Any] | None) -> Skeleton:
         config = _described(dict(assumed or {})) if folder is None else AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-    return Skeleton(model, folder is None)
+    return BaseSkeleton(model, folder is None)
 
 
 def _folder_here(base: str) -> Path | None:

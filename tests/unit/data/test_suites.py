@@ -17,9 +17,8 @@ from lorary.data.suites.sni import SNI_TASKS
 from lorary.data.suites.zero_shot import RECIPES, ZERO_SHOT
 from lorary.data.tasks import load_tasks
 from lorary.errors import TaskError, UsageError
-from lorary.evaluate.metrics import check_metric
+from lorary.evaluate.metrics import find_metric
 from lorary.evaluate.options import scored_pairs
-from lorary.evaluate.programs import check_runner
 from lorary.evaluate.sandbox import Sandbox
 
 
@@ -127,7 +126,7 @@ def test_programs_are_asked_for_and_cut_as_in_the_paper(task: str, source: str, 
     assert row.extra["generation"] == {
         "max_new_tokens": 300, "stop": ["\n\n", "\ndef"], "temperature": 0.05, "top_p": 0.95
     }  # fmt: skip
-    check_runner("pass@1", [row], Sandbox("none"))
+    find_metric("pass@1", "code").check([row], Sandbox("none"))
 
 
 def test_the_suite_of_ten_is_whole_and_no_shot_of_bbh_is_scored(tmp_path: Path) -> None:
@@ -138,7 +137,7 @@ def test_the_suite_of_ten_is_whole_and_no_shot_of_bbh_is_scored(tmp_path: Path) 
     assert tuple(tasks) == ZERO_SHOT
     assert len(tasks) == 10
     for name, task in tasks.items():
-        check_metric(task.metric, name)
+        find_metric(task.metric, name)
 
     bbh = tasks["bbh"]
     assert (bbh.metric, bbh.role) == ("em_normalised", "heldout")

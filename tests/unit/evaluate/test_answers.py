@@ -11,15 +11,24 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 from lorary.data.schema import Row, Task
 from lorary.data.template import Template, make_template
 from lorary.errors import TaskError
-from lorary.evaluate.answers import score_rows
+from lorary.evaluate.answers import RowScores
+from lorary.evaluate.answers import score_rows as score_rows_by
 from lorary.evaluate.decoding import cut_at
 from lorary.evaluate.generation import generate_answers, left_pad, stop_ids
-from lorary.evaluate.loglik import AnswerLoss, answer_losses, choose_options
-from lorary.evaluate.programs import leave_out_code, pass_score
+from lorary.evaluate.loglik import AnswerLoss, answer_losses
+from lorary.evaluate.metrics import find_metric, scorable_tasks
+from lorary.evaluate.metrics.choice import ACC, ACC_NO_EOS, ACC_RAW
 from lorary.evaluate.sampling import Sampler
-from lorary.evaluate.sandbox import Outcome, Sandbox
+from lorary.evaluate.sandbox import RunOutcome, Sandbox
 
 Make = Callable[..., Any]
+
+
+def score_rows(
+    model: Any, tokenizer: Any, template: Template, rows: Sequence[Row], name: str, **more: Any
+) -> RowScores:
+    """Scores under a metric by its name."""
+    return score_rows_by(model, tokenizer, template, rows, find_metric(name, "t"), **more)
 
 
 @pytest.fixture
@@ -63,8 +72,8 @@ def test_losses_in_a_batch_equal_those_of_each_row_alone(model: Any, template: T
 
 def test_the_length_normalised_and_the_raw_choice_differ_where_lengths_do() -> None:
     short, long = AnswerLoss(3.0, 1), AnswerLoss(4.0, 4)
-    assert choose_options([[short, long]], normalise=True) == [1]
-    assert choose_options([[short, long]], normalise=False) == [0]
+    assert ACC.choose([[short, long]]) == [1]
+    assert ACC_RAW.choose([[short, long]]) == [0]
 
 
 def test_the_loss_of_eos_is_that_of_the_last_token(model: Any, template: Template) -> None:
@@ -78,8 +87,8 @@ def test_the_loss_of_eos_is_that_of_the_last_token(model: Any, template: Templat
 def test_counting_eos_or_not_changes_the_choice() -> None:
     # Two tokens at 1 nat each and a certain end, against one token at 0.9 nats and an unlikely end.
     certain, unlikely = AnswerLoss(2.0, 3, 0.0), AnswerLoss(2.9, 2, 2.0)
-    assert choose_options([[unlikely, certain]], normalise=True) == [1]
-    assert choose_options([[unlikely, certain]], normalise=True, count_eos=False) == [0]
+    assert ACC.choose([[unlikely, certain]]) == [1]
+    assert ACC_NO_EOS.choose([[unlikely, certain]]) == [0]
 
 
 def test_greedy_answers_in_a_batch_equal_a_step_by_step_loop(model: Any, tokenizer: Any, template: Template) -> None:
@@ -302,9 +311,9 @@ class Judge:
     def __init__(self, text: str) -> None:
         self.text, self.programs = text, []
 
-    def run(self, program: str) -> Outcome:
+    def run(self, program: str) -> RunOutcome:
         self.programs.append(program)
-        return Outcome("passed" if self.text in program else "failed")
+        return RunOutcome("passed" if self.text in program else "failed")
 
 
 def test_programs_are_the_prompt_the_completion_and_the_tests(
@@ -336,11 +345,11 @@ def test_line_breaks_before_a_completion_stay_in_a_program_and_go_from_an_answer
 def test_a_sandbox_that_runs_nothing_is_no_wrong_program(monkeypatch: pytest.MonkeyPatch) -> None:
     row = Row("t", "test", "x = 1", "", extra={"test": "assert x"})
     status = {"": "broken"}
-    monkeypatch.setattr(Sandbox, "run", lambda self, program: Outcome(status.get(program, "broken"), "no room"))
+    monkeypatch.setattr(Sandbox, "run", lambda self, program: RunOutcome(status.get(program, "broken"), "no room"))
     with pytest.raises(TaskError, match="the sandbox must run programs\nfound: no room"):
-        pass_score(row, [""], 1, Sandbox("none"))
+        find_metric("pass@1", "t").score(row, [""], Sandbox("none"))
     status[""] = "passed"  # it was the program that broke what watched it
-    assert pass_score(row, [""], 1, Sandbox("none")) == 0.0
+    assert find_metric("pass@1", "t").score(row, [""], Sandbox("none")) == 0.0
 
 
 def test_options_that_differ_in_nothing_but_what_is_cut_off_are_refused(model: Any, tokenizer: Any) -> None:
@@ -394,9 +403,9 @@ def test_a_row_whose_programs_cannot_be_judged_is_refused(
 def test_tasks_that_need_programs_to_run_are_left_out_by_name_where_others_go_on() -> None:
     code, text = (Task(name, "none", "heldout", metric, {}) for name, metric in (("code", "pass@1"), ("text", "em")))
     with pytest.warns(UserWarning, match=r"left out: code \(running generated code needs --allow-code\)"):
-        assert list(leave_out_code({"code": code, "text": text})) == ["text"]
+        assert list(scorable_tasks({"code": code, "text": text}, allow_code=False)) == ["text"]
     with pytest.raises(TaskError, match="must be allowed"):
-        leave_out_code({"code": code})
+        scorable_tasks({"code": code}, allow_code=False)
 
 
 def test_an_answer_of_a_word_level_tokenizer_keeps_its_spaces_before_punctuation(model: Any) -> None:

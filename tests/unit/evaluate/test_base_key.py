@@ -141,4 +141,4 @@ def test_a_chat_template_that_prints_the_date_is_told_of_and_its_text_recorded_a
     with pytest.warns(UserWarning, match="06 May 2031"):
         found = evaluate_library(dated, library, tasks, SETTINGS)
     assert {cell.prefix for cell in found.cells if cell.template == "chat"} == {"It is 06 May 2031. <|end|>"}
-    assert text_of(dated, "chat")["prompt_prefix"] == "It is 06 May 2031. <|end|>"
+    assert text_of(dated.tokenizer, "chat")["prompt_prefix"] == "It is 06 May 2031. <|end|>"

@@ -7,7 +7,7 @@ import torch
 from lorary.evaluate.cells import Cell
 from lorary.evaluate.compare import Columns, Difference, GapClosed, Rows, failed_tasks, verdict_of
 from lorary.evaluate.statistics import bootstrap_interval
-from lorary.evaluate.summary import Summary
+from lorary.evaluate.summary import CellSummary
 
 
 def paired(values: Rows, against: Rows) -> Difference:
@@ -131,7 +131,7 @@ def test_a_study_and_an_evaluation_say_the_same_of_the_same_cells(generator: tor
         return {f"task {n}": (torch.rand(9 + n, generator=generator) < right).double().tolist() for n in range(7)}
 
     columns = {router: column(router, right) for router, right in (("base", 0.2), ("arrow", 0.6), ("oracle", 0.9))}
-    summary = Summary([made(router, task, own) for router, rows in columns.items() for task, own in rows.items()])
+    summary = CellSummary([made(router, task, own) for router, rows in columns.items() for task, own in rows.items()])
     (one,) = [c for c in summary.comparisons() if (c.router, c.against) == ("arrow", "base")]
     other = paired(columns["arrow"], columns["base"])
     ours = (other.difference, other.low, other.high, other.tasks_low, other.tasks_high, other.p_rows, other.p_tasks)

@@ -10,7 +10,7 @@ import pytest
 
 from lorary.errors import UsageError
 from lorary.evaluate import sandbox
-from lorary.evaluate.sandbox import Limits, Outcome, Sandbox, isolation, make_sandbox
+from lorary.evaluate.sandbox import Limits, RunOutcome, Sandbox, isolation, make_sandbox
 from lorary.evaluate.sandbox_launcher import FORBIDDEN
 
 QUICK = Limits(wall_s=0.5)
@@ -104,7 +104,7 @@ def test_it_is_a_failure_and_leaves_nothing(
 
 
 def test_a_program_that_reaches_its_end_passes(anywhere: Sandbox) -> None:
-    assert anywhere.run("open('x', 'w').write('y')\nassert open('x').read() == 'y'") == Outcome("passed")
+    assert anywhere.run("open('x', 'w').write('y')\nassert open('x').read() == 'y'") == RunOutcome("passed")
 
 
 def test_its_folder_is_empty_and_its_environment_holds_nothing_of_ours(
@@ -147,7 +147,7 @@ def test_what_comes_after_a_program_that_broke_everything_goes_on(anywhere: Sand
 @isolated
 def test_the_parent_survives_its_child(walled: Sandbox) -> None:
     outcome = walled.run("import os\ntry: os.kill(os.getppid(), 9)\nfinally: assert False, 'still here'")
-    assert outcome == Outcome("failed", "AssertionError: still here") or outcome.status == "broken"
+    assert outcome == RunOutcome("failed", "AssertionError: still here") or outcome.status == "broken"
 
 
 @isolated
@@ -249,7 +249,7 @@ def test_python_behind_a_link_is_found_inside(
     (folder / "between").symlink_to(sys.base_prefix)
     (folder / "python").symlink_to("between")
     monkeypatch.setattr(sys, "base_prefix", str(folder / "python"))
-    assert walled.run(f"import os, decimal\nassert os.path.isdir({str(folder / 'python' / 'lib')!r})") == Outcome(
+    assert walled.run(f"import os, decimal\nassert os.path.isdir({str(folder / 'python' / 'lib')!r})") == RunOutcome(
         "passed"
     )
 
@@ -321,7 +321,7 @@ def test_what_lies_outside_of_namespaces_and_limits_cannot_be_reached(call: str,
         "assert ctypes.get_errno() in (errno.EPERM, errno.ENOSYS), ctypes.get_errno()\n"
         "import os\nassert os.fork() == 0 or os.wait()[1] == 0"
     )
-    assert anywhere.run(program) == Outcome("passed")
+    assert anywhere.run(program) == RunOutcome("passed")
 
 
 @isolated
@@ -331,7 +331,7 @@ def test_there_is_no_memory_to_write_files_to_beside_its_folder(walled: Sandbox)
         "    try:\n        open(os.path.join(folder, 'x'), 'w')\n    except OSError:\n        continue\n"
         "    raise AssertionError(folder)"
     )
-    assert walled.run(program) == Outcome("passed")
+    assert walled.run(program) == RunOutcome("passed")
 
 
 def test_bubblewrap_leaves_no_device_folder_to_write_to() -> None:

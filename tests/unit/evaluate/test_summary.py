@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from lorary.evaluate.cells import Cell, Failure
-from lorary.evaluate.summary import Comparison, Summary
+from lorary.evaluate.cells import Cell, CellFailure
+from lorary.evaluate.summary import CellSummary, Comparison
 
 
 def cell(router: str, task: str, values: list[float], **changes: Any) -> Cell:
@@ -20,13 +20,13 @@ def cell(router: str, task: str, values: list[float], **changes: Any) -> Cell:
 
 def compared(cells: list[Cell], **wanted: Any) -> list[Comparison]:
     """The comparisons that have these values."""
-    return [c for c in Summary(cells).comparisons() if all(getattr(c, k) == v for k, v in wanted.items())]
+    return [c for c in CellSummary(cells).comparisons() if all(getattr(c, k) == v for k, v in wanted.items())]
 
 
 def test_routers_are_compared_row_by_row() -> None:
     # The two routers agree on most rows: a paired interval is narrow where an unpaired one would not be.
     ours, theirs = [1.0, 0.0] * 20, [1.0, 0.0] * 19 + [0.0, 0.0]
-    (found,) = Summary([cell("uniform", "a", theirs), cell("arrow", "a", ours)]).comparisons()
+    (found,) = CellSummary([cell("uniform", "a", theirs), cell("arrow", "a", ours)]).comparisons()
     assert (found.router, found.against, found.split, found.tasks) == ("arrow", "uniform", "held_in", 1)
     assert found.difference == pytest.approx(1 / 40)
     assert 0.0 <= found.low < found.high < 0.1
@@ -39,7 +39,7 @@ def test_a_difference_that_holds_row_by_row_is_told_from_chance() -> None:
     ours, theirs = [1.0] * 30 + [0.0] * 10, [1.0] * 10 + [0.0] * 30
     tasks = [f"t{i}" for i in range(6)]
     cells = [cell(r, t, v) for t in tasks for r, v in (("base", theirs), ("arrow", ours))]
-    (found,) = Summary(cells).comparisons()
+    (found,) = CellSummary(cells).comparisons()
     assert found.p_rows < 0.01
     assert found.p_tasks == 2 / 2**6
     assert found.tasks_low == found.tasks_high == pytest.approx(0.5)  # all tasks alike
@@ -55,7 +55,7 @@ def test_tasks_weigh_alike_and_splits_stay_apart() -> None:
     (held_in,), (held_out,) = compared(cells, split="held_in"), compared(cells, split="held_out")
     assert (held_in.difference, held_in.tasks) == (0.5, 2)
     assert (held_out.difference, held_out.tasks) == (-1.0, 1)
-    means = {(mean.router, mean.split): mean.mean for mean in Summary(cells).means()}
+    means = {(mean.router, mean.split): mean.mean for mean in CellSummary(cells).means()}
     assert means == {
         ("base", "held_in"): 0.0, ("base", "held_out"): 1.0, ("arrow", "held_in"): 0.5, ("arrow", "held_out"): 0.0,
     }  # fmt: skip
@@ -64,7 +64,7 @@ def test_tasks_weigh_alike_and_splits_stay_apart() -> None:
 @pytest.mark.parametrize("changes", [{"n": 9}, {"metric": "rougeL"}, {"data": "other"}])
 def test_cells_that_answer_other_questions_are_not_compared(changes: dict[str, Any]) -> None:
     cells = [cell("base", "a", [0.0]), cell("arrow", "a", [1.0], **changes)]
-    assert Summary(cells).comparisons() == []
+    assert CellSummary(cells).comparisons() == []
 
 
 def test_the_same_router_is_compared_across_libraries_and_the_base_counts_once() -> None:
@@ -74,7 +74,7 @@ def test_the_same_router_is_compared_across_libraries_and_the_base_counts_once()
         for task in "ab"
         for router in ("base", "uniform", "arrow")
     ]
-    found = {(c.library, c.router, c.against_library, c.against) for c in Summary(cells).comparisons()}
+    found = {(c.library, c.router, c.against_library, c.against) for c in CellSummary(cells).comparisons()}
     assert found == {
         ("one", "uniform", None, "base"), ("one", "arrow", None, "base"), ("one", "arrow", "one", "uniform"),
         ("two", "uniform", None, "base"), ("two", "arrow", None, "base"), ("two", "arrow", "two", "uniform"),
@@ -82,7 +82,7 @@ def test_the_same_router_is_compared_across_libraries_and_the_base_counts_once()
     }  # fmt: skip
     (across,) = compared(cells, library="two", router="arrow", against_library="one")
     assert (across.difference, across.split) == (0.5, "held_in")
-    assert sum(mean.router == "base" for mean in Summary(cells).means()) == 2  # beside each library
+    assert sum(mean.router == "base" for mean in CellSummary(cells).means()) == 2  # beside each library
 
 
 def test_a_task_that_one_library_holds_in_and_the_other_out_is_mixed() -> None:
@@ -91,10 +91,10 @@ def test_a_task_that_one_library_holds_in_and_the_other_out_is_mixed() -> None:
         for library, split in (("one", "held_in"), ("two", "held_out"))
         for router in ("base", "arrow")
     ]
-    splits = {(c.library, c.against_library): c.split for c in Summary(cells).comparisons()}
+    splits = {(c.library, c.against_library): c.split for c in CellSummary(cells).comparisons()}
     # One split for all of them, else a mean and a difference of one name would be over other tasks.
     assert splits == {("one", None): "mixed", ("two", None): "mixed", ("two", "one"): "mixed"}
-    assert {mean.split for mean in Summary(cells).means()} == {"mixed"}
+    assert {mean.split for mean in CellSummary(cells).means()} == {"mixed"}
 
 
 def test_the_base_guard_names_each_task_and_router_the_base_beats() -> None:
@@ -102,7 +102,7 @@ def test_the_base_guard_names_each_task_and_router_the_base_beats() -> None:
         cell("base", "a", [1.0, 0.0]), cell("arrow", "a", [0.0, 0.0]), cell("uniform", "a", [1.0, 0.0]),
         cell("base", "b", [0.0]), cell("arrow", "b", [1.0]),
     ]  # fmt: skip
-    found = Summary(cells).base_guard()
+    found = CellSummary(cells).base_guard()
     assert [(entry["task"], entry["router"], entry["base"], entry["value"]) for entry in found] == [
         ("a", "arrow", 0.5, 0.0)
     ]
@@ -118,7 +118,7 @@ def gap_cells(oracle: float, arrow: float, tasks: int = 6, rows: int = 40) -> li
 
 
 def test_the_gap_to_the_oracle_is_closed_by_the_share_that_the_router_gains() -> None:
-    (found,) = Summary(gap_cells(oracle=0.9, arrow=0.7)).oracle_gaps()
+    (found,) = CellSummary(gap_cells(oracle=0.9, arrow=0.7)).oracle_gaps()
     assert (found.router, found.tasks) == ("arrow", 6)
     assert found.gap == pytest.approx(0.4)
     assert found.closed == pytest.approx(0.5)
@@ -129,19 +129,19 @@ def test_the_gap_to_the_oracle_is_closed_by_the_share_that_the_router_gains() ->
 
 
 def test_a_router_above_the_oracle_closes_more_than_all_of_the_gap() -> None:
-    (found,) = Summary(gap_cells(oracle=0.7, arrow=0.9)).oracle_gaps()
+    (found,) = CellSummary(gap_cells(oracle=0.7, arrow=0.9)).oracle_gaps()
     assert found.closed == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("oracle", [0.3, 0.5])
 def test_no_gap_is_closed_where_the_oracle_does_not_clearly_beat_the_base(oracle: float) -> None:
-    (found,) = Summary(gap_cells(oracle=oracle, arrow=0.9)).oracle_gaps()
+    (found,) = CellSummary(gap_cells(oracle=oracle, arrow=0.9)).oracle_gaps()
     assert found.gap == pytest.approx(oracle - 0.5)
     assert (found.closed, found.low, found.high, found.tasks_low, found.tasks_high) == (None,) * 5
 
 
 def test_nothing_follows_from_no_cells() -> None:
-    summary = Summary([])
+    summary = CellSummary([])
     assert (summary.means(), summary.comparisons(), summary.oracle_gaps(), summary.base_guard()) == ([], [], [], [])
 
 
@@ -153,8 +153,8 @@ def test_a_task_that_a_compared_router_failed_on_is_in_no_figure_and_is_named() 
         if (router, task) != ("arrow", "b")
     ]
     # Norm has no score at all: it is compared with nothing, and takes no task away.
-    failures = [Failure("lib", router, task, "rule") for router, task in (("arrow", "b"), ("norm", "a"))]
-    summary = Summary(cells, failures)
+    failures = [CellFailure("lib", router, task, "rule") for router, task in (("arrow", "b"), ("norm", "a"))]
+    summary = CellSummary(cells, failures)
     assert {(mean.router, mean.tasks) for mean in summary.means()} == {
         ("base", 2), ("uniform", 2), ("arrow", 2), ("oracle", 2),
     }  # fmt: skip
@@ -166,7 +166,7 @@ def test_a_task_that_a_compared_router_failed_on_is_in_no_figure_and_is_named() 
     assert summary.left_out() == [{"task": "b", "library": "lib", "router": "arrow"}]
     assert {mean.tasks for mean in summary.family_means()} == {2}
     # Without the failures nothing is known to be owed: each router has the mean of what it has.
-    assert {mean.router: mean.tasks for mean in Summary(cells).means()}["uniform"] == 3
+    assert {mean.router: mean.tasks for mean in CellSummary(cells).means()}["uniform"] == 3
 
 
 def test_the_guard_tells_a_clear_difference_from_a_small_one() -> None:
@@ -175,7 +175,7 @@ def test_the_guard_tells_a_clear_difference_from_a_small_one() -> None:
         cell("base", "b", [1.0] * 20), cell("arrow", "b", [1.0] * 19 + [0.0]),
         cell("base", "c", [1.0]), cell("arrow", "c", [0.0], data="other"),
     ]  # fmt: skip
-    verdicts = {entry["task"]: (entry["verdict"], entry["p_rows"]) for entry in Summary(cells).base_guard()}
+    verdicts = {entry["task"]: (entry["verdict"], entry["p_rows"]) for entry in CellSummary(cells).base_guard()}
     assert verdicts["a"][0] == "behind"
     assert verdicts["a"][1] < 0.05
     assert verdicts["b"] == ("level", 1.0)
@@ -185,9 +185,9 @@ def test_the_guard_tells_a_clear_difference_from_a_small_one() -> None:
 def test_a_task_that_all_routers_failed_on_is_named_and_a_split_without_scores_takes_no_task_away() -> None:
     cells = [cell(router, "a", [0.5]) for router in ("base", "arrow", "uniform")]
     cells += [cell(router, "z", [0.5], split="held_out") for router in ("base", "arrow")]
-    failures = [Failure("lib", router, "b", "rule") for router in ("base", "arrow", "uniform")]
+    failures = [CellFailure("lib", router, "b", "rule") for router in ("base", "arrow", "uniform")]
     # Uniform has no score on held-out tasks at all.
-    summary = Summary(cells, [*failures, Failure("lib", "uniform", "z", "rule")])
+    summary = CellSummary(cells, [*failures, CellFailure("lib", "uniform", "z", "rule")])
     assert [(entry["task"], entry["router"]) for entry in summary.left_out()] == [
         ("b", "base"), ("b", "arrow"), ("b", "uniform"),
     ]  # fmt: skip
@@ -204,6 +204,6 @@ def test_a_base_that_was_scored_beside_one_library_did_not_fail(failing: str) ->
         for library in ("one", "two") for task in "ab" for router in ("base", "arrow")
         if (library, task, router) != (failing, "b", "base")
     ]  # fmt: skip
-    summary = Summary(cells, [Failure(failing, "base", "b", "rule")])
+    summary = CellSummary(cells, [CellFailure(failing, "base", "b", "rule")])
     assert summary.left_out() == []
     assert {mean.tasks for mean in summary.means()} == {2}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from evaluations import LEVELS, TASKS, made_up
 
-from lorary.evaluate.evaluation import Found, evaluation_of
+from lorary.evaluate.evaluation import ScoredCells, evaluation_of
 from lorary.report.export import evaluation_csv, evaluation_markdown
 from lorary.report.tables import print_evaluation
 
@@ -71,7 +71,7 @@ def test_a_hostile_name_stays_one_cell_of_markdown_without_links_code_or_tags() 
 def test_a_hostile_name_moves_nothing_in_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     evaluation = made_up()
     cells = [replace(cell, task=HOSTILE, library="l\x1b]0;x\x07") for cell in evaluation.cells]
-    print_evaluation(evaluation_of(Found(cells), evaluation.settings, ["l\x1b]0;x\x07"], "tiny"))
+    print_evaluation(evaluation_of(ScoredCells(cells), evaluation.settings, ["l\x1b]0;x\x07"], "tiny"))
     out = capsys.readouterr().out
     assert not set(out) & {"\x1b", "\x9b", "\x07", "\u202e"}
     assert "a\\x1b[31m" in out
@@ -126,7 +126,7 @@ def test_the_terminal_shows_tasks_where_they_fit_and_means_else(
 
 def test_a_base_without_a_score_is_not_said_to_beat_no_router(capsys: pytest.CaptureFixture[str]) -> None:
     whole = made_up()
-    found = Found([cell for cell in whole.cells if cell.router != "base"])
+    found = ScoredCells([cell for cell in whole.cells if cell.router != "base"])
     evaluation = evaluation_of(found, whole.settings, whole.libraries, "tiny")
     print_evaluation(evaluation)
     out = capsys.readouterr().out + evaluation_markdown(evaluation)

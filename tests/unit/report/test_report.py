@@ -23,7 +23,7 @@ from pages import Page
 from lorary.errors import MissingExtraError, ShapeError, UsageError
 from lorary.evaluate.cells import Cell
 from lorary.evaluate.routed_prompt import RoutedPrompt
-from lorary.evaluate.summary import Summary
+from lorary.evaluate.summary import CellSummary
 from lorary.report.contents import Report, Similarity
 from lorary.report.evaluation_page import render_report, write_report
 from lorary.report.headline import guard_box, headline
@@ -77,7 +77,7 @@ def make_evaluation() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     cells = [c for family, tasks in FAMILIES.items() for t in tasks for c in make_cells(rng, family, t, "held_in")]
     cells += [c for family, task in HELD_OUT.items() for c in make_cells(rng, family, task, "held_out")]
-    summary = Summary([Cell(**cell) for cell in cells])
+    summary = CellSummary([Cell(**cell) for cell in cells])
     return {
         "library": "demo",
         "base": "tiny",

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from lorary.study.answers import Answer, Column, answer
+from lorary.study.answers import QuestionAnswer, StudyColumn, answer
 from lorary.study.question import Question
 
 SPLIT = "held_in"
@@ -10,12 +10,12 @@ OWED = {(f"{library}/{router}", split) for library in "ab" for router in ("arrow
         for split in ("held_in", "held_out")}  # fmt: skip
 
 
-def column(cell: str, values: dict[str, list[float]], data: str = "1", split: str = SPLIT) -> Column:
+def column(cell: str, values: dict[str, list[float]], data: str = "1", split: str = SPLIT) -> StudyColumn:
     library, router = cell.split("/")
-    return Column(library, router, split, values, "evaluate:main", dict.fromkeys(values, ("em", data)))
+    return StudyColumn(library, router, split, values, "evaluate:main", dict.fromkeys(values, ("em", data)))
 
 
-def asked(question: Question, *columns: Column) -> Answer:
+def asked(question: Question, *columns: StudyColumn) -> QuestionAnswer:
     return answer(question, columns, {}, OWED)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lorary.errors import BaseModelError, LoraryError, UsageError
-from lorary.recipes.reproduce import Choice, run_dry_run
+from lorary.recipes.reproduce import StageChoice, run_dry_run
 from lorary.study.dry_run import dry_run_text
 
 
@@ -56,12 +56,12 @@ def test_what_would_fail_later_is_refused_now(
 ) -> None:
     path = make_study(change)
     with pytest.raises(LoraryError, match=match):
-        run_dry_run(str(path), choice=Choice(("build", "adapt")))
+        run_dry_run(str(path), choice=StageChoice(("build", "adapt")))
 
 
 def test_a_base_that_is_here_is_looked_at_whatever_the_study_assumes(make_study: Callable[..., Path]) -> None:
     path = make_study(("about: All", "assume: {model: {model_type: gpt2}}\nabout: All"))
-    found = run_dry_run(str(path), choice=Choice(("build:private",)))
+    found = run_dry_run(str(path), choice=StageChoice(("build:private",)))
     assert (found["base"]["architecture"], found["base"]["assumed"]) == ("LlamaForCausalLM", False)
 
 
@@ -71,7 +71,7 @@ def test_a_base_that_is_neither_here_nor_described_is_refused_without_the_networ
 ) -> None:
     path = make_study((f"base: {tiny_base_folder}", f"base: {base}"))
     with pytest.raises(BaseModelError, match=f"neither, for '{base}'"):
-        run_dry_run(str(path), choice=Choice(("build:private",)))
+        run_dry_run(str(path), choice=StageChoice(("build:private",)))
 
 
 def test_tasks_whose_place_is_left_open_must_be_named(tmp_path: Path) -> None:

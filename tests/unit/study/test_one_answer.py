@@ -15,7 +15,7 @@ from lorary.report.contents import Report
 from lorary.report.evaluation_page import render_report
 from lorary.report.export import evaluation_csv, evaluation_markdown
 from lorary.report.tables import print_evaluation
-from lorary.study.context import Place
+from lorary.study.context import StudyContext
 from lorary.study.parse import read_study
 from lorary.study.render import html_sections, markdown
 from lorary.study.report import report_document
@@ -50,7 +50,7 @@ def study_document(
         ("routers: [arrow, oracle]", "routers: [uniform, 'arrow[top_k=1]', arrow, 'arrow[top_k=8]', oracle]"),
         ("cells: [private/arrow], share_of", "cells: [private/arrow, 'private/arrow[top_k=8]'], share_of"),
     )
-    place = Place(read_study(str(path)), out)
+    context = StudyContext(read_study(str(path)), out)
     columns, document = {}, evaluation.to_json()
     for router in LEVELS:
         for split in SPLITS:
@@ -59,8 +59,8 @@ def study_document(
             columns["private", router, split] = {"cells": cells, "failures": failures}
     del columns["private", "base", "held_in"], columns["private", "base", "held_out"]
     scored = {"evaluate:main": columns, "adapt:few": {}}
-    monkeypatch.setattr("lorary.study.report.gather_scored", lambda place, keys: (scored, {}))
-    return report_document(place, {})
+    monkeypatch.setattr("lorary.study.report.scored_columns", lambda context, keys: (scored, {}))
+    return report_document(context, {})
 
 
 def test_means_differences_and_gaps_are_over_the_same_tasks(document: dict[str, Any]) -> None:

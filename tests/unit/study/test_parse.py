@@ -80,14 +80,14 @@ def test_routers_and_cells_are_kept_the_one_way_to_write_them(make_study: Callab
         (("against: other, k: 2", "against: other, k: 2, seed: -1"), "drift:seed must have k and seed of at least 0"),
         (("of: private, tasks: 2", "of: private, tasks: []"), "build:part must have tasks"),
         (("routing_rows: 1, top_k: 2", "routing_rows: 1, route: {x: 1}"), "route must have fields .*\nfound: x"),
-        (("routing_rows: 1, top_k: 2", "temperature: {1: a}"), "key 'temperature', must be a number\nfound: 'a'"),
+        (("routing_rows: 1, top_k: 2", "temperature: {1: a}"), "temperature, key '1', must be a number\nfound: 'a'"),
         (("seed: 1", "warmup: .nan"), "warmup must be at least 0 and at most 1\nfound: nan"),
         (("evaluate: {routing", "evaluate: {routing_rows: 1}\nevaluate: {routing"), "key 'evaluate' comes twice"),
         (("{evaluate: main", "{evaluate: more, libraries: [private], routers: [arrow], held_in: 4, "
           "settings: {top_k: 1}}\n  - {evaluate: main"), "cell private/arrow must mean one thing"),
-        (("{reference: ", "{assume: {rows: x}, reference: "), "assume, key 'rows' must be a number above 0"),
+        (("{reference: ", "{assume: {rows: x}, reference: "), "assume, key 'rows', must be a number above 0"),
         (("{reference: ", "{assume: {tokens: 3}, reference: "), "assume, must say rows, tokens and, without"),
-        (("about:", "assume: {tflops: x}\nabout:"), "key 'tflops' must be a number above 0"),
+        (("about:", "assume: {tflops: x}\nabout:"), "key 'tflops', must be a number above 0"),
         (("drift: seed}\n  - {ask: \"Does", "drift: sed}\n  - {ask: \"Does"), "must name a drift stage\nfound: sed"),
     ],
 )  # fmt: skip
@@ -118,9 +118,9 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="study 'file' must be YAML"):
             parse_study(odd, "file.yaml")
     for odd in ("null", "5", "true"):
-        with pytest.raises(UsageError, match=r"tasks.held_out must be a list"):
+        with pytest.raises(UsageError, match=r"tasks.held_out, must be a list"):
             parse_study(MINIMAL.replace("}}", f"}}, held_out: {odd}}}"), "file.yaml")
-    with pytest.raises(UsageError, match="stages must be a list"):
+    with pytest.raises(UsageError, match="stages, must be a list"):
         parse_study("tasks: {train: {}}\nstages: {build: a}", "file.yaml")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lorary.recipes.reproduce import Choice, run_reproduce
+from lorary.recipes.reproduce import StageChoice, run_reproduce
 from lorary.route.setting import Routing
 from lorary.study import report
 from lorary.study.plots import answer_plots, study_plots, sweep
@@ -152,7 +152,7 @@ def test_the_page_draws_with_plotly_and_says_the_same_without(
     for identifier in ("plot-columns", "plot-heat", "plot-answer-0-0", "plot-answer-3-0"):
         assert f'id="{identifier}"' in drawn
     monkeypatch.setattr(report, "find_spec", lambda name: None)
-    run_reproduce(path, str(tmp_path / "out"), choice=Choice(("report",)))
+    run_reproduce(path, str(tmp_path / "out"), choice=StageChoice(("report",)))
     bare = page.read_text()
     assert 'class="plot"' not in bare
     assert "The plots need JavaScript" not in bare

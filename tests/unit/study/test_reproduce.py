@@ -17,7 +17,7 @@ from studies import done
 from lorary.errors import LibraryError, LoraryError, TaskError, UsageError
 from lorary.library.lock import study_lock
 from lorary.library.store import Library
-from lorary.recipes.reproduce import Choice, run_reproduce
+from lorary.recipes.reproduce import StageChoice, run_reproduce
 from lorary.study.context import OutOfTime
 from lorary.study.record import DONE
 
@@ -60,7 +60,7 @@ def test_held_out_sets_with_a_name_are_reported_apart(make_study: Callable[..., 
     text = path.read_text()
     assert whole % tasks in text
     path.write_text(text.replace(whole % tasks, sets % (tasks, tasks)))
-    document = run_reproduce(str(path), str(out), choice=Choice(until="evaluate:main")).document
+    document = run_reproduce(str(path), str(out), choice=StageChoice(until="evaluate:main")).document
     rows = {row["split"]: row for answer in document["answers"][:1] for row in answer["rows"]}
     assert list(rows) == ["held_in", "held_out", "held_out: one", "held_out: two_b"]
     assert [row["tasks"] for row in rows.values()] == [3, 2, 1, 1]
@@ -92,12 +92,12 @@ def _changes_do_again_only_what_hangs_on_them(make_study: Callable[..., Path], o
 
 def test_stages_can_be_chosen_and_the_report_says_what_is_owed(make_study: Callable[..., Path], out: Path) -> None:
     path = str(make_study())
-    nothing = run_reproduce(path, str(out), choice=Choice(("report",)))
+    nothing = run_reproduce(path, str(out), choice=StageChoice(("report",)))
     assert set(nothing.stages.values()) == {"left"}
     assert len(nothing.document["unfinished"]) == len(ALL)
-    until = run_reproduce(path, str(out), choice=Choice(until="build:private"))
+    until = run_reproduce(path, str(out), choice=StageChoice(until="build:private"))
     assert done(until) == ["build:private"]
-    early = run_reproduce(path, str(out), choice=Choice(("evaluate",)))
+    early = run_reproduce(path, str(out), choice=StageChoice(("evaluate",)))
     assert early.stages["evaluate:main"] == "waiting"
     owed = {row["stage"]: row["columns"] for row in early.document["unfinished"]}
     assert "private/arrow held_in" in owed["evaluate:main"]
@@ -122,21 +122,21 @@ def test_a_study_that_is_out_of_time_keeps_what_it_has(
 ) -> None:
     path = str(make_study())
     assert done(run_reproduce(path, str(out), time_budget_s=0.0)) == []
-    run_reproduce(path, str(out), choice=Choice(until="build:mbc"))
+    run_reproduce(path, str(out), choice=StageChoice(until="build:mbc"))
     _end_after(24, monkeypatch)
-    cut = run_reproduce(path, str(out), choice=Choice(("evaluate:main",)))
+    cut = run_reproduce(path, str(out), choice=StageChoice(("evaluate:main",)))
     assert cut.stages["evaluate:main"] == "left"
     monkeypatch.undo()
     (owed,) = [row["columns"] for row in cut.document["unfinished"] if row["stage"] == "evaluate:main"]
     assert 0 < len(owed) < 8
     assert cut.document["columns"]
-    assert done(run_reproduce(path, str(out), choice=Choice(("evaluate:main",)))) == ["evaluate:main"]
+    assert done(run_reproduce(path, str(out), choice=StageChoice(("evaluate:main",)))) == ["evaluate:main"]
 
 
 def test_a_build_without_time_is_cut_between_steps_and_ends_with_the_same_bytes(
     make_study: Callable[..., Path], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, only = str(make_study(("{steps: 3,", "{steps: 9,"))), Choice(("build:private",))
+    path, only = str(make_study(("{steps: 3,", "{steps: 9,"))), StageChoice(("build:private",))
     run_reproduce(path, str(tmp_path / "whole"), choice=only)
     _end_after(5, monkeypatch)
     assert run_reproduce(path, str(out), choice=only).stages["build:private"] == "left"
@@ -162,7 +162,7 @@ def test_tasks_that_are_not_there_are_said_once_and_nothing_is_written(out: Path
 
 
 def test_a_second_run_on_a_study_is_refused_and_changes_nothing(make_study: Callable[..., Path], out: Path) -> None:
-    path, choice = str(make_study()), Choice(("build:private",))
+    path, choice = str(make_study()), StageChoice(("build:private",))
     run_reproduce(path, str(out), choice=choice)
     changed = str(make_study(("learning_rate: 2e-2", "learning_rate: 1e-2")))
     with study_lock(out), pytest.raises(LibraryError, match=f"one run at a time.*\n.*process {os.getpid()}"):
@@ -172,11 +172,11 @@ def test_a_second_run_on_a_study_is_refused_and_changes_nothing(make_study: Call
 
 
 def test_what_earlier_settings_left_is_no_result(make_study: Callable[..., Path], out: Path) -> None:
-    until = Choice(until="drift:seed")
+    until = StageChoice(until="drift:seed")
     assert run_reproduce(str(make_study()), str(out), choice=until).document["drift"]
     changed = str(make_study(("{build: other, train: {seed: 1}}", "{build: other, train: {seed: 3}}"),
                              ("k: 2, private: private}", "k: 2, private: private, train: {seed: 5}}")))  # fmt: skip
-    again = run_reproduce(changed, str(out), choice=Choice(("build",)))
+    again = run_reproduce(changed, str(out), choice=StageChoice(("build",)))
     owed = {row["stage"]: row["columns"] for row in again.document["unfinished"]}
     assert "mbc/arrow held_in" in owed["evaluate:main"]
     assert not again.document["drift"]
@@ -185,11 +185,11 @@ def test_what_earlier_settings_left_is_no_result(make_study: Callable[..., Path]
 
 
 def test_a_run_without_time_moves_nothing(make_study: Callable[..., Path], out: Path) -> None:
-    run_reproduce(str(make_study()), str(out), choice=Choice(("build:private",)))
+    run_reproduce(str(make_study()), str(out), choice=StageChoice(("build:private",)))
     changed = str(make_study(("learning_rate: 2e-2", "learning_rate: 1e-2")))
     run_reproduce(changed, str(out), time_budget_s=0.0)
     assert not (out / "superseded").exists()
-    back = run_reproduce(str(make_study()), str(out), choice=Choice(("build:private",)))
+    back = run_reproduce(str(make_study()), str(out), choice=StageChoice(("build:private",)))
     assert back.stages["build:private"] == "skipped"
 
 
@@ -199,7 +199,7 @@ def test_adapters_to_new_tasks_stay_while_nothing_that_decides_them_changes(
     def adapted() -> set[str]:
         return {path.name for path in (out / "libraries").glob("few-*")}
 
-    choice = Choice(("build:private", "adapt:few"))
+    choice = StageChoice(("build:private", "adapt:few"))
     assert done(run_reproduce(str(make_study()), str(out), choice=choice)) == ["build:private", "adapt:few"]
     before, fewer = adapted(), ("train: {steps: 2}, held_out: 4", "train: {steps: 2}, held_out: 3")
     assert done(run_reproduce(str(make_study(fewer)), str(out), choice=choice)) == ["adapt:few"]
@@ -208,13 +208,13 @@ def test_adapters_to_new_tasks_stay_while_nothing_that_decides_them_changes(
 
 def test_clusters_need_adapters_of_all_their_tasks(make_study: Callable[..., Path], out: Path) -> None:
     path = str(make_study(("- build: private", "- {build: private, tasks: 2}")))
-    result = run_reproduce(path, str(out), choice=Choice(until="build:mbc"))
+    result = run_reproduce(path, str(out), choice=StageChoice(until="build:mbc"))
     assert result.failed == ["build:mbc"]
     assert Library.open(out / "libraries" / "private").names() == ["alpha", "beta"]
 
 
 def test_a_metric_and_a_list_of_tasks_are_part_of_what_is_scored(make_study: Callable[..., Path], out: Path) -> None:
-    choice = Choice(("build:private", "evaluate:small"))
+    choice = StageChoice(("build:private", "evaluate:small"))
     small = "{evaluate: small, libraries: [private], routers: [arrow], held_in: 2, held_out: 2}"
     stage = ("  - {build: part", f"  - {small}\n  - {{build: part")
     assert done(run_reproduce(str(make_study(stage)), str(out), choice=choice)) == ["build:private", "evaluate:small"]
@@ -252,18 +252,18 @@ def test_the_commands_of_a_report_make_the_same(make_study: Callable[..., Path],
             ("evals: 1", "evals: 1, clip: 0.5"), ("k: 2, private: private", "k: 2, private: private, cluster_seed: 7")
         )
     )
-    result = run_reproduce(path, str(out), choice=Choice(("report",)), dtype="float64", device="cpu")
+    result = run_reproduce(path, str(out), choice=StageChoice(("report",)), dtype="float64", device="cpu")
     assert "--device cpu --dtype float64" in result.document["command"]
     rows = {row["stage"]: row["plain"] for row in result.document["stages"]}
     assert rows["build:mbc"] is None  # no option of `lorary build` sets the clipping
     path = str(make_study(("k: 2, private: private", "k: 2, private: private, cluster_seed: 7")))
     rows = {
         row["stage"]: row["plain"]
-        for row in run_reproduce(path, str(out), choice=Choice(("report",))).document["stages"]
+        for row in run_reproduce(path, str(out), choice=StageChoice(("report",))).document["stages"]
     }
     assert "--cluster-method delta --cluster-seed 7" in rows["build:mbc"]
     odd = str(out.parent / "o; rm x")
-    spaced = run_reproduce(path, odd, choice=Choice(("report",))).document
+    spaced = run_reproduce(path, odd, choice=StageChoice(("report",))).document
     assert shlex.split(spaced["command"])[4] == odd
     assert shlex.split(spaced["stages"][0]["plain"])[4] == f"{odd}/libraries/private"
     # The tables say a list of tasks once, and `TASKS=...` is what a shell takes.
@@ -290,9 +290,9 @@ def test_a_study_that_is_interrupted_in_a_build_goes_on_with_it(
 
     monkeypatch.setattr(Library, "add_adapter", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_reproduce(path, str(out), choice=Choice(until="build:private"))
+        run_reproduce(path, str(out), choice=StageChoice(until="build:private"))
     monkeypatch.undo()
-    again = run_reproduce(path, str(out), choice=Choice(until="build:private"))
+    again = run_reproduce(path, str(out), choice=StageChoice(until="build:private"))
     (row,) = [row for row in again.document["stages"] if row["stage"] == "build:private"]
     assert row["note"] == "2 experts trained, 2 kept"
     assert not (out / "superseded").exists()
@@ -311,7 +311,7 @@ def test_a_study_that_is_killed_goes_on_to_the_same_numbers(
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert json.loads(record.read_text())["status"] == "running"
-    choice = Choice(until="evaluate:main")
+    choice = StageChoice(until="evaluate:main")
     resumed = run_reproduce(path, str(out), choice=choice)
     assert resumed.stages["evaluate:main"] == DONE
     whole = run_reproduce(path, str(tmp_path / "whole"), choice=choice)

@@ -9,14 +9,14 @@ from studies import done
 
 from lorary.errors import TaskError
 from lorary.library.store import Library
-from lorary.recipes.reproduce import Choice, run_reproduce
+from lorary.recipes.reproduce import StageChoice, run_reproduce
 from lorary.study.record import DONE, FAILED
 from lorary.train.stack import ExpertStack
 
 
 def test_a_stage_that_fails_leaves_the_others_to_run(make_study: Callable[..., Path], out: Path) -> None:
     path = str(make_study(("of: private, tasks: 2", "of: private, tasks: [alpha, omega]")))
-    result = run_reproduce(path, str(out), choice=Choice(until="drift:seed"))
+    result = run_reproduce(path, str(out), choice=StageChoice(until="drift:seed"))
     assert result.failed == ["build:part"]
     assert result.stages["evaluate:main"] == DONE
     row = next(row for row in result.document["stages"] if row["stage"] == "build:part")
@@ -26,31 +26,31 @@ def test_a_stage_that_fails_leaves_the_others_to_run(make_study: Callable[..., P
 
 def test_tasks_that_cannot_be_adapted_to_fail_that_stage_alone(make_study: Callable[..., Path], out: Path) -> None:
     change = ("library: private, methods: [lora, mu]", "library: private, tasks: [alpha], methods: [lora, mu]")
-    result = run_reproduce(str(make_study(change)), str(out), choice=Choice(("build:private", "adapt:few")))
+    result = run_reproduce(str(make_study(change)), str(out), choice=StageChoice(("build:private", "adapt:few")))
     assert (result.stages["build:private"], result.failed) == (DONE, ["adapt:few"])
     (row,) = [row for row in result.document["stages"] if row["stage"] == "adapt:few"]
     assert "must name held-out tasks" in row["error"]
     path = str(make_study(("of: private, tasks: 2", "of: private, tasks: 9")))
-    assert run_reproduce(path, str(out), choice=Choice(("build:part",))).failed == ["build:part"]
+    assert run_reproduce(path, str(out), choice=StageChoice(("build:part",))).failed == ["build:part"]
 
 
 def test_a_cell_that_cannot_be_scored_is_owed_and_tried_again(
     make_study: Callable[..., Path], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = str(make_study())
-    run_reproduce(path, str(out), choice=Choice(until="build:mbc"))
+    run_reproduce(path, str(out), choice=StageChoice(until="build:mbc"))
 
     def broken(*args: Any, **named: Any) -> None:
         raise TaskError("this must work", found="no")
 
     monkeypatch.setattr("lorary.evaluate.scorer.score_rows", broken)
-    first = run_reproduce(path, str(out), choice=Choice(("evaluate",)))
+    first = run_reproduce(path, str(out), choice=StageChoice(("evaluate",)))
     assert first.failed == ["evaluate:main"]
     assert first.document["failures"]
     (row,) = first.document["unfinished"][:1]
     assert "private/arrow held_in" in row["columns"]
     monkeypatch.undo()
-    again = run_reproduce(path, str(out), choice=Choice(("evaluate",)))
+    again = run_reproduce(path, str(out), choice=StageChoice(("evaluate",)))
     assert done(again) == ["evaluate:main"]
     assert not again.document["failures"]
 
@@ -75,7 +75,7 @@ def test_damaged_files_of_a_study_are_made_again_from_what_its_libraries_keep(
 
 
 def test_a_cause_that_goes_away_costs_no_library(make_study: Callable[..., Path], out: Path) -> None:
-    choice = Choice(("build:private", "build:other"))
+    choice = StageChoice(("build:private", "build:other"))
     path = make_study()
     extra = path.parent / "extra.jsonl"
     extra.write_text((path.parent / "tasks.jsonl").read_text())
@@ -94,7 +94,7 @@ def test_a_cause_that_goes_away_costs_no_library(make_study: Callable[..., Path]
 
 def test_data_that_nobody_asked_for_yet_stop_no_report(make_study: Callable[..., Path], out: Path) -> None:
     path = str(make_study(("{build: other,", "{build: other, data: /nowhere.jsonl,")))
-    found = run_reproduce(path, str(out), choice=Choice(until="build:private"))
+    found = run_reproduce(path, str(out), choice=StageChoice(until="build:private"))
     assert done(found) == ["build:private"]
     assert {row["stage"]: row["plain"] for row in found.document["stages"]}["build:other"] is None
 
@@ -103,8 +103,8 @@ def test_data_that_nobody_asked_for_yet_stop_no_report(make_study: Callable[...,
 def test_a_damaged_library_fails_its_stage_and_leaves_the_others(
     make_study: Callable[..., Path], out: Path, damaged: str
 ) -> None:
-    path, choice = str(make_study()), Choice(("build:private", "build:part", "build:other"))
-    run_reproduce(path, str(out), choice=Choice(("build:private", "build:other")))
+    path, choice = str(make_study()), StageChoice(("build:private", "build:part", "build:other"))
+    run_reproduce(path, str(out), choice=StageChoice(("build:private", "build:other")))
     file = out / "libraries" / "other" / damaged
     whole = file.read_bytes()
     file.write_text("{")
@@ -118,7 +118,7 @@ def test_a_damaged_library_fails_its_stage_and_leaves_the_others(
 
 
 def test_a_part_that_holds_other_experts_is_refused_by_name(make_study: Callable[..., Path], out: Path) -> None:
-    path, choice = str(make_study()), Choice(("build:private", "build:part", "build:other"))
+    path, choice = str(make_study()), StageChoice(("build:private", "build:part", "build:other"))
     run_reproduce(path, str(out), choice=choice)
     part = Library.open(out / "libraries" / "part")
     part.remove("alpha")
@@ -143,6 +143,6 @@ def test_memory_that_runs_out_fails_one_stage(
 
     monkeypatch.setattr(ExpertStack, "__init__", too_large)
     path = str(make_study(("train: {seed: 1}", "train: {rank: 1000}")))
-    found = run_reproduce(path, str(out), choice=Choice(("build",)))
+    found = run_reproduce(path, str(out), choice=StageChoice(("build",)))
     assert found.failed == ["build:other"]
     assert done(found) == ["build:private", "build:mbc", "build:part"]

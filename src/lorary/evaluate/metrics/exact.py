@@ -3,6 +3,8 @@
 import string
 from collections.abc import Sequence
 
+from lorary.evaluate.metrics.metric import AnswerMetric
+
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -33,3 +35,12 @@ def normalised_match(answer: str, references: Sequence[str]) -> float:
 def normalise(text: str) -> str:
     """Lower case, without ASCII punctuation, runs of white space as one space."""
     return " ".join(text.lower().translate(_PUNCTUATION).split())
+
+
+EM = AnswerMetric(
+    "em",
+    "exact match",
+    "the share of rows whose generated answer equals a reference, white space aside",
+    compare=exact_match,
+)
+EM_NORMALISED = AnswerMetric("em_normalised", "em_normalised", compare=normalised_match)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lorary.evaluate.metrics.exact import normalise
+from lorary.evaluate.metrics.metric import AnswerMetric
 
 _ARTICLES = frozenset(("a", "an", "the"))
 
@@ -30,3 +31,6 @@ def _f1(answer: list[str], reference: list[str]) -> float:
         return float(answer == reference)
     common = (Counter(answer) & Counter(reference)).total()
     return 2 * common / (len(answer) + len(reference))
+
+
+F1 = AnswerMetric("f1", "f1", compare=token_f1)
