@@ -22,7 +22,7 @@ from lorary.adapt.settings import AdaptSettings
 from lorary.build.settings import BuildSettings, RunSettings
 from lorary.build.cluster_settings import ClusterSettings
 from lorary.evaluate.settings import EvaluateSettings
-from lorary.build.poly import PolySettings
+from lorary.build.methods import PolySettings
 from lorary.prepare.experts import PrepareSettings
 from lorary.prepare.gates import GateSettings
 

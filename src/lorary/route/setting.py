@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from lorary.errors import RouterError, UsageError
+from lorary.errors import RouterError, UsageError, did_you_mean
 from lorary.lora.targets import layer_number
 from lorary.numbers import MOST_COUNT, is_number, shown
 from lorary.ops.choose import Choice, Scale
@@ -91,7 +91,7 @@ class Routing:
             raise RouterError(
                 "a router must exist",
                 found=self.router if isinstance(self.router, str) else shown(self.router),
-                remedy=f"one of {list(ROUTERS)}, or experts=[...]",
+                remedy=did_you_mean(str(self.router), ROUTERS, remedy=f"one of {list(ROUTERS)}, or experts=[...]"),
             )
         by_layer = self.temperature if isinstance(self.temperature, Mapping) else {"": self.temperature}
         for temperature in by_layer.values():
