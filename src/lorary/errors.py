@@ -14,6 +14,9 @@
 Every error says the rule, the value found and the remedy, and names the file, adapter and layer where there is one.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class LoraryError(Exception):
     """Base of all errors that Lorary raises on purpose.
@@ -85,3 +88,19 @@ class MissingExtraError(LoraryError, ImportError):
             f"this needs the package '{package}', which is not installed",
             remedy=f"pip install 'lorary[{extra}]'",
         )
+
+
+def did_you_mean(name: str, names: Iterable[str], *, remedy: str | None = None) -> str | None:
+    """A remedy that names what was likely meant by a name that does not exist.
+
+    Args:
+        name: as it was given.
+        names: those that exist.
+        remedy: what to say where nothing is like it, and after the guess.
+
+    >>> did_you_mean("arow", ["arrow", "base"])
+    "did you mean 'arrow'?"
+    """
+    near = difflib.get_close_matches(name, list(names), n=1)
+    parts = [f"did you mean '{near[0]}'?"] if near else []
+    return " ".join([*parts, *([remedy] if remedy else [])]) or None

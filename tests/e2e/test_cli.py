@@ -89,6 +89,35 @@ def test_a_build_lists_verifies_evaluates_and_generates(library: Path, tasks: Pa
     assert set(json.loads(answer.out)["usage"]) == {"echo", "shout"}
 
 
+def test_a_library_is_listed_without_torch_with_ranks_targets_and_tasks(library: Path) -> None:
+    code = (
+        f"import sys\nsys.argv = ['lorary', 'library', 'ls', {str(library)!r}]\nfrom lorary.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print('HEAVY', sorted({'torch', 'numpy', 'transformers'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heading, echo, *_ = done.stdout.splitlines()
+    assert heading.split() == ["name", "rank", "parameters", "hash", "targets", "tasks"]
+    assert (echo.split()[:2], echo.split()[-1]) == (["echo", "2"], "echo")
+    assert "k_proj, o_proj, q_proj, v_proj" in echo
+    assert "HEAVY []" in done.stdout
+
+
+def test_the_library_of_a_build_is_given_once(tasks: Path, tmp_path: Path, tiny_base_folder: Path, run: Run) -> None:
+    plan = ("--base", tiny_base_folder, *QUICK, "--dry-run")
+    assert run("build", tasks, tmp_path / "lib", *plan).code == 0
+    assert run("build", tasks, "--library", tmp_path / "lib", *plan).code == 0
+    for wrong in ((), (tmp_path / "lib", "--library", tmp_path / "lib")):
+        outcome = run("build", tasks, *wrong, *plan)
+        assert outcome.code == 2
+        assert "build needs one library" in outcome.err
+
+
+def test_help_is_there_for_h_too(run: Run) -> None:
+    assert run("library", "ls", "-h").out == run("library", "ls", "--help").out
+    assert [line for line in run("-h").out.splitlines() if line in ("Build:", "Look:", "Use:", "Judge:", "Keep:")]
+
+
 def test_training_lowers_the_validation_loss_of_every_expert(library: Path, run: Run) -> None:
     for name in ("echo", "shout"):
         metrics = json.loads(run("library", "show", library, name).out)["metrics"]

@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 import sklearn.cluster
 from lorary.build.methods import MethodSettings
 from lorary.recipes.build import run_build
-from lorary.build.settings import RunSettings, preset
+from lorary.build.settings import BuildSource, RunSettings, preset
 from lorary.build.cluster_settings import ClusterSettings
 tasks, base = sys.argv[1:3]
 settings = preset("default", rank=2, steps=24, batch_size=2, evals=4, learning_rate=0.02)
@@ -42,7 +42,7 @@ run = RunSettings(window=2, save_every_s=1e-9)
 def build(library, method):
     k = (1, 2) if method == "k" else (3,)
     how = MethodSettings("mbc" if method == "k" else method, ClusterSettings(k=k, private_steps=12))
-    result = run_build(tasks, library, settings, how, base=base, run=run)
+    result = run_build(tasks, library, settings, how, source=BuildSource(base), run=run)
     print("trained", *result.trained, flush=True)
 
 print("ready", flush=True)
@@ -197,14 +197,14 @@ def test_a_pass_killed_between_two_commits_does_not_train_again(
 
     monkeypatch.setattr(Library, "add_adapter", commit_once)
     with pytest.raises(KeyboardInterrupt):
-        recipe.run_build(str(tasks), str(tmp_path / "lib"), settings, base=str(tiny_base_folder))
+        recipe.run_build(str(tasks), str(tmp_path / "lib"), settings, source=BuildSource(str(tiny_base_folder)))
     monkeypatch.setattr(Library, "add_adapter", commit)
 
     from lorary.train.forward import Forward
 
     step = Forward.train_losses
     monkeypatch.setattr(Forward, "train_losses", lambda *args: steps.append(1) or step(*args))
-    result = recipe.run_build(str(tasks), str(tmp_path / "lib"), settings, base=str(tiny_base_folder))
+    result = recipe.run_build(str(tasks), str(tmp_path / "lib"), settings, source=BuildSource(str(tiny_base_folder)))
     assert len(result.trained) == 4
     assert len(result.kept) == 1
     assert steps == []  # the finished pass was taken from its checkpoint
@@ -233,7 +233,9 @@ def test_a_second_build_on_the_same_library_is_refused_at_once(
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(LibraryError, match=str(holder.pid)):
-            run_build(str(tasks), str(library.path), preset("default", steps=1), base=str(tiny_base_folder))
+            run_build(
+                str(tasks), str(library.path), preset("default", steps=1), source=BuildSource(str(tiny_base_folder))
+            )
     finally:
         holder.kill()
         holder.communicate()
@@ -260,8 +262,10 @@ def test_a_full_disk_stops_a_build_with_one_error_and_a_whole_library(
     for checks in (("checkpoint",), ("commit",)):  # noqa: B007 - `full` above reads it
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(LoraryError, match="No space left"):
-            run_build(str(tasks), str(library.path), settings, base=str(tiny_base_folder))
+            run_build(str(tasks), str(library.path), settings, source=BuildSource(str(tiny_base_folder)))
         monkeypatch.setattr(os, "fsync", real)
         assert library.verify() == []
         assert library.names() == []
-    assert len(run_build(str(tasks), str(library.path), settings, base=str(tiny_base_folder)).trained) == len(NAMES)
+    assert len(
+        run_build(str(tasks), str(library.path), settings, source=BuildSource(str(tiny_base_folder))).trained
+    ) == len(NAMES)

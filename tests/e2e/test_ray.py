@@ -17,7 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lorary.build.build_library import BuildResult
-from lorary.build.settings import BuildSettings, RunSettings
+from lorary.build.settings import BuildSettings, BuildSource, RunSettings
 from lorary.errors import LibraryError
 from lorary.library.store import Library
 from lorary.recipes.build import run_build
@@ -111,7 +111,7 @@ def build(tasks: Path, tiny_base_folder: Path, environment: dict[str, str], tmp_
 
 def build_here(tasks: Path, library: Path, base: Path) -> BuildResult:
     settings: Any = BuildSettings(**OPTIONS)
-    return run_build(str(tasks), str(library), settings, base=str(base), run=RunSettings(window=1))
+    return run_build(str(tasks), str(library), settings, source=BuildSource(str(base)), run=RunSettings(window=1))
 
 
 def worker_process(line: str) -> int:

@@ -20,6 +20,7 @@ FLOORS = {
     "caching": 0,
     "display": 0,
     "errors": 0,
+    "flags": 0,
     "keys": 0,
     "numbers": 0,
     "reading": 0,

@@ -13,6 +13,7 @@ from lorary.adapt.settings import METHODS
 from lorary.axes import AXES
 from lorary.build.settings import PRESETS, BuildSettings
 from lorary.cli.app import app
+from lorary.cli.grouped import GROUPS
 from lorary.data.builtin.catalogue import DEMO_TASKS, builtin_tasks
 from lorary.data.schema import FIELDS
 from lorary.evaluate.cells import Cell, CellFailure
@@ -20,6 +21,7 @@ from lorary.evaluate.metrics import CHOICE_METRICS, TEXT_METRICS
 from lorary.evaluate.routing_accuracy import RoutingAccuracy
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.evaluate.summary import Comparison, Mean, OracleGap
+from lorary.flags import option_of
 from lorary.formats.peft_config import REFUSED
 from lorary.route import ROUTERS
 
@@ -89,9 +91,29 @@ def test_the_table_of_settings_gives_defaults_and_preset() -> None:
     table = {row[1]: row for row in rows(page("training.md")) if len(row) == 5}
     defaults, preset = BuildSettings(), PRESETS["paper-2024"]
     for field in fields(BuildSettings):
-        _, _, default, paper, _ = table[field.name]
+        option, _, default, paper, _ = table[field.name]
+        spelled = option_of(BuildSettings, field.name)
+        assert option == (spelled if spelled.startswith("--") else ""), field.name
         assert default == shown(getattr(defaults, field.name)), field.name
         assert paper == (shown(preset[field.name]) if field.name in preset else "-"), field.name
+
+
+def test_the_table_of_an_evaluation_gives_defaults() -> None:
+    table = {row[0].split()[0]: row[1] for row in rows(page("evaluation.md")) if len(row) == 3}
+    for name in ("rows", "oracle_rows", "routing_rows", "max_length"):
+        assert table[option_of(EvaluateSettings, name)] == str(getattr(EvaluateSettings(), name)), name
+
+
+@pytest.mark.parametrize("command", ["build", "adapt", "evaluate", "explain", "generate"])
+def test_every_option_has_a_help_of_its_own(command: str) -> None:
+    root: Any = typer.main.get_command(app)
+    helps = {parameter.opts[0]: parameter.help for parameter in root.commands[command].params}
+    assert [option for option, text in helps.items() if not text or "`" in text or " None" in text] == []
+
+
+def test_every_command_is_in_a_group_of_the_help() -> None:
+    root: Any = typer.main.get_command(app)
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(root.commands)
 
 
 def test_every_option_of_the_large_commands_is_named() -> None:

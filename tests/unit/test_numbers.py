@@ -22,7 +22,7 @@ from lorary.adapt.settings import AdaptSettings
 from lorary.build.settings import BuildSettings, RunSettings
 from lorary.build.cluster_settings import ClusterSettings
 from lorary.evaluate.settings import EvaluateSettings
-from lorary.build.poly import PolySettings
+from lorary.build.methods import PolySettings
 from lorary.prepare.settings import GateSettings, PrepareSettings
 
 NO_NUMBERS = [10**400, -10**400, 10**5000, math.nan, -math.inf, "4", [4], {"a": "x"}, b"4", True, 4j]

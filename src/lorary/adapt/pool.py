@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lorary.adapt.settings import JOINT, LORA, AdaptSettings
 from lorary.adapter import LoraFactors
-from lorary.errors import LibraryError, UsageError
+from lorary.errors import LibraryError, UsageError, did_you_mean
 from lorary.library.store import Library
 from lorary.train.units import Factors
 
@@ -85,10 +85,11 @@ def _checked(library: Library, named: Sequence[str] | None, method: str) -> Sequ
         return there
     if missing := [name for name in named if name not in there]:
         option = "--start" if method == JOINT else "--experts"
+        others = f"name others with {option}: it has {', '.join(there[:10]) or 'none'}"
         raise LibraryError(
             f"library '{library.path}' must hold the adapters that are named",
             found=f"no adapter '{missing[0]}'",
-            remedy=f"name others with {option}: it has {', '.join(there[:10]) or 'none'}",
+            remedy=did_you_mean(missing[0], there, remedy=others),
         )
     if not named or len(set(named)) != len(named):
         raise UsageError("--experts must name different adapters, at least one", found=list(named))

@@ -4,9 +4,11 @@ from dataclasses import dataclass, replace
 
 from lorary.build.settings import BuildSettings
 from lorary.errors import UsageError
-from lorary.numbers import check_count, check_number, check_seed
+from lorary.flags import check_flags, flag
+from lorary.numbers import check_count, check_seed
 
-CLUSTER_BY = ("mbc", "random", "text", "family")
+MBC = "mbc"
+CLUSTER_BY = (MBC, "random", "text", "family")
 CLUSTER_METHODS = ("delta", "paper-2024")
 # Passes over its rows that the paper gave a private adapter whose only use is to be clustered.
 PRIVATE_EPOCHS = 2.0
@@ -17,38 +19,33 @@ class ClusterSettings:
     """How `--method mbc` assigns tasks to experts.
 
     Args:
-        k: number of clusters; several to choose among by validation loss; none to let the adapters themselves say.
-        by: `mbc` (private adapters), `random`, `text` (embeddings of the prompts) or `family`.
-        method: `delta` (updates, whatever their factors) or `paper-2024` (flattened factors, as the paper did).
-        seed: of the clustering.
-        private: library of the private adapters; one inside the library to be built where None.
-        private_steps: optimiser steps of a private adapter; None takes `private_epochs`.
-        private_epochs: passes over its rows; where both are None, see `private_settings`.
+        k: number of clusters; several, as in 5,10,25, to choose by validation loss; `auto` lets the adapters say.
+        by: what tasks are clustered by: `mbc` (private adapters), `random`, `text` (embeddings of the prompts) or
+            `family`.
+        method: how adapters are compared: `delta` (updates, whatever their factors) or `paper-2024` (flattened factors,
+            as the paper did).
+        seed: seed of the clustering.
+        private: library of the private adapters, new or not; by default one inside the library to be built.
+        private_steps: optimiser steps of a private adapter.
+        private_epochs: passes of a private adapter over its rows, in place of `private_steps`.
     """
 
-    k: tuple[int, ...] = (10,)
-    by: str = "mbc"
-    method: str = "delta"
-    seed: int = 42
-    private: str | None = None
-    private_steps: int | None = None
-    private_epochs: float | None = None
+    k: tuple[int, ...] = flag((10,), metavar="K|auto", parse=str, methods=(MBC,))
+    by: str = flag(MBC, option="--cluster-by", choices=CLUSTER_BY, methods=(MBC,))
+    method: str = flag("delta", option="--cluster-method", choices=CLUSTER_METHODS, methods=(MBC,))
+    seed: int = flag(42, option="--cluster-seed", methods=(MBC,))
+    private: str | None = flag(None, metavar="LIB2", methods=(MBC,))
+    private_steps: int | None = flag(None, above=0, methods=(MBC,))
+    private_epochs: float | None = flag(None, above=0.0, methods=(MBC,))
 
     def __post_init__(self) -> None:
         for k in self.k:
             check_count("--k", k)
         check_seed("--cluster-seed", self.seed, most=2**32 - 1)  # of scikit-learn
-        if self.private_steps is not None:
-            check_count("--private-steps", self.private_steps, above=0)
-        if self.private_epochs is not None:
-            check_number("--private-epochs", self.private_epochs, above=0.0)
+        check_flags(self)
         if len(set(self.k)) != len(self.k):
             raise UsageError("--k must be auto, a number above 0, or several different ones", found=self.k)
-        if self.by not in CLUSTER_BY:
-            raise UsageError(f"--cluster-by must be one of {', '.join(CLUSTER_BY)}", found=self.by)
-        if self.method not in CLUSTER_METHODS:
-            raise UsageError(f"--cluster-method must be one of {', '.join(CLUSTER_METHODS)}", found=self.method)
-        if not self.k and self.by != "mbc":
+        if not self.k and self.by != MBC:
             raise UsageError("--k auto needs --cluster-by mbc", found=f"--cluster-by {self.by}")
         if None not in (self.private_steps, self.private_epochs):
             raise UsageError("--private-steps and --private-epochs must not be given together",

@@ -1,7 +1,7 @@
 """Poly and MHR: what the model is made of, and what becomes of it: skills in the library, their assignment beside."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -9,66 +9,15 @@ import torch
 from lorary.adapter import Adapter, content_hash
 from lorary.build.experts import check_same_build, provenance_of, targets_of, to_adapter
 from lorary.build.jobs import Unit
-from lorary.build.settings import BuildSettings, option
+from lorary.build.methods import PolySettings
+from lorary.build.settings import BuildSettings
 from lorary.data.schema import Task
-from lorary.errors import LibraryError, UsageError
+from lorary.errors import LibraryError
 from lorary.library.assignment import Assignment, find_assignment, save_assignment
 from lorary.library.store import Library
 from lorary.model.base import Base
-from lorary.numbers import check_count, check_number
 from lorary.train.poly import PolyStack, skill_names
 from lorary.train.units import TrainedUnit
-
-POLY, MHR = "poly", "mhr"
-MHR_SPLITS = 4
-
-
-@dataclass(frozen=True)
-class PolySettings:
-    """What decides a Poly or MHR model beside the settings of every build; recorded in the skills' provenance.
-
-    Args:
-        skills: skills that all tasks share.
-        splits: blocks of each layer with weights of their own: 1 is Poly, more is MHR.
-        logits_learning_rate: peak learning rate of the assignment.
-    """
-
-    skills: int = 8
-    splits: int = 1
-    logits_learning_rate: float = 0.1
-
-    def __post_init__(self) -> None:
-        for key in ("skills", "splits"):
-            check_count(option(key), getattr(self, key), above=0, most=1 << 16)
-        check_number("--logits-learning-rate", self.logits_learning_rate, above=0.0)
-
-    @property
-    def method(self) -> str:
-        """`poly` or `mhr`."""
-        return POLY if self.splits == 1 else MHR
-
-
-def poly_settings(method: str, *, splits: int | None = None, **changes: Any) -> PolySettings:
-    """The settings of a method by name.
-
-    Args:
-        method: `poly` or `mhr`.
-        splits: 1 for Poly; for MHR 2 or more, 4 where None.
-        changes: other fields of `PolySettings`; None keeps the default.
-
-    Raises:
-        UsageError: if method and splits disagree, or a value is out of range.
-    """
-    given = {key: value for key, value in changes.items() if value is not None}
-    default = 1 if method == POLY else MHR_SPLITS
-    settings = PolySettings(splits=default if splits is None else splits, **given)
-    if settings.method != method:
-        raise UsageError(
-            "--method poly has 1 split and mhr has 2 or more",
-            found=f"--method {method} --splits {splits}",
-            remedy=f"--method {settings.method}",
-        )
-    return settings
 
 
 def poly_unit(tasks: Sequence[str], settings: BuildSettings, poly: PolySettings) -> Unit:

@@ -10,7 +10,8 @@ from torch import Tensor
 from lorary.adapter import Adapter, LoraFactors
 from lorary.build.experts import other_build
 from lorary.build.jobs import Unit
-from lorary.build.poly import PolySettings, commit_once
+from lorary.build.methods import PolySettings
+from lorary.build.poly import commit_once
 from lorary.data.schema import Task
 from lorary.errors import LibraryError, UsageError
 from lorary.formats.peft import tensors_of

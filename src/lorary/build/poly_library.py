@@ -4,7 +4,8 @@ import json
 from dataclasses import asdict
 
 from lorary.build.jobs import Unit, make_job
-from lorary.build.poly import PolySettings, commit_skills, is_finished, poly_stack, poly_unit
+from lorary.build.methods import PolySettings
+from lorary.build.poly import commit_skills, is_finished, poly_stack, poly_unit
 from lorary.build.poly_export import check_exports, export_mu, export_tasks
 from lorary.build.progress import TrainingBar, opened_logs
 from lorary.build.settings import BuildSettings

@@ -6,14 +6,23 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lorary.errors import UsageError
-from lorary.numbers import MOST, MOST_COUNT, MOST_SEED, check_count, check_number, is_number, shown
+from lorary.flags import check_choice, check_flags, flag
+from lorary.numbers import MOST_COUNT, MOST_SEED, check_number, is_number, shown
 
 PROPORTIONAL, UNIFORM = "proportional", "uniform"
 LOGS = ("jsonl", "tensorboard", "wandb", "trackio")
-# More of these are no machine's, and would fail as memory that cannot be had.
-_MOST = {"rank": 1 << 16, "batch_size": 1 << 20}
+# No machine has memory for more.
+_MOST_RANK, _MOST_ROWS = 1 << 16, 1 << 20
 # Below it the chances of tasks lie so far apart that only the largest are ever met.
 LOWEST_TEMPERATURE = 0.05
+
+
+def parse_sampling(text: str | None) -> str | float | None:
+    """A temperature as a number; a word, known or not, and None stay as they are."""
+    try:
+        return text if text is None else float(text)
+    except ValueError:
+        return text  # refused by `BuildSettings`, which knows the words
 
 
 @dataclass(frozen=True)
@@ -23,77 +32,60 @@ class BuildSettings:
     Args:
         rank: rank of every expert.
         alpha: scaling is alpha / rank.
-        target_modules: last parts of the paths of the layers to adapt, or `all-linear`.
-        upper_layers: adapt that many of the last transformer layers only; all of them where None.
+        target_modules: layers to adapt, by the last part of their path, or `all-linear`.
+        upper_layers: adapt only so many of the last transformer layers; all of them by default.
         learning_rate: peak of the schedule.
-        steps: optimiser steps; None takes `epochs` instead.
-        epochs: passes over the training rows, where `steps` is None.
-        batch_size: rows per step.
+        steps: optimiser steps per expert.
+        epochs: passes over the training rows of an expert, in place of `steps`.
+        batch_size: rows per step and expert.
         warmup: share of the steps over which the learning rate rises.
         clip: largest norm of an expert's gradient.
         weight_decay: decoupled weight decay.
-        dropout: on the input of the adapters, while training only.
+        dropout: dropout on the input of the adapters, while training only.
         evals: how often the validation loss is taken.
-        seed: of initial weights, order of rows and dropout.
-        init: `shared` (one draw of lora_a per layer for the whole library) or `own` (one per expert).
+        seed: seed of initial weights, order of rows and dropout.
+        init: initial lora_a: `shared` (one draw per layer for the whole library) or `own` (one per expert).
         init_scale: bound of the initial lora_a, in units of PEFT's 1 / sqrt(d_in).
-        template: `plain` or `chat`.
-        max_length: tokens of a row; longer prompts are cut on the left.
-        train_rows: use the first so many training rows of a task; all where None.
+        template: how rows become prompts: `plain` or `chat`.
+        max_length: tokens of a row; longer prompts lose their start.
+        train_rows: use the first so many training rows of a task; all by default.
         val_rows: use the first so many validation rows of a task.
-        patience: stop an expert after so many evaluations without a better validation loss; never where None.
+        patience: end an expert after so many evaluations without a better validation loss; never by default.
         sampling: how often an expert of several tasks meets each: `proportional` to their rows (their union, each row
             once an epoch), `uniform`, or a temperature T, for chances proportional to rows^(1/T).
     """
 
-    rank: int = 4
-    alpha: float = 16.0
+    rank: int = flag(4, above=0, most=_MOST_RANK)
+    alpha: float = flag(16.0, above=0.0)
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    upper_layers: int | None = None
-    learning_rate: float = 3e-3
-    steps: int | None = 60
-    epochs: float | None = None
-    batch_size: int = 8
-    warmup: float = 0.06
-    clip: float = 0.1
-    weight_decay: float = 0.0
-    dropout: float = 0.0
-    evals: int = 4
-    seed: int = 0
-    init: str = "shared"
-    init_scale: float = 1.0
+    upper_layers: int | None = flag(None, above=0)
+    learning_rate: float = flag(3e-3, above=0.0)
+    steps: int | None = flag(60, above=0)
+    epochs: float | None = flag(None, above=0.0, most=float(MOST_COUNT))
+    batch_size: int = flag(8, above=0, most=_MOST_ROWS)
+    warmup: float = flag(0.06, least=0.0, most=1.0, option="")
+    clip: float = flag(0.1, above=0.0, option="")
+    weight_decay: float = flag(0.0, least=0.0, option="")
+    dropout: float = flag(0.0, least=0.0, below=1.0)
+    evals: int = flag(4, above=0)
+    seed: int = flag(0, least=-MOST_SEED, most=MOST_SEED)
+    init: str = flag("shared", choices=("shared", "own"))
+    init_scale: float = flag(1.0, least=0.0, option="")
     template: str = "plain"
-    max_length: int = 1024
-    train_rows: int | None = None
-    val_rows: int = 32
-    patience: int | None = None
-    sampling: str | float = PROPORTIONAL
+    max_length: int = flag(1024, above=0)
+    train_rows: int | None = flag(None, above=0)
+    val_rows: int = flag(32, above=0)
+    patience: int | None = flag(None, above=0)
+    sampling: str | float = flag(PROPORTIONAL, parse=parse_sampling)
 
     def __post_init__(self) -> None:
-        for key in ("rank", "batch_size", "evals", "val_rows", "max_length"):
-            check_count(option(key), getattr(self, key), above=0, most=_MOST.get(key, MOST_COUNT))
-        for key in ("learning_rate", "alpha", "clip"):
-            check_number(option(key), getattr(self, key), above=0.0)
         if (self.steps is None) == (self.epochs is None):
             raise UsageError(
                 "a build needs either --steps or --epochs", found=f"steps {self.steps}, epochs {self.epochs}"
             )
-        for key in ("steps", "train_rows", "upper_layers", "patience"):
-            if getattr(self, key) is not None:
-                check_count(option(key), getattr(self, key), above=0)
-        if self.epochs is not None:
-            check_number("--epochs", self.epochs, above=0.0, most=float(MOST_COUNT))
-        for key, most in (("warmup", 1.0), ("weight_decay", MOST), ("init_scale", MOST)):
-            check_number(key, getattr(self, key), least=0.0, most=most)
-        check_number("--dropout", self.dropout, least=0.0, below=1.0)
-        check_count("--seed", self.seed, least=-MOST_SEED, most=MOST_SEED)
-        if self.init not in ("shared", "own"):
-            raise UsageError("--init must be shared or own", found=self.init)
-        self._check_sampling()
-
-    def _check_sampling(self) -> None:
-        words = isinstance(self.sampling, str) and self.sampling in (PROPORTIONAL, UNIFORM)
-        if not words and not (is_number(self.sampling) and float(self.sampling) >= LOWEST_TEMPERATURE):
+        check_flags(self)
+        is_word = isinstance(self.sampling, str) and self.sampling in (PROPORTIONAL, UNIFORM)
+        if not is_word and not (is_number(self.sampling) and float(self.sampling) >= LOWEST_TEMPERATURE):
             raise UsageError(
                 f"--sampling must be {PROPORTIONAL}, {UNIFORM} or a temperature of at least {LOWEST_TEMPERATURE}",
                 found=shown(self.sampling),
@@ -125,45 +117,49 @@ class RunSettings:
     """How a build is run: speed, memory and what is watched, but not what an expert becomes (rounding aside).
 
     Args:
-        window: experts trained at a time; the others wait for a place.
+        window: experts or tasks trained at a time; the others wait for a place.
         max_tokens: padded tokens of one micro-batch.
-        device: where the base runs, as `lorary.model.base.choose_device` takes it.
-        dtype: of the base, as `lorary.model.base.choose_dtype` takes it.
-        activation_checkpointing: compute activations twice rather than keep them.
-        logs: what is written while training: `jsonl`, `tensorboard`, `wandb`, `trackio`.
+        device: where the base runs: `auto`, `cpu`, `cuda`, `mps`, ...
+        dtype: precision of the base: `auto`, `float32`, `bfloat16`, ...
+        activation_checkpointing: compute activations twice, to save memory.
+        logs: what is written while training: `jsonl`, `tensorboard`, `wandb` or `trackio`; may be repeated.
         save_every_s: seconds between checkpoints.
     """
 
-    window: int = 16
-    max_tokens: int = 1024
+    window: int = flag(16, least=1)
+    max_tokens: int = flag(1024, least=1)
     device: str = "auto"
     dtype: str = "auto"
     activation_checkpointing: bool = False
-    logs: tuple[str, ...] = ("jsonl",)
-    save_every_s: float = 15.0
+    logs: tuple[str, ...] = flag(("jsonl",), option="--log", metavar="KIND", is_repeated=True)
+    save_every_s: float = flag(15.0, option="--save-every")
 
     def __post_init__(self) -> None:
-        for key in ("window", "max_tokens"):
-            check_count(option(key), getattr(self, key))
+        object.__setattr__(self, "logs", tuple(dict.fromkeys(self.logs)))
+        check_flags(self)
         if self.save_every_s != math.inf:  # which is never
             check_number("--save-every", self.save_every_s, above=0.0)
-        if unknown := [kind for kind in self.logs if kind not in LOGS]:
-            raise UsageError(f"--log must be one of {', '.join(LOGS)}", found=unknown[0])
+        for kind in self.logs:
+            check_choice("--log", kind, LOGS)
 
 
-def option(field: str) -> str:
-    """The option of the command line that sets a field."""
-    return f"--{field.replace('_', '-')}"
+@dataclass(frozen=True)
+class BuildSource:
+    """What a build is made from, and by how many.
 
+    Args:
+        base: base model of a new library: `embedded`, a transformers folder, a .gguf file or a Hub id.
+        names: only these tasks, by name, separated by commas.
+        held_out: tasks to keep apart from those that are trained on.
+        overlap: `report` what overlaps them, or `drop` the tasks that do.
+        workers: ray: processes that train.
+    """
 
-def parse_sampling(text: str | None) -> str | float | None:
-    """A word as it is, a temperature as a number; None stays None."""
-    if text is None or text in (PROPORTIONAL, UNIFORM):
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        return text  # refused by `BuildSettings`, which knows the words
+    base: str = "embedded"
+    names: tuple[str, ...] | None = flag(None, option="--tasks")
+    held_out: str | None = flag(None, metavar="TASKS")
+    overlap: str = "report"
+    workers: int | None = None
 
 
 def recorded_settings(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,8 +205,7 @@ def preset(name: str, **changes: Any) -> BuildSettings:
     Raises:
         UsageError: if there is no such preset, or a value is out of range.
     """
-    if name not in PRESETS:
-        raise UsageError("a preset must exist", found=name, remedy=f"one of {list(PRESETS)}")
+    check_choice("a preset", name, tuple(PRESETS))
     given = {key: value for key, value in changes.items() if value is not None}
     if "steps" in given and "epochs" in given:
         raise UsageError(

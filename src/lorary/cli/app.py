@@ -13,28 +13,17 @@ from lorary.cli.build import build
 from lorary.cli.cluster import cluster
 from lorary.cli.evaluate import evaluate
 from lorary.cli.explain import explain
+from lorary.cli.generate import generate
+from lorary.cli.grouped import GroupedCommands
 from lorary.cli.library import library_app
 from lorary.cli.merge import merge
-from lorary.cli.options import (
-    Device,
-    Dtype,
-    ForceBase,
-    Json,
-    LibraryPath,
-    MixOption,
-    OptionalBase,
-    Route,
-    Router,
-    RouterTemperature,
-    Template,
-    TopK,
-    split_names,
-)
+from lorary.cli.options import Json
 from lorary.cli.reproduce import reproduce
-from lorary.cli.route import route_fields
 from lorary.version import __version__
 
 app = typer.Typer(
+    cls=GroupedCommands,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -82,50 +71,4 @@ app.command()(evaluate)
 app.command()(reproduce)
 
 
-@app.command()
-def generate(
-    library: LibraryPath,
-    prompt: Annotated[str, typer.Option(help="text to answer")],
-    router: Router = None,
-    experts: Annotated[str | None, typer.Option(help="use these experts, separated by commas, and no router")] = None,
-    top_k: TopK = None,
-    temperature: RouterTemperature = None,
-    mix: MixOption = None,
-    route: Route = None,
-    template: Template = None,
-    max_new_tokens: Annotated[int, typer.Option(help="most tokens of the answer")] = 64,
-    sample: Annotated[bool, typer.Option("--sample", help="sample instead of taking the likeliest token")] = False,
-    seed: Annotated[int, typer.Option(help="of sampling")] = 0,
-    stream: Annotated[bool, typer.Option("--stream", help="print the answer while it is made")] = False,
-    base: OptionalBase = None,
-    force_base: ForceBase = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    as_json: Json = False,
-) -> None:
-    """Answer a prompt with the routed library."""
-    from dataclasses import asdict
-
-    from lorary.recipes.generate import run_generate
-
-    asked = route_fields(
-        route, router=router, experts=split_names(experts), top_k=top_k, temperature=temperature, mix=mix
-    )
-    answer = run_generate(
-        library,
-        prompt,
-        template=template,
-        max_new_tokens=max_new_tokens,
-        sample=sample,
-        seed=seed,
-        stream=stream and not as_json,
-        base=base,
-        force_base=force_base,
-        device=device,
-        dtype=dtype,
-        **asked,
-    )
-    if as_json:
-        print(json.dumps(asdict(answer)))
-    elif not stream:
-        print(answer.text)
+app.command()(generate)

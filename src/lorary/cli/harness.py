@@ -1,58 +1,57 @@
-"""`lorary evaluate --harness`: options of its own, and what it hands on."""
+"""`lorary evaluate --harness`: tasks of lm-evaluation-harness, and the options that mean nothing to them."""
 
 import json
-from collections.abc import Mapping
-from typing import Annotated, Any
 
-import typer
+from lorary.cli.flags import Given, split_names
+from lorary.cli.options import Output, RouterFields
+from lorary.cli.route import route_fields
+from lorary.errors import UsageError
+from lorary.evaluate.settings import EvaluateSettings, HarnessSettings
+from lorary.flags import defaults_of, option_of
+from lorary.recipes.base_options import BaseOptions
 
-from lorary.cli.options import split_names
-
-Harness = Annotated[
-    bool, typer.Option("--harness", help="TASKS are names of lm-evaluation-harness, separated by commas")
-]
-HarnessPath = Annotated[
-    str | None, typer.Option("--harness-path", metavar="DIR", help="with --harness: folder of further tasks")
-]
-Shots = Annotated[int | None, typer.Option("--shots", help="with --harness: examples in each prompt")]
+_TAKEN = ("routers", "rows", "template")
 
 
-def evaluate_harness(
-    is_asked: bool,
-    library: str,
-    tasks: str,
-    *,
-    routers: str,
-    as_json: bool,
-    without: Mapping[str, object],
-    **settings: Any,
-) -> None:
+def evaluate_harness(library: str, tasks: str, given: Given) -> None:
     """Run tasks of the harness and print what came of it.
 
     Args:
-        is_asked: whether `--harness` was given, and not its further options alone.
         library: folder of the library.
         tasks: names, separated by commas.
-        routers: names, separated by commas.
-        as_json: print one JSON document.
-        without: options that mean nothing here, by name, with what was given.
-        settings: for `lorary.recipes.harness.run_harness`.
+        given: the options of the command.
 
     Raises:
-        UsageError: if one of them was given, or `--harness` was not.
+        UsageError: if an option means nothing here, or `--harness` was not given but its further options were.
     """
-    from lorary.errors import UsageError
-
-    if not is_asked:
+    if not given[HarnessSettings].get("harness"):
         raise UsageError("--harness-path and --shots go with --harness", found="no --harness")
-    if given := [name for name, value in without.items() if value]:
-        raise UsageError("tasks of the harness bring their own rows and metrics", found=given, remedy="leave them out")
+    shared = (BaseOptions, HarnessSettings, Output, RouterFields)
+    foreign = [
+        option_of(settings, name)
+        for settings, fields in given.items()
+        for name in fields
+        if settings not in shared and not (settings is EvaluateSettings and name in _TAKEN)
+    ]
+    if foreign:
+        raise UsageError(
+            "tasks of the harness bring their own rows and metrics", found=foreign, remedy="leave them out"
+        )
     from lorary.recipes.harness import run_harness
     from lorary.report.tables import print_harness
     from lorary.route.spec import split_specs
 
-    result = run_harness(library, split_names(tasks) or [], routers=split_specs(routers), **settings)
-    if as_json:
+    defaults, settings = defaults_of(EvaluateSettings), given[EvaluateSettings]
+    result = run_harness(
+        library,
+        split_names(tasks) or [],
+        routers=split_specs(settings.get("routers", ",".join(defaults["routers"]))),
+        settings=HarnessSettings(rows=settings.get("rows", defaults["rows"]), **given[HarnessSettings]),
+        template=settings.get("template"),
+        load=BaseOptions(**given[BaseOptions]),
+        route=route_fields(**given[RouterFields]),
+    )
+    if Output(**given[Output]).as_json:
         print(json.dumps(result.to_json()))
     else:
         print_harness(result)

@@ -2,47 +2,57 @@
 
 import json
 import sys
-from collections.abc import Sized
-from dataclasses import asdict
-from typing import Annotated
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 import typer
 
-from lorary.cli.options import (
-    BASE_HELP,
-    Device,
-    Dtype,
-    ForceBase,
-    Json,
-    LibraryPath,
-    OptionalBase,
-    Route,
-    split_names,
-)
+from lorary.cli.flags import Given, Options, with_options
+from lorary.cli.grouped import GroupedCommands
+from lorary.cli.options import BASE_HELP, ForceBase, Json, LibraryPath, Output, Route
 from lorary.cli.route import route_fields
+from lorary.flags import flag
+from lorary.recipes.base_options import BaseOptions
 
-library_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into a library and change it.")
+library_app = typer.Typer(
+    cls=GroupedCommands, no_args_is_help=True, rich_markup_mode=None, help="Look into a library and change it."
+)
 
 
 @library_app.command("ls")
 def ls(library: LibraryPath, as_json: Json = False) -> None:
     """List the adapters of a library."""
-    from lorary.library.store import Library
+    from lorary.library.listing import list_library
 
-    rows, problems = Library.open(library).listing()
+    adapters, problems = list_library(library)
     if as_json:
-        print(json.dumps(rows))
+        print(json.dumps(adapters))
     else:
-        print(f"{'name':<32} {'rank':>4} {'parameters':>12}  {'hash':<12}  tasks")
-        for row in rows:
-            tasks, digest = ", ".join(row["tasks"]), row["hash"][:12]
-            print(f"{row['name']:<32} {row['rank']:>4} {row['num_parameters']:>12,}  {digest}  {tasks}")
+        _print_adapters(adapters)
         unread = f", {len(problems)} more that cannot be read" if problems else ""
-        print(f"{len(rows)} adapters{unread}")
+        print(f"{len(adapters)} adapters{unread}")
     for name, error in problems.items():
         print(f"error: adapter '{name}': {error!s}", file=sys.stderr)
     if problems:
         raise typer.Exit(1)
+
+
+def _print_adapters(adapters: Sequence[Mapping[str, Any]]) -> None:
+    """A table: columns as wide as what is in them; tasks come last, since they may be many."""
+    lines = [("name", "rank", "parameters", "hash", "targets", "tasks")]
+    for adapter in adapters:
+        targets, tasks = adapter["targets"], ", ".join(adapter["tasks"])
+        shown = "-" if targets is None else ", ".join(targets)
+        number = f"{adapter['num_parameters']:,}"
+        lines.append((adapter["name"], str(adapter["rank"]), number, adapter["hash"][:12], shown, tasks))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if heading in ("rank", "parameters") else cell.ljust(width)
+            for heading, cell, width in zip(lines[0], line, widths, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
 
 
 @library_app.command("show")
@@ -96,53 +106,43 @@ def router(
         print(f"{key:<16} {value if isinstance(value, str) else json.dumps(value)}")
 
 
+@dataclass(frozen=True)
+class PrepareCommand:
+    """What is prepared, and from what.
+
+    Args:
+        tasks: the experts' data: builtin, a .jsonl file, a folder or a data set's id.
+        mapping: tasks of experts that name none themselves.
+        experts: only these experts, by name, separated by commas.
+        rows: training rows of each task, at most; 100, or 16 for contrast.
+        seed: seed of the rows that are drawn, and of their order.
+        features: of the prompts: `hidden` (of the base) or `text` (a sentence encoder).
+        steps: optimiser steps of an expert's gates.
+    """
+
+    tasks: str = flag("builtin", metavar="TASKS")
+    mapping: str | None = flag(None, option="--map", metavar="NAME=TASK,...")
+    experts: tuple[str, ...] | None = None
+    rows: int | None = None
+    seed: int = 0
+    features: str = flag("hidden", methods=("task-predictor", "retrieval"))
+    steps: int = flag(100, methods=("phatgoose",))
+
+
 @library_app.command("prepare")
+@with_options
 def prepare(
     library: LibraryPath,
     router: Annotated[
         str, typer.Option(help="centroid, phatgoose, contrast, task-predictor, retrieval, or norm to calibrate it")
     ],
-    tasks: Annotated[
-        str,
-        typer.Option(metavar="TASKS", help="the experts' data: builtin, a .jsonl file, a folder or a data set's id"),
-    ] = "builtin",
-    mapping: Annotated[
-        str | None, typer.Option("--map", metavar="NAME=TASK,...", help="tasks of experts that name none themselves")
-    ] = None,
-    experts: Annotated[str | None, typer.Option(help="only these experts, by name, separated by commas")] = None,
-    rows: Annotated[
-        int | None, typer.Option(help="training rows of each task, at most; 100, or 16 for contrast")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="of the rows that are drawn, and of their order")] = 0,
-    features: Annotated[
-        str, typer.Option(help="task-predictor, retrieval: hidden (of the base) or text (a sentence encoder)")
-    ] = "hidden",
-    steps: Annotated[int, typer.Option(help="phatgoose: optimiser steps of an expert's gates")] = 100,
-    base: OptionalBase = None,
-    force_base: ForceBase = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    as_json: Json = False,
+    given: Annotated[Given, Options((PrepareCommand, BaseOptions, Output))],
 ) -> None:
     """Compute what a router needs beyond weights from the experts' own data; run it again to go on."""
     from lorary.recipes.prepare import run_prepare
 
-    result = run_prepare(
-        library,
-        router,
-        tasks=tasks,
-        mapping=mapping,
-        experts=split_names(experts),
-        base=base,
-        force_base=force_base,
-        device=device,
-        dtype=dtype,
-        rows=rows,
-        seed=seed,
-        features=features,
-        steps=steps,
-    )
-    if as_json:
+    result = run_prepare(library, router, load=BaseOptions(**given[BaseOptions]), **given[PrepareCommand])
+    if Output(**given[Output]).as_json:
         print(json.dumps(asdict(result)))
     else:
         print(f"{len(result.prepared)} experts prepared, {len(result.kept)} kept: {library}, {result.kind}")

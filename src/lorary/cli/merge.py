@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lorary.cli.options import Json, LibraryPath, split_names
+from lorary.cli.flags import split_names
+from lorary.cli.options import Json, LibraryPath
 
 
 def merge(

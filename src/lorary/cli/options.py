@@ -1,8 +1,11 @@
-"""Options that several commands share."""
+"""Arguments and options that several commands share."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
+
+from lorary.flags import flag
 
 BASE_HELP = "base model: embedded, a transformers folder, a .gguf file or a Hub id"
 
@@ -11,24 +14,62 @@ LibraryPath = Annotated[str, typer.Argument(metavar="LIB", help="folder of the l
 TasksReference = Annotated[
     str, typer.Argument(metavar="TASKS", help="builtin, a .jsonl file, a folder of them, a suite or a data set's id")
 ]
-TaskNames = Annotated[str | None, typer.Option("--tasks", help="only these tasks, by name, separated by commas")]
-Router = Annotated[str | None, typer.Option(help="arrow, contrast, ... or base; the library's default otherwise")]
-TopK = Annotated[int | None, typer.Option("--top-k", help="experts per token and layer")]
-RouterTemperature = Annotated[float | None, typer.Option("--temperature", help="divides the router's scores")]
-MixOption = Annotated[str | None, typer.Option("--mix", help="outputs or factors")]
 Route = Annotated[
     list[str] | None,
     typer.Option(
         "--route", metavar="FIELD=VALUE", help="any setting of the router, such as top_p=0.9; may be repeated"
     ),
 ]
-Template = Annotated[str | None, typer.Option(help="plain or chat")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, ...")]
-OptionalBase = Annotated[str | None, typer.Option("--base", help=f"{BASE_HELP}; the library's own by default")]
 ForceBase = Annotated[bool, typer.Option("--force-base", help="accept unrelated weights of the same shapes")]
 
 
-def split_names(names: str | None) -> list[str] | None:
-    """`a,b` as a list; None stays None."""
-    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+@dataclass(frozen=True)
+class RouterChoice:
+    """Who answers: a router, or named experts.
+
+    Args:
+        router: `arrow`, `contrast`, ... or `base`; the library's default otherwise.
+        experts: use these experts, separated by commas, and no router.
+    """
+
+    router: str | None = None
+    experts: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class RouterFields:
+    """Settings of a router.
+
+    Args:
+        top_k: experts per token and layer.
+        temperature: divides the router's scores.
+        mix: `outputs` or `factors`.
+        route: any setting of the router, such as top_p=0.9; may be repeated.
+    """
+
+    top_k: int | None = None
+    temperature: float | None = None
+    mix: str | None = None
+    route: tuple[str, ...] | None = flag(None, metavar="FIELD=VALUE", is_repeated=True)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named set of settings.
+
+    Args:
+        preset: `default` or `paper-2024`; options beside it win.
+    """
+
+    preset: str = "default"
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a command reports.
+
+    Args:
+        as_json: print one JSON document on stdout.
+    """
+
+    as_json: bool = flag(False, option="--json")

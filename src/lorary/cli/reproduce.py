@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorary.cli.options import Json, split_names
+from lorary.cli.flags import split_names
+from lorary.cli.options import Json
 
 if TYPE_CHECKING:
     from lorary.recipes.reproduce import ReproduceResult

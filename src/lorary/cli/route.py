@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def route_fields(route: Sequence[str] | None, **options: Any) -> dict[str, Any]:
+def route_fields(route: Sequence[str] | None = None, **options: Any) -> dict[str, Any]:
     """What `--route` and the options for single fields ask for.
 
     Args:
@@ -15,21 +15,21 @@ def route_fields(route: Sequence[str] | None, **options: Any) -> dict[str, Any]:
         Fields of `lorary.route.setting.FIELDS`, and `preset`.
 
     Raises:
-        UsageError: if one is no `FIELD=VALUE`, there is no such field, or it is given twice.
+        UsageError: if a text is not `FIELD=VALUE`, there is no such field, or it is given twice.
     """
     from lorary.errors import UsageError
     from lorary.route.spec import field_value
 
-    found = {key: value for key, value in options.items() if value is not None}
+    settings = {key: value for key, value in options.items() if value is not None}
     for text in route or ():
         key, is_pair, value = text.partition("=")
         key = key.strip().replace("-", "_")
         if not is_pair:
             raise UsageError("--route must be FIELD=VALUE", found=text, remedy="for example --route top_p=0.9")
         field = field_value(key, value.strip())
-        if key in found:
+        if key in settings:
             raise UsageError(
                 f"'{key}' must be given once", found=f"--route {text} beside another", remedy="leave one out"
             )
-        found[key] = field
-    return found
+        settings[key] = field
+    return settings

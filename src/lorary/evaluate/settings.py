@@ -5,11 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorary.errors import UsageError
-from lorary.numbers import check_count
-from lorary.route import ROUTERS
-from lorary.route.presets import preset_fields
-from lorary.route.setting import FIELDS, Routing
-from lorary.route.spec import EXPERTS, ORACLE, RouterSpec, parse_spec
+from lorary.flags import check_flags, flag
+
+# Routers are imported where they are looked up: they bring torch, which the help of a command does without.
 
 # Fields of a setting that mean something to a router which looks at nothing.
 _WITHOUT_LOOKING = ("allow", "general", "general_mode")
@@ -20,8 +18,8 @@ class EvaluateSettings:
     """How to evaluate.
 
     Args:
-        routers: as `lorary.route.spec` reads them; kept the one way to write them, which is what cells are called by.
-            `base` is always there.
+        routers: which to score, separated by commas, with settings of their own in brackets: `arrow[top_k=2]`,
+            `experts[a+b]`, `oracle`; `base` is always there.
         top_k: experts per token and layer.
         temperature: divides the scores.
         mix: `outputs` or `factors`.
@@ -29,36 +27,39 @@ class EvaluateSettings:
             which experts there are; base and oracle take none, and a router with a preset in its brackets neither these
             nor the three above.
         units: by router, further fields in its own units, such as a default router's threshold; `route` comes first.
-        template: how rows become prompts; must be the one the experts were trained with.
-        max_length: tokens of a row.
+        template: how rows become prompts: `plain` or `chat`, as the experts were trained.
+        max_length: tokens of a row; longer prompts lose their start.
         rows: use the first so many test rows of a task.
         oracle_rows: rows on which the oracle of a held-out task is chosen.
         routing_rows: test rows of a held-in task whose routing is looked at; 0 for none.
-        raw: rank options by the sum of their log-likelihood instead of the mean per token.
-        allow_code: run what a model writes for tasks scored by `pass@k`, in a sandbox.
-        unsafe_code: run it even where nothing isolates it.
+        raw: rank options by their summed log-likelihood, not by the mean per token.
+        allow_code: run generated programs, in a sandbox.
+        unsafe_code: with --allow-code: run them even where nothing isolates them.
 
     Raises:
         RouterError: if there is no such router.
         UsageError: if a value is out of range.
     """
 
-    routers: tuple[str, ...] = ("base", "uniform", "arrow", "oracle")
+    routers: tuple[str, ...] = flag(("base", "uniform", "arrow", "oracle"), parse=str)
     top_k: int = 4
     temperature: float | Mapping[str, float] = 1.0
     mix: str = "outputs"
     route: Mapping[str, Any] = field(default_factory=dict)
     units: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     template: str = "plain"
-    max_length: int = 1024
-    rows: int = 100
-    oracle_rows: int = 16
-    routing_rows: int = 8
+    max_length: int = flag(1024, least=1)
+    rows: int = flag(100, least=1)
+    oracle_rows: int = flag(16, least=1)
+    routing_rows: int = flag(8, least=0)
     raw: bool = False
     allow_code: bool = False
     unsafe_code: bool = False
 
     def __post_init__(self) -> None:
+        from lorary.route.spec import ORACLE, parse_spec
+
+        # Kept as cells are called by.
         labels = dict.fromkeys(parse_spec(router).label for router in self.routers)
         object.__setattr__(self, "routers", tuple(labels))
         if chosen := {"router", "experts", "preset"} & set(self.route):
@@ -71,31 +72,54 @@ class EvaluateSettings:
             self.setting(router)  # checks the ranges
         if self.unsafe_code and not self.allow_code:
             raise UsageError("--unsafe-code only says how code may run", found="no --allow-code", remedy="give both")
-        for key, least in (("rows", 1), ("oracle_rows", 1), ("routing_rows", 0)):
-            check_count(f"--{key.replace('_', '-')}", getattr(self, key), least=least)
-        check_count("--max-length", self.max_length)
+        check_flags(self)
 
-    def setting(self, router: str) -> Routing:
-        """What a router is asked for.
+    def setting(self, router: str) -> Any:
+        """What a router is asked for, as a `lorary.route.setting.Routing`.
 
         Args:
             router: as it is written; not the oracle, which differs from task to task.
         """
+        from lorary.route.presets import preset_fields
+        from lorary.route.spec import EXPERTS, parse_spec
+
         spec = parse_spec(router)
         if spec.name == EXPERTS:
             return Routing.of(experts=spec.experts, mix=self.mix)
         if "preset" in spec.fields:
-            own = {key: value for key, value in spec.fields.items() if key != "preset"}
-            return Routing.of(**{**preset_fields(spec.fields["preset"]), "router": spec.name, **own})
-        return Routing.of(spec.name, **self._asked(spec))
+            beside = {key: value for key, value in spec.fields.items() if key != "preset"}
+            return Routing.of(**{**preset_fields(spec.fields["preset"]), "router": spec.name, **beside})
+        return Routing.of(spec.name, **self._asked(spec.name, spec.fields))
 
-    def _asked(self, spec: RouterSpec) -> dict[str, Any]:
-        looks = ROUTERS[spec.name].weights is None
-        if meaningless := sorted(set(spec.fields) - {*_WITHOUT_LOOKING} if not looks else ()):
+    def _asked(self, router: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        from lorary.route import ROUTERS
+
+        looks = ROUTERS[router].weights is None
+        if meaningless := sorted(set(given) - {*_WITHOUT_LOOKING} if not looks else ()):
             raise UsageError(
-                f"router '{spec.name}' looks at nothing and takes {list(_WITHOUT_LOOKING)} alone", found=meaningless
+                f"router '{router}' looks at nothing and takes {list(_WITHOUT_LOOKING)} alone", found=meaningless
             )
         asked: dict[str, Any] = {"top_k": self.top_k, "temperature": self.temperature, "mix": self.mix}
-        asked.update(self.units.get(spec.name, {}) if looks else {})
+        asked.update(self.units.get(router, {}) if looks else {})
         asked.update({key: value for key, value in self.route.items() if looks or key in _WITHOUT_LOOKING})
-        return {**asked, **spec.fields}
+        return {**asked, **given}
+
+
+@dataclass(frozen=True)
+class HarnessSettings:
+    """How tasks of lm-evaluation-harness are evaluated.
+
+    Args:
+        harness: TASKS are names of lm-evaluation-harness, separated by commas.
+        harness_path: with --harness: folder of further tasks.
+        shots: with --harness: examples in each prompt; the task's own number by default.
+        rows: the first so many rows of each task; all by default.
+    """
+
+    harness: bool = True
+    harness_path: str | None = flag(None, metavar="DIR")
+    shots: int | None = flag(None, least=0)
+    rows: int | None = flag(None, least=1)
+
+    def __post_init__(self) -> None:
+        check_flags(self)

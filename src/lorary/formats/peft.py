@@ -19,9 +19,7 @@ from lorary.errors import AdapterError
 from lorary.formats.peft_config import check_config, new_config
 from lorary.formats.peft_copies import copied_name
 from lorary.formats.peft_files import (
-    CONFIG_FILE,
     FLOAT_DTYPES,
-    WEIGHTS_FILE,
     Shape,
     key_of,
     parse_config,
@@ -30,7 +28,7 @@ from lorary.formats.peft_files import (
     read_files,
     read_shapes,
 )
-from lorary.formats.peft_reasons import Reason, reason_of_key, reason_of_wrapper
+from lorary.formats.peft_reasons import CONFIG_FILE, WEIGHTS_FILE, Reason, reason_of_key, reason_of_wrapper
 from lorary.formats.peft_selection import Selection
 
 __all__ = [

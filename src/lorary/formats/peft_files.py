@@ -12,11 +12,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lorary.errors import AdapterError
-from lorary.formats.peft_reasons import PICKLE_FILE, reason_of_bytes, reason_of_folder, reason_of_weights
+from lorary.formats.peft_reasons import (
+    CONFIG_FILE,
+    PICKLE_FILE,
+    WEIGHTS_FILE,
+    reason_of_bytes,
+    reason_of_folder,
+    reason_of_weights,
+)
 from lorary.reading import open_regular, parse_json, read_regular
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What safetensors itself takes as the header of a file.

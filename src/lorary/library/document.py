@@ -1,7 +1,6 @@
 """library.json: the format's version, the base model and the default router."""
 
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,12 @@ from typing import Any
 
 from lorary.errors import LibraryError, UsageError
 from lorary.library.base import BaseRecord
-from lorary.library.files import encode_json, read_json
+from lorary.library.files import encode_json
 from lorary.library.handles import Folder
 from lorary.library.layout import LIBRARY_FILE, WRITE_LOCK
+from lorary.library.listing import FORMAT_VERSION, damaged_document, read_current
 from lorary.route.setting import Routing, parts_of
 
-FORMAT_VERSION = 1
 # What an interrupted `create` may leave in a folder that is otherwise empty.
 OWN_TRACES = frozenset({WRITE_LOCK, f"{LIBRARY_FILE}.new"})
 DEFAULT_ROUTER: Mapping[str, Any] = {"router": "arrow", "top_k": 4, "temperature": 1.0, "mix": "outputs"}
@@ -47,46 +46,15 @@ def read_document(library: Path) -> LibraryDocument:
     Raises:
         LibraryError: if the path is no library, the file is damaged, or a newer Lorary wrote it.
     """
-    _check_is_library(library)
-    path = library / LIBRARY_FILE
-    document = read_json(path)
-    version = document.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise LibraryError(
-            f"{path} must have a format version this Lorary reads, up to {FORMAT_VERSION}",
-            found=f"version {version}",
-            remedy="pip install --upgrade lorary",
-        )
+    path, document = library / LIBRARY_FILE, read_current(library)
     try:
-        if version != FORMAT_VERSION:
-            raise ValueError(f"format_version is {version!r}")
         base, router = BaseRecord.from_json(document["base"]), document["default_router"]
         # What a rule cannot do is refused where it is attached, so that `lorary library router` can still change it.
         _check_complete(router)
         parts_of(router)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LibraryError(
-            f"{path} must say format_version, base and default_router as Lorary writes them",
-            found=f"{type(error).__name__}: {error}",
-            remedy="restore it from a copy: it is damaged",
-        ) from error
+        raise damaged_document(path, f"{type(error).__name__}: {error}") from error
     return LibraryDocument(base, router)
-
-
-def _check_is_library(path: Path) -> None:
-    try:
-        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
-    except FileNotFoundError:
-        found, remedy = "nothing is there", "check the path, or make a library with `lorary build`"
-    except OSError as error:
-        found, remedy = error.strerror or str(error), "check the path"
-    else:
-        if is_folder and os.path.lexists(path / LIBRARY_FILE):
-            return
-        found, remedy = "it is a file", "give the folder of a library"
-        if is_folder:
-            found, remedy = f"no {LIBRARY_FILE} in it", f"give the folder of a library, or restore its {LIBRARY_FILE}"
-    raise LibraryError(f"{path} must be a library", found=found, remedy=remedy)
 
 
 def check_router(settings: Mapping[str, Any]) -> None:
@@ -110,23 +78,6 @@ def _check_complete(settings: Mapping[str, Any]) -> None:
             found=f"{missing[0]} is missing",
             remedy=f"for example {dict(DEFAULT_ROUTER)}",
         )
-
-
-def local_folder(path: str | Path) -> Path:
-    """The folder that a path names.
-
-    Raises:
-        UsageError: if it names a remote.
-    """
-    if "://" in str(path):
-        raise UsageError(
-            "a library must be a local folder: remote libraries are not supported yet",
-            found=path,
-            remedy="download it and give its folder",
-        )
-    if "\0" in str(path):
-        raise UsageError("the path of a library must be one of a file system", found=ascii(str(path)))
-    return Path(path)
 
 
 def check_vacant(folder: Path) -> None:

@@ -12,11 +12,11 @@ only, and holds each folder open, so that no link leads it elsewhere.
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lorary.errors import LibraryError, UsageError
+from lorary.errors import LibraryError, UsageError, did_you_mean
 from lorary.library.files import fill_folder, reported
 from lorary.library.handles import Folder, opened
 from lorary.library.layout import ADAPTERS, DERIVED, STAGING, check_places
@@ -153,7 +153,7 @@ def _check_free(root: Folder, name: str) -> None:
 def _check_there(root: Folder, name: str) -> None:
     entries = _entries(root)
     if name not in entries:
-        raise no_adapter(root.path, name, len(entries))
+        raise no_adapter(root.path, name, entries)
     with root.enter(ADAPTERS) as adapters:
         adapters.check(name, "folder")
 
@@ -165,16 +165,16 @@ def _entries(root: Folder) -> list[str]:
         return adapters.names()
 
 
-def no_adapter(library: Path, name: str, number: int) -> LibraryError:
+def no_adapter(library: Path, name: str, names: Sequence[str]) -> LibraryError:
     """The error for an adapter that is asked for and not there.
 
     Args:
         library: the library's folder.
         name: of the adapter.
-        number: of adapters that are there.
+        names: of the adapters that are there.
     """
     return LibraryError(
         f"library {library} must have the adapter that is asked for",
         found=f"no adapter '{name}'",
-        remedy=f"it has {number}: list them with `lorary library ls {library}`",
+        remedy=did_you_mean(name, names, remedy=f"it has {len(names)}: list them with `lorary library ls {library}`"),
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from lorary.library.handles import Folder, Kind, check_kind, kind_of
 
 LIBRARY_FILE = "library.json"
+PROVENANCE_FILE = "provenance.json"
 ADAPTERS, STAGING, DERIVED, RESULTS = "adapters", ".staging", "derived", "results"
 # Where passes of a build keep their state, and what they write down about themselves.
 BUILD_FOLDER, LOGS = ".build", "logs"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lorary.adapter import Adapter
 from lorary.errors import BaseModelError
-from lorary.formats.peft_files import CONFIG_FILE, WEIGHTS_FILE
+from lorary.formats.peft_reasons import CONFIG_FILE, WEIGHTS_FILE
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 

@@ -6,9 +6,8 @@ from typing import Any
 from lorary.adapter import Adapter, content_hash
 from lorary.errors import LibraryError, UsageError
 from lorary.library.files import encode_json, sha256
+from lorary.library.layout import PROVENANCE_FILE
 from lorary.reading import MAX_DOCUMENT_BYTES, parse_json
-
-PROVENANCE_FILE = "provenance.json"
 
 # Written by the library and by nobody else, since a check against them must mean something.
 COMPUTED = ("base", "content_hash", "files", "num_parameters", "rank")
@@ -47,34 +46,6 @@ def new_provenance(
         "num_parameters": adapter.num_parameters,
         "rank": adapter.rank,
     }
-
-
-def check_provenance(name: str, provenance: Mapping[str, Any]) -> None:
-    """Check that a provenance has the keys that others rely on.
-
-    Args:
-        name: label of the adapter, for errors.
-        provenance: as read from provenance.json.
-
-    Raises:
-        LibraryError: naming the key that is missing or of the wrong kind.
-    """
-    kinds = {"tasks": list, "base": dict, "content_hash": str, "files": dict, "num_parameters": int, "rank": int}
-    for key, kind in kinds.items():
-        if not isinstance(provenance.get(key), kind) or isinstance(provenance[key], bool):
-            raise _unusable(name, f"{key} as a {kind.__name__}", provenance.get(key))
-    if wrong := [task for task in provenance["tasks"] if not isinstance(task, str)]:
-        raise _unusable(name, "tasks as a list of names", wrong[0])
-    if not all(0 < provenance[key] < 2**63 for key in ("num_parameters", "rank")):
-        raise _unusable(name, "rank and num_parameters as counts", [provenance["rank"], provenance["num_parameters"]])
-
-
-def _unusable(name: str, rule: str, found: object) -> LibraryError:
-    return LibraryError(
-        f"{PROVENANCE_FILE} of adapter '{name}' must give {rule}",
-        found=ascii(found)[:200],
-        remedy="restore the file from a copy, or remove the adapter and add it again",
-    )
 
 
 def encode_provenance(name: str, provenance: Mapping[str, Any]) -> bytes:

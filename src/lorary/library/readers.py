@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from lorary.errors import LibraryError, LoraryError
-from lorary.formats.peft_files import CONFIG_FILE, WEIGHTS_FILE
+from lorary.formats.peft_reasons import CONFIG_FILE, WEIGHTS_FILE
 from lorary.library.folders import NAME, REPLACED, check_name, no_adapter
 from lorary.library.handles import Folder, check_kind, kind_of, opened
-from lorary.library.layout import ADAPTERS, STAGING
-from lorary.library.provenance import PROVENANCE_FILE
+from lorary.library.layout import ADAPTERS, PROVENANCE_FILE, STAGING
 
 # Each attempt meets another replacement in the very moment of reading, so a second one is rare already.
 READ_ATTEMPTS = 100
@@ -92,7 +91,7 @@ def locate(library: Path, name: str) -> Path:
                 return place / name
         if _identity(library / ADAPTERS) == before:
             break
-    raise no_adapter(library, name, len(names_in(library)))
+    raise no_adapter(library, name, names_in(library))
 
 
 def _is_folder(library: Path, path: Path) -> bool:

@@ -25,20 +25,18 @@ from lorary.library.document import (
     LibraryDocument,
     check_router,
     check_vacant,
-    local_folder,
     read_document,
     write_document,
 )
 from lorary.library.files import read_json, reported
 from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.folders import change, check_name, delete, put
-from lorary.library.layout import LIBRARY_FILE
+from lorary.library.layout import LIBRARY_FILE, PROVENANCE_FILE
+from lorary.library.listing import listed, local_folder, provenance_in
 from lorary.library.origin import check_not_stacked
 from lorary.library.placing import place, placed_adapter, placed_layers
 from lorary.library.presence import Presence
 from lorary.library.provenance import (
-    PROVENANCE_FILE,
-    check_provenance,
     encode_provenance,
     imported_provenance,
     new_provenance,
@@ -178,7 +176,7 @@ class Library:
             LibraryError: if there is no such adapter, or its provenance is damaged.
         """
         self.check_presence()
-        return read_stable(self._path, name, lambda folder: _provenance_in(folder, name))
+        return read_stable(self._path, name, lambda folder: provenance_in(folder, name))
 
     def describe(self) -> list[dict[str, Any]]:
         """One row for each adapter (name, tasks, rank, num_parameters, hash), read from provenance alone.
@@ -201,12 +199,11 @@ class Library:
         """
         self.check_presence()
         rows, problems = [], {}
-        for name, provenance in read_all(self._path, _provenance_in).items():
+        for name, provenance in read_all(self._path, provenance_in).items():
             if isinstance(provenance, LoraryError):
                 problems[name] = provenance
             else:
-                row = {key: provenance[key] for key in ("tasks", "rank", "num_parameters")}
-                rows.append({"name": name, **row, "hash": provenance["content_hash"]})
+                rows.append(listed(name, provenance))
         return rows, problems
 
     def add(self, source: str | Path, name: str | None = None, *, force_base: bool = False) -> str:
@@ -354,12 +351,6 @@ class Library:
         with change(self._path, self.check_presence) as root:
             put(root, name, {**files, PROVENANCE_FILE: provenance}, is_new=is_new)
         return name
-
-
-def _provenance_in(folder: Path, name: str) -> dict[str, Any]:
-    provenance = read_json(folder / PROVENANCE_FILE)
-    check_provenance(name, provenance)
-    return provenance
 
 
 def _warn_of_silent_layers(adapter: Adapter, base: BaseRecord) -> None:

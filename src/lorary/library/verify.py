@@ -9,13 +9,14 @@ from typing import Any
 from lorary.adapter import content_hash
 from lorary.errors import LibraryError, LoraryError
 from lorary.formats.peft import parse_adapter
-from lorary.formats.peft_files import CONFIG_FILE, WEIGHTS_FILE, read_files
+from lorary.formats.peft_files import read_files
+from lorary.formats.peft_reasons import CONFIG_FILE, WEIGHTS_FILE
 from lorary.library.base import BaseRecord, check_fit
 from lorary.library.files import read_json, sha256
 from lorary.library.folders import NAME
 from lorary.library.handles import check_kind, kind_of
-from lorary.library.layout import ADAPTERS, PLACES, STAGING, odd_entries
-from lorary.library.provenance import PROVENANCE_FILE, check_provenance
+from lorary.library.layout import ADAPTERS, PLACES, PROVENANCE_FILE, STAGING, odd_entries
+from lorary.library.listing import check_provenance
 from lorary.library.readers import read_all
 
 KNOWN_FILES = (CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE)

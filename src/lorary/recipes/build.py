@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from lorary.build.build_library import BuildResult, build_experts, choose_tasks, separate_tasks
 from lorary.build.methods import MethodSettings
-from lorary.build.settings import BuildSettings, RunSettings
+from lorary.build.settings import BuildSettings, BuildSource, RunSettings
 from lorary.build.train_units import Workshop
 from lorary.display import Display
 from lorary.library.opening import created_for
@@ -20,13 +20,9 @@ def run_build(
     settings: BuildSettings,
     method: MethodSettings | None = None,
     *,
-    base: str = "embedded",
-    names: Sequence[str] | None = None,
+    source: BuildSource | None = None,
     run: RunSettings | None = None,
     executor: Executor | None = None,
-    workers: int | None = None,
-    held_out: str | None = None,
-    overlap: str = "report",
     callbacks: Sequence[Callback] = (),
 ) -> BuildResult:
     """Load tasks and base, open or make the library, and build.
@@ -36,13 +32,9 @@ def run_build(
         library_path: folder of the library, new or not.
         settings: how to train.
         method: how to assign tasks to experts; one expert per task where None.
-        base: the base model.
-        names: tasks to take; where None, all whose role is to be trained on.
+        source: base, tasks and workers.
         run: how to run.
         executor: trains shards of experts elsewhere; None trains in this process.
-        workers: how many shards it runs at once; None where it finds out.
-        held_out: tasks to keep apart, as `load_tasks` takes them; None compares nothing.
-        overlap: `report` or `drop`, what becomes of tasks that overlap them.
         callbacks: watch the training in this process, all stages of it; who opened them closes them.
 
     Returns:
@@ -51,11 +43,14 @@ def run_build(
     Raises:
         LoraryError: as `build_library`; also if tasks or base cannot be loaded.
     """
-    method, run = method or MethodSettings(), run or RunSettings()
-    display = Display()
-    tasks, shared = separate_tasks(choose_tasks(tasks_reference, names), held_out, overlap, display)
+    method, source, run = method or MethodSettings(), source or BuildSource(), run or RunSettings()
+    display, base = Display(), source.base
+    chosen = choose_tasks(tasks_reference, source.names)
+    tasks, shared = separate_tasks(chosen, source.held_out, source.overlap, display)
     needs_base = executor is None or method.is_poly or len(method.clusters.k) > 1
     loaded = load_base(base, dtype=run.dtype, device=run.device) if needs_base else None
     with created_for(library_path, base) as library:
-        shop = Workshop(library, tasks, run, display, loaded, base, tasks_reference, executor, workers, callbacks)
-        return replace(build_experts(shop, settings, method), overlap=None if shared is None else shared.to_json())
+        context = Workshop(
+            library, tasks, run, display, loaded, base, tasks_reference, executor, source.workers, callbacks
+        )
+        return replace(build_experts(context, settings, method), overlap=None if shared is None else shared.to_json())

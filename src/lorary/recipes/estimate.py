@@ -11,7 +11,7 @@ from lorary.build.memory import Measurement, measure
 from lorary.build.methods import MethodSettings
 from lorary.build.plan import plan_stages
 from lorary.build.poly import poly_stack
-from lorary.build.settings import BuildSettings, RunSettings
+from lorary.build.settings import BuildSettings, BuildSource, RunSettings
 from lorary.build.shards import loop_settings, template_for
 from lorary.data.batching import input_length
 from lorary.display import Display
@@ -91,11 +91,8 @@ def run_estimate(
     settings: BuildSettings,
     method: MethodSettings,
     *,
-    base: str = "embedded",
-    names: Sequence[str] | None = None,
+    source: BuildSource | None = None,
     run: RunSettings | None = None,
-    held_out: str | None = None,
-    overlap: str = "report",
 ) -> Estimate:
     """Plan a build and measure two steps of it. Neither the library nor anything else is written.
 
@@ -104,11 +101,8 @@ def run_estimate(
         library_path: folder of the library; experts that it holds count as done.
         settings: how to train.
         method: how to assign tasks to experts.
-        base: the base model.
-        names: tasks to take.
+        source: base and tasks.
         run: how to run.
-        held_out: tasks to keep apart.
-        overlap: `report` or `drop`.
 
     Returns:
         The estimate.
@@ -116,9 +110,10 @@ def run_estimate(
     Raises:
         LoraryError: as `run_build` refuses tasks, base or settings.
     """
-    run = run or RunSettings()
-    tasks, _ = separate_tasks(choose_tasks(tasks_reference, names), held_out, overlap, Display())
-    loaded = load_base(base, dtype=run.dtype, device=run.device)
+    source, run = source or BuildSource(), run or RunSettings()
+    chosen = choose_tasks(tasks_reference, source.names)
+    tasks, _ = separate_tasks(chosen, source.held_out, source.overlap, Display())
+    loaded = load_base(source.base, dtype=run.dtype, device=run.device)
     stages, notes = plan_stages(tasks, library_path, settings, method, loaded, run)
     kept = [unit.name for stage in stages for unit in stage.units if unit.name in stage.there]
     planned = [

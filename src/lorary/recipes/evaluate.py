@@ -12,6 +12,7 @@ from lorary.evaluate.seated_base import known_unloaded
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.opening import base_of, template_of
 from lorary.library.store import Library
+from lorary.recipes.base_options import BaseOptions
 from lorary.route.presets import in_units, without_router
 from lorary.route.setting import Routing
 
@@ -23,10 +24,7 @@ def run_evaluate(
     routers: Sequence[str],
     also: Sequence[str] = (),
     names: Sequence[str] | None = None,
-    base: str | None = None,
-    force_base: bool = False,
-    device: str = "auto",
-    dtype: str = "auto",
+    load: BaseOptions | None = None,
     route: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Evaluation:
@@ -38,16 +36,14 @@ def run_evaluate(
         routers: as `lorary.route.spec` reads them.
         also: folders of further libraries over the same base.
         names: tasks to take, all with test rows where None.
-        base: the base model to load; the first library's own where None.
-        force_base: accept unrelated weights of the same shapes.
-        device: where to run.
-        dtype: of the base.
+        load: the base model; the first library's own where None.
         route: fields of `Routing`, in place of those of the first library's default router.
         changes: other fields of `EvaluateSettings`; None keeps the first library's default router and template.
 
     Returns:
         The evaluation.
     """
+    load = load or BaseOptions()
     libraries = [Library.open(path) for path in (library_path, *also)]
     for library in libraries:
         if not library.names():
@@ -71,5 +67,5 @@ def run_evaluate(
     if not tasks:
         raise TaskError(f"'{tasks_reference}' must have tasks with test rows", found="none")
     tasks = scorable_tasks(tasks, allow_code=settings.allow_code)
-    at_hand = known_unloaded(base_of(first, base), dtype=dtype, device=device)
-    return evaluate_libraries(at_hand, libraries, tasks, settings, force_base=force_base)
+    at_hand = known_unloaded(base_of(first, load.base), dtype=load.dtype, device=load.device)
+    return evaluate_libraries(at_hand, libraries, tasks, settings, force_base=load.force_base)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lorary.data.template import Example
 from lorary.display import Display
-from lorary.errors import UsageError
+from lorary.errors import UsageError, did_you_mean
 from lorary.evaluate.completion import check_text
 from lorary.evaluate.explain_trace import Prompt, see
 from lorary.evaluate.explanation import Explanation
@@ -22,6 +22,7 @@ from lorary.model.finite import finite_layers
 from lorary.model.plan import constant_weights
 from lorary.model.seating import seating
 from lorary.numbers import check_count
+from lorary.recipes.base_options import BaseOptions
 from lorary.route.presets import merged
 from lorary.route.setting import Routing
 
@@ -30,42 +31,26 @@ def run_explain(
     library_path: str,
     prompts: Sequence[Prompt],
     *,
-    router: str | None = None,
-    experts: Sequence[str] | None = None,
     against: str | None = None,
     without: Sequence[str] | None = None,
     most: int = 8,
-    top_k: int | None = None,
-    temperature: float | None = None,
-    mix: Any = None,
     template: str | None = None,
     max_new_tokens: int = 32,
-    base: str | None = None,
-    force_base: bool = False,
-    device: str = "auto",
-    dtype: str = "auto",
-    **settings: Any,
+    load: BaseOptions | None = None,
+    **route: Any,
 ) -> Explanation:
     """Load a library and its base, and see how prompts are routed.
 
     Args:
         library_path: folder of the library.
         prompts: at least one.
-        router: name of a router; the library's default where None.
-        experts: named experts in place of a router.
         against: another router to compare with, under the same settings.
         without: experts to take out, one at a time; the most used ones where None.
         most: how many of the most used, 0 for none.
-        top_k: experts per token and layer.
-        temperature: divides the router's scores.
-        mix: `outputs` or `factors`.
         template: `plain` or `chat`; the experts' own where None.
         max_new_tokens: most tokens of an answer that is not given.
-        base: the base model to load; the library's own where None.
-        force_base: accept unrelated weights of the same shapes.
-        device: where to run.
-        dtype: of the base.
-        settings: a `preset` and further fields of `Routing`, as `lorary.attach` takes them.
+        load: the base model; the library's own where None.
+        route: router, experts, preset and fields of a routing setting, as `lorary.attach` takes them.
 
     Returns:
         What was seen.
@@ -74,15 +59,13 @@ def run_explain(
         UsageError: if a text is empty or too long, an option is out of range, or an expert is not there.
         LoraryError: as for `lorary.attach`.
     """
-    _check_options(prompts, experts, most, max_new_tokens)
+    load = load or BaseOptions()
+    _check_options(prompts, route.get("experts"), most, max_new_tokens)
     library = Library.open(library_path)
     name = template_of(library, template)
     _check_names(library, without or [])
-    loaded = load_base(base_of(library, base), dtype=dtype, device=device)
-    attach(
-        loaded.model, library, router=router, top_k=top_k, temperature=temperature, mix=mix, experts=experts,
-        tokenizer=loaded.tokenizer, force_base=force_base, **settings,
-    )  # fmt: skip
+    loaded = load_base(base_of(library, load.base), dtype=load.dtype, device=load.device)
+    attach(loaded.model, library, tokenizer=loaded.tokenizer, force_base=load.force_base, **route)
     return explain(
         loaded, prompts, name, against=against, without=without, most=most, max_new_tokens=max_new_tokens,
     )  # fmt: skip
@@ -224,5 +207,7 @@ def _check_names(library: Library, names: Sequence[str]) -> None:
     missing = [name for name in names if name not in library.names()]
     if missing:
         raise UsageError(
-            "--without must name experts of the library", found=missing, remedy=f"it has {library.names()}"
+            "--without must name experts of the library",
+            found=missing,
+            remedy=did_you_mean(missing[0], library.names(), remedy=f"it has {library.names()}"),
         )

@@ -17,7 +17,8 @@ from lorary.errors import LibraryError, UsageError
 from lorary.formats.peft import encode_adapter
 from lorary.formats.peft_patterns import new_adapter
 from lorary.library.files import encode_json, reported, write_folder
-from lorary.library.provenance import PROVENANCE_FILE, new_provenance
+from lorary.library.layout import PROVENANCE_FILE
+from lorary.library.provenance import new_provenance
 from lorary.library.store import Library
 from lorary.merge.factors import sum_factors
 from lorary.merge.layers import Modules, mixed_layers

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lorary.errors import LibraryError, UsageError
+from lorary.errors import LibraryError, UsageError, did_you_mean
 from lorary.library.opening import base_of
 from lorary.library.store import Library
 from lorary.model.base import load_base
 from lorary.prepare.expert_rows import parse_mapping, rows_of_experts
 from lorary.prepare.prepare_library import PrepareResult, prepare_library
 from lorary.prepare.settings import PrepareSettings
+from lorary.recipes.base_options import BaseOptions
 
 
 def run_prepare(
@@ -19,10 +20,7 @@ def run_prepare(
     tasks: str = "builtin",
     mapping: str | None = None,
     experts: Sequence[str] | None = None,
-    base: str | None = None,
-    force_base: bool = False,
-    device: str = "auto",
-    dtype: str = "auto",
+    load: BaseOptions | None = None,
     **changes: Any,
 ) -> PrepareResult:
     """Load a library, its base and the data of its experts, and prepare a router.
@@ -33,10 +31,7 @@ def run_prepare(
         tasks: as `lorary.data.tasks.load_tasks` takes it.
         mapping: `NAME=TASK,...` for experts whose tasks are not known.
         experts: these alone; all where None.
-        base: the base model to load; the library's own where None.
-        force_base: accept unrelated weights of the same shapes.
-        device: where to run.
-        dtype: of the base.
+        load: the base model; the library's own where None.
         changes: other fields of `PrepareSettings`.
 
     Returns:
@@ -45,12 +40,13 @@ def run_prepare(
     Raises:
         LoraryError: as for `prepare_library` and `rows_of_experts`.
     """
+    load = load or BaseOptions()
     settings = PrepareSettings(router, **changes)
     library = Library.open(library_path)
     names = _chosen(library, experts)
     data = rows_of_experts(library, names, tasks, parse_mapping(mapping), settings.num_rows, settings.seed)
-    loaded = load_base(base_of(library, base), dtype=dtype, device=device)
-    return prepare_library(loaded, library, data, settings, force_base=force_base)
+    loaded = load_base(base_of(library, load.base), dtype=load.dtype, device=load.device)
+    return prepare_library(loaded, library, data, settings, force_base=load.force_base)
 
 
 def _chosen(library: Library, experts: Sequence[str] | None) -> list[str]:
@@ -58,7 +54,8 @@ def _chosen(library: Library, experts: Sequence[str] | None) -> list[str]:
     if not names:
         raise LibraryError(f"library '{library.path}' must hold an adapter", found="none", remedy="lorary library add")
     if unknown := sorted(set(experts or ()) - set(names)):
-        raise UsageError("--experts must name experts of the library", found=unknown[0], remedy=f"it has {names}")
+        remedy = did_you_mean(unknown[0], names, remedy=f"it has {names}")
+        raise UsageError("--experts must name experts of the library", found=unknown[0], remedy=remedy)
     if experts is not None and not experts:
         raise UsageError("--experts must name an expert", found="none", remedy="leave it out for all of them")
     return [name for name in names if experts is None or name in experts]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorary.errors import RouterError
+from lorary.errors import RouterError, did_you_mean
 
 
 def fixed_weights(experts: Sequence[str], chosen: Mapping[str, float]) -> Float[Tensor, " experts"]:
@@ -24,7 +24,11 @@ def fixed_weights(experts: Sequence[str], chosen: Mapping[str, float]) -> Float[
     """
     for name, weight in chosen.items():
         if name not in experts:
-            raise RouterError("a named expert must be in the library", found=name, remedy=f"it has {list(experts)}")
+            raise RouterError(
+                "a named expert must be in the library",
+                found=name,
+                remedy=did_you_mean(name, experts, remedy=f"it has {list(experts)}"),
+            )
         if weight != weight or abs(weight) == float("inf"):
             raise RouterError(f"the weight of expert '{name}' must be finite", found=weight)
     return torch.tensor([float(chosen.get(name, 0.0)) for name in experts], dtype=torch.float64)

@@ -6,7 +6,7 @@ from operator import attrgetter
 from typing import Any, get_args
 
 from lorary.axes import layer_number
-from lorary.errors import RouterError, UsageError
+from lorary.errors import RouterError, UsageError, did_you_mean
 from lorary.numbers import MOST_COUNT, is_number, shown
 from lorary.ops.choose import Choice, Mix, Scale
 from lorary.ops.normalise import InputNorm
@@ -175,7 +175,7 @@ class Routing:
             raise RouterError(
                 "a router must exist",
                 found=self.router if isinstance(self.router, str) else shown(self.router),
-                remedy=f"one of {list(ROUTERS)}, or experts=[...]",
+                remedy=did_you_mean(str(self.router), ROUTERS, remedy=f"one of {list(ROUTERS)}, or experts=[...]"),
             )
         if self.mix not in get_args(Mix):
             raise RouterError(f"mix must be one of {list(get_args(Mix))}", found=self.mix)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorary.errors import RouterError, UsageError
+from lorary.errors import RouterError, UsageError, did_you_mean
 from lorary.route import ROUTERS
 from lorary.route.setting import FIELDS
 
@@ -76,7 +76,11 @@ def parse_spec(text: str) -> RouterSpec:
     name, has_brackets, rest = text.strip().partition("[")
     name, body = name.strip(), rest.removesuffix("]").strip()
     if name not in (*ROUTERS, ORACLE, EXPERTS):
-        raise RouterError("a router must exist", found=name, remedy=f"some of {[*ROUTERS, ORACLE]}, or experts[NAME]")
+        raise RouterError(
+            "a router must exist",
+            found=name,
+            remedy=did_you_mean(name, [*ROUTERS, ORACLE], remedy=f"some of {[*ROUTERS, ORACLE]}, or experts[NAME]"),
+        )
     if has_brackets and not (rest.endswith("]") and body):
         raise UsageError(
             "the brackets of a router must hold something and be closed", found=text, remedy="arrow[top_k=2], or arrow"

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from lorary.build.build_library import build_library
-from lorary.build.methods import MethodSettings
-from lorary.build.poly import PolySettings
-from lorary.build.settings import BuildSettings, RunSettings
+from lorary.build.methods import MethodSettings, PolySettings
+from lorary.build.settings import BuildSettings, BuildSource, RunSettings
 from lorary.build.shards import Shard, build_shard
 from lorary.data.schema import Task
 from lorary.errors import BaseModelError, LibraryError, TaskError, TrainError, UsageError
@@ -140,8 +139,8 @@ def test_a_shard_in_a_process_of_its_own_trains_the_same_experts(
     build_library(base, library, tasks, SETTINGS, run=RunSettings(window=2))
     elsewhere, path = Elsewhere(), tmp_path / "elsewhere"
     result = run_build(
-        reference, str(path), SETTINGS, base=str(tiny_base_folder), run=RunSettings(window=2), executor=elsewhere,
-        workers=2,
+        reference, str(path), SETTINGS, source=BuildSource(str(tiny_base_folder), workers=2),
+        run=RunSettings(window=2), executor=elsewhere,
     )  # fmt: skip
     assert [shard.names for shard in elsewhere.shards] == [("alpha", "delta"), ("beta", "gamma")]
     assert sorted(result.trained) == sorted(NAMES)
@@ -172,7 +171,7 @@ def plan_elsewhere(path: Path, reference: str, base: object, trained: int = 0, *
     """The shards of a build that is lost after so many of them."""
     given = Given(trained)
     with pytest.raises(TrainError):
-        run_build(reference, str(path), SETTINGS, base=str(base), executor=given, workers=2, **options)
+        run_build(reference, str(path), SETTINGS, source=BuildSource(str(base), workers=2), executor=given, **options)
     return given.shards
 
 
@@ -221,7 +220,7 @@ def test_another_executor_goes_on_with_the_shards_that_one_began(
         train(shard, *args)
 
     monkeypatch.setattr(workshop, "train_shard", note)
-    run_build(reference, str(library.path), SETTINGS, base=str(tiny_base_folder))
+    run_build(reference, str(library.path), SETTINGS, source=BuildSource(str(tiny_base_folder)))
     assert len(seen) == 2
     assert seen == [shard.checkpoint for shard in shards]
 

@@ -15,7 +15,7 @@ from lorary.build.choose_k import mean_task_loss
 from lorary.build.cluster_settings import ClusterSettings
 from lorary.build.jobs import Unit
 from lorary.build.methods import MethodSettings
-from lorary.build.settings import BuildSettings, RunSettings
+from lorary.build.settings import BuildSettings, BuildSource, RunSettings
 from lorary.build.train_units import Workshop
 from lorary.data.schema import Task
 from lorary.display import Display
@@ -169,7 +169,9 @@ def test_what_a_creation_that_was_killed_left_does_not_stop_a_build(
     path = tmp_path / "lib"
     path.mkdir()
     (path / ".write.lock").touch()
-    assert run_build(reference, str(path), SETTINGS, MethodSettings("joint"), base=str(tiny_base_folder)).trained
+    assert run_build(
+        reference, str(path), SETTINGS, MethodSettings("joint"), source=BuildSource(str(tiny_base_folder))
+    ).trained
 
 
 @pytest.mark.parametrize("folder", ["private", "k"])

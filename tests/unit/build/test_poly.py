@@ -10,7 +10,8 @@ import torch
 
 from lorary.build import poly as recipe
 from lorary.build.jobs import Unit
-from lorary.build.poly import PolySettings, commit_skills, is_finished, poly_settings, poly_stack, poly_unit
+from lorary.build.methods import PolySettings, poly_settings
+from lorary.build.poly import commit_skills, is_finished, poly_stack, poly_unit
 from lorary.build.poly_export import export_mu, export_task, export_tasks
 from lorary.build.settings import BuildSettings
 from lorary.data.batching import collate

@@ -9,9 +9,8 @@ import pytest
 
 from lorary.build.build_library import build_library
 from lorary.build.cluster_settings import ClusterSettings
-from lorary.build.methods import MethodSettings
-from lorary.build.poly import PolySettings
-from lorary.build.settings import BuildSettings
+from lorary.build.methods import MethodSettings, PolySettings
+from lorary.build.settings import BuildSettings, BuildSource
 from lorary.data.schema import Task
 from lorary.errors import BaseModelError, LibraryError, UsageError
 from lorary.library.store import Library
@@ -44,7 +43,7 @@ def test_a_dry_run_says_what_the_build_then_takes_and_writes_nothing(
     before = sorted(library.path.rglob("*"))
     # As many steps as make whole passes, so that every row is fed equally often.
     settings = replace(SETTINGS, steps=None, epochs=2.0, batch_size=1)
-    estimate = run_estimate(reference, str(library.path), settings, how, base=str(tiny_base_folder))
+    estimate = run_estimate(reference, str(library.path), settings, how, source=BuildSource(str(tiny_base_folder)))
     assert sorted(library.path.rglob("*")) == before
     assert not (library.path / "logs").exists()
     fed = Fed()
@@ -55,7 +54,7 @@ def test_a_dry_run_says_what_the_build_then_takes_and_writes_nothing(
     assert estimate.memory["activations"] > 0
     assert estimate.seconds > 0
     assert "about" in estimate.text()
-    after = run_estimate(reference, str(library.path), settings, how, base=str(tiny_base_folder))
+    after = run_estimate(reference, str(library.path), settings, how, source=BuildSource(str(tiny_base_folder)))
     assert (after.steps, after.experts) == (0, [])
 
 
@@ -64,7 +63,7 @@ def test_a_dry_run_of_clusters_counts_both_stages(
 ) -> None:
     how = MethodSettings("mbc", clusters=TWO)
     path = tmp_path / "nowhere"
-    estimate = run_estimate(reference, str(path), SETTINGS, how, base=str(tiny_base_folder))
+    estimate = run_estimate(reference, str(path), SETTINGS, how, source=BuildSource(str(tiny_base_folder)))
     assert not path.exists()
     assert estimate.steps == 4 * 4 + 2 * 6
     assert any("clusters" in note for note in estimate.notes)
@@ -74,7 +73,7 @@ def test_a_dry_run_of_clusters_counts_both_stages(
 def dry_run(reference: str, library: Library, tiny_base_folder: Path) -> Callable[..., Estimate]:
     """Plan a build into the library: `dry_run(method, settings)`."""
     return lambda method, settings=SETTINGS, base=tiny_base_folder: run_estimate(
-        reference, str(library.path), settings, method, base=str(base)
+        reference, str(library.path), settings, method, source=BuildSource(str(base))
     )
 
 
@@ -139,7 +138,7 @@ def test_a_choice_of_k_that_is_finished_leaves_nothing_to_do(
 ) -> None:
     how = MethodSettings("mbc", clusters=replace(TWO, k=(1, 2)))
     assert {row["stage"] for row in dry_run(how).experts} == {"private adapters", "1 clusters", "2 clusters"}
-    result = run_build(reference, str(library.path), SETTINGS, how, base=str(tiny_base_folder))
+    result = run_build(reference, str(library.path), SETTINGS, how, source=BuildSource(str(tiny_base_folder)))
     after = dry_run(how)
     assert after.experts == []
     assert after.kept == [*sorted(NAMES), *result.trained]

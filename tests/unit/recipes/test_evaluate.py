@@ -22,6 +22,7 @@ from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.document import DEFAULT_ROUTER
 from lorary.library.store import Library
 from lorary.model.base import Base
+from lorary.recipes.base_options import BaseOptions
 from lorary.recipes.evaluate import run_evaluate
 from lorary.route.setting import Routing
 
@@ -118,7 +119,7 @@ def test_a_default_threshold_stays_with_its_own_router(
 ) -> None:
     library = make_library("lib", "a", "b")
     library.set_default_router({**DEFAULT_ROUTER, "top_k": 1, "threshold": 0.25, "null": 0.5, "per": "token"})
-    asked = {"routers": ("arrow", "norm"), "base": str(tiny_base_folder), "rows": 1, "routing_rows": 0}
+    asked = {"routers": ("arrow", "norm"), "load": BaseOptions(str(tiny_base_folder)), "rows": 1, "routing_rows": 0}
     found = run_evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked)
     settings = found.settings
     assert settings.setting("arrow") == Routing.of("arrow", top_k=1, threshold=0.25, null=0.5, per="token")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lorary.build.settings import BuildSettings
+from lorary.build.settings import BuildSettings, BuildSource
 from lorary.errors import BaseModelError
 from lorary.evaluate.explain_trace import Prompt
 from lorary.formats.quiet import quiet_transformers
@@ -78,5 +78,7 @@ def test_nothing_is_prepared(library: Library, tasks: str, router: str) -> None:
 
 def test_no_expert_is_built(library: Library, tasks: str, tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match=WORDS):
-        run_build(tasks, str(tmp_path / "new"), base=str(tmp_path / "base"), settings=BuildSettings(steps=1))
+        run_build(
+            tasks, str(tmp_path / "new"), source=BuildSource(str(tmp_path / "base")), settings=BuildSettings(steps=1)
+        )
     assert not list((tmp_path / "new").glob("adapters/*"))

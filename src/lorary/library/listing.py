@@ -1,0 +1,165 @@
+"""What is in a library, from its JSON files alone: nothing here brings torch, so that a listing comes at once."""
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lorary.errors import LibraryError, LoraryError, UsageError
+from lorary.formats.peft_reasons import CONFIG_FILE
+from lorary.library.files import read_json
+from lorary.library.layout import LIBRARY_FILE, PROVENANCE_FILE
+from lorary.library.readers import read_all
+
+FORMAT_VERSION = 1
+
+
+def list_library(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, LoraryError]]:
+    """The adapters of a library: those that can be read, and for the others, by name, why they cannot be.
+
+    All are as of one moment, whatever another process writes meanwhile.
+
+    Args:
+        path: the library's folder.
+
+    Returns:
+        For each adapter name, tasks, rank, num_parameters, hash, and targets: the names of the layers that it adapts,
+        or None where its configuration does not list them.
+
+    Raises:
+        LibraryError: if there is no library, its library.json is damaged, or a newer Lorary wrote it.
+        UsageError: if the path names a remote.
+    """
+    library = local_folder(path)
+    document = read_current(library)
+    if missing := [key for key in ("base", "default_router") if not isinstance(document.get(key), dict)]:
+        raise damaged_document(library / LIBRARY_FILE, f"no {missing[0]}")
+    adapters, problems = [], {}
+    for name, adapter in read_all(
+        library, lambda folder, name: (provenance_in(folder, name), _targets(folder))
+    ).items():
+        if isinstance(adapter, LoraryError):
+            problems[name] = adapter
+        else:
+            adapters.append({**listed(name, adapter[0]), "targets": adapter[1]})
+    return adapters, problems
+
+
+def listed(name: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What a listing says of one adapter, from its provenance."""
+    counts = {key: provenance[key] for key in ("tasks", "rank", "num_parameters")}
+    return {"name": name, **counts, "hash": provenance["content_hash"]}
+
+
+def provenance_in(folder: Path, name: str) -> dict[str, Any]:
+    """The provenance in an adapter's folder, checked."""
+    provenance = read_json(folder / PROVENANCE_FILE)
+    check_provenance(name, provenance)
+    return provenance
+
+
+def _adapter_in(folder: Path, name: str) -> dict[str, Any]:
+    return {**listed(name, provenance_in(folder, name)), "targets": _targets(folder)}
+
+
+def _targets(folder: Path) -> list[str] | None:
+    """The layers in an adapter_config.json; a damaged one is for `verify` to report."""
+    try:
+        targets = read_json(folder / CONFIG_FILE).get("target_modules")
+    except LibraryError:
+        return None
+    if isinstance(targets, str):
+        return [targets]
+    return sorted(set(map(str, targets))) if isinstance(targets, list) else None
+
+
+def read_current(library: Path) -> dict[str, Any]:
+    """The object in library.json, of a version that this Lorary reads.
+
+    Raises:
+        LibraryError: if the path is no library, the file is damaged, or a newer Lorary wrote it.
+    """
+    _check_is_library(library)
+    path = library / LIBRARY_FILE
+    document = read_json(path)
+    version = document.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise LibraryError(
+            f"{path} must have a format version this Lorary reads, up to {FORMAT_VERSION}",
+            found=f"version {version}",
+            remedy="pip install --upgrade lorary",
+        )
+    if version != FORMAT_VERSION:
+        raise damaged_document(path, f"ValueError: format_version is {version!r}")
+    return document
+
+
+def damaged_document(path: Path, found: str) -> LibraryError:
+    """The refusal of a library.json that Lorary did not write."""
+    return LibraryError(
+        f"{path} must say format_version, base and default_router as Lorary writes them",
+        found=found,
+        remedy="restore it from a copy: it is damaged",
+    )
+
+
+def _check_is_library(path: Path) -> None:
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
+        found, remedy = "nothing is there", "check the path, or make a library with `lorary build`"
+    except OSError as error:
+        found, remedy = error.strerror or str(error), "check the path"
+    else:
+        if is_folder and os.path.lexists(path / LIBRARY_FILE):
+            return
+        found, remedy = "it is a file", "give the folder of a library"
+        if is_folder:
+            found, remedy = f"no {LIBRARY_FILE} in it", f"give the folder of a library, or restore its {LIBRARY_FILE}"
+    raise LibraryError(f"{path} must be a library", found=found, remedy=remedy)
+
+
+def local_folder(path: str | Path) -> Path:
+    """The folder that a path names.
+
+    Raises:
+        UsageError: if it names a remote.
+    """
+    if "://" in str(path):
+        raise UsageError(
+            "a library must be a local folder: remote libraries are not supported yet",
+            found=path,
+            remedy="download it and give its folder",
+        )
+    if "\0" in str(path):
+        raise UsageError("the path of a library must be one of a file system", found=ascii(str(path)))
+    return Path(path)
+
+
+def check_provenance(name: str, provenance: Mapping[str, Any]) -> None:
+    """Check that a provenance has the keys that others rely on.
+
+    Args:
+        name: label of the adapter, for errors.
+        provenance: as read from provenance.json.
+
+    Raises:
+        LibraryError: naming the key that is missing or of the wrong kind.
+    """
+    kinds = {"tasks": list, "base": dict, "content_hash": str, "files": dict, "num_parameters": int, "rank": int}
+    for key, kind in kinds.items():
+        if not isinstance(provenance.get(key), kind) or isinstance(provenance[key], bool):
+            raise _unusable(name, f"{key} as a {kind.__name__}", provenance.get(key))
+    if wrong := [task for task in provenance["tasks"] if not isinstance(task, str)]:
+        raise _unusable(name, "tasks as a list of names", wrong[0])
+    if not all(0 < provenance[key] < 2**63 for key in ("num_parameters", "rank")):
+        raise _unusable(name, "rank and num_parameters as counts", [provenance["rank"], provenance["num_parameters"]])
+
+
+def _unusable(name: str, rule: str, found: object) -> LibraryError:
+    return LibraryError(
+        f"{PROVENANCE_FILE} of adapter '{name}' must give {rule}",
+        found=ascii(found)[:200],
+        remedy="restore the file from a copy, or remove the adapter and add it again",
+    )
