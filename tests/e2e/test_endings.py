@@ -149,6 +149,19 @@ def test_a_stdout_that_nobody_reads_any_more_ends_it_quietly() -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+def test_a_stdout_that_is_closed_prints_nothing() -> None:
+    done = subprocess.run(
+        command("library", "ls", "nowhere"), stderr=subprocess.PIPE, text=True, check=False,
+        preexec_fn=lambda: os.close(1),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: nowhere must be a library")
+    done = subprocess.run(
+        command("library", "--help"), stderr=subprocess.PIPE, text=True, check=False, preexec_fn=lambda: os.close(1)
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_characters_that_stdout_lacks_are_written_as_escapes() -> None:
     code = (
         "import sys\nfrom lorary.cli import app, main\n"

@@ -52,7 +52,9 @@ def _run(arguments: list[str]) -> int:
     from lorary.terminal import PrintableStream
 
     # Names and texts of strangers are printed all over: a control character in one must not reach the terminal.
-    sys.stdout, sys.stderr = PrintableStream(sys.stdout), PrintableStream(sys.stderr)
+    # One that our caller closed is None, and prints nothing.
+    sys.stdout = sys.stdout and PrintableStream(sys.stdout)
+    sys.stderr = sys.stderr and PrintableStream(sys.stderr)
     from lorary.cli.app import app
 
     # Not standalone: typer would end the process itself, on Ctrl-C without a word.
