@@ -57,6 +57,7 @@ class EvaluateSettings:
     unsafe_code: bool = False
 
     def __post_init__(self) -> None:
+        from lorary.route.setting import FIELDS
         from lorary.route.spec import ORACLE, parse_spec
 
         # Kept as cells are called by.
@@ -81,6 +82,7 @@ class EvaluateSettings:
             router: as it is written; not the oracle, which differs from task to task.
         """
         from lorary.route.presets import preset_fields
+        from lorary.route.setting import Routing
         from lorary.route.spec import EXPERTS, parse_spec
 
         spec = parse_spec(router)
