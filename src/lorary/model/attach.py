@@ -106,8 +106,7 @@ def seat_library(
     order = list(seats or names)
     shapes = {name: library.shapes(name) for name in order}
     layers = build_layers(model, _Adapters(library, order), [names.index(name) for name in order], shapes)
-    for name in order:
-        check_layers(model, shapes[name], name)
+    check_layers(model, shapes)
     state = Seating(tuple(names), layers, {}, wanted, library, tuple(order), tokenizer=tokenizer)
     try:
         apply_routing(model, state, wanted)
