@@ -134,8 +134,7 @@ def _read_layers(
         except (LoraryError, ValueError):
             if attempt == READ_ATTEMPTS - 1 or library.stamps() == before:
                 raise
-    for name in order:
-        check_layers(model, shapes[name], name)
+    check_layers(model, shapes)
     return tuple(names), order, layers
 
 

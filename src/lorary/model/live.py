@@ -173,7 +173,7 @@ def _check_fit(model: Any, adapter: Adapter) -> None:
         find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
         if not bool((factors.lora_b.float() * factors.scaling).isfinite().all() and factors.lora_a.isfinite().all()):
             raise beyond(adapter.name, path, factors.scaling)
-    check_layers(model, [path for path, _ in adapter], adapter.name)
+    check_layers(model, {adapter.name: [path for path, _ in adapter]})
 
 
 def _check_ranks(state: Seating, adapter: Adapter) -> None:

@@ -7,7 +7,7 @@ never reaches the logits, are left out of `all-linear`, and refused where someth
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -95,24 +95,24 @@ def settle_positions(model: Any) -> list[RemovableHandle]:
     return [*shift_positions(model, verdict_of(model).shift), *guard_positions(model)]
 
 
-def check_layers(model: Any, paths: Iterable[str], adapter: str) -> None:
-    """Refuse an adapter of a layer beside which experts would be silent.
+def check_layers(model: Any, adapters: Mapping[str, Iterable[str]]) -> None:
+    """Refuse adapters of a layer beside which experts would be silent.
 
     Args:
         model: the base model.
-        paths: of the layers that it adapts.
-        adapter: its name.
+        adapters: paths of the layers that each adapts, by its name.
 
     Raises:
         AdapterError: naming the adapter and the layer.
     """
     dead = set(verdict_of(model).dead)
-    if silent := [path for path in paths if path in dead]:
-        raise AdapterError(
-            f"adapter '{adapter}' adapts layer '{silent[0]}', whose output must reach the logits",
-            found=f"{type(model).__name__} never calls this layer as a module, or drops its output",
-            remedy="train the adapter without it: an update of its weight would have to be merged to act",
-        )
+    for adapter, paths in adapters.items():
+        if silent := [path for path in paths if path in dead]:
+            raise AdapterError(
+                f"adapter '{adapter}' adapts layer '{silent[0]}', whose output must reach the logits",
+                found=f"{type(model).__name__} never calls this layer as a module, or drops its output",
+                remedy="train the adapter without it: an update of its weight would have to be merged to act",
+            )
 
 
 def context_of(model: Any) -> int | None:
