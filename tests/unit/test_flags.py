@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from lorary.cli.flags import Given, Options, with_options
+from lorary.cli.flags import CommandOptions, Given, with_options
 from lorary.errors import UsageError, did_you_mean
 from lorary.flags import check_flags, check_methods, flag, helps_of, option_of
 
@@ -42,7 +42,7 @@ def test_a_class_becomes_options_and_gives_what_was_given() -> None:
 
     @app.command()
     @with_options
-    def tea(given: Annotated[Given, Options((Tea,))]) -> None:
+    def tea(given: Annotated[Given, CommandOptions((Tea,))]) -> None:
         got.append(given)
 
     assert CliRunner().invoke(app, ["--num-cups", "3", "--names", "a, b", "--sugar", "1.5"]).exit_code == 0

@@ -17,7 +17,7 @@ HUGE = 10**400
 SWEEP = """
 import dataclasses, math
 from lorary.errors import LoraryError
-from lorary.route.setting import Choosing, Options, Routing
+from lorary.route.setting import Choosing, RuleOptions, Routing
 from lorary.adapt.settings import AdaptSettings
 from lorary.build.settings import BuildSettings, RunSettings
 from lorary.build.cluster_settings import ClusterSettings
@@ -48,7 +48,7 @@ def tried(what, cls, fields, words):
 number = 0
 for cls, fields in [(BuildSettings, {}), (RunSettings, {}), (AdaptSettings, {"method": "lorahub"}),
                     (ClusterSettings, {}), (EvaluateSettings, {}), (PolySettings, {}),
-                    (PrepareSettings, {"router": "phatgoose"}), (GateSettings, {}), (Choosing, {}), (Options, {})]:
+                    (PrepareSettings, {"router": "phatgoose"}), (GateSettings, {}), (Choosing, {}), (RuleOptions, {})]:
     for field in dataclasses.fields(cls):
         if not (type(field.default) in (int, float) or field.name in OPTIONAL):
             continue

@@ -6,7 +6,7 @@ What a method ends with is again one ordinary adapter in a library, which comput
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lorary.adapt.context import Shop
+from lorary.adapt.context import AdaptContext
 from lorary.adapt.lorahub import adapt_lorahub
 from lorary.adapt.mixture import adapt_mixture
 from lorary.adapt.pool import pool_of
@@ -63,7 +63,7 @@ class AdaptResult:
 
 # Each adapts to the tasks it is given, and commits what becomes of each; some may have been committed by a run that was
 # killed.
-ADAPT: Mapping[str, Callable[[Shop, Sequence[str]], None]] = {
+ADAPT: Mapping[str, Callable[[AdaptContext, Sequence[str]], None]] = {
     LORA: adapt_lora,
     JOINT: adapt_mean,
     MU: adapt_mean,
@@ -111,38 +111,38 @@ def adapt_library(
     into = library if into is None else into
     check_tasks(tasks, settings)
     pool = pool_of(library, settings)
-    shop = Shop(base, into, tasks, settings, run or RunSettings(), display or Display(), pool)
+    context = AdaptContext(base, into, tasks, settings, run or RunSettings(), display or Display(), pool)
     for one in {each.path: each for each in (library, into, pool.library)}.values():
         one.check_base(base.model)
         template_of(one, settings.train.template)
     with into.build_lock():
-        _check_results(shop)
-        kept = [task for task in sorted(tasks) if shop.is_finished(task)]
+        _check_results(context)
+        kept = [task for task in sorted(tasks) if context.is_finished(task)]
         if kept:
-            shop.display.say(f"{len(kept)} of {len(tasks)} tasks are adapted to already")
+            context.display.say(f"{len(kept)} of {len(tasks)} tasks are adapted to already")
         adapted = [task for task in sorted(tasks) if task not in kept]
         if adapted:
             # A run that was killed goes on with the very company it began with.
-            (company,) = open_shards(into.path, shop.key, adapted, 1)
-            ADAPT[settings.method](shop, company)
-            close_build(into.path, shop.key)
-            remove_candidate(short_folder(shop))
-    return _result(shop, adapted, kept)
+            (company,) = open_shards(into.path, context.key, adapted, 1)
+            ADAPT[settings.method](context, company)
+            close_build(into.path, context.key)
+            remove_candidate(short_folder(context))
+    return _result(context, adapted, kept)
 
 
-def _check_results(shop: Shop) -> None:
+def _check_results(context: AdaptContext) -> None:
     """Refuse, before anything is trained, names of results that some file systems would take for one.
 
     Raises:
         LibraryError: if two differ in case alone, among themselves or from an adapter of the library.
     """
-    there = {name.casefold(): name for name in shop.into.names()}
-    for task in sorted(shop.tasks):
-        name = shop.settings.name_for(task)
+    there = {name.casefold(): name for name in context.into.names()}
+    for task in sorted(context.tasks):
+        name = context.settings.name_for(task)
         other = there.setdefault(name.casefold(), name)
         if other != name:
             raise LibraryError(
-                f"names of adapters in library '{shop.into.path}' must differ in more than case",
+                f"names of adapters in library '{context.into.path}' must differ in more than case",
                 found=f"'{other}' and '{name}'",
                 remedy="rename one of the tasks, or adapt to them apart, with --name",
             )
@@ -162,15 +162,15 @@ def check_tasks(tasks: Mapping[str, Task], settings: AdaptSettings) -> None:
         check_name(settings.name_for(task))
 
 
-def _result(shop: Shop, adapted: list[str], kept: list[str]) -> AdaptResult:
-    names = {task: shop.settings.name_for(task) for task in sorted(shop.tasks)}
-    known = {task: shop.into.provenance(name) for task, name in names.items()}
+def _result(context: AdaptContext, adapted: list[str], kept: list[str]) -> AdaptResult:
+    names = {task: context.settings.name_for(task) for task in sorted(context.tasks)}
+    known = {task: context.into.provenance(name) for task, name in names.items()}
     metrics = {task: about["metrics"] for task, about in known.items()}
     keys = ("val_loss_base", "val_loss_start", "val_loss")
     losses = {task: tuple(float(own[key]) for key in keys) for task, own in metrics.items()}
     return AdaptResult(
-        str(shop.into.path),
-        shop.settings.method,
+        str(context.into.path),
+        context.settings.method,
         names,
         {task: (own[0], own[1], own[2]) for task, own in losses.items()},
         adapted,

@@ -11,7 +11,7 @@ from lorary.adapt.pool import ADAPTATION, Pool
 from lorary.adapt.settings import AdaptSettings, recorded_adaptation
 from lorary.adapter import LoraFactors
 from lorary.build.experts import other_build
-from lorary.build.jobs import Unit, make_job
+from lorary.build.jobs import ExpertSpec, make_job
 from lorary.build.settings import RunSettings, as_recorded
 from lorary.build.shards import template_for
 from lorary.build.state import state_key
@@ -29,7 +29,7 @@ from lorary.train.units import Job
 
 
 @dataclass(frozen=True)
-class Shop:
+class AdaptContext:
     """One adaptation.
 
     Args:
@@ -69,10 +69,10 @@ class Shop:
         """Where metrics are written."""
         return self.into.path / LOGS
 
-    def unit(self, task: str) -> Unit:
+    def unit(self, task: str) -> ExpertSpec:
         """What becomes of a task, as builds know it."""
         s = self.settings
-        return Unit(s.name_for(task), (task,), s.train, method=f"adapt-{s.method}")
+        return ExpertSpec(s.name_for(task), (task,), s.train, method=f"adapt-{s.method}")
 
     def job(self, task: str, **changes: Any) -> Job:
         """The rows of a task, encoded, with other fields of the job beside."""

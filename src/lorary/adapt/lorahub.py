@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lorary.adapt.context import Shop
+from lorary.adapt.context import AdaptContext
 from lorary.adapt.mixture import commit_cut
 from lorary.adapt.retrieve import retrieve
 from lorary.build.shards import loop_settings
@@ -48,30 +48,30 @@ class Generation:
     val_loss: float
 
 
-def adapt_lorahub(shop: Shop, tasks: Sequence[str]) -> None:
+def adapt_lorahub(context: AdaptContext, tasks: Sequence[str]) -> None:
     """Search weights for each task and commit what they make of the adapters.
 
     Args:
-        shop: where.
+        context: where.
         tasks: their names; those whose result is there are left out.
 
     Raises:
         AdapterError: if factors of different ranks are to be mixed.
         MissingExtraError: if the package `cma` is not installed.
     """
-    todo = [task for task in tasks if shop.settings.name_for(task) not in shop.into]
-    chosen = retrieve(shop, todo)
-    with shop.display.bar("searching weights", len(todo)) as bar:
+    todo = [task for task in tasks if context.settings.name_for(task) not in context.into]
+    chosen = retrieve(context, todo)
+    with context.display.bar("searching weights", len(todo)) as bar:
         for task in todo:
-            _adapt_task(shop, task, chosen[task])
+            _adapt_task(context, task, chosen[task])
             bar.advance(task)
 
 
-def _adapt_task(shop: Shop, task: str, names: Sequence[str]) -> None:
-    job, adapters = shop.job(task), [shop.pool.get(name) for name in names]
-    mix = shop.settings.mix or OUTPUTS
-    base_loss = shop.base_loss(job.val)
-    generations = _search(shop, job, _Mixtures(shop, adapters, mix), shop.state(f"-search-{task}.json"))
+def _adapt_task(context: AdaptContext, task: str, names: Sequence[str]) -> None:
+    job, adapters = context.job(task), [context.pool.get(name) for name in names]
+    mix = context.settings.mix or OUTPUTS
+    base_loss = context.base_loss(job.val)
+    generations = _search(context, job, _Mixtures(context, adapters, mix), context.state(f"-search-{task}.json"))
     best, metrics = _judge(generations, [0.0] * len(names), base_loss)
     weights = {
         path: torch.tensor([best[member] for member in layer.members], dtype=torch.float64)
@@ -79,11 +79,11 @@ def _adapt_task(shop: Shop, task: str, names: Sequence[str]) -> None:
     }
     modules = (sum_updates if mix == OUTPUTS else sum_factors)(adapters, weights)
     made = {
-        "parents": shop.pool.hashes_of(names),
+        "parents": context.pool.hashes_of(names),
         "metrics": metrics,
         "mean_weights": dict(zip(names, best, strict=True)),
     }
-    commit_cut(shop, task, modules, made, job.val)
+    commit_cut(context, task, modules, made, job.val)
 
 
 def _judge(
@@ -110,15 +110,15 @@ class _Mixtures:
     """Mixtures of adapters, each by one weight per adapter, tried out side by side.
 
     Args:
-        shop: where.
+        context: where.
         adapters: factors by path, of each.
         mix: `outputs` or `factors`.
     """
 
-    def __init__(self, shop: Shop, adapters: Sequence[Factors], mix: str) -> None:
-        model = shop.base.model
-        self.search = WeightSearch(len(adapters), shop.settings.budget, shop.settings.train.seed)
-        self.settings = loop_settings(shop.settings.train, shop.run)
+    def __init__(self, context: AdaptContext, adapters: Sequence[Factors], mix: str) -> None:
+        model = context.base.model
+        self.search = WeightSearch(len(adapters), context.settings.budget, context.settings.train.seed)
+        self.settings = loop_settings(context.settings.train, context.run)
         self.stack = MixtureStack(
             adapters,
             mix=mix,
@@ -140,19 +140,19 @@ class _Mixtures:
         return list(self.forward.validation_losses(slots).values())
 
 
-def _search(shop: Shop, job: Job, mixtures: _Mixtures, path: Path) -> list[Generation]:
+def _search(context: AdaptContext, job: Job, mixtures: _Mixtures, path: Path) -> list[Generation]:
     """All generations. Those that an interrupted run wrote down are told to the search again, and not tried."""
     known = [Generation(**one) for one in read_json(path)["generations"]] if path.exists() else []
     generations: list[Generation] = []
     search, lowest, best, val_loss = mixtures.search, math.inf, list[float](), math.inf
-    with seated(shop.base.model, mixtures.stack, mixtures.settings):
+    with seated(context.base.model, mixtures.stack, mixtures.settings):
         for number in range(search.num_generations):
             candidates = search.ask()
             if number < len(known) and known[number].candidates == candidates:
                 losses = known[number].losses
             else:
                 known, losses = known[:number], mixtures.losses(candidates, job.train)
-            values = [loss + shop.settings.l1 * _size(c) for loss, c in zip(losses, candidates, strict=True)]
+            values = [loss + context.settings.l1 * _size(c) for loss, c in zip(losses, candidates, strict=True)]
             search.tell(values)
             if min(values) < lowest:
                 lowest, best = min(values), candidates[values.index(min(values))]
@@ -160,7 +160,7 @@ def _search(shop: Shop, job: Job, mixtures: _Mixtures, path: Path) -> list[Gener
             generations.append(Generation(candidates, losses, best, val_loss))
             if number >= len(known):
                 document = {"generations": [vars(generation) for generation in generations]}
-                with reported(shop.into.path):
+                with reported(context.into.path):
                     replace_file(path, encode_json(document), path.with_suffix(".tmp"), follow_links=False)
     return generations
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorary.adapt.context import Shop
+from lorary.adapt.context import AdaptContext
 from lorary.adapt.retrieve import adapter_losses, retrieve
 from lorary.adapt.settings import CAT, POLY
 from lorary.build.experts import metrics_of
@@ -31,14 +31,14 @@ from lorary.train.units import Factors, TrainedUnit
 WEIGHTS_BOUND = 1e-3
 
 
-def adapt_mixture(shop: Shop, tasks: Sequence[str]) -> None:
+def adapt_mixture(context: AdaptContext, tasks: Sequence[str]) -> None:
     """Learn a mixture for each task; tasks that mix the same adapters learn in one pass, unless results are to be cut.
 
     A cut mixture is measured with nothing seated in the model, so that it cannot be committed in the middle of a pass;
     and what a killed run had not committed would be lost to the others.
 
     Args:
-        shop: where.
+        context: where.
         tasks: their names. A resumed run must be given the same tasks in the same order, finished ones too.
 
     Raises:
@@ -46,20 +46,20 @@ def adapt_mixture(shop: Shop, tasks: Sequence[str]) -> None:
         TrainError: if the training cannot go on.
     """
     alike: dict[tuple[str, ...], list[str]] = {}
-    for task, names in retrieve(shop, tasks).items():
+    for task, names in retrieve(context, tasks).items():
         alike.setdefault(names, []).append(task)
     for names, members in alike.items():
-        for group in [members] if shop.settings.rank is None else [[task] for task in members]:
-            if not all(shop.settings.name_for(task) in shop.into for task in group):
-                _learn(shop, names, group)
+        for group in [members] if context.settings.rank is None else [[task] for task in members]:
+            if not all(context.settings.name_for(task) in context.into for task in group):
+                _learn(context, names, group)
 
 
-def _learn(shop: Shop, names: Sequence[str], tasks: Sequence[str]) -> None:
-    adapters = [shop.pool.get(name) for name in names]
+def _learn(context: AdaptContext, names: Sequence[str], tasks: Sequence[str]) -> None:
+    adapters = [context.pool.get(name) for name in names]
     targets = frozenset(mixed_layers(adapters))
-    jobs = {task: shop.job(task, targets=targets) for task in tasks}
-    starts = {jobs[task].name: initial_weights(shop, names, adapters, task) for task in tasks}
-    base_losses = {task: shop.base_loss(job.val) for task, job in jobs.items()}
+    jobs = {task: context.job(task, targets=targets) for task in tasks}
+    starts = {jobs[task].name: initial_weights(context, names, adapters, task) for task in tasks}
+    base_losses = {task: context.base_loss(job.val) for task, job in jobs.items()}
     task_of = {job.name: task for task, job in jobs.items()}
     waiting: list[TrainedUnit] = []
 
@@ -67,25 +67,25 @@ def _learn(shop: Shop, names: Sequence[str], tasks: Sequence[str]) -> None:
         task = task_of[trained.name]
         losses = {"val_loss_base": base_losses[task], "val_loss_start": trained.val_losses[0][1]}
         made = {
-            "parents": shop.pool.hashes_of(names),
+            "parents": context.pool.hashes_of(names),
             "metrics": {**metrics_of(trained), **losses},
             "mean_weights": mean_weights(names, adapters, trained.extras),
         }
-        commit_cut(shop, task, trained.adapters[trained.name], made, jobs[task].val)
+        commit_cut(context, task, trained.adapters[trained.name], made, jobs[task].val)
 
     # A truncated mixture is measured anew, when nothing is seated in the model any more.
-    on_finish = commit if shop.settings.rank is None else waiting.append
+    on_finish = commit if context.settings.rank is None else waiting.append
     with (
-        shop.display.bar(f"mixing for {len(jobs)} tasks", sum(job.num_steps for job in jobs.values())) as bar,
-        opened_logs(shop.run.logs, shop.log_folder, "adapt") as logs,
+        context.display.bar(f"mixing for {len(jobs)} tasks", sum(job.num_steps for job in jobs.values())) as bar,
+        opened_logs(context.run.logs, context.log_folder, "adapt") as logs,
     ):
-        watch = TrainingBar(bar, {job.name: job.num_steps for job in jobs.values()}, shop.into.names())
+        watch = TrainingBar(bar, {job.name: job.num_steps for job in jobs.values()}, context.into.names())
         train_queue(
-            shop.base.model,
+            context.base.model,
             list(jobs.values()),
-            _stack(shop, adapters, starts),
-            loop_settings(shop.settings.train, shop.run),
-            checkpoint=shop.state(f"-{state_key([list(names), list(tasks)])}.safetensors"),
+            _stack(context, adapters, starts),
+            loop_settings(context.settings.train, context.run),
+            checkpoint=context.state(f"-{state_key([list(names), list(tasks)])}.safetensors"),
             on_finish=on_finish,
             callbacks=[watch, *logs],
         )
@@ -93,12 +93,12 @@ def _learn(shop: Shop, names: Sequence[str], tasks: Sequence[str]) -> None:
         commit(trained)
 
 
-def _stack(shop: Shop, adapters: Sequence[Factors], starts: Mapping[str, Weights]) -> MixtureStack:
-    s, model = shop.settings, shop.base.model
+def _stack(context: AdaptContext, adapters: Sequence[Factors], starts: Mapping[str, Weights]) -> MixtureStack:
+    s, model = context.settings, context.base.model
     return MixtureStack(
         adapters,
         mix="outputs" if s.method == CAT else "factors",
-        num_slots=1 if s.method == POLY else min(shop.run.window, len(starts)),
+        num_slots=1 if s.method == POLY else min(context.run.window, len(starts)),
         starts=starts,
         is_tuned=s.method == POLY,
         weights_rate=s.weights_learning_rate / s.train.learning_rate,
@@ -107,7 +107,9 @@ def _stack(shop: Shop, adapters: Sequence[Factors], starts: Mapping[str, Weights
     )
 
 
-def initial_weights(shop: Shop, names: Sequence[str], adapters: Sequence[Factors], task: str) -> dict[str, Tensor]:
+def initial_weights(
+    context: AdaptContext, names: Sequence[str], adapters: Sequence[Factors], task: str
+) -> dict[str, Tensor]:
     """What the weights of a task begin with, by layer.
 
     For cat all are equal, so that it begins with the mean of the updates. For poly and poly-z, as in the paper's code,
@@ -115,7 +117,7 @@ def initial_weights(shop: Shop, names: Sequence[str], adapters: Sequence[Factors
     is the base but for a trace.
 
     Args:
-        shop: where.
+        context: where.
         names: of the adapters.
         adapters: factors by path, of each.
         task: its name.
@@ -123,15 +125,15 @@ def initial_weights(shop: Shop, names: Sequence[str], adapters: Sequence[Factors
     Returns:
         By path, float64, one weight for each adapter that has the layer.
     """
-    own = [number for number, name in enumerate(names) if shop.pool.is_of(name, task)]
+    own = [number for number, name in enumerate(names) if context.pool.is_of(name, task)]
     weights = {}
     for path, layer in mixed_layers(adapters).items():
-        if shop.settings.method == CAT:
+        if context.settings.method == CAT:
             weights[path] = torch.full((len(layer.members),), 1.0 / len(names), dtype=torch.float64)
         elif own:
             weights[path] = torch.tensor([float(member == own[0]) for member in layer.members], dtype=torch.float64)
         else:
-            generator = keyed_generator("weights", shop.settings.train.seed, path)
+            generator = keyed_generator("weights", context.settings.train.seed, path)
             draw = torch.rand(len(layer.members), generator=generator, dtype=torch.float64)
             weights[path] = draw.mul_(2).sub_(1).mul_(WEIGHTS_BOUND)
     return weights
@@ -146,26 +148,28 @@ def mean_weights(names: Sequence[str], adapters: Sequence[Factors], weights: Wei
     return {name: sum(own) / len(own) for name, own in found.items()}
 
 
-def commit_cut(shop: Shop, task: str, modules: Factors, made: Mapping[str, Any], val: Sequence[Example]) -> None:
+def commit_cut(
+    context: AdaptContext, task: str, modules: Factors, made: Mapping[str, Any], val: Sequence[Example]
+) -> None:
     """Commit a mixture, brought to the rank that was asked for: then its loss is taken anew, and the error recorded.
 
     Where what is left is worse than the bare base, an adapter that does nothing is committed in its place.
 
     Args:
-        shop: where; nothing may be seated in its model where a rank was asked for.
+        context: where; nothing may be seated in its model where a rank was asked for.
         task: its name.
         modules: factors of the mixture, by path.
-        made: as `Shop.commit` takes it; its metrics are those of the whole mixture.
+        made: as `AdaptContext.commit` takes it; its metrics are those of the whole mixture.
         val: validation rows, encoded.
     """
-    rank = shop.settings.rank
+    rank = context.settings.rank
     if rank is not None:
         cut = truncate(modules, rank, next(iter(modules.values())).scaling)
-        loss = adapter_losses(shop, {task: cut.modules}, val)[task]
+        loss = adapter_losses(context, {task: cut.modules}, val)[task]
         whole = made["metrics"]["val_loss"]
         metrics = {**made["metrics"], "val_loss": loss, "val_loss_whole": whole, "truncation_error": cut.error}
         modules, made = cut.modules, {**made, "metrics": metrics}
         if loss > metrics["val_loss_base"]:
             modules = {path: replace(own, lora_b=torch.zeros_like(own.lora_b)) for path, own in modules.items()}
             made = {**made, "metrics": {**metrics, "val_loss": metrics["val_loss_base"], "val_loss_cut": loss}}
-    shop.commit(task, modules, made)
+    context.commit(task, modules, made)

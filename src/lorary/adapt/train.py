@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorary.adapt.context import Shop
+from lorary.adapt.context import AdaptContext
 from lorary.adapter import LoraFactors
 from lorary.build.experts import metrics_of, targets_of
 from lorary.build.progress import TrainingBar, opened_logs
@@ -31,11 +31,11 @@ class Start:
     error: float = 0.0
 
 
-def train_from(shop: Shop, starts: Mapping[str, Start | None]) -> None:
+def train_from(context: AdaptContext, starts: Mapping[str, Start | None]) -> None:
     """Train an adapter for each task and commit it when it is done.
 
     Args:
-        shop: where.
+        context: where.
         starts: what each task begins with, by the task's name; None begins with nothing. A resumed run must be given
             the same tasks in the same order, finished ones too.
 
@@ -45,10 +45,10 @@ def train_from(shop: Shop, starts: Mapping[str, Start | None]) -> None:
     base_losses: dict[str, float] = {}
     jobs, shapes = [], dict[str, tuple[int, int]]()
     for task in starts:
-        job, own = _job(shop, task, starts[task])
+        job, own = _job(context, task, starts[task])
         jobs.append(job)
         shapes |= own
-        base_losses[task] = shop.base_loss(job.val)
+        base_losses[task] = context.base_loss(job.val)
     by_name = dict(zip((job.name for job in jobs), starts, strict=True))
 
     def commit(trained: TrainedUnit) -> None:
@@ -56,29 +56,29 @@ def train_from(shop: Shop, starts: Mapping[str, Start | None]) -> None:
         start = starts[task]
         is_start = start is not None and trained.best_step == 0
         modules = start.modules if start is not None and is_start else trained.adapters[trained.name]
-        shop.commit(task, modules, _made(trained, start, base_losses[task]))
+        context.commit(task, modules, _made(trained, start, base_losses[task]))
 
     with (
-        shop.display.bar(f"adapting to {len(jobs)} tasks", sum(job.num_steps for job in jobs)) as bar,
-        opened_logs(shop.run.logs, shop.log_folder, "adapt") as logs,
+        context.display.bar(f"adapting to {len(jobs)} tasks", sum(job.num_steps for job in jobs)) as bar,
+        opened_logs(context.run.logs, context.log_folder, "adapt") as logs,
     ):
-        watch = TrainingBar(bar, {job.name: job.num_steps for job in jobs}, shop.into.names())
+        watch = TrainingBar(bar, {job.name: job.num_steps for job in jobs}, context.into.names())
         train_queue(
-            shop.base.model,
+            context.base.model,
             jobs,
-            expert_stack(shop.base.model, shapes, jobs, shop.run.window),
-            loop_settings(shop.settings.train, shop.run),
-            checkpoint=shop.state(".safetensors"),
+            expert_stack(context.base.model, shapes, jobs, context.run.window),
+            loop_settings(context.settings.train, context.run),
+            checkpoint=context.state(".safetensors"),
             on_finish=commit,
             callbacks=[watch, *logs],
         )
 
 
-def _job(shop: Shop, task: str, start: Start | None) -> tuple[Job, Shapes]:
+def _job(context: AdaptContext, task: str, start: Start | None) -> tuple[Job, Shapes]:
     """The job of a task, and (d_in, d_out) of the layers that it adapts."""
-    s = shop.settings
+    s = context.settings
     if start is None:
-        shapes: Shapes = targets_of(shop.base, s.train)
+        shapes: Shapes = targets_of(context.base, s.train)
         rank, alpha = s.rank or s.train.rank, s.train.alpha
     else:
         shapes = {path: (factors.d_in, factors.d_out) for path, factors in start.modules.items()}
@@ -87,7 +87,7 @@ def _job(shop: Shop, task: str, start: Start | None) -> tuple[Job, Shapes]:
     changes: dict[str, Any] = {"rank": rank, "alpha": alpha, "start": None if start is None else start.modules}
     if s.zero_shot:
         changes["num_steps"] = 0
-    return shop.job(task, targets=frozenset(shapes), **changes), shapes
+    return context.job(task, targets=frozenset(shapes), **changes), shapes
 
 
 def _scaling(modules: Mapping[str, LoraFactors]) -> float:

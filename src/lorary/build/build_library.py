@@ -16,7 +16,7 @@ from lorary.build.methods import MethodSettings
 from lorary.build.poly_library import build_poly
 from lorary.build.settings import BuildSettings, RunSettings
 from lorary.build.state import sweep
-from lorary.build.train_units import Workshop, train_units
+from lorary.build.train_units import BuildContext, train_units
 from lorary.data.decontaminate import Decontamination, keep_apart
 from lorary.data.schema import Task
 from lorary.data.tasks import load_tasks
@@ -135,31 +135,31 @@ def build_library(
         for callback in callbacks:
             closing.callback(callback.close)
         check_trainable(tasks)
-        shop = Workshop(library, tasks, run or RunSettings(), display or Display(), base, callbacks=callbacks)
-        return build_experts(shop, settings, method or MethodSettings())
+        context = BuildContext(library, tasks, run or RunSettings(), display or Display(), base, callbacks=callbacks)
+        return build_experts(context, settings, method or MethodSettings())
 
 
-def build_experts(shop: Workshop, settings: BuildSettings, method: MethodSettings) -> BuildResult:
+def build_experts(context: BuildContext, settings: BuildSettings, method: MethodSettings) -> BuildResult:
     """Assign tasks to experts, train those that are missing, and commit them; see `build_library`.
 
     Args:
-        shop: library, tasks, base and where experts are trained.
+        context: library, tasks, base and where experts are trained.
         settings: how to train.
         method: how to assign tasks to experts.
     """
-    library = shop.library
+    library = context.library
     with library.build_lock():
-        if shop.base is not None:
-            library.check_base(shop.base.model)
+        if context.base is not None:
+            library.check_base(context.base.model)
         choice: list[dict[str, Any]] = []
         if method.is_poly:
-            trained, kept = build_poly(shop, settings, method.poly, mu=method.mu, per_task=method.per_task)
+            trained, kept = build_poly(context, settings, method.poly, mu=method.mu, per_task=method.per_task)
         elif method.method == "mbc":
-            trained, kept, choice = build_mbc(shop, settings, method.clusters, method.overrides)
+            trained, kept, choice = build_mbc(context, settings, method.clusters, method.overrides)
         else:
             make = joint_units if method.method == "joint" else private_units
-            units = override(make(sorted(shop.tasks), settings), method.overrides)
-            trained, kept = train_units(shop, units)
+            units = override(make(sorted(context.tasks), settings), method.overrides)
+            trained, kept = train_units(context, units)
         if trained:
             sweep(library.path)
     names = [*kept, *trained]

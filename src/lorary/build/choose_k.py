@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lorary.build.experts import check_clusters, check_same_build
-from lorary.build.jobs import Unit
+from lorary.build.jobs import ExpertSpec
 from lorary.build.settings import as_recorded
 from lorary.build.shards import template_for
 from lorary.build.state import candidate_folder, remove_candidate
-from lorary.build.train_units import Workshop, train_units
+from lorary.build.train_units import BuildContext, train_units
 from lorary.data.schema import Task
 from lorary.evaluate.loglik import answer_losses
 from lorary.library.derived import load_derived, save_derived
@@ -24,34 +24,34 @@ from lorary.model.attach import attach, detach, routing
 KIND, DOCUMENT = "choice_of_k", "table.json"
 
 
-def choose_k(shop: Workshop, plans: Mapping[int, Sequence[Unit]]) -> list[dict[str, Any]]:
+def choose_k(context: BuildContext, plans: Mapping[int, Sequence[ExpertSpec]]) -> list[dict[str, Any]]:
     """Build every plan beside the library, choose one, and put its experts into the library.
 
     Args:
-        shop: where.
+        context: where.
         plans: the experts, by number of clusters.
 
     Returns:
         One row for each k: `k`, `val_loss` (mean over the tasks of each task's validation loss under its own expert,
         nats per target token) and `chosen`. The smallest k wins among equals.
     """
-    path = shop.library.path
-    table = known_choice(path, plans, shop.tasks, shop.asked_dtype)
+    path = context.library.path
+    table = known_choice(path, plans, context.tasks, context.asked_dtype)
     if table is None:
-        check_clusters(shop.library, [], shop.tasks, shop.base_dtype)
-        table = _table(shop, plans)
-        key = _key(plans, shop.tasks, shop.asked_dtype)
+        check_clusters(context.library, [], context.tasks, context.base_dtype)
+        table = _table(context, plans)
+        key = _key(plans, context.tasks, context.asked_dtype)
         save_derived(path, KIND, key, {DOCUMENT: encode_json({"table": table})})
     chosen = next(row["k"] for row in table if row["chosen"])
-    check_clusters(shop.library, plans[chosen], shop.tasks, shop.base_dtype)
-    _take_over(shop, plans[chosen], _folder(shop, chosen, plans[chosen]))
+    check_clusters(context.library, plans[chosen], context.tasks, context.base_dtype)
+    _take_over(context, plans[chosen], _folder(context, chosen, plans[chosen]))
     for k, units in plans.items():
-        remove_candidate(_folder(shop, k, units))
+        remove_candidate(_folder(context, k, units))
     return table
 
 
 def known_choice(
-    library: Path, plans: Mapping[int, Sequence[Unit]], tasks: Mapping[str, Task], dtype: str
+    library: Path, plans: Mapping[int, Sequence[ExpertSpec]], tasks: Mapping[str, Task], dtype: str
 ) -> list[dict[str, Any]] | None:
     """The table of `choose_k` as the library has recorded it; None where nothing was chosen yet.
 
@@ -59,13 +59,13 @@ def known_choice(
         library: folder of the library; it need not be there.
         plans: the experts, by number of clusters.
         tasks: all tasks, by name.
-        dtype: `Workshop.asked_dtype` of the build.
+        dtype: `BuildContext.asked_dtype` of the build.
     """
     stored = load_derived(library, KIND, _key(plans, tasks, dtype))
     return None if stored is None else list(json.loads(stored[DOCUMENT])["table"])
 
 
-def _key(plans: Mapping[int, Sequence[Unit]], tasks: Mapping[str, Task], dtype: str) -> dict[str, Any]:
+def _key(plans: Mapping[int, Sequence[ExpertSpec]], tasks: Mapping[str, Task], dtype: str) -> dict[str, Any]:
     return {
         "plans": {str(k): [[u.name, list(u.tasks), as_recorded(u.settings)] for u in plans[k]] for k in sorted(plans)},
         "data": {name: task.data_hash for name, task in tasks.items()},
@@ -73,46 +73,46 @@ def _key(plans: Mapping[int, Sequence[Unit]], tasks: Mapping[str, Task], dtype: 
     }
 
 
-def _table(shop: Workshop, plans: Mapping[int, Sequence[Unit]]) -> list[dict[str, Any]]:
+def _table(context: BuildContext, plans: Mapping[int, Sequence[ExpertSpec]]) -> list[dict[str, Any]]:
     losses = {}
     for k, units in sorted(plans.items()):
-        shop.display.say(f"candidate: {k} clusters")
-        path = _folder(shop, k, units)
-        library = Library.open(path) if (path / LIBRARY_FILE).exists() else _create(shop, path)
+        context.display.say(f"candidate: {k} clusters")
+        path = _folder(context, k, units)
+        library = Library.open(path) if (path / LIBRARY_FILE).exists() else _create(context, path)
         with library.build_lock():
             # Metrics outlive the candidates.
-            train_units(replace(shop, library=library, logs=shop.log_folder / f"k-{k}"), units)
-        losses[k] = mean_task_loss(shop, library, units)
+            train_units(replace(context, library=library, logs=context.log_folder / f"k-{k}"), units)
+        losses[k] = mean_task_loss(context, library, units)
     best = min(losses, key=lambda k: (losses[k], k))
     return [{"k": k, "val_loss": loss, "chosen": k == best} for k, loss in losses.items()]
 
 
-def _folder(shop: Workshop, k: int, units: Sequence[Unit]) -> Path:
-    return candidate_folder(shop.library.path, k, units, shop.tasks, shop.asked_dtype)
+def _folder(context: BuildContext, k: int, units: Sequence[ExpertSpec]) -> Path:
+    return candidate_folder(context.library.path, k, units, context.tasks, context.asked_dtype)
 
 
-def _create(shop: Workshop, path: Path) -> Library:
-    assert shop.base is not None
-    return Library.create(path, shop.base.model, base_name=shop.library.base.name)
+def _create(context: BuildContext, path: Path) -> Library:
+    assert context.base is not None
+    return Library.create(path, context.base.model, base_name=context.library.base.name)
 
 
-def mean_task_loss(shop: Workshop, library: Library, units: Sequence[Unit]) -> float:
+def mean_task_loss(context: BuildContext, library: Library, units: Sequence[ExpertSpec]) -> float:
     """Mean over tasks of the validation loss of each task under its own expert, nats per target token.
 
     Args:
-        shop: base and tasks.
+        context: base and tasks.
         library: holds the experts.
         units: which expert has which tasks.
     """
-    assert shop.base is not None
-    model, losses = shop.base.model, []
+    assert context.base is not None
+    model, losses = context.base.model, []
     # The router is never asked: every pass below names its expert.
     attach(model, library, router="uniform")
     try:
         for unit in units:
-            template = template_for(shop.base, unit.settings)
+            template = template_for(context.base, unit.settings)
             for name in unit.tasks:
-                rows = shop.tasks[name].split("val")[: unit.settings.val_rows]
+                rows = context.tasks[name].split("val")[: unit.settings.val_rows]
                 with routing(model, {"experts": [unit.name]}):
                     answers = answer_losses(model, [template.encode(row.source, row.target) for row in rows])
                 losses.append(sum(a.total for a in answers) / sum(a.num_tokens for a in answers))
@@ -121,16 +121,16 @@ def mean_task_loss(shop: Workshop, library: Library, units: Sequence[Unit]) -> f
     return sum(losses) / len(losses)
 
 
-def _take_over(shop: Workshop, units: Sequence[Unit], folder: Path) -> None:
+def _take_over(context: BuildContext, units: Sequence[ExpertSpec], folder: Path) -> None:
     """Commit the chosen experts, which were trained beside the library; any that are gone are trained again later."""
-    there = set(shop.library.names())
+    there = set(context.library.names())
     missing = [unit for unit in units if unit.name not in there]
     if not missing or not (folder / LIBRARY_FILE).exists():
         return
     library = Library.open(folder)
     built = set(library.names())
     missing = [unit for unit in missing if unit.name in built]
-    check_same_build(library, missing, shop.tasks, shop.base_dtype)
+    check_same_build(library, missing, context.tasks, context.base_dtype)
     for unit in missing:
         told = {key: value for key, value in library.provenance(unit.name).items() if key not in COMPUTED}
-        shop.library.add_adapter(library.get(unit.name), told)
+        context.library.add_adapter(library.get(unit.name), told)

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from lorary.adapter import Adapter, LoraFactors
-from lorary.build.jobs import CLUSTER, Unit
+from lorary.build.jobs import CLUSTER, ExpertSpec
 from lorary.build.settings import BuildSettings, as_recorded, recorded_settings
 from lorary.data.schema import Task
 from lorary.data.tokenizer_content import text_of
@@ -39,7 +39,7 @@ def targets_of(base: Base, settings: BuildSettings) -> Shapes:
     return find_targets(base.model, settings.target_modules, layers, verdict_of(base.model).dead)
 
 
-def to_adapter(unit: Unit, modules: Mapping[str, LoraFactors], base: Base) -> Adapter:
+def to_adapter(unit: ExpertSpec, modules: Mapping[str, LoraFactors], base: Base) -> Adapter:
     """The adapter of a finished expert, with a configuration that PEFT reads.
 
     Args:
@@ -61,7 +61,7 @@ def to_adapter(unit: Unit, modules: Mapping[str, LoraFactors], base: Base) -> Ad
     return Adapter(unit.name, modules, config, tensors_of(modules))
 
 
-def provenance_of(unit: Unit, trained: TrainedUnit, tasks: Mapping[str, Task], base: Base) -> dict[str, Any]:
+def provenance_of(unit: ExpertSpec, trained: TrainedUnit, tasks: Mapping[str, Task], base: Base) -> dict[str, Any]:
     """What is recorded about a finished expert: all that decided it, and how the training went. It holds no time."""
     return {
         "method": unit.method,
@@ -94,7 +94,7 @@ def metrics_of(trained: TrainedUnit) -> dict[str, Any]:
 
 def check_same_build(
     library: Library,
-    units: Sequence[Unit],
+    units: Sequence[ExpertSpec],
     tasks: Mapping[str, Task],
     base_dtype: str | None,
     tokenizer: str | None = None,
@@ -121,7 +121,7 @@ def check_same_build(
 
 
 def other_build(
-    library: Library, unit: Unit, tasks: Mapping[str, Task], base_dtype: str | None, tokenizer: str | None = None
+    library: Library, unit: ExpertSpec, tasks: Mapping[str, Task], base_dtype: str | None, tokenizer: str | None = None
 ) -> str | None:
     """What an expert that is there differs in from what this build would make; None where it is the same.
 
@@ -145,7 +145,9 @@ def other_build(
     return None
 
 
-def check_clusters(library: Library, units: Sequence[Unit], tasks: Mapping[str, Task], base_dtype: str | None) -> None:
+def check_clusters(
+    library: Library, units: Sequence[ExpertSpec], tasks: Mapping[str, Task], base_dtype: str | None
+) -> None:
     """A library holds the experts of one clustering, since tasks would have several experts otherwise.
 
     Args:

@@ -29,7 +29,7 @@ _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
 
 
 @dataclass(frozen=True)
-class Unit:
+class ExpertSpec:
     """One expert to be: a column of the assignment, plain data that travels to other machines.
 
     Args:
@@ -49,19 +49,19 @@ class Unit:
     origin: Mapping[str, Any] = field(default_factory=dict)
 
 
-def private_units(tasks: Iterable[str], settings: BuildSettings) -> list[Unit]:
+def private_units(tasks: Iterable[str], settings: BuildSettings) -> list[ExpertSpec]:
     """The identity: one expert per task."""
-    return [Unit(name, (name,), settings) for name in sorted(tasks)]
+    return [ExpertSpec(name, (name,), settings) for name in sorted(tasks)]
 
 
-def joint_units(tasks: Iterable[str], settings: BuildSettings) -> list[Unit]:
+def joint_units(tasks: Iterable[str], settings: BuildSettings) -> list[ExpertSpec]:
     """One column: one expert of all tasks."""
-    return [Unit(JOINT, tuple(sorted(tasks)), settings, method=JOINT)]
+    return [ExpertSpec(JOINT, tuple(sorted(tasks)), settings, method=JOINT)]
 
 
 def cluster_units(
     labels: Mapping[str, int], settings: BuildSettings, parents: Mapping[str, str], origin: Mapping[str, Any]
-) -> list[Unit]:
+) -> list[ExpertSpec]:
     """One-hot by cluster: one expert `cluster_N` of the tasks of each cluster.
 
     Args:
@@ -74,14 +74,14 @@ def cluster_units(
     for task in sorted(labels):
         members.setdefault(labels[task], []).append(task)
     return [
-        Unit(
+        ExpertSpec(
             f"{CLUSTER}{label}", tuple(names), settings, "mbc", tuple(parents[n] for n in names if n in parents), origin
         )
         for label, names in sorted(members.items())
     ]
 
 
-def override(units: Sequence[Unit], changes: Mapping[str, Mapping[str, Any]]) -> list[Unit]:
+def override(units: Sequence[ExpertSpec], changes: Mapping[str, Mapping[str, Any]]) -> list[ExpertSpec]:
     """Give single experts settings of their own.
 
     Args:
@@ -104,7 +104,7 @@ def override(units: Sequence[Unit], changes: Mapping[str, Mapping[str, Any]]) ->
     return [replace(unit, settings=_changed(unit, changes.get(unit.name, {}))) for unit in units]
 
 
-def _changed(unit: Unit, fields: Mapping[str, Any]) -> BuildSettings:
+def _changed(unit: ExpertSpec, fields: Mapping[str, Any]) -> BuildSettings:
     values = dict(fields)
     for key, (kinds, words) in _KINDS.items():
         # JSON's `true` is an int to Python.
@@ -155,12 +155,12 @@ def train_rows(task: Task, settings: BuildSettings) -> Sequence[Row]:
     return task.split("train")[: settings.train_rows]
 
 
-def num_steps(unit: Unit, tasks: Mapping[str, Task]) -> int:
+def num_steps(unit: ExpertSpec, tasks: Mapping[str, Task]) -> int:
     """Optimiser steps of a unit; with epochs, over the union of its tasks' rows."""
     return unit.settings.num_steps(sum(len(train_rows(tasks[name], unit.settings)) for name in unit.tasks))
 
 
-def make_job(unit: Unit, tasks: Mapping[str, Task], template: Template, targets: frozenset[str] | None) -> Job:
+def make_job(unit: ExpertSpec, tasks: Mapping[str, Task], template: Template, targets: frozenset[str] | None) -> Job:
     """Encode the rows of a unit.
 
     Args:

@@ -13,11 +13,11 @@ from typing import Any
 from lorary.build.choose_k import choose_k
 from lorary.build.cluster_settings import ClusterSettings
 from lorary.build.experts import check_clusters, check_same_build, other_build
-from lorary.build.jobs import Unit, cluster_units, override, private_units
+from lorary.build.jobs import ExpertSpec, cluster_units, override, private_units
 from lorary.build.settings import BuildSettings
 from lorary.build.state import sweep
 from lorary.build.task_clusters import cluster_tasks
-from lorary.build.train_units import Workshop, train_units
+from lorary.build.train_units import BuildContext, train_units
 from lorary.cluster.baselines import check_k
 from lorary.data.schema import Task
 from lorary.errors import LibraryError, UsageError
@@ -29,7 +29,7 @@ PRIVATE = "private"
 
 
 def build_mbc(
-    shop: Workshop,
+    context: BuildContext,
     settings: BuildSettings,
     clusters: ClusterSettings,
     overrides: Mapping[str, Mapping[str, Any]],
@@ -37,7 +37,7 @@ def build_mbc(
     """Train one expert per cluster of tasks.
 
     Args:
-        shop: where.
+        context: where.
         settings: how to train the experts.
         clusters: how to find the clusters, and how to train the private adapters before.
         overrides: settings of single experts, by name.
@@ -49,17 +49,17 @@ def build_mbc(
         LibraryError: if the library, or that of the private adapters, holds experts of another build.
         UsageError: if there cannot be that many clusters.
     """
-    check_numbers(clusters, len(shop.tasks))
-    before = set(shop.library.names())
-    private = train_private(shop, settings, clusters) if clusters.by == "mbc" else None
-    candidates = [cluster_tasks(shop, private, clusters, k) for k in numbers_of(clusters)]
+    check_numbers(clusters, len(context.tasks))
+    before = set(context.library.names())
+    private = train_private(context, settings, clusters) if clusters.by == "mbc" else None
+    candidates = [cluster_tasks(context, private, clusters, k) for k in numbers_of(clusters)]
     plans = {c.k: override(cluster_units(c.labels, settings, c.parents, c.origin), overrides) for c in candidates}
-    table = choose_k(shop, plans) if len(plans) > 1 else []
+    table = choose_k(context, plans) if len(plans) > 1 else []
     units = plans[next((row["k"] for row in table if row["chosen"]), candidates[0].k)]
-    check_clusters(shop.library, units, shop.tasks, shop.base_dtype)
-    train_units(shop, units)
+    check_clusters(context.library, units, context.tasks, context.base_dtype)
+    train_units(context, units)
     kept = [unit for unit in units if unit.name in before]
-    _say_stale_parents(shop, kept)
+    _say_stale_parents(context, kept)
     return [unit.name for unit in units if unit.name not in before], [unit.name for unit in kept], table
 
 
@@ -79,14 +79,14 @@ def check_numbers(clusters: ClusterSettings, num_tasks: int) -> None:
             check_k(k, num_tasks)
 
 
-def _say_stale_parents(shop: Workshop, kept: Sequence[Unit]) -> None:
+def _say_stale_parents(context: BuildContext, kept: Sequence[ExpertSpec]) -> None:
     """An expert is what its own rows and settings make it; by which adapters these were brought together may change."""
-    stale = [u.name for u in kept if tuple(shop.library.provenance(u.name).get("parents", ())) != u.parents]
+    stale = [u.name for u in kept if tuple(context.library.provenance(u.name).get("parents", ())) != u.parents]
     if stale:
-        shop.display.say(f"kept, though the private adapters they name as parents have changed: {', '.join(stale)}")
+        context.display.say(f"kept, though the private adapters they name as parents have changed: {', '.join(stale)}")
 
 
-def train_private(shop: Workshop, settings: BuildSettings, clusters: ClusterSettings) -> Library:
+def train_private(context: BuildContext, settings: BuildSettings, clusters: ClusterSettings) -> Library:
     """The library of the private adapters, with one for every task.
 
     A library that is named is taken as it is: only tasks that it lacks are trained. One that lacks none is only read.
@@ -94,14 +94,14 @@ def train_private(shop: Workshop, settings: BuildSettings, clusters: ClusterSett
     Raises:
         LibraryError: if it holds adapters of these names that are not of these tasks, or of another build.
     """
-    path = private_folder(shop.library.path, clusters)
-    library = _open_private(path, shop)
-    units = planned_private(library, shop.tasks, settings, clusters, shop.base_dtype)
-    shop.display.say(f"private adapters: {path}")
+    path = private_folder(context.library.path, clusters)
+    library = _open_private(path, context)
+    units = planned_private(library, context.tasks, settings, clusters, context.base_dtype)
+    context.display.say(f"private adapters: {path}")
     if clusters.private is not None and not {unit.name for unit in units} - set(library.names()):
         return library
     with library.build_lock():
-        trained, _ = train_units(replace(shop, library=library), units)
+        trained, _ = train_units(replace(context, library=library), units)
         if trained and clusters.private is None:
             sweep(path)
     return library
@@ -113,7 +113,7 @@ def planned_private(
     settings: BuildSettings,
     clusters: ClusterSettings,
     base_dtype: str | None,
-) -> list[Unit]:
+) -> list[ExpertSpec]:
     """The private adapters that are this build's to train; some of them may be there already.
 
     Args:
@@ -152,25 +152,27 @@ def private_folder(library: Path, clusters: ClusterSettings) -> Path:
     return path
 
 
-def _open_private(path: Path, shop: Workshop) -> Library:
+def _open_private(path: Path, context: BuildContext) -> Library:
     # A folder without the file is what a build leaves that was killed while it made the library.
     if not (path / LIBRARY_FILE).exists():
-        base = shop.base.model if shop.base is not None else shop.base_reference
-        return Library.create(path, base, base_name=shop.library.base.name)
+        base = context.base.model if context.base is not None else context.base_reference
+        return Library.create(path, base, base_name=context.library.base.name)
     library = Library.open(path)
-    ours, theirs = shop.library.base.fingerprint, library.base.fingerprint
+    ours, theirs = context.library.base.fingerprint, library.base.fingerprint
     differing = differing_fields(ours.configuration, theirs.configuration)
     if theirs.digest != ours.digest or differing:
         fields = f", {in_words(differing)}" if differing else ""
         raise LibraryError(
-            f"the library of private adapters '{path}' must be over the base of '{shop.library.path}'",
-            found=f"{library.base.name} instead of {shop.library.base.name}{fields}",
+            f"the library of private adapters '{path}' must be over the base of '{context.library.path}'",
+            found=f"{library.base.name} instead of {context.library.base.name}{fields}",
             remedy="name another with --private",
         )
     return library
 
 
-def _check_own(library: Library, units: Sequence[Unit], tasks: Mapping[str, Task], base_dtype: str | None) -> None:
+def _check_own(
+    library: Library, units: Sequence[ExpertSpec], tasks: Mapping[str, Task], base_dtype: str | None
+) -> None:
     try:
         check_same_build(library, units, tasks, base_dtype)
     except LibraryError as error:
@@ -179,7 +181,7 @@ def _check_own(library: Library, units: Sequence[Unit], tasks: Mapping[str, Task
         raise LibraryError(error.rule, found=error.found, remedy=remedy) from error
 
 
-def _check_taken(library: Library, units: Sequence[Unit], tasks: Mapping[str, Task]) -> None:
+def _check_taken(library: Library, units: Sequence[ExpertSpec], tasks: Mapping[str, Task]) -> None:
     for name in (unit.name for unit in units):
         known, own = library.provenance(name), {name: tasks[name].data_hash}
         if known["tasks"] not in ([], [name]) or known.get("data_hashes", own) != own:

@@ -8,7 +8,7 @@ from typing import Any
 from lorary.build.choose_k import known_choice
 from lorary.build.cluster_settings import ClusterSettings
 from lorary.build.experts import check_clusters, check_same_build
-from lorary.build.jobs import Unit, cluster_units, joint_units, override, private_units
+from lorary.build.jobs import ExpertSpec, cluster_units, joint_units, override, private_units
 from lorary.build.mbc import check_numbers, numbers_of, planned_private, private_folder
 from lorary.build.methods import MethodSettings
 from lorary.build.poly import is_finished, poly_unit
@@ -36,7 +36,7 @@ class Stage:
     """
 
     name: str
-    units: Sequence[Unit]
+    units: Sequence[ExpertSpec]
     there: frozenset[str] = frozenset()
 
 
@@ -71,7 +71,7 @@ class _Place:
         library.check_base(self.base.model)
         return library
 
-    def stage(self, name: str, path: Path, units: Sequence[Unit]) -> Stage:
+    def stage(self, name: str, path: Path, units: Sequence[ExpertSpec]) -> Stage:
         """Units against what a folder holds; an expert of another build is refused as the build itself would."""
         library = self.opened(path)
         names = set() if library is None else set(library.names())
@@ -156,7 +156,7 @@ def _mbc_stages(
     return [*stages, place.stage(f"{k} clusters", place.path, units)]
 
 
-def _candidate(place: _Place, k: int, units: Sequence[Unit]) -> Stage:
+def _candidate(place: _Place, k: int, units: Sequence[ExpertSpec]) -> Stage:
     folder = candidate_folder(place.path, k, units, place.tasks, place.run.dtype)
     return place.stage(f"{k} clusters", folder, units)
 
@@ -167,7 +167,7 @@ def _plans(
     clusters: ClusterSettings,
     overrides: Mapping[str, Mapping[str, Any]],
     private: Library | None,
-) -> tuple[dict[int, list[Unit]], bool]:
+) -> tuple[dict[int, list[ExpertSpec]], bool]:
     """Experts by number of clusters, and whether these are known: recorded, or what a baseline says."""
     plans, are_known = {}, True
     for k in numbers_of(clusters):

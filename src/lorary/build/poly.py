@@ -8,7 +8,7 @@ import torch
 
 from lorary.adapter import Adapter, content_hash
 from lorary.build.experts import check_same_build, provenance_of, targets_of, to_adapter
-from lorary.build.jobs import Unit
+from lorary.build.jobs import ExpertSpec
 from lorary.build.methods import PolySettings
 from lorary.build.settings import BuildSettings
 from lorary.data.schema import Task
@@ -20,7 +20,7 @@ from lorary.train.poly import PolyStack, skill_names
 from lorary.train.units import TrainedUnit
 
 
-def poly_unit(tasks: Sequence[str], settings: BuildSettings, poly: PolySettings) -> Unit:
+def poly_unit(tasks: Sequence[str], settings: BuildSettings, poly: PolySettings) -> ExpertSpec:
     """The one unit of a Poly build: a model of all tasks, whose result is its skills.
 
     Args:
@@ -29,10 +29,10 @@ def poly_unit(tasks: Sequence[str], settings: BuildSettings, poly: PolySettings)
             always have draws of their own (see `PolyStack.fill`), which is what is recorded.
         poly: skills and splits.
     """
-    return Unit(poly.method, tuple(sorted(tasks)), replace(settings, init="own"), poly.method)
+    return ExpertSpec(poly.method, tuple(sorted(tasks)), replace(settings, init="own"), poly.method)
 
 
-def poly_stack(base: Base, unit: Unit, poly: PolySettings) -> PolyStack:
+def poly_stack(base: Base, unit: ExpertSpec, poly: PolySettings) -> PolyStack:
     """The parameters to train.
 
     Raises:
@@ -54,7 +54,7 @@ def poly_stack(base: Base, unit: Unit, poly: PolySettings) -> PolyStack:
 
 
 def is_finished(
-    library: Library, unit: Unit, poly: PolySettings, tasks: Mapping[str, Task], base_dtype: str | None
+    library: Library, unit: ExpertSpec, poly: PolySettings, tasks: Mapping[str, Task], base_dtype: str | None
 ) -> bool:
     """Whether a library holds all that this build would put there.
 
@@ -86,7 +86,7 @@ def is_finished(
 
 
 def commit_skills(
-    library: Library, unit: Unit, poly: PolySettings, trained: TrainedUnit, tasks: Mapping[str, Task], base: Base
+    library: Library, unit: ExpertSpec, poly: PolySettings, trained: TrainedUnit, tasks: Mapping[str, Task], base: Base
 ) -> Assignment:
     """Commit the skills of a finished model as adapters, then its assignment; what is there already stays.
 

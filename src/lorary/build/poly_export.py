@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.build.experts import other_build
-from lorary.build.jobs import Unit
+from lorary.build.jobs import ExpertSpec
 from lorary.build.methods import PolySettings
 from lorary.build.poly import commit_once
 from lorary.data.schema import Task
@@ -27,7 +27,7 @@ INHERITED = ("settings", "seed", "template", "base_dtype", "assignment", "versio
 
 def check_exports(
     library: Library,
-    unit: Unit,
+    unit: ExpertSpec,
     poly: PolySettings,
     tasks: Mapping[str, Task],
     base_dtype: str | None,

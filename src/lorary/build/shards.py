@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from lorary.build.experts import provenance_of, targets_of, to_adapter
-from lorary.build.jobs import Unit, make_job
+from lorary.build.jobs import ExpertSpec, make_job
 from lorary.build.progress import TrainingBar, opened_logs
 from lorary.build.settings import BuildSettings, RunSettings
 from lorary.data.schema import Task
@@ -30,7 +30,7 @@ class Shard:
 
     Args:
         units: the experts, in the order in which they take their places; some may be finished already.
-        library: folder of the library, which is the ledger.
+        library: folder of the library, which records what is done.
         checkpoint: file in which the state of the training is kept.
         logs: folder of the metrics.
         log: name of the metrics in there.
@@ -41,7 +41,7 @@ class Shard:
         run: how to run.
     """
 
-    units: tuple[Unit, ...]
+    units: tuple[ExpertSpec, ...]
     library: str
     checkpoint: str
     logs: str
@@ -121,7 +121,7 @@ def train_shard(
     Args:
         shard: what to train.
         base: the frozen base model.
-        library: the ledger.
+        library: records what is done.
         tasks: by name.
         display: where progress is shown.
         callbacks: watch the training; who opened them closes them.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorary.build.jobs import Unit
+from lorary.build.jobs import ExpertSpec
 from lorary.build.settings import as_recorded
 from lorary.data.schema import Task
 from lorary.library.files import encode_json, read_json, replace_file, reported
@@ -24,7 +24,7 @@ CANDIDATE, OLD = "k-", "old-"
 SHORT = "short-"
 
 
-def build_key(units: Sequence[Unit], tasks: Mapping[str, Task], window: int, dtype: str) -> str:
+def build_key(units: Sequence[ExpertSpec], tasks: Mapping[str, Task], window: int, dtype: str) -> str:
     """A hash of all that decides what a build trains together, so that another build never takes its state up.
 
     Args:
@@ -36,7 +36,7 @@ def build_key(units: Sequence[Unit], tasks: Mapping[str, Task], window: int, dty
     return state_key({"units": _parts(units, tasks), "window": window, "dtype": dtype})
 
 
-def candidate_folder(library: Path, k: int, units: Sequence[Unit], tasks: Mapping[str, Task], dtype: str) -> Path:
+def candidate_folder(library: Path, k: int, units: Sequence[ExpertSpec], tasks: Mapping[str, Task], dtype: str) -> Path:
     """Where experts are built that may be chosen or not: keyed by all that decides what they become.
 
     Args:
@@ -49,7 +49,7 @@ def candidate_folder(library: Path, k: int, units: Sequence[Unit], tasks: Mappin
     return library / BUILD_FOLDER / f"{CANDIDATE}{k}-{state_key({'units': _parts(units, tasks), 'dtype': dtype})}"
 
 
-def _parts(units: Sequence[Unit], tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
+def _parts(units: Sequence[ExpertSpec], tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
     return [
         {"name": u.name, "settings": as_recorded(u.settings), "data": {n: tasks[n].data_hash for n in u.tasks}}
         for u in units

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.build.cluster_settings import ClusterSettings
-from lorary.build.train_units import Workshop
+from lorary.build.train_units import BuildContext
 from lorary.cluster.baselines import family_labels, random_labels, text_labels
 from lorary.cluster.mbc import cluster_adapters
 from lorary.data.encoder import embed_tasks
@@ -40,11 +40,11 @@ class Clusters:
     origin: Mapping[str, Any]
 
 
-def cluster_tasks(shop: Workshop, private: Library | None, clusters: ClusterSettings, k: int | None) -> Clusters:
+def cluster_tasks(context: BuildContext, private: Library | None, clusters: ClusterSettings, k: int | None) -> Clusters:
     """Assign tasks to clusters and record it in the library.
 
     Args:
-        shop: where.
+        context: where.
         private: the private adapters, where these decide.
         clusters: how.
         k: number of clusters; None lets the adapters, or the families, say.
@@ -55,17 +55,17 @@ def cluster_tasks(shop: Workshop, private: Library | None, clusters: ClusterSett
     Raises:
         UsageError: if there cannot be that many clusters.
     """
-    path = shop.library.path
-    key = _key(shop.tasks, private, clusters, k)
+    path = context.library.path
+    key = _key(context.tasks, private, clusters, k)
     if load_derived(path, KIND, key) is None:
-        document = _labels(shop.tasks, private, clusters, k, shop.display)
+        document = _labels(context.tasks, private, clusters, k, context.display)
         save_derived(path, KIND, key, {DOCUMENT: encode_json({**document, **key["settings"]})})
-    found = known_clusters(path, shop.tasks, private, clusters, k)
+    found = known_clusters(path, context.tasks, private, clusters, k)
     assert found is not None
     labels = list(found.labels.values())
     sizes = sorted((labels.count(label) for label in set(labels)), reverse=True)
     folder = derived_folder(path, KIND, key)
-    shop.display.say(f"{len(sizes)} clusters of {', '.join(map(str, sizes))} tasks: {folder}")
+    context.display.say(f"{len(sizes)} clusters of {', '.join(map(str, sizes))} tasks: {folder}")
     return found
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorary.build.experts import check_same_build
-from lorary.build.jobs import Unit, num_steps
+from lorary.build.jobs import ExpertSpec, num_steps
 from lorary.build.settings import RunSettings
 from lorary.build.shards import Shard, build_shard, train_shard
 from lorary.build.state import build_key, checkpoint_path, close_build, open_shards
@@ -26,7 +26,7 @@ WORKERS = 4
 
 
 @dataclass(frozen=True)
-class Workshop:
+class BuildContext:
     """What all stages of a build share.
 
     Args:
@@ -71,11 +71,11 @@ class Workshop:
         return self.library.path / LOGS if self.logs is None else self.logs
 
 
-def train_units(shop: Workshop, units: Sequence[Unit]) -> tuple[list[str], list[str]]:
+def train_units(context: BuildContext, units: Sequence[ExpertSpec]) -> tuple[list[str], list[str]]:
     """Train the experts that the library lacks, and commit each as it ends. Run again, it goes on.
 
     Args:
-        shop: where.
+        context: where.
         units: all experts of this stage.
 
     Returns:
@@ -85,61 +85,63 @@ def train_units(shop: Workshop, units: Sequence[Unit]) -> tuple[list[str], list[
         LibraryError: if the library holds an expert of the same name from another build, or another build runs on it.
         TrainError: if the training cannot go on.
     """
-    library = shop.library
+    library = context.library
     there = set(library.names())
     kept = [unit for unit in units if unit.name in there]
     # Where other processes train, the experts themselves say on what, and must agree.
-    dtype = shop.base_dtype or (library.provenance(kept[0].name).get("base_dtype") if kept else None)
-    tokenizer = content_of_tokenizer(shop.base.tokenizer) if kept and shop.base is not None else None
-    check_same_build(library, kept, shop.tasks, dtype, tokenizer)
+    dtype = context.base_dtype or (library.provenance(kept[0].name).get("base_dtype") if kept else None)
+    tokenizer = content_of_tokenizer(context.base.tokenizer) if kept and context.base is not None else None
+    check_same_build(library, kept, context.tasks, dtype, tokenizer)
     if kept:
-        shop.display.say(f"{len(kept)} of {len(units)} experts are in the library already")
-    _train_pending(shop, units, dtype)
+        context.display.say(f"{len(kept)} of {len(units)} experts are in the library already")
+    _train_pending(context, units, dtype)
     return [unit.name for unit in units if unit.name not in there], [unit.name for unit in kept]
 
 
-def _train_pending(shop: Workshop, units: Sequence[Unit], dtype: str | None) -> None:
-    path = shop.library.path
-    key = build_key(units, shop.tasks, shop.run.window, shop.asked_dtype)
+def _train_pending(context: BuildContext, units: Sequence[ExpertSpec], dtype: str | None) -> None:
+    path = context.library.path
+    key = build_key(units, context.tasks, context.run.window, context.asked_dtype)
     # Long ones first, so that no single one is left running at the end.
-    order = sorted(units, key=lambda unit: (-num_steps(unit, shop.tasks), unit.name))
+    order = sorted(units, key=lambda unit: (-num_steps(unit, context.tasks), unit.name))
     by_name = {unit.name: unit for unit in units}
     for _ in range(2):  # twice, since somebody may remove experts that an interrupted build had finished
-        if pending := _missing(shop.library, order):
-            shards = open_shards(path, key, pending, _num_shards(len(pending), shop))
-            _run(shop, [_shard(shop, [by_name[n] for n in names], key, i, dtype) for i, names in enumerate(shards)])
+        if pending := _missing(context.library, order):
+            shards = open_shards(path, key, pending, _num_shards(len(pending), context))
+            _run(
+                context, [_shard(context, [by_name[n] for n in names], key, i, dtype) for i, names in enumerate(shards)]
+            )
         close_build(path, key)
-    if missing := _missing(shop.library, order):
+    if missing := _missing(context.library, order):
         raise TrainError("every expert must be in the library once its shard has ended", found=f"without {missing[:5]}",
                          remedy="run the same command again")  # fmt: skip
 
 
-def _missing(library: Library, units: Sequence[Unit]) -> list[str]:
+def _missing(library: Library, units: Sequence[ExpertSpec]) -> list[str]:
     there = set(library.names())
     return [unit.name for unit in units if unit.name not in there]
 
 
-def _num_shards(num_pending: int, shop: Workshop) -> int:
+def _num_shards(num_pending: int, context: BuildContext) -> int:
     """In this process one queue of them all; elsewhere enough for every worker, and a window at most in each."""
-    if shop.executor is None:
+    if context.executor is None:
         return 1
-    size = min(shop.run.window, -(-num_pending // (shop.workers or WORKERS)))
+    size = min(context.run.window, -(-num_pending // (context.workers or WORKERS)))
     return -(-num_pending // size)
 
 
-def _shard(shop: Workshop, units: Sequence[Unit], key: str, number: int, dtype: str | None) -> Shard:
-    path = shop.library.path
+def _shard(context: BuildContext, units: Sequence[ExpertSpec], key: str, number: int, dtype: str | None) -> Shard:
+    path = context.library.path
     return Shard(
         units=tuple(units),
         library=str(path.resolve()),
         checkpoint=str(checkpoint_path(path, key, [unit.name for unit in units]).resolve()),
-        logs=str(shop.log_folder.resolve()),
-        log="train" if shop.executor is None else f"train-{number}",
-        base=_absolute(shop.base_reference),
+        logs=str(context.log_folder.resolve()),
+        log="train" if context.executor is None else f"train-{number}",
+        base=_absolute(context.base_reference),
         base_dtype=dtype,
-        tasks=_absolute(shop.tasks_reference),
-        data={name: shop.tasks[name].data_hash for unit in units for name in unit.tasks},
-        run=shop.run,
+        tasks=_absolute(context.tasks_reference),
+        data={name: context.tasks[name].data_hash for unit in units for name in unit.tasks},
+        run=context.run,
     )
 
 
@@ -149,14 +151,14 @@ def _absolute(reference: str) -> str:
     return reference if is_word or not Path(reference).exists() else str(Path(reference).resolve())
 
 
-def _run(shop: Workshop, shards: Sequence[Shard]) -> None:
-    if shop.executor is not None:
-        shop.executor.run(build_shard, shards)
+def _run(context: BuildContext, shards: Sequence[Shard]) -> None:
+    if context.executor is not None:
+        context.executor.run(build_shard, shards)
         return
-    base = shop.base
+    base = context.base
     assert base is not None
 
     def train_here(shard: Shard) -> None:
-        train_shard(shard, base, shop.library, shop.tasks, shop.display, shop.callbacks)
+        train_shard(shard, base, context.library, context.tasks, context.display, context.callbacks)
 
     LocalExecutor().run(train_here, shards)

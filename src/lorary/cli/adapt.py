@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from lorary.adapt.settings import LORA, AdaptSettings, adapt_settings
 from lorary.build.settings import BuildSettings, RunSettings, preset
-from lorary.cli.flags import Given, Options, with_options
+from lorary.cli.flags import CommandOptions, Given, with_options
 from lorary.cli.options import LibraryPath, Output, Preset, TasksReference
 from lorary.errors import UsageError
 from lorary.flags import flag, option_of
@@ -39,7 +39,7 @@ def adapt(
     tasks: TasksReference,
     given: Annotated[
         Given,
-        Options(
+        CommandOptions(
             (AdaptCommand, AdaptSettings, Preset, BuildSettings, RunSettings, Output),
             omit={BuildSettings: ("rank", "init", "sampling")},
             methods=dict.fromkeys(_LAYERS, (LORA,)),

@@ -10,7 +10,7 @@ import typer
 from lorary.build.cluster_settings import ClusterSettings
 from lorary.build.methods import MHR_SPLITS, MethodSettings, PolySettings, method_settings
 from lorary.build.settings import BuildSettings, BuildSource, RunSettings, preset
-from lorary.cli.flags import Given, Options, with_options
+from lorary.cli.flags import CommandOptions, Given, with_options
 from lorary.cli.options import Output, Preset, TasksReference
 from lorary.errors import UsageError
 from lorary.flags import flag
@@ -55,7 +55,7 @@ def build(
     tasks: TasksReference,
     given: Annotated[
         Given,
-        Options(
+        CommandOptions(
             (*_SETTINGS, RunSettings, Output),
             defaults={"splits": str(MHR_SPLITS)},
         ),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from lorary.cli.flags import Given, Options, with_options
+from lorary.cli.flags import CommandOptions, Given, with_options
 from lorary.cli.harness import evaluate_harness
 from lorary.cli.options import LibraryPath, Output, RouterFields, TasksReference
 from lorary.cli.route import route_fields
@@ -39,7 +39,7 @@ def evaluate(
     tasks: TasksReference,
     given: Annotated[
         Given,
-        Options(
+        CommandOptions(
             (EvaluateCommand, EvaluateSettings, RouterFields, BaseOptions, HarnessSettings, Output),
             omit={EvaluateSettings: ("top_k", "temperature", "mix"), HarnessSettings: ("rows",)},
             defaults={"template": "that of the experts", "harness": ""},

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from lorary.cli.flags import Given, Options, with_options
+from lorary.cli.flags import CommandOptions, Given, with_options
 from lorary.cli.options import LibraryPath, Output, RouterChoice, RouterFields
 from lorary.cli.route import route_fields
 from lorary.errors import UsageError
@@ -43,7 +43,7 @@ class ExplainCommand:
 @with_options
 def explain(
     library: LibraryPath,
-    given: Annotated[Given, Options((ExplainCommand, RouterChoice, RouterFields, BaseOptions, Output))],
+    given: Annotated[Given, CommandOptions((ExplainCommand, RouterChoice, RouterFields, BaseOptions, Output))],
 ) -> None:
     """Show how prompts are routed: which experts, where, how surely, and what the answer owes them."""
     from lorary.evaluate.explain_trace import Prompt, read_prompts

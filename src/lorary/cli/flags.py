@@ -15,11 +15,11 @@ Given = Mapping[type, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Options:
+class CommandOptions:
     """Marks the one parameter of a command that stands for the options of its settings classes; it gets a `Given`.
 
     Args:
-        settings: the classes. Options appear in the order of their fields.
+        settings: the classes. CommandOptions appear in the order of their fields.
         omit: by class, fields that the command does not ask for.
         methods: by field, the methods that look at it here, for the help.
         defaults: by field, what its default is called here, for the help.
@@ -56,11 +56,11 @@ class Options:
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command as typer takes it: the parameter marked with `Options` becomes the options that it stands for."""
+    """A command as typer takes it: the parameter marked with `CommandOptions` becomes the options it stands for."""
     parameters: list[inspect.Parameter] = []
     options: dict[str, tuple[type, Field[Any], inspect.Parameter]] = {}
     for parameter in inspect.signature(command).parameters.values():
-        marks = [mark for mark in getattr(parameter.annotation, "__metadata__", ()) if isinstance(mark, Options)]
+        marks = [mark for mark in getattr(parameter.annotation, "__metadata__", ()) if isinstance(mark, CommandOptions)]
         if marks:
             group, classes, options = parameter.name, marks[0].settings, marks[0].parameters()
             parameters.extend(parameter for _, _, parameter in options.values())

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lorary.cli.flags import Given, Options, with_options
+from lorary.cli.flags import CommandOptions, Given, with_options
 from lorary.cli.options import LibraryPath, Output, RouterChoice, RouterFields
 from lorary.cli.route import route_fields
 from lorary.recipes.base_options import BaseOptions
@@ -35,7 +35,7 @@ class GenerateCommand:
 def generate(
     library: LibraryPath,
     prompt: Annotated[str, typer.Option(help="text to answer")],
-    given: Annotated[Given, Options((RouterChoice, RouterFields, GenerateCommand, BaseOptions, Output))],
+    given: Annotated[Given, CommandOptions((RouterChoice, RouterFields, GenerateCommand, BaseOptions, Output))],
 ) -> None:
     """Answer a prompt with the routed library."""
     from lorary.recipes.generate import run_generate

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorary.cli.flags import Given, Options, with_options
+from lorary.cli.flags import CommandOptions, Given, with_options
 from lorary.cli.grouped import GroupedCommands
 from lorary.cli.options import BASE_HELP, ForceBase, Json, LibraryPath, Output, Route
 from lorary.cli.route import route_fields
@@ -136,7 +136,7 @@ def prepare(
     router: Annotated[
         str, typer.Option(help="centroid, phatgoose, contrast, task-predictor, retrieval, or norm to calibrate it")
     ],
-    given: Annotated[Given, Options((PrepareCommand, BaseOptions, Output))],
+    given: Annotated[Given, CommandOptions((PrepareCommand, BaseOptions, Output))],
 ) -> None:
     """Compute what a router needs beyond weights from the experts' own data; run it again to go on."""
     from lorary.recipes.prepare import run_prepare

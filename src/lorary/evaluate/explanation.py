@@ -74,7 +74,7 @@ class Compared(NamedTuple):
     per_token: float
 
 
-class Group(NamedTuple):
+class LayerGroup(NamedTuple):
     """Layers that are summed up together."""
 
     name: str
@@ -161,22 +161,22 @@ class Explanation:
         return expert_use(self.shares, self.reach)
 
     @cached_property
-    def overall(self) -> Group:
+    def overall(self) -> LayerGroup:
         """All layers."""
         return self._group("all layers", range(len(self.layers)))
 
     @cached_property
-    def by_layer(self) -> list[Group]:
+    def by_layer(self) -> list[LayerGroup]:
         """Each layer, by its path."""
         return [self._group(path, [i]) for i, path in enumerate(self.layers)]
 
     @cached_property
-    def by_depth(self) -> list[Group]:
+    def by_depth(self) -> list[LayerGroup]:
         """The layers of one number together; `-` for those without one."""
         return self._grouped([place_of(path)[1] for path in self.layers])
 
     @cached_property
-    def by_module(self) -> list[Group]:
+    def by_module(self) -> list[LayerGroup]:
         """The layers of one kind together."""
         return self._grouped([place_of(path)[0] for path in self.layers])
 
@@ -220,15 +220,15 @@ class Explanation:
         kept = [getattr(prompt, which)[:, prompt.counted] for prompt in self.prompts]
         return as_shares(torch.cat(kept, dim=1))
 
-    def _grouped(self, labels: Sequence[str]) -> list[Group]:
+    def _grouped(self, labels: Sequence[str]) -> list[LayerGroup]:
         names = list(dict.fromkeys(labels))
         return [self._group(name, [i for i, label in enumerate(labels) if label == name]) for name in names]
 
-    def _group(self, name: str, layers: Sequence[int]) -> Group:
+    def _group(self, name: str, layers: Sequence[int]) -> LayerGroup:
         own = self.shares[list(layers)].flatten(0, 1)
         if not self.compares:
-            return Group(name, measure(own), None)
-        return Group(name, measure(own), agreement(own, self._other_shares[list(layers)].flatten(0, 1)))
+            return LayerGroup(name, measure(own), None)
+        return LayerGroup(name, measure(own), agreement(own, self._other_shares[list(layers)].flatten(0, 1)))
 
 
 def _check_weights(weights: Tensor | None, layers: Sequence[str], tokens: int, experts: int) -> None:

@@ -9,7 +9,7 @@ from lorary.ops.choose import Chosen
 from lorary.ops.native import Quick
 
 
-class Seen(NamedTuple):
+class LayerInput(NamedTuple):
     """What a gate may read of the input of its layer.
 
     Args:
@@ -45,5 +45,5 @@ class Gate(Protocol):
     def quick(self) -> Quick | None:
         """The same in a form that compiled code knows, where there is one; without rows where it `reads_prototypes`."""
 
-    def __call__(self, seen: Seen) -> Chosen | None:
+    def __call__(self, seen: LayerInput) -> Chosen | None:
         """The experts of each token, or None to leave the layer's output as it is."""

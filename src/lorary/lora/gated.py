@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lorary.lora import plans
-from lorary.lora.gate import Gate, Seen
+from lorary.lora.gate import Gate, LayerInput
 from lorary.ops.choose import Chosen, Mix
 from lorary.ops.growable import append_rows, remove_rows
 from lorary.ops.native import FEW_TOKENS, MOST_CHOSEN, NativeRoute, Quick, is_native, is_watched
@@ -135,7 +135,7 @@ class GatedLora(nn.Module):
                 return self._compiled_at_once(quick, tokens, leading, output)
         is_dense = not (is_compiled or self._is_gathered(gate, len(tokens)))
         z, projections = self._shrink(tokens, gate, all_z=is_dense)
-        chosen = gate(Seen(tokens, z, projections, leading))
+        chosen = gate(LayerInput(tokens, z, projections, leading))
         if chosen is None:
             return output
         self._record(chosen, leading)

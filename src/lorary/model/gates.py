@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lorary.lora.gate import Seen
+from lorary.lora.gate import LayerInput
 from lorary.model.decision import TokenDecision
 from lorary.model.layers import SeatedLayer
 from lorary.ops.blocks import Block, split_blocks
@@ -116,11 +116,11 @@ class ScoreGate(nn.Module):
         candidates = min(self.candidates, len(self.alive))
         return Quick(self.rows, self.matrices, self.alive, self.most, candidates, self.choice.temperature)
 
-    def forward(self, seen: Seen) -> Chosen:
+    def forward(self, seen: LayerInput) -> Chosen:
         """The experts of each token."""
         return choose(self.scores(seen), self.choice)
 
-    def scores(self, seen: Seen) -> Tensor:
+    def scores(self, seen: LayerInput) -> Tensor:
         """Scores of each token, (tokens, experts)."""
         z, projections = seen.z, seen.projections
         if self.input_norm != "none":
@@ -191,7 +191,7 @@ class TokenGate(nn.Module):
         """Whether this layer decides, by a rule that reads the down-projections."""
         return self.decides is not None and self.decision.falls_to(self.layer) and self.decides.reads_z
 
-    def forward(self, seen: Seen) -> Chosen | None:
+    def forward(self, seen: LayerInput) -> Chosen | None:
         """The experts of each token; None in a layer that runs before the decision."""
         if self.decides is None or not self.decision.falls_to(self.layer):
             return self.decision.read(self.seated.seats, seen.x)

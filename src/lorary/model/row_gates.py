@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lorary.errors import RouterError, UsageError
-from lorary.lora.gate import Seen
+from lorary.lora.gate import LayerInput
 from lorary.model.decision import Request
 from lorary.model.gates import ScoreGate, Seated
 from lorary.ops.choose import Chosen
@@ -47,7 +47,7 @@ class RequestGate(nn.Module):
         """Whether the probe runs, for a rule that reads the down-projections."""
         return self.is_probing and self.probed is not None and self.probed.reads_z
 
-    def forward(self, seen: Seen) -> Chosen | None:
+    def forward(self, seen: LayerInput) -> Chosen | None:
         """The experts of each token's row; None while it is probed, for the probe is of the bare base."""
         batch, seq = rows_of(seen)
         if self.is_probing:
@@ -82,7 +82,7 @@ class FixedGate(nn.Module):
         """How many have a weight."""
         return len(self.experts)
 
-    def forward(self, seen: Seen) -> Chosen:
+    def forward(self, seen: LayerInput) -> Chosen:
         """The experts, once for each token."""
         num_tokens = seen.x.shape[0]
         return Chosen(self.experts.expand(num_tokens, -1), self.weights.expand(num_tokens, -1))
@@ -119,7 +119,7 @@ class RowGate(nn.Module):
         """Whether any row's gate does."""
         return any(bool(gate.reads_z) for gate in self.gates)
 
-    def forward(self, seen: Seen) -> Chosen | None:
+    def forward(self, seen: LayerInput) -> Chosen | None:
         """The experts of each token; None while rows are probed."""
         batch, seq = rows_of(seen)
         of_row = torch.tensor(spread(self.of_row, batch), device=seen.x.device)
@@ -153,7 +153,7 @@ def spread(of_row: Sequence[int], batch: int) -> list[int]:
     return [number for number in of_row for _ in range(batch // len(of_row))]
 
 
-def rows_of(seen: Seen) -> tuple[int, int]:
+def rows_of(seen: LayerInput) -> tuple[int, int]:
     """(batch, seq) of what a layer was given.
 
     Raises:
@@ -168,10 +168,10 @@ def rows_of(seen: Seen) -> tuple[int, int]:
     return seen.leading[0], seen.leading[1]
 
 
-def _rows_only(seen: Seen, rows: Tensor, batch: int) -> Seen:
+def _rows_only(seen: LayerInput, rows: Tensor, batch: int) -> LayerInput:
     def pick(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.view(batch, -1, tensor.shape[-1])[rows].flatten(0, 1)
 
     x = pick(seen.x)
     assert x is not None
-    return Seen(x, pick(seen.z), pick(seen.projections), torch.Size((len(rows), *seen.leading[1:])))
+    return LayerInput(x, pick(seen.z), pick(seen.projections), torch.Size((len(rows), *seen.leading[1:])))

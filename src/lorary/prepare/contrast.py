@@ -9,7 +9,7 @@ from torch import Tensor
 from lorary.data.template import Example
 from lorary.errors import TaskError
 from lorary.library.store import Library
-from lorary.lora.gate import Seen
+from lorary.lora.gate import LayerInput
 from lorary.lora.seat import seat, unseat
 from lorary.model.features import decoder_of, prompt_batches
 from lorary.model.gates import ScoreGate
@@ -91,7 +91,7 @@ class _Watch:
         self._count = 0
         self._mean = self._squares = torch.zeros(len(layer.experts), dtype=torch.float64)
 
-    def __call__(self, seen: Seen) -> None:
+    def __call__(self, seen: LayerInput) -> None:
         batch, seq = rows_of(seen)
         real = self.real.to(seen.x.device)[..., None]
         scores = self._scored.scores(seen).view(batch, seq, -1).double()

@@ -10,7 +10,7 @@ from torch import Tensor
 from lorary.adapter import Adapter
 from lorary.data.batching import collate, input_length, length_buckets
 from lorary.data.template import Example
-from lorary.lora.gate import Seen
+from lorary.lora.gate import LayerInput
 from lorary.lora.gated import GatedLora
 from lorary.model.features import MAX_TOKENS, decoder_of
 from lorary.model.one_expert import alone
@@ -54,7 +54,7 @@ class _WatchGate:
     def __init__(self, look: Callable[[Tensor, Tensor, Tensor], None], lengths: Tensor) -> None:
         self._look, self._lengths = look, lengths
 
-    def __call__(self, seen: Seen) -> Chosen:
+    def __call__(self, seen: LayerInput) -> Chosen:
         batch, seq = rows_of(seen)
         assert seen.z is not None
         self._look(seen.x.view(batch, seq, -1), seen.z.view(batch, seq, -1), self._lengths.to(seen.x.device))

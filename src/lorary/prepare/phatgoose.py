@@ -11,7 +11,7 @@ from lorary.adapter import Adapter
 from lorary.data.batching import collate, input_length, plan_batches
 from lorary.data.template import Example
 from lorary.errors import TrainError
-from lorary.lora.gate import Seen
+from lorary.lora.gate import LayerInput
 from lorary.model.logits import target_losses
 from lorary.model.one_expert import alone
 from lorary.ops.choose import Chosen
@@ -106,6 +106,6 @@ class _SigmoidGate:
     def __init__(self, vector: Tensor, part: slice) -> None:
         self._vector, self._part = vector, part
 
-    def __call__(self, seen: Seen) -> Chosen:
+    def __call__(self, seen: LayerInput) -> Chosen:
         weights = torch.sigmoid(seen.x @ self._vector[self._part].to(seen.x))[:, None]
         return Chosen(torch.zeros_like(weights, dtype=torch.int64), weights)

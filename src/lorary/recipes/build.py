@@ -6,7 +6,7 @@ from dataclasses import replace
 from lorary.build.build_library import BuildResult, build_experts, choose_tasks, separate_tasks
 from lorary.build.methods import MethodSettings
 from lorary.build.settings import BuildSettings, BuildSource, RunSettings
-from lorary.build.train_units import Workshop
+from lorary.build.train_units import BuildContext
 from lorary.display import Display
 from lorary.library.opening import created_for
 from lorary.model.base import load_base
@@ -50,7 +50,7 @@ def run_build(
     needs_base = executor is None or method.is_poly or len(method.clusters.k) > 1
     loaded = load_base(base, dtype=run.dtype, device=run.device) if needs_base else None
     with created_for(library_path, base) as library:
-        context = Workshop(
+        context = BuildContext(
             library, tasks, run, display, loaded, base, tasks_reference, executor, source.workers, callbacks
         )
         return replace(build_experts(context, settings, method), overlap=None if shared is None else shared.to_json())

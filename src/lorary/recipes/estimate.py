@@ -6,7 +6,7 @@ from typing import Any
 
 from lorary.build.build_library import choose_tasks, separate_tasks
 from lorary.build.experts import targets_of
-from lorary.build.jobs import Unit, make_job
+from lorary.build.jobs import ExpertSpec, make_job
 from lorary.build.memory import Measurement, measure
 from lorary.build.methods import MethodSettings
 from lorary.build.plan import plan_stages
@@ -81,7 +81,7 @@ class _Planned:
     """A unit with its rows, in its stage."""
 
     stage: str
-    unit: Unit
+    unit: ExpertSpec
     job: Job
 
 
@@ -128,7 +128,7 @@ def run_estimate(
     return _summary(loaded, method, planned, kept, measured, notes)
 
 
-def _targets(base: Base, unit: Unit, method: MethodSettings) -> frozenset[str] | None:
+def _targets(base: Base, unit: ExpertSpec, method: MethodSettings) -> frozenset[str] | None:
     return None if method.is_poly else frozenset(targets_of(base, unit.settings))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorary.evaluate.explanation import Explanation, Group, SeenPrompt
+from lorary.evaluate.explanation import Explanation, LayerGroup, SeenPrompt
 from lorary.lora.targets import place_of
 from lorary.report.explain_map import NUM_COLOURS, NUM_KEPT, colour_of, column_names, map_data, selectable, usage_map
 from lorary.report.markup import counted
@@ -161,7 +161,7 @@ def _entropies(e: Explanation) -> tuple[list[tuple[str, list[dict[str, Any]]]], 
     return [(title, [_entropy(e, group) for group in groups]) for title, groups in tables], top
 
 
-def _entropy(e: Explanation, group: Group) -> dict[str, Any]:
+def _entropy(e: Explanation, group: LayerGroup) -> dict[str, Any]:
     m = group.measures
     values = {"entropy": m.entropy, "balance": m.balance, "information": m.information}
     return {"name": group.name, "used": _named(e.experts, m.usage.tolist()), **values}

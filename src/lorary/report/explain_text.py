@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorary.display import table_console
-from lorary.evaluate.explanation import Explanation, Group, SeenPrompt
+from lorary.evaluate.explanation import Explanation, LayerGroup, SeenPrompt
 from lorary.report.tables import text_table
 
 # More rows fill screens that nobody reads; --json and --report have them.
@@ -116,7 +116,7 @@ def _experts(e: Explanation) -> Table:
     return table
 
 
-def _groups(e: Explanation, title: str, groups: Sequence[Group]) -> Table:
+def _groups(e: Explanation, title: str, groups: Sequence[LayerGroup]) -> Table:
     compared = (">same strongest", ">overlap", ">divergence") if e.compares else ()
     heads = (f"<{title[:-1]}", ">entropy", ">balance", ">information", "<most used", *compared)
     table = text_table(title, *heads)

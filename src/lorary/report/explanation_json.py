@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lorary.evaluate.explanation import Explanation, Group, SeenPrompt
+from lorary.evaluate.explanation import Explanation, LayerGroup, SeenPrompt
 from lorary.evaluate.routing import DOMINATING, DOMINATING_TIMES, HARDLY, SINK_RATIO
 from lorary.lora.targets import place_of
 
@@ -63,7 +63,7 @@ def _statistics(e: Explanation) -> dict[str, Any]:
     }
 
 
-def _group(e: Explanation, group: Group) -> dict[str, Any]:
+def _group(e: Explanation, group: LayerGroup) -> dict[str, Any]:
     measures = group.measures
     used = zip(e.experts, measures.usage.tolist(), strict=True)
     usage = {name: round(value, DIGITS) for name, value in used if value}

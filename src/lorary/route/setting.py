@@ -78,7 +78,7 @@ class Choosing:
 
 
 @dataclass(frozen=True)
-class Options:
+class RuleOptions:
     """What a rule can be asked for beside; `Routing` refuses an option that its rule does not have.
 
     Args:
@@ -167,7 +167,7 @@ class Routing:
     at: str | None = None
     allow: Sequence[str] | None = None
     choosing: Choosing = field(default_factory=Choosing)
-    options: Options = field(default_factory=Options)
+    options: RuleOptions = field(default_factory=RuleOptions)
     general: General = field(default_factory=General)
 
     def __post_init__(self) -> None:
@@ -297,7 +297,7 @@ def parts_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **parts[""],
         "choosing": Choosing(**parts["choosing"]),
-        "options": Options(**parts["options"]),
+        "options": RuleOptions(**parts["options"]),
         "general": General(**parts["general"]),
     }
 

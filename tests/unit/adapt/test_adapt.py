@@ -13,7 +13,7 @@ import torch
 
 from lorary.adapt import lorahub as adapt_lorahub
 from lorary.adapt.adapt_library import adapt_library
-from lorary.adapt.context import Shop
+from lorary.adapt.context import AdaptContext
 from lorary.adapt.pool import pool_of
 from lorary.adapt.settings import METHODS, AdaptSettings
 from lorary.build.build_library import build_library
@@ -309,7 +309,7 @@ def test_cut_mixtures_that_were_finished_before_a_kill_are_kept(
 def test_a_cut_that_is_worse_than_the_base_gives_way_to_nothing(
     base: Base, source: Library, library: Library, new: dict[str, Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorary.adapt.mixture.adapter_losses", lambda shop, cut, val: dict.fromkeys(cut, 99.0))
+    monkeypatch.setattr("lorary.adapt.mixture.adapter_losses", lambda context, cut, val: dict.fromkeys(cut, 99.0))
     beta = {"beta": new["beta"]}
     result = adapt_library(base, source, beta, settings_of("lorahub", rank=1), into=library)
     base_loss, _, loss = result.val_losses["beta"]
@@ -323,7 +323,10 @@ def test_running_state_is_not_taken_up_where_names_have_changed_hands(
 ) -> None:
     pool = pool_of(source, settings_of("cat"))
     swapped = replace(pool, hashes=dict(zip(pool.hashes, reversed(pool.hashes.values()), strict=True)))
-    keys = {Shop(base, library, new, settings_of("cat"), RunSettings(), Display(), own).key for own in (pool, swapped)}
+    keys = {
+        AdaptContext(base, library, new, settings_of("cat"), RunSettings(), Display(), own).key
+        for own in (pool, swapped)
+    }
     assert len(keys) == 2
 
 

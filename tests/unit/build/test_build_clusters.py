@@ -13,10 +13,10 @@ import pytest
 from lorary.build.build_library import build_library
 from lorary.build.choose_k import mean_task_loss
 from lorary.build.cluster_settings import ClusterSettings
-from lorary.build.jobs import Unit
+from lorary.build.jobs import ExpertSpec
 from lorary.build.methods import MethodSettings
 from lorary.build.settings import BuildSettings, BuildSource, RunSettings
-from lorary.build.train_units import Workshop
+from lorary.build.train_units import BuildContext
 from lorary.data.schema import Task
 from lorary.display import Display
 from lorary.errors import LibraryError, UsageError
@@ -140,10 +140,10 @@ def test_with_one_task_each_the_mean_over_tasks_is_that_of_the_experts(
     base: Base, library: Library, tasks: Mapping[str, Task]
 ) -> None:
     result = build_library(base, library, tasks, SETTINGS, mbc(4))
-    units = [Unit(name, tuple(own), SETTINGS) for name, own in result.tasks.items()]
-    shop = Workshop(library, tasks, RunSettings(), Display(), base)
+    units = [ExpertSpec(name, tuple(own), SETTINGS) for name, own in result.tasks.items()]
+    context = BuildContext(library, tasks, RunSettings(), Display(), base)
     own = [after for _, after in result.val_losses.values()]
-    assert mean_task_loss(shop, library, units) == pytest.approx(sum(own) / 4, rel=1e-5)
+    assert mean_task_loss(context, library, units) == pytest.approx(sum(own) / 4, rel=1e-5)
 
 
 def test_one_callback_watches_all_stages_and_is_closed_at_the_end(

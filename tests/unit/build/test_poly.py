@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lorary.build import poly as recipe
-from lorary.build.jobs import Unit
+from lorary.build.jobs import ExpertSpec
 from lorary.build.methods import PolySettings, poly_settings
 from lorary.build.poly import commit_skills, is_finished, poly_stack, poly_unit
 from lorary.build.poly_export import export_mu, export_task, export_tasks
@@ -205,7 +205,7 @@ def test_skills_of_another_build_are_refused_by_name(
 ) -> None:
     model.commit(library, tasks, base)
 
-    def check(unit: Unit, poly: PolySettings) -> bool:
+    def check(unit: ExpertSpec, poly: PolySettings) -> bool:
         return is_finished(library, unit, poly, tasks, str(base.model.dtype))
 
     fewer = PolySettings(skills=2, splits=model.poly.splits)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lorary.lora.gate import Seen
+from lorary.lora.gate import LayerInput
 from lorary.lora.gated import GatedLora
 from lorary.model.attach import routing
 from lorary.ops.choose import Chosen
@@ -82,7 +82,7 @@ def test_autocast_does_not_reach_the_scores(generator: torch.Generator) -> None:
         most = 3
         quick = None
 
-        def __call__(self, given: Seen) -> Chosen:
+        def __call__(self, given: LayerInput) -> Chosen:
             assert given.projections is not None
             seen.append(given.projections.dtype)
             ones = torch.ones_like(given.projections)

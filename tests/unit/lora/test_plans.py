@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lorary.lora import gated, plans
-from lorary.lora.gate import Seen
+from lorary.lora.gate import LayerInput
 from lorary.lora.gated import GatedLora
 from lorary.model.attach import routing
 from lorary.model.live import remove_expert
@@ -153,7 +153,7 @@ def test_a_gate_that_is_trained_gets_its_gradient_for_few_tokens_too(generator: 
     class Trained(torch.nn.Module):
         reads_prototypes, reads_z, most, quick = False, False, 1, None
 
-        def forward(self, seen: Seen) -> Chosen:
+        def forward(self, seen: LayerInput) -> Chosen:
             return Chosen(torch.ones(len(seen.x), 1, dtype=torch.int64), weight.expand(len(seen.x), 1))
 
     lora.route_by(Trained(), "outputs")

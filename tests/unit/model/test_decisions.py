@@ -76,7 +76,7 @@ def test_layers_that_see_other_tokens_are_refused(routed: Any) -> None:
 
 def decided_by_hand(model: Any, ids: Tensor, mask: Tensor, router: str) -> Tensor:
     """(rows, experts): from the scores of every layer over the inputs that the bare base gives it."""
-    from lorary.lora.gate import Seen
+    from lorary.lora.gate import LayerInput
 
     inputs: dict[str, Tensor] = {}
     state = seating(model)
@@ -94,7 +94,7 @@ def decided_by_hand(model: Any, ids: Tensor, mask: Tensor, router: str) -> Tenso
             x = inputs[path].flatten(0, 1)
             gate: Any = layer.lora.gate
             z, projections = x @ layer.lora.down[: layer.lora.num_ranks].mT, x @ layer.lora.prototypes.mT
-            scores = gate.scores(Seen(x, z, projections, inputs[path].shape[:2])).view(*ids.shape, -1)
+            scores = gate.scores(LayerInput(x, z, projections, inputs[path].shape[:2])).view(*ids.shape, -1)
             mean = torch.stack([row[real.bool()].mean(dim=0) for row, real in zip(scores, mask, strict=True)])
             sums[:, list(layer.experts)] += mean
             counts[list(layer.experts)] += 1

@@ -1,6 +1,6 @@
 """Arithmetic on whole numbers below 200."""
 
-from lorary.data.builtin.sampling import Dice, Item, Plan, drawn
+from lorary.data.builtin.sampling import Dice, Item, SamplingPlan, drawn
 
 PARITIES = ("even", "odd")
 
@@ -36,10 +36,10 @@ def _double(dice: Dice) -> Item:
 
 
 PLANS = (
-    Plan("add_numbers", "arithmetic", "Add:", drawn(_add)),
-    Plan("subtract_numbers", "arithmetic", "Subtract:", drawn(_subtract)),
-    Plan("larger_number", "arithmetic", "Larger:", drawn(_larger)),
-    Plan("next_number", "arithmetic", "Count on:", drawn(_next_number)),
-    Plan("odd_or_even", "arithmetic", "Odd or even:", drawn(_parity), options=PARITIES),
-    Plan("double_number", "arithmetic", "Double:", drawn(_double), role="heldout"),
+    SamplingPlan("add_numbers", "arithmetic", "Add:", drawn(_add)),
+    SamplingPlan("subtract_numbers", "arithmetic", "Subtract:", drawn(_subtract)),
+    SamplingPlan("larger_number", "arithmetic", "Larger:", drawn(_larger)),
+    SamplingPlan("next_number", "arithmetic", "Count on:", drawn(_next_number)),
+    SamplingPlan("odd_or_even", "arithmetic", "Odd or even:", drawn(_parity), options=PARITIES),
+    SamplingPlan("double_number", "arithmetic", "Double:", drawn(_double), role="heldout"),
 )

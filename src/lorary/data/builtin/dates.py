@@ -1,6 +1,6 @@
 """Dates and times of day."""
 
-from lorary.data.builtin.sampling import Dice, Item, Plan, drawn, words
+from lorary.data.builtin.sampling import Dice, Item, SamplingPlan, drawn, words
 
 MONTHS = words("January February March April May June July August September October November December")
 WEEKDAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
@@ -36,9 +36,9 @@ def _weekday_or_weekend(dice: Dice) -> Item:
 
 
 PLANS = (
-    Plan("month_of_date", "dates", "Month in:", drawn(_month_of_date)),
-    Plan("year_of_date", "dates", "Year of:", drawn(_year_of_date)),
-    Plan("half_of_day", "dates", "Time of day:", drawn(_half_of_day), options=HALVES),
-    Plan("weekday_or_weekend", "dates", "Weekday or weekend:", drawn(_weekday_or_weekend), options=DAY_KINDS),
-    Plan("day_of_date", "dates", "Day of:", drawn(_day_of_date), role="heldout"),
+    SamplingPlan("month_of_date", "dates", "Month in:", drawn(_month_of_date)),
+    SamplingPlan("year_of_date", "dates", "Year of:", drawn(_year_of_date)),
+    SamplingPlan("half_of_day", "dates", "Time of day:", drawn(_half_of_day), options=HALVES),
+    SamplingPlan("weekday_or_weekend", "dates", "Weekday or weekend:", drawn(_weekday_or_weekend), options=DAY_KINDS),
+    SamplingPlan("day_of_date", "dates", "Day of:", drawn(_day_of_date), role="heldout"),
 )

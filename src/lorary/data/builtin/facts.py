@@ -1,6 +1,6 @@
 """Small tables of facts. Splits are disjoint by entity: training teaches how to answer, the base knows the facts."""
 
-from lorary.data.builtin.sampling import Plan, tabled, words
+from lorary.data.builtin.sampling import SamplingPlan, tabled, words
 
 # Continent: country, capital.
 COUNTRIES = {
@@ -73,9 +73,9 @@ CAPITALS = [_pairs(table) for table in COUNTRIES.values()]
 CONTINENTS = [[(country, name) for country, _ in _pairs(table)] for name, table in COUNTRIES.items()]
 
 PLANS = (
-    Plan("capital_city", "facts", "Capital of:", tabled(*CAPITALS)),
-    Plan("continent", "facts", "Continent of:", tabled(*CONTINENTS), options=tuple(COUNTRIES)),
-    Plan("chemical_symbol", "facts", "Chemical symbol of:", tabled(_pairs(SYMBOLS))),
-    Plan("animal_class", "facts", "Kind of animal:", tabled(*_classes(ANIMALS)), options=tuple(ANIMALS)),
-    Plan("food_kind", "facts", "Kind of food:", tabled(*_classes(FOODS)), options=tuple(FOODS), role="heldout"),
+    SamplingPlan("capital_city", "facts", "Capital of:", tabled(*CAPITALS)),
+    SamplingPlan("continent", "facts", "Continent of:", tabled(*CONTINENTS), options=tuple(COUNTRIES)),
+    SamplingPlan("chemical_symbol", "facts", "Chemical symbol of:", tabled(_pairs(SYMBOLS))),
+    SamplingPlan("animal_class", "facts", "Kind of animal:", tabled(*_classes(ANIMALS)), options=tuple(ANIMALS)),
+    SamplingPlan("food_kind", "facts", "Kind of food:", tabled(*_classes(FOODS)), options=tuple(FOODS), role="heldout"),
 )

@@ -56,7 +56,7 @@ class Dice:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplingPlan:
     """How one builtin task is made.
 
     Args:

@@ -1,6 +1,6 @@
 """Classification of sentences composed from small grammars."""
 
-from lorary.data.builtin.sampling import Dice, Item, Plan, drawn, words
+from lorary.data.builtin.sampling import Dice, Item, SamplingPlan, drawn, words
 
 SENTIMENTS = ("positive", "negative")
 THINGS = words("soup film hotel book concert train service room song game meal garden phone show cake")
@@ -98,9 +98,9 @@ def _tense(dice: Dice) -> Item:
 
 
 PLANS = (
-    Plan("sentiment", "sentences", "Sentiment:", drawn(_sentiment), options=SENTIMENTS),
-    Plan("topic", "sentences", "Topic:", drawn(_topic), options=tuple(TOPICS)),
-    Plan("style", "sentences", "Formal or informal:", drawn(_style), options=STYLES),
-    Plan("question_type", "sentences", "Asks for:", drawn(_question), options=tuple(QUESTION_FORMS)),
-    Plan("tense", "sentences", "Tense:", drawn(_tense), options=TENSES),
+    SamplingPlan("sentiment", "sentences", "Sentiment:", drawn(_sentiment), options=SENTIMENTS),
+    SamplingPlan("topic", "sentences", "Topic:", drawn(_topic), options=tuple(TOPICS)),
+    SamplingPlan("style", "sentences", "Formal or informal:", drawn(_style), options=STYLES),
+    SamplingPlan("question_type", "sentences", "Asks for:", drawn(_question), options=tuple(QUESTION_FORMS)),
+    SamplingPlan("tense", "sentences", "Tense:", drawn(_tense), options=TENSES),
 )

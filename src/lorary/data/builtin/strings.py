@@ -1,6 +1,6 @@
 """Strings: picking, joining and reordering words."""
 
-from lorary.data.builtin.sampling import Dice, Item, Plan, drawn, words
+from lorary.data.builtin.sampling import Dice, Item, SamplingPlan, drawn, words
 
 WORDS = words(
     """lamp river stone chair apple bread cloud dream eagle field glass horse island jacket kitchen lemon market
@@ -52,10 +52,10 @@ def _initials(dice: Dice) -> Item:
 
 
 PLANS = (
-    Plan("first_word", "strings", "First word of:", drawn(_first_word)),
-    Plan("last_word", "strings", "Last word of:", drawn(_last_word)),
-    Plan("hyphenate", "strings", "Join with a hyphen:", drawn(_hyphenate)),
-    Plan("surname_first", "strings", "Surname first:", drawn(_surname_first)),
-    Plan("initials", "strings", "Initials of:", drawn(_initials)),
-    Plan("second_word", "strings", "Second word of:", drawn(_second_word), role="heldout"),
+    SamplingPlan("first_word", "strings", "First word of:", drawn(_first_word)),
+    SamplingPlan("last_word", "strings", "Last word of:", drawn(_last_word)),
+    SamplingPlan("hyphenate", "strings", "Join with a hyphen:", drawn(_hyphenate)),
+    SamplingPlan("surname_first", "strings", "Surname first:", drawn(_surname_first)),
+    SamplingPlan("initials", "strings", "Initials of:", drawn(_initials)),
+    SamplingPlan("second_word", "strings", "Second word of:", drawn(_second_word), role="heldout"),
 )

@@ -1,6 +1,6 @@
 """Units of measure: converting, shortening, and what they measure."""
 
-from lorary.data.builtin.sampling import Dice, Item, Plan, drawn, drawn_from, words
+from lorary.data.builtin.sampling import Dice, Item, SamplingPlan, drawn, drawn_from, words
 
 # Unit, short form.
 SHORT_FORMS = (
@@ -48,8 +48,10 @@ def _quantity(dice: Dice, unit: tuple[str, str]) -> Item:
 
 
 PLANS = (
-    Plan("metres_to_centimetres", "units", "In centimetres:", drawn(_metres_to_centimetres)),
-    Plan("kilograms_to_grams", "units", "In grams:", drawn(_kilograms_to_grams)),
-    Plan("short_unit", "units", "Short unit:", drawn(_short_form)),
-    Plan("unit_quantity", "units", "Kind of measure:", drawn_from(UNIT_QUANTITIES, _quantity), options=tuple(UNITS)),
+    SamplingPlan("metres_to_centimetres", "units", "In centimetres:", drawn(_metres_to_centimetres)),
+    SamplingPlan("kilograms_to_grams", "units", "In grams:", drawn(_kilograms_to_grams)),
+    SamplingPlan("short_unit", "units", "Short unit:", drawn(_short_form)),
+    SamplingPlan(
+        "unit_quantity", "units", "Kind of measure:", drawn_from(UNIT_QUANTITIES, _quantity), options=tuple(UNITS)
+    ),
 )
