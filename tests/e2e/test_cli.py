@@ -399,7 +399,7 @@ def test_an_interruption_is_told_with_what_to_do(library: Path, run: Run, monkey
     def interrupt(*_args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lorary.library.store.Library.listing", interrupt)
+    monkeypatch.setattr("lorary.library.listing.list_library", interrupt)
     outcome = run("library", "ls", library)
     assert outcome.code == 130
     assert "interrupted" in outcome.err
