@@ -14,9 +14,6 @@
 Every error says the rule, the value found and the remedy, and names the file, adapter and layer where there is one.
 """
 
-import difflib
-from collections.abc import Iterable
-
 
 class LoraryError(Exception):
     """Base of all errors that Lorary raises on purpose.
@@ -90,17 +87,20 @@ class MissingExtraError(LoraryError, ImportError):
         )
 
 
-def did_you_mean(name: str, names: Iterable[str], *, remedy: str | None = None) -> str | None:
+def did_you_mean(name: str, names: object, *, remedy: str | None = None) -> str | None:
     """A remedy that names what was likely meant by a name that does not exist.
 
     Args:
         name: as it was given.
-        names: those that exist.
+        names: those that exist, as any iterable.
         remedy: what to say where nothing is like it, and after the guess.
 
     >>> did_you_mean("arow", ["arrow", "base"])
     "did you mean 'arrow'?"
     """
-    near = difflib.get_close_matches(name, list(names), n=1)
+    # Imported here: the command imports next to nothing before it can answer an interruption.
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, list(names), n=1)  # type: ignore[call-overload]
     parts = [f"did you mean '{near[0]}'?"] if near else []
     return " ".join([*parts, *([remedy] if remedy else [])]) or None

@@ -184,7 +184,7 @@ def test_a_build_killed_at_any_moment_goes_on_to_the_same_bytes(nursery: Nursery
 def test_a_pass_killed_between_two_commits_does_not_train_again(
     tasks: Path, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lorary.build.settings import preset
+    from lorary.build.settings import BuildSource, preset
     from lorary.recipes import build as recipe
 
     settings = preset("default", rank=2, steps=4, batch_size=2, evals=1)
@@ -213,7 +213,7 @@ def test_a_pass_killed_between_two_commits_does_not_train_again(
 def test_a_second_build_on_the_same_library_is_refused_at_once(
     tasks: Path, tiny_base_folder: Path, tmp_path: Path
 ) -> None:
-    from lorary.build.settings import preset
+    from lorary.build.settings import BuildSource, preset
     from lorary.errors import LibraryError
     from lorary.recipes.build import run_build
 
@@ -246,7 +246,7 @@ def test_a_full_disk_stops_a_build_with_one_error_and_a_whole_library(
 ) -> None:
     import os
 
-    from lorary.build.settings import preset
+    from lorary.build.settings import BuildSource, preset
     from lorary.errors import LoraryError
     from lorary.recipes.build import run_build
 
