@@ -126,7 +126,11 @@ def test_an_empty_library_is_refused(model: Any, route: Make) -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"router": "arow"}, RouterError, r"a router must exist\nfound: arow\nremedy: did you mean 'arrow'\? one of \['arrow'"),
+        (
+            {"router": "arow"},
+            RouterError,
+            r"a router must exist\nfound: arow\nremedy: did you mean 'arrow'\? one of \['arrow'",
+        ),
         ({"mix": "deltas"}, RouterError, "mix must be one of"),
         ({"experts": "a"}, RouterError, "experts must be a list of different names"),
         ({"top_k": 0}, UsageError, "top_k must be at least 1"),

@@ -13,7 +13,9 @@ def test_named_experts_get_their_weight_and_others_none() -> None:
 
 
 def test_an_expert_that_is_not_there_is_refused_by_name() -> None:
-    with pytest.raises(RouterError, match=r"must be in the library\nfound: sst3\nremedy: did you mean 'sst2'\? it has \['sst2'\]"):
+    with pytest.raises(
+        RouterError, match=r"must be in the library\nfound: sst3\nremedy: did you mean 'sst2'\? it has \['sst2'\]"
+    ):
         fixed_weights(["sst2"], {"sst3": 1.0})
 
 
