@@ -167,11 +167,10 @@ class Sandbox:
         }
 
 
-def make_sandbox(limits: Limits = Limits(), *, unsafe: bool = False) -> Sandbox:
+def make_sandbox(*, unsafe: bool = False) -> Sandbox:
     """The best isolation that works here.
 
     Args:
-        limits: of each program.
         unsafe: run without isolation where there is none.
 
     Raises:
@@ -184,7 +183,7 @@ def make_sandbox(limits: Limits = Limits(), *, unsafe: bool = False) -> Sandbox:
             found="neither works here",
             remedy="install bubblewrap; or --unsafe-code, in a machine or container that may be lost",
         )
-    made = Sandbox(found, limits)
+    made = Sandbox(found)
     if found == "none" and not _works(made):
         # Root gives every program a user of its own even here: nothing else would bound its processes.
         raise UsageError(
