@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lorary.adapter import LoraFactors
 from lorary.errors import AdapterError
-from lorary.merge.factors import check_one_rank
 from lorary.merge.layers import Modules, mixed_layers
+from lorary.merge.sums import check_one_rank
 
 # The share of entries that the paper of this library keeps of each adapter (2405.11157, its code).
 DENSITY = 0.2
