@@ -104,7 +104,7 @@ class Sandbox:
     def _run(self, program: str) -> RunOutcome:
         with tempfile.TemporaryDirectory(prefix="lorary-code-", ignore_cleanup_errors=True) as folder:
             uid = _own_user()
-            command, job = self._command(folder, uid), self._job(program, folder, uid)
+            command, job = self._command(uid), self._job(program, folder, uid)
             # A session of its own: a program that kills its whole group does not reach us.
             with subprocess.Popen(
                 command,
@@ -126,7 +126,7 @@ class Sandbox:
         except (ValueError, TypeError):
             return RunOutcome("broken", errors.decode(errors="replace").strip()[-500:])
 
-    def _command(self, folder: str, uid: int | None) -> list[str]:
+    def _command(self, uid: int | None) -> list[str]:
         python = str(_python())
         launch = [python, "-I", "-S", "-B", "-c", _launcher()]
         if self.isolation == "namespaces":
