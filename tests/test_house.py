@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[1]
 def test_annotations_are_checked_while_the_tests_run() -> None:
     from jaxtyping import TypeCheckError
 
-    from lorary.keys import keyed_generator
+    from lorary.axes import layer_number
 
-    with pytest.raises(TypeCheckError, match="device"):
-        keyed_generator("a key", device=3)
+    with pytest.raises(TypeCheckError, match="path"):
+        layer_number(path=3)
 
 
 def test_shapes_are_checked_while_the_tests_run() -> None:

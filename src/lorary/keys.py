@@ -5,7 +5,7 @@ import hashlib
 import torch
 
 
-def keyed_generator(*key: object, device: str = "cpu") -> torch.Generator:
+def keyed_generator(*key: object) -> torch.Generator:
     """A generator seeded by a key, such as (seed, expert name, step).
 
     Whatever is drawn from it is the same in every process and never depends on what else was drawn before, which is
@@ -13,10 +13,9 @@ def keyed_generator(*key: object, device: str = "cpu") -> torch.Generator:
 
     Args:
         key: any values with a stable `str`; they are joined unambiguously.
-        device: where the generator lives.
 
     Returns:
         A fresh generator.
     """
     digest = hashlib.sha256("\x1f".join(str(part) for part in key).encode()).digest()
-    return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -66,19 +66,7 @@ def check_count(
     most: int = MOST_COUNT,
     remedy: str | None = None,
 ) -> None:
-    """Refuse what is no whole number in a range.
-
-    Args:
-        name: of the value, as the caller knows it.
-        value: whatever was given.
-        least: the smallest allowed.
-        above: the same, said by the number below it.
-        most: the largest allowed.
-        remedy: what to do about it.
-
-    Raises:
-        UsageError: naming it.
-    """
+    """Refuse what is no whole number in a range; arguments and error as for `check_number`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise UsageError(f"{name} must be a whole number", found=shown(value), remedy=remedy)
     if value < (least if above is None else above + 1):
@@ -89,16 +77,7 @@ def check_count(
 
 
 def check_seed(name: str, value: object, *, most: int = MOST_SEED) -> None:
-    """Refuse what is no whole number that generators take.
-
-    Args:
-        name: of the value, as the caller knows it.
-        value: whatever was given.
-        most: the largest allowed.
-
-    Raises:
-        UsageError: naming it.
-    """
+    """Refuse what is no whole number that generators take; arguments and error as for `check_number`."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
         power = (most + 1).bit_length() - 1
         raise UsageError(f"{name} must be at least 0 and below 2**{power}", found=shown(value))

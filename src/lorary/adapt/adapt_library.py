@@ -22,7 +22,7 @@ from lorary.adapt.settings import (
     POLY_Z,
     AdaptSettings,
 )
-from lorary.adapt.start import adapt_lora, adapt_mean, adapt_nearest
+from lorary.adapt.train import adapt_lora, adapt_mean, adapt_nearest
 from lorary.build.jobs import check_trainable
 from lorary.build.settings import RunSettings
 from lorary.build.state import close_build, open_shards, remove_candidate

@@ -18,9 +18,8 @@ from lorary.adapt.retrieve import retrieve
 from lorary.build.shards import loop_settings
 from lorary.data.template import Example
 from lorary.library.files import encode_json, read_json, replace_file, reported
-from lorary.merge.factors import sum_factors
 from lorary.merge.layers import mixed_layers
-from lorary.merge.outputs import sum_updates
+from lorary.merge.sums import sum_factors, sum_updates
 from lorary.train.forward import Forward
 from lorary.train.loop import seated
 from lorary.train.mixture import MixtureStack

@@ -1,14 +1,16 @@
 """`lora`, `joint`, `mu`, `nearest`: one adapter per task is trained, from nothing or from a start, all in one pass."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lorary.adapt.context import AdaptContext
+from lorary.adapt.retrieve import retrieve
 from lorary.adapter import LoraFactors
 from lorary.build.experts import metrics_of, targets_of
 from lorary.build.progress import TrainingBar, opened_logs
 from lorary.build.shards import loop_settings
+from lorary.merge.sums import mean_of
 from lorary.train.loop import train_queue
 from lorary.train.stack import expert_stack
 from lorary.train.units import Factors, Job, TrainedUnit
@@ -29,6 +31,28 @@ class Start:
     modules: Factors = field(repr=False)
     parents: Mapping[str, str]
     error: float = 0.0
+
+
+def adapt_lora(context: AdaptContext, tasks: Sequence[str]) -> None:
+    """`lora`: every task begins with nothing."""
+    train_from(context, dict.fromkeys(tasks))
+
+
+def adapt_mean(context: AdaptContext, tasks: Sequence[str]) -> None:
+    """`joint` and `mu`: every task begins with the mean of the pool, which for joint is one adapter."""
+    train_from(context, dict.fromkeys(tasks, _mean(context, context.pool.names)))
+
+
+def adapt_nearest(context: AdaptContext, tasks: Sequence[str]) -> None:
+    """`nearest`: every task begins with the mean of the adapters retrieved for it, which is one unless more are asked
+    for.
+    """
+    train_from(context, {task: _mean(context, names) for task, names in retrieve(context, tasks).items()})
+
+
+def _mean(context: AdaptContext, names: Sequence[str]) -> Start:
+    made = mean_of([context.pool.get(name) for name in names], context.settings.mix, context.settings.rank)
+    return Start(made.modules, context.pool.hashes_of(names), made.error)
 
 
 def train_from(context: AdaptContext, starts: Mapping[str, Start | None]) -> None:

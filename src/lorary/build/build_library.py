@@ -140,13 +140,7 @@ def build_library(
 
 
 def build_experts(context: BuildContext, settings: BuildSettings, method: MethodSettings) -> BuildResult:
-    """Assign tasks to experts, train those that are missing, and commit them; see `build_library`.
-
-    Args:
-        context: library, tasks, base and where experts are trained.
-        settings: how to train.
-        method: how to assign tasks to experts.
-    """
+    """Assign tasks to experts, train those that are missing, and commit them; see `build_library`."""
     library = context.library
     with library.build_lock():
         if context.base is not None:

@@ -58,12 +58,7 @@ def is_finished(
 ) -> bool:
     """Whether a library holds all that this build would put there.
 
-    Args:
-        library: where the skills go.
-        unit: the model.
-        poly: its settings.
-        tasks: all tasks, by name.
-        base_dtype: as for `check_same_build`.
+    Arguments are those of `lorary.build.poly_export.check_exports`.
 
     Raises:
         LibraryError: if it holds a skill of another build.

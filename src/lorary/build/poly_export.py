@@ -71,65 +71,40 @@ def check_exports(
             )
 
 
-def export_mu(library: Library, name: str = MU) -> str:
+def export_mu(library: Library) -> str:
     """Commit the mean of the skills' factors as an ordinary adapter: what a task gets that Poly was not trained on.
 
     Args:
         library: holds skills and their assignment.
-        name: of the adapter.
 
     Returns:
-        The name.
+        The name of the adapter.
 
     Raises:
         LibraryError: if there is no assignment, or the name is taken by another adapter.
     """
     assignment, skills = _load(library)
     logits = {path: torch.zeros_like(values[0]) for path, values in assignment.logits.items()}
-    return _export(library, name, _mixture(skills, logits), assignment.tasks, f"{assignment.method}-mu", assignment)
+    return _export(library, MU, _mixture(skills, logits), assignment.tasks, f"{assignment.method}-mu", assignment)
 
 
-def export_task(library: Library, task: str, name: str | None = None) -> str:
-    """Commit the mixture of one task as an ordinary adapter of the skills' rank, which computes just what it did.
-
-    Args:
-        library: holds skills and their assignment.
-        task: one that the model was trained on.
-        name: of the adapter; that of the task where None.
-
-    Returns:
-        The name.
-
-    Raises:
-        UsageError: if the model was not trained on the task.
-        LibraryError: if there is no assignment, or the name is taken by another adapter.
-    """
-    return export_tasks(library, {task: task if name is None else name})[0]
-
-
-def export_tasks(library: Library, names: Mapping[str, str] | None = None) -> list[str]:
-    """Commit the mixtures of many tasks, each as `export_task` does; the skills are read once.
+def export_tasks(library: Library) -> list[str]:
+    """Commit the mixture of each task as an ordinary adapter of its name and the skills' rank, which computes the same.
 
     Args:
         library: holds skills and their assignment.
-        names: name of the adapter by task; every task under its own name where None.
 
     Returns:
         The names.
+
+    Raises:
+        LibraryError: as for `export_mu`.
     """
     assignment, skills = _load(library)
-    names = {task: task for task in assignment.tasks} if names is None else names
-    if unknown := sorted(set(names) - set(assignment.tasks)):
-        raise UsageError(
-            f"the assignment of library {library.path} must have the tasks to export",
-            found=", ".join(unknown),
-            remedy=f"it has {', '.join(assignment.tasks[:10])}; for any other task, export the mean (mu)",
-        )
     exported = []
-    for task, name in names.items():
-        number = assignment.tasks.index(task)
+    for number, task in enumerate(assignment.tasks):
         modules = _mixture(skills, {path: values[number] for path, values in assignment.logits.items()})
-        exported.append(_export(library, name, modules, (task,), f"{assignment.method}-task", assignment))
+        exported.append(_export(library, task, modules, (task,), f"{assignment.method}-task", assignment))
     return exported
 
 

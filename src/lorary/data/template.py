@@ -5,7 +5,7 @@ border between prompt and target. Masking goes by position, never by id: in many
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,38 +166,6 @@ def _chat(tokenizer: Tokenizer, max_length: int) -> Template:
 
 
 TEMPLATES: dict[str, Callable[[Tokenizer, int], Template]] = {"plain": _plain, "chat": _chat}
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a build would read.
-
-    Args:
-        num_rows: examples.
-        num_tokens: tokens of prompts and targets.
-        num_target_tokens: tokens that are learnt.
-        num_truncated: examples whose prompt was cut.
-        longest: tokens of the longest example.
-    """
-
-    num_rows: int
-    num_tokens: int
-    num_target_tokens: int
-    num_truncated: int
-    longest: int
-
-
-def summarise(examples: Iterable[Example]) -> Summary:
-    """Count rows and tokens, for a dry run and for warnings about cut prompts."""
-    listed = list(examples)
-    lengths = [len(example.prompt_ids) + len(example.target_ids) for example in listed]
-    return Summary(
-        num_rows=len(listed),
-        num_tokens=sum(lengths),
-        num_target_tokens=sum(len(example.target_ids) for example in listed),
-        num_truncated=sum(example.truncated > 0 for example in listed),
-        longest=max(lengths, default=0),
-    )
 
 
 def warn_of_cuts(task: str, examples: Sequence[Example]) -> None:

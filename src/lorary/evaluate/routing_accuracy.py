@@ -9,6 +9,7 @@ import torch
 
 from lorary.data.batching import length_buckets
 from lorary.evaluate.routing import as_shares
+from lorary.model.features import MAX_TOKENS
 from lorary.model.plan import constant_weights
 from lorary.model.seating import Seating, seating
 from lorary.model.trace import trace
@@ -56,9 +57,7 @@ def decides(model: Any) -> bool:
 
 
 @torch.no_grad()
-def routing_accuracy(
-    model: Any, prompts: Sequence[Sequence[int]], expert: str, max_tokens: int = 2048
-) -> Accuracy | None:
+def routing_accuracy(model: Any, prompts: Sequence[Sequence[int]], expert: str) -> Accuracy | None:
     """Trace prompts and count what one expert gets.
 
     The first token of a prompt is left out where there are others: it is an attention sink, nearly the same for every
@@ -68,7 +67,6 @@ def routing_accuracy(
         model: routed, by a router that decides.
         prompts: token ids, at least one row.
         expert: the right one.
-        max_tokens: padded tokens of one pass.
 
     Returns:
         The numbers; None where the expert may not be chosen anywhere.
@@ -78,7 +76,7 @@ def routing_accuracy(
     if not layers or not state.routing.may_choose(expert):
         return None
     share, top1, pairs = 0.0, 0.0, 0
-    for bucket in length_buckets([len(prompt) for prompt in prompts], max_tokens):
+    for bucket in length_buckets([len(prompt) for prompt in prompts], MAX_TOKENS):
         for weight, leads in _traced(model, state, [prompts[i] for i in bucket], expert, layers):
             share, top1, pairs = share + float(weight.sum()), top1 + float(leads.sum()), pairs + weight.numel()
     return Accuracy(share / pairs, top1 / pairs, _chance(state, layers)) if pairs else None

@@ -104,7 +104,7 @@ class Sandbox:
     def _run(self, program: str) -> RunOutcome:
         with tempfile.TemporaryDirectory(prefix="lorary-code-", ignore_cleanup_errors=True) as folder:
             uid = _own_user()
-            command, job = self._command(folder, uid), self._job(program, folder, uid)
+            command, job = self._command(uid), self._job(program, folder, uid)
             # A session of its own: a program that kills its whole group does not reach us.
             with subprocess.Popen(
                 command,
@@ -126,7 +126,7 @@ class Sandbox:
         except (ValueError, TypeError):
             return RunOutcome("broken", errors.decode(errors="replace").strip()[-500:])
 
-    def _command(self, folder: str, uid: int | None) -> list[str]:
+    def _command(self, uid: int | None) -> list[str]:
         python = str(_python())
         launch = [python, "-I", "-S", "-B", "-c", _launcher()]
         if self.isolation == "namespaces":
@@ -167,11 +167,10 @@ class Sandbox:
         }
 
 
-def make_sandbox(limits: Limits = Limits(), *, unsafe: bool = False) -> Sandbox:
+def make_sandbox(*, unsafe: bool = False) -> Sandbox:
     """The best isolation that works here.
 
     Args:
-        limits: of each program.
         unsafe: run without isolation where there is none.
 
     Raises:
@@ -184,7 +183,7 @@ def make_sandbox(limits: Limits = Limits(), *, unsafe: bool = False) -> Sandbox:
             found="neither works here",
             remedy="install bubblewrap; or --unsafe-code, in a machine or container that may be lost",
         )
-    made = Sandbox(found, limits)
+    made = Sandbox(found)
     if found == "none" and not _works(made):
         # Root gives every program a user of its own even here: nothing else would bound its processes.
         raise UsageError(

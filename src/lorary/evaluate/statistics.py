@@ -32,24 +32,23 @@ Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
 
-def bootstrap_interval(values: Sequence[float], seed: int = 0, level: float = LEVEL, task: str = "") -> Interval:
+def bootstrap_interval(values: Sequence[float], seed: int = 0, task: str = "") -> Interval:
     """Percentile bootstrap interval of a mean.
 
     Args:
         values: one per row.
         seed: of the resampling.
-        level: confidence level.
         task: name of the task, which the draws follow from too.
 
     Returns:
         Low and high end.
     """
-    return interval_of(resampled_means(task, np.asarray(values, dtype=np.float64)[:, None], seed)[:, 0], level)
+    return interval_of(resampled_means(task, np.asarray(values, dtype=np.float64)[:, None], seed)[:, 0])
 
 
-def interval_of(resampled: Floats, level: float = LEVEL) -> Interval:
+def interval_of(resampled: Floats) -> Interval:
     """The percentile interval of resampled values; rounding apart, equal ones give a point."""
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -84,15 +83,7 @@ def flipped_means(task: str, values: Floats, seed: int = 0) -> Floats:
     """Means of a task's rows after each row's sign was thrown like a coin, the same throws for every column.
 
     The difference of two columns is then a draw of their mean difference if, row by row, it were chance which of the
-    two did better.
-
-    Args:
-        task: its name; other tasks get other throws.
-        values: (rows, columns).
-        seed: of the throws.
-
-    Returns:
-        (RESAMPLES, columns).
+    two did better. Arguments and shape are those of `resampled_means`.
     """
     rows = len(values)
     random = np.random.default_rng([seed + 1, rows, zlib.crc32(task.encode())])
@@ -114,8 +105,8 @@ class FlipTest(NamedTuple):
     high: float
 
 
-def flip_test(value: float, unit: float, flipped: Floats, flipped_unit: Floats, level: float = LEVEL) -> FlipTest:
-    """Test and interval out of the same flips, so that the interval leaves 0 out exactly where p is below 1 - level.
+def flip_test(value: float, unit: float, flipped: Floats, flipped_unit: Floats) -> FlipTest:
+    """Test and interval out of the same flips, so that the interval leaves 0 out exactly where p is below 1 - LEVEL.
 
     A ratio x is tested by flipping the signs of what `value - x * unit` is the mean of: a throw is as extreme as the
     data where `|flipped - x * flipped_unit|` is at least `|value - x * unit|`. Those x are an interval around
@@ -126,7 +117,6 @@ def flip_test(value: float, unit: float, flipped: Floats, flipped_unit: Floats, 
         unit: what it is measured in: 1 for the difference itself, the gap for the part of a gap; above 0.
         flipped: (throws,) means after signs were thrown, the data themselves (no sign flipped) among them.
         flipped_unit: (throws,) the same throws of the unit.
-        level: confidence level.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         both = np.stack([(value - flipped) / (unit - flipped_unit), (value + flipped) / (unit + flipped_unit)])
@@ -136,7 +126,7 @@ def flip_test(value: float, unit: float, flipped: Floats, flipped_unit: Floats, 
     for exact in (0.0, value / unit):
         lows, highs = (np.where(np.abs(ends - exact) < HAIR, exact, ends) for ends in (lows, highs))
     # The smallest and largest ratio at which so many throws are as extreme that the test does not reject it.
-    kept = ceil((1 - level) * len(flipped) - HAIR)
+    kept = ceil((1 - LEVEL) * len(flipped) - HAIR)
     return FlipTest(
         p=float(((lows <= 0) & (highs >= 0)).mean()),
         low=float(np.sort(lows)[kept - 1]),

@@ -71,7 +71,7 @@ def apply_rope(architecture: str, keys: Mapping[str, Any], tensors: Mapping[str,
     if tensors:
         if scale:
             raise Lost(f"both {', '.join(sorted(tensors))} and {architecture}.{_SCALING}type = {scale['rope_type']}")
-        scale = _scaling_by_tensors(architecture, keys, scaling, tensors, config, rope)
+        scale = _scaling_by_tensors(keys, scaling, tensors, config, rope)
     if scale:
         if "original_max_position_embeddings" in scale and hasattr(config, "original_max_position_embeddings"):
             config.original_max_position_embeddings = scale["original_max_position_embeddings"]
@@ -118,7 +118,7 @@ def _scaling_of(architecture: str, keys: Mapping[str, Any], scaling: Mapping[str
 
 
 def _scaling_by_tensors(
-    architecture: str, keys: Mapping[str, Any], scaling: Mapping[str, Any], tensors: Mapping[str, Sequence[float]],
+    keys: Mapping[str, Any], scaling: Mapping[str, Any], tensors: Mapping[str, Sequence[float]],
     config: Any, rope: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The scaling that a file's factors for each frequency ask for; empty for none."""

@@ -133,9 +133,7 @@ def _check_finite(name: str, data: bytes, tensors: Mapping[str, Tensor]) -> None
 def read_shapes(folder: Path, name: str) -> dict[str, Shape]:
     """The shapes of an adapter's factors, from the header of its weights alone: no weight is read.
 
-    Args:
-        folder: a PEFT LoRA directory.
-        name: label of the adapter, for errors.
+    Arguments are those of `read_files`.
 
     Returns:
         By path of the layer. What is no pair of matrices is left out: reading the adapter refuses it by name.

@@ -69,11 +69,6 @@ class Selection:
             return self._is_named("target_modules", self._targets, path)
         return self._is_named("target_modules", self._targets, path) and self._is_in_layers(path)
 
-    @property
-    def names_layers(self) -> bool:
-        """Whether the configuration says which layers it means, and does not leave it to PEFT."""
-        return self._targets is not None and self._targets != "all-linear"
-
     def scaling(self, path: str, rank: int) -> float:
         """The factor before `lora_b @ lora_a` for one layer.
 

@@ -72,19 +72,17 @@ def _forget_outside_padding(config: dict[str, Any]) -> None:
         config["pad_token_id"] = None
 
 
-def empty_model(folder: Path, called: str | None = None) -> Any:
+def empty_model(folder: Path) -> Any:
     """The model that a folder describes, on the meta device.
 
     Args:
         folder: holds config.json and safetensors.
-        called: the model in error messages; the folder by default.
 
     Raises:
         BaseModelError: if the folder lacks either, or transformers cannot build the model.
     """
-    name = called or str(folder)
-    with bare_folder(folder, name) as bare:
-        return _empty(bare, name)
+    with bare_folder(folder, str(folder)) as bare:
+        return _empty(bare, str(folder))
 
 
 def load_pretrained(folder: Path, called: str, dtype: Any = "auto", **settings: Any) -> tuple[Any, Mapping[str, Any]]:

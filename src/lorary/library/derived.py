@@ -88,12 +88,7 @@ def save_derived(library: Path, kind: str, key: Mapping[str, Any], files: Mappin
 
 
 def load_derived(library: Path, kind: str, key: Mapping[str, Any]) -> dict[str, bytes] | None:
-    """Read a derived document.
-
-    Args:
-        library: the library's folder.
-        kind: as for `derived_folder`.
-        key: as for `derived_folder`.
+    """Read a derived document; arguments as for `save_derived`.
 
     Returns:
         Content by file name, or None where there is none of this key.
@@ -113,13 +108,7 @@ def load_derived(library: Path, kind: str, key: Mapping[str, Any]) -> dict[str, 
 def derived_hashes(library: Path, kind: str, key: Mapping[str, Any]) -> dict[str, str]:
     """The recorded hash of each file of a derived document, without reading them; empty where there is none.
 
-    Args:
-        library: the library's folder.
-        kind: as for `derived_folder`.
-        key: as for `derived_folder`.
-
-    Raises:
-        LibraryError: if it is damaged.
+    Arguments and error are those of `load_derived`.
     """
     return _stable(derived_folder(library, kind, key), lambda folder: _index(folder)[0]) or {}
 

@@ -51,12 +51,6 @@ def read_json(path: Path, *, follow_links: bool = False) -> dict[str, Any]:
     return document
 
 
-def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to the disk."""
-    with opened(folder) as held:
-        held.sync()
-
-
 def write_file(path: Path, data: bytes) -> None:
     """Write a new file and force its bytes to the disk; its name is durable once its folder is forced too."""
     with opened(path.parent) as folder:

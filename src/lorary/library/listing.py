@@ -18,18 +18,12 @@ FORMAT_VERSION = 1
 def list_library(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, LoraryError]]:
     """The adapters of a library: those that can be read, and for the others, by name, why they cannot be.
 
-    All are as of one moment, whatever another process writes meanwhile.
-
-    Args:
-        path: the library's folder.
+    All are as of one moment, whatever another process writes meanwhile. Argument and errors are those of
+    `Library.open`.
 
     Returns:
         For each adapter name, tasks, rank, num_parameters, hash, and targets: the names of the layers that it adapts,
         or None where its configuration does not list them.
-
-    Raises:
-        LibraryError: if there is no library, its library.json is damaged, or a newer Lorary wrote it.
-        UsageError: if the path names a remote.
     """
     library = local_folder(path)
     document = read_current(library)
@@ -57,10 +51,6 @@ def provenance_in(folder: Path, name: str) -> dict[str, Any]:
     provenance = read_json(folder / PROVENANCE_FILE)
     check_provenance(name, provenance)
     return provenance
-
-
-def _adapter_in(folder: Path, name: str) -> dict[str, Any]:
-    return {**listed(name, provenance_in(folder, name)), "targets": _targets(folder)}
 
 
 def _targets(folder: Path) -> list[str] | None:

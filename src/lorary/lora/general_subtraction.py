@@ -87,13 +87,7 @@ class FactorSubtraction(nn.Module):
     def forward(
         self, z: Float[Tensor, "tokens ranks"], weights: Float[Tensor, "tokens experts"], mix: Mix
     ) -> Float[Tensor, "tokens ranks"]:
-        """The weighed buffer.
-
-        Args:
-            z: the low-rank buffer.
-            weights: routing weights, 0 for general experts.
-            mix: how experts are put together.
-        """
+        """The weighed buffer; arguments are those of `DeltaSubtraction.forward`."""
         by_expert = z.view(*weights.shape, -1)  # (tokens, experts, rank)
         mean_a = torch.einsum("ter,e->tr", by_expert, self.general)
         by_expert = by_expert - mean_a[:, None] * self.taken_from[:, None]

@@ -8,19 +8,18 @@ from torch import Tensor
 
 from lorary.adapter import LoraFactors
 from lorary.errors import AdapterError
-from lorary.merge.factors import check_one_rank
 from lorary.merge.layers import Modules, mixed_layers
+from lorary.merge.sums import check_one_rank
 
 # The share of entries that the paper of this library keeps of each adapter (2405.11157, its code).
 DENSITY = 0.2
 
 
-def ties(adapters: Sequence[Modules], density: float = DENSITY) -> dict[str, LoraFactors]:
+def ties(adapters: Sequence[Modules]) -> dict[str, LoraFactors]:
     """Merge adapters entry by entry of their factors, lora_a and lora_b each by itself, as the paper's code does.
 
     Args:
         adapters: factors by path, of each; of the same layers and ranks.
-        density: share of an adapter's entries to keep, all layers taken together, above 0 and at most 1.
 
     Returns:
         Factors by path, of the rank of one adapter.
@@ -33,7 +32,7 @@ def ties(adapters: Sequence[Modules], density: float = DENSITY) -> dict[str, Lor
     if lacking := [path for path, layer in layers.items() if len(layer.members) < len(adapters)]:
         raise AdapterError("TIES needs adapters of the same layers", found=f"'{lacking[0]}' is not in all of them")
     stacks = [part for layer in layers.values() for part in layer.stacked()]
-    merged = merge_entries(torch.cat([stack.flatten(1) for stack in stacks], dim=1), density)
+    merged = merge_entries(torch.cat([stack.flatten(1) for stack in stacks], dim=1), DENSITY)
     parts = merged.split([stack[0].numel() for stack in stacks])
     shaped = [part.view(stack.shape[1:]) for part, stack in zip(parts, stacks, strict=True)]
     pairs = zip(layers.items(), shaped[::2], shaped[1::2], strict=True)

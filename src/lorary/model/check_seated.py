@@ -14,11 +14,7 @@ def check_unchanged(
 ) -> None:
     """Refuse to take from the library what belongs to other weights than the seated ones.
 
-    Args:
-        library: where the experts came from.
-        experts: names of the seated ones, in canonical order.
-        layers: the routed layers.
-        live: experts that came live and are not the library's.
+    Arguments are those of `lorary.model.prepared.read_missing`.
 
     Raises:
         LibraryError: naming an adapter that was replaced or removed since it was seated.

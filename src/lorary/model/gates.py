@@ -21,7 +21,7 @@ from lorary.ops.blocks import Block, split_blocks
 from lorary.ops.choose import Choice, Chosen, choose
 from lorary.ops.native import Quick
 from lorary.ops.normalise import InputNorm, normalise, normalise_products
-from lorary.route.rule import Reading, Rule
+from lorary.route.rule import UNREAD, Reading, Rule
 
 
 class Seated(nn.Module):
@@ -133,8 +133,8 @@ class ScoreGate(nn.Module):
         if self.rows is not None:
             projections = normalise(seen.x, self.input_norm) @ self.rows.mT
         reading = Reading(
-            z, projections, self.alive, self._blocks("row_space"), self._blocks("outputs"), self.calibration,
-            self.candidates,
+            UNREAD if z is None else z, UNREAD if projections is None else projections, self.alive,
+            self._blocks("row_space"), self._blocks("outputs"), self.calibration, self.candidates,
         )  # fmt: skip
         assert self.rule.scores is not None
         return self.rule.scores(reading)

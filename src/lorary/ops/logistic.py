@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def fit_logistic(
-    features: Float[Tensor, "rows features"], labels: Int[Tensor, " rows"], num_classes: int, max_iter: int = 1000
+    features: Float[Tensor, "rows features"], labels: Int[Tensor, " rows"], num_classes: int
 ) -> Float[Tensor, "classes coefficients"]:
     """Coefficients of a linear classifier, with scikit-learn's default penalty on standardised features.
 
@@ -16,7 +16,6 @@ def fit_logistic(
         features: any float dtype.
         labels: class of each row; every class has rows.
         num_classes: at least 1.
-        max_iter: steps of L-BFGS.
 
     Returns:
         Weights on the features as they are, and the intercept behind them, float64. Softmax of the logits gives the
@@ -29,7 +28,7 @@ def fit_logistic(
         return wide.new_zeros(1, wide.shape[1] + 1)
     deviation, mean = torch.std_mean(wide, dim=0, correction=0)
     scale = torch.where(deviation > 0, deviation, 1.0)
-    fitted = LogisticRegression(class_weight="balanced", max_iter=max_iter)
+    fitted = LogisticRegression(class_weight="balanced", max_iter=1000)
     fitted.fit(((wide - mean) / scale).numpy(), labels.numpy())
     weights, intercepts = torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_)
     if num_classes == 2:  # given as the odds of the second class

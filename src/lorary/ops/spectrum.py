@@ -63,20 +63,11 @@ class Cores(NamedTuple):
 
 
 def low_rank_cores(lora_a: Float[Tensor, "*batch rank d_in"], lora_b: Float[Tensor, "*batch d_out rank"]) -> Cores:
-    """The spectrum of `low_rank_spectrum`, and what reads projections and norms from z.
+    """The spectrum of `low_rank_spectrum`, of the same arguments, and what reads projections and norms from z.
 
     With `lora_b = Qb Rb` and the core `Rb Raᵀ = Y S Wᵀ`, the direction i is `v_i = (lora_b lora_a)ᵀ u_i / s_i` with
-    `u_i = Qb y_i`, so that `v_i . x = y_iᵀ Rb z / s_i`; and `‖lora_b z‖ = ‖Rb z‖`.
-
-    Args:
-        lora_a: down-projections, any float dtype.
-        lora_b: up-projections, any float dtype.
-
-    Returns:
-        As above; the signs of directions and of rows of `row_space` need not agree, norms do not depend on them.
-
-    Raises:
-        ShapeError: if the two stacks differ in batch axes or in rank.
+    `u_i = Qb y_i`, so that `v_i . x = y_iᵀ Rb z / s_i`; and `‖lora_b z‖ = ‖Rb z‖`. The signs of directions and of rows
+    of `row_space` need not agree; norms do not depend on them.
     """
     _check_stacks(lora_a, lora_b)
     q_a, r_a = torch.linalg.qr(lora_a.double().mT)  # (*batch, d_in, rank'), (*batch, rank', rank)

@@ -81,20 +81,7 @@ def explain(
     most: int = 8,
     max_new_tokens: int = 32,
 ) -> Explanation:
-    """See how the router in force treats prompts; see `run_explain`.
-
-    Args:
-        base: with experts seated.
-        prompts: as there.
-        template: `plain` or `chat`.
-        against: as there.
-        without: as there.
-        most: as there.
-        max_new_tokens: as there.
-
-    Returns:
-        What was seen.
-    """
+    """See how the router in force treats prompts; `base` has experts seated, the rest is as for `run_explain`."""
     state = seating(base.model)
     setting, names = state.routing, state.experts
     other = None if against is None else merged(setting, against)

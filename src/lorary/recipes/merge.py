@@ -20,9 +20,8 @@ from lorary.library.files import encode_json, reported, write_folder
 from lorary.library.layout import PROVENANCE_FILE
 from lorary.library.provenance import new_provenance
 from lorary.library.store import Library
-from lorary.merge.factors import sum_factors
 from lorary.merge.layers import Modules, mixed_layers
-from lorary.merge.outputs import sum_updates
+from lorary.merge.sums import sum_factors, sum_updates
 from lorary.merge.ties import DENSITY, ties
 from lorary.merge.truncate import truncate
 from lorary.numbers import check_count, is_number, shown

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from lorary.route.arrow import arrow_readout
 from lorary.route.base import base_weights
-from lorary.route.centroid import centroid_readout, centroid_rows
+from lorary.route.centroid import centroid_rows, product_readout
 from lorary.route.contrast import contrast_readout
 from lorary.route.lag import lag_readout
 from lorary.route.logo import logo_readout
 from lorary.route.norm import norm_readout
-from lorary.route.phatgoose import gate_rows, phatgoose_readout
+from lorary.route.phatgoose import gate_rows
 from lorary.route.projection import projection_readout
 from lorary.route.retrieval import retrieval_scores
 from lorary.route.rule import Data, Reading, Rule
@@ -27,17 +27,14 @@ __all__ = ["ROUTERS", "Reading", "Rule"]
 
 
 def _arrow(reading: Reading) -> Tensor:
-    assert reading.projections is not None
     return arrow_readout(reading.projections, reading.alive)
 
 
 def _projection(reading: Reading) -> Tensor:
-    assert reading.z is not None
     return projection_readout(reading.z, reading.row_space, reading.alive)
 
 
 def _norm(reading: Reading) -> Tensor:
-    assert reading.z is not None
     return norm_readout(reading.z, reading.outputs, reading.alive, reading.calibration)
 
 
@@ -45,23 +42,15 @@ def _lag(reading: Reading) -> Tensor:
     return lag_readout(_arrow(reading), _projection(reading), reading.candidates)
 
 
-def _centroid(reading: Reading) -> Tensor:
-    assert reading.projections is not None
-    return centroid_readout(reading.projections, reading.alive)
-
-
-def _phatgoose(reading: Reading) -> Tensor:
-    assert reading.projections is not None
-    return phatgoose_readout(reading.projections, reading.alive)
+def _products(reading: Reading) -> Tensor:
+    return product_readout(reading.projections, reading.alive)
 
 
 def _logo(reading: Reading) -> Tensor:
-    assert reading.z is not None
     return logo_readout(reading.z, reading.outputs, reading.alive)
 
 
 def _contrast(reading: Reading) -> Tensor:
-    assert reading.z is not None
     assert reading.calibration is not None
     return contrast_readout(reading.z, reading.row_space, reading.alive, reading.calibration)
 
@@ -99,7 +88,7 @@ ROUTERS: Mapping[str, Rule] = {
         data=Data("centroid"),
         reads=frozenset({"rows"}),
         rows=centroid_rows,
-        scores=_centroid,
+        scores=_products,
     ),
     "phatgoose": Rule(
         "per token and layer, the experts whose trained gate the token opens",
@@ -107,7 +96,7 @@ ROUTERS: Mapping[str, Rule] = {
         reads=frozenset({"rows"}),
         rows=gate_rows,
         input_norm="layer",
-        scores=_phatgoose,
+        scores=_products,
     ),
     "contrast": Rule(
         "per request, the experts whose input space holds more of it than of the other experts' prompts",

@@ -20,13 +20,14 @@ def centroid_rows(means: Float[Tensor, "experts d_in"]) -> Float[Tensor, "expert
     return torch.nn.functional.normalize(means, dim=-1) / means.shape[-1] ** 0.5
 
 
-def centroid_readout(
+def product_readout(
     projections: Float[Tensor, "*tokens experts"], alive: Bool[Tensor, " experts"]
 ) -> Float[Tensor, "*tokens experts"]:
-    """Score each expert by the product of the token with its centroid; unlike Arrow's, the sign counts.
+    """Score each expert by the product of the token with its row; unlike Arrow's, the sign counts.
 
     Args:
-        projections: products of each token with the rows of `centroid_rows`.
+        projections: products of each token with the rows of `centroid_rows`, or of each standardised token with
+            those of `lorary.route.phatgoose.gate_rows`.
         alive: whether each expert may be chosen.
 
     Returns:

@@ -1,7 +1,7 @@
 """PHATGOOSE: each expert has a gate vector, trained on its own data to say for which tokens it helps."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -20,18 +20,3 @@ def gate_rows(gates: Float[Tensor, "experts d_in"]) -> Float[Tensor, "experts d_
     """
     centred = gates.double() - gates.double().mean(dim=-1, keepdim=True)
     return torch.nn.functional.normalize(centred, dim=-1, eps=torch.finfo(torch.float64).tiny).to(gates.dtype)
-
-
-def phatgoose_readout(
-    projections: Float[Tensor, "*tokens experts"], alive: Bool[Tensor, " experts"]
-) -> Float[Tensor, "*tokens experts"]:
-    """Score each expert by the product of the standardised token with its standardised gate, over the root of d_in.
-
-    Args:
-        projections: products of each standardised token with the rows of `gate_rows`.
-        alive: whether each expert may be chosen.
-
-    Returns:
-        Scores of either sign, minus infinity for experts that are not alive.
-    """
-    return projections.masked_fill(~alive, -torch.inf)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from lorary.ops.blocks import Block
@@ -27,6 +28,7 @@ Reads = Literal["rows", "row_space", "outputs"]
 # What a rule that looks at a whole request reads of its prompt. `hidden`: the mean last hidden state of the bare base.
 # `text`: the vector of a sentence encoder.
 Features = Literal["hidden", "text"]
+UNREAD = torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Data:
 class Reading:
     """What a rule that looks at tokens may read in one layer; input normalisation is done already.
 
+    What a rule does not read is `UNREAD`.
+
     Args:
         z: (tokens, ranks), the experts' down-projections of the tokens, for a rule that reads what is built on them.
         projections: (tokens, experts), products with one row per expert, for a rule that reads `rows`.
@@ -62,8 +66,8 @@ class Reading:
         candidates: how many experts a first stage lets pass.
     """
 
-    z: Tensor | None
-    projections: Tensor | None
+    z: Tensor
+    projections: Tensor
     alive: Tensor
     row_space: Sequence[Block] = ()
     outputs: Sequence[Block] = ()

@@ -22,7 +22,7 @@ from lorary.study.scoring import asked_of, check_scored, read_columns, score_col
 def adapt_inputs(context: StudyContext, stage: AdaptStage) -> dict[str, Any]:
     """What decides the adapters and their cells, beside the libraries."""
     return {
-        "methods": {method: _recorded(context, stage, method) for method in stage.methods},
+        "methods": {method: _recorded(stage, method) for method in stage.methods},
         "train": changed_settings(stage.train),
         "rows": stage.held_out,
         "evaluate": dict(stage.evaluate),
@@ -92,13 +92,13 @@ def _adapted(context: StudyContext, stage: AdaptStage, method: str, tasks: Mappi
 def _adapters_key(context: StudyContext, stage: AdaptStage, method: str, tasks: Mapping[str, Task]) -> str:
     sources = [context.study.stage(name) for name in stage.needs]
     return stage_key(
-        method=_recorded(context, stage, method), train=changed_settings(stage.train), dtype=context.study.run.dtype,
+        method=_recorded(stage, method), train=changed_settings(stage.train), dtype=context.study.run.dtype,
         tasks={name: task.data_hash for name, task in tasks.items()},
         sources=[build_outputs(context, source) for source in sources if isinstance(source, BuildStage)],
     )  # fmt: skip
 
 
-def _recorded(context: StudyContext, stage: AdaptStage, method: str) -> dict[str, Any]:
+def _recorded(stage: AdaptStage, method: str) -> dict[str, Any]:
     """Settings of a method; where the study lies is none of them."""
     settings = stage.method_settings(method)
     return {**recorded_adaptation(settings), "start_library": stage.joint if method == JOINT else None}

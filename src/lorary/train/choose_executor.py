@@ -1,23 +1,19 @@
 """The executor that a word of the command line stands for."""
 
 import re
-from collections.abc import Callable
 
 from lorary.errors import UsageError
 from lorary.numbers import check_count
 from lorary.train.executor import Executor, LocalExecutor
 
 
-def make_executor(
-    reference: str, *, workers: int | None = None, say: Callable[[str], None] | None = None, debug: bool = False
-) -> Executor:
+def make_executor(reference: str, *, workers: int | None = None, debug: bool = False) -> Executor:
     """The executor that a word stands for.
 
     Args:
         reference: 'local'; 'ray' (the cluster in RAY_ADDRESS, or one started on this machine for the run alone);
             'ray://auto' (the cluster this machine belongs to); 'ray://HOST' or 'ray://HOST:PORT' (Ray Client).
         workers: Ray workers; where None, one per GPU of the cluster, or per machine where it has none.
-        say: called with lines of progress; where None they go to stderr.
         debug: show Ray's own log too.
 
     Raises:
@@ -34,4 +30,4 @@ def make_executor(
     from lorary.train.ray_pool import RayExecutor
 
     address = {"ray": None, "ray://auto": "auto"}.get(reference.rstrip("/"), reference.rstrip("/"))
-    return RayExecutor(address, workers, say=say, debug=debug)
+    return RayExecutor(address, workers, debug=debug)

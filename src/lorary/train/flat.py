@@ -58,13 +58,27 @@ class FlatParameters(ABC):
     def fill(self, slot: int, job: Job, seed: int, init: str, init_scale: float) -> None:
         """Overwrite all of a slot's parameters with the initial ones of a job, and set what else it needs (scaling).
 
+        Args:
+            slot: which is overwritten; 0 where there is only one.
+            job: whose initial parameters.
+            seed: seed of the build.
+            init: `shared` (one draw per layer and rank for the whole library) or `own` (one per expert and layer);
+                neither depends on who else is trained.
+            init_scale: 1 for PEFT's bound, sqrt(1/3) for that of the paper's code.
+
         Raises:
             TrainError: if the job does not fit the stack.
         """
 
     @abstractmethod
     def result(self, slot: int, job: Job, vector: Tensor) -> Trained:
-        """What a vector holds for the job in a slot, copied to the CPU."""
+        """What a vector holds for the job in a slot, copied to the CPU.
+
+        Args:
+            slot: where it sits.
+            job: whose it is.
+            vector: laid out as the parameters: the present or the best ones.
+        """
 
 
 def uniform(shape: Sequence[int], bound: float, *key: object) -> Tensor:

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from lorary.adapter import LoraFactors
 from lorary.errors import TrainError
 from lorary.lora.mixture import FactorMixture, OutputMixture
-from lorary.merge.factors import check_one_rank, sum_factors
 from lorary.merge.layers import MixedLayer, Modules, mixed_layers
-from lorary.merge.outputs import sum_updates
+from lorary.merge.sums import check_one_rank, sum_factors, sum_updates
 from lorary.train.flat import FlatParameters
 from lorary.train.units import Job, Trained
 
@@ -69,12 +68,7 @@ class MixtureStack(FlatParameters):
     def fill(self, slot: int, job: Job, seed: int, init: str, init_scale: float) -> None:
         """Put the initial weights of a job in place, and the adapters' own factors where they are tuned.
 
-        Args:
-            slot: which is overwritten.
-            job: the mixture to train.
-            seed: plays no part: the weights were drawn before.
-            init: likewise.
-            init_scale: likewise.
+        The weights were drawn before: `seed`, `init` and `init_scale` play no part.
 
         Raises:
             TrainError: if no weights were given for the job.
@@ -102,16 +96,7 @@ class MixtureStack(FlatParameters):
             by_path[path][slot] = weights[list(layer.members)].to(self.parameters)
 
     def result(self, slot: int, job: Job, vector: Tensor) -> Trained:
-        """The mixture in a slot as one adapter, and its weights by path.
-
-        Args:
-            slot: where it sits.
-            job: whose it is.
-            vector: the parameters to read, the present or the best ones.
-
-        Returns:
-            Copies on the CPU.
-        """
+        """The mixture in a slot as one adapter, and its weights by path."""
         weights = {path: values[slot].detach().cpu().clone() for path, values in self._weights(vector).items()}
         adapters = self._tuned(vector) if self.is_tuned else self.adapters
         put_together = sum_factors if self.mix == "factors" else sum_updates

@@ -73,13 +73,6 @@ class PolyStack(FlatParameters):
         Every skill has a draw of its own. From a shared one all skills get almost the same gradient and stay almost
         equal: after 60 steps on eight tasks of the embedded model their mean cosine was 0.98, against 0.64.
 
-        Args:
-            slot: 0.
-            job: the model to train.
-            seed: seed of the build.
-            init: `own`.
-            init_scale: 1 for PEFT's bound.
-
         Raises:
             TrainError: if the job does not fit, or asks for a shared draw.
         """
@@ -93,16 +86,7 @@ class PolyStack(FlatParameters):
             logits.copy_(uniform(logits.shape, LOGITS_BOUND, "logits", seed, path))
 
     def result(self, slot: int, job: Job, vector: Tensor) -> Trained:
-        """The skills as adapters, and the logits (tasks, splits, skills) by path.
-
-        Args:
-            slot: 0.
-            job: the model in it.
-            vector: laid out as the parameters: the present or the best ones.
-
-        Returns:
-            Copies on the CPU.
-        """
+        """The skills as adapters, and the logits (tasks, splits, skills) by path."""
         layers = self._by_layer([view.detach().cpu().clone() for view in self.tensors(vector)])
         adapters = {
             name: {

@@ -50,14 +50,6 @@ class ExpertStack(FlatParameters):
         Where a job has a start, its factors take the first ranks of their layers. The ranks behind them are drawn as
         ever and their lora_b is zero, so that the slot computes what the start does, and has room to learn more.
 
-        Args:
-            slot: which is overwritten.
-            job: whose initial parameters.
-            seed: seed of the build.
-            init: `shared` (one draw per layer and rank for the whole library) or `own` (one per expert and layer);
-                neither depends on who else is trained.
-            init_scale: 1 for PEFT's bound, sqrt(1/3) for that of the paper's code.
-
         Raises:
             TrainError: if the expert's rank or layers do not fit the stack, or its start does not fit the expert.
         """
@@ -79,16 +71,7 @@ class ExpertStack(FlatParameters):
             lora_b[:, : factors.rank] = factors.lora_b.to(lora_b) * (factors.scaling / (job.alpha / job.rank))
 
     def result(self, slot: int, job: Job, vector: Tensor) -> Trained:
-        """The factors of the expert in a slot, copied to the CPU.
-
-        Args:
-            slot: where it sits.
-            job: whose it is: says rank, alpha and layers.
-            vector: the parameters to read, the present or the best ones.
-
-        Returns:
-            One adapter of the job's name.
-        """
+        """The factors of the expert in a slot, whose job says rank, alpha and layers."""
         factors = {
             path: LoraFactors(_copy(a[slot, : job.rank]), _copy(b[slot, :, : job.rank]), job.alpha / job.rank)
             for path, (a, b) in self._layers(job, vector).items()

@@ -12,7 +12,7 @@ from lorary.build import poly as recipe
 from lorary.build.jobs import ExpertSpec
 from lorary.build.methods import PolySettings, poly_settings
 from lorary.build.poly import commit_skills, is_finished, poly_stack, poly_unit
-from lorary.build.poly_export import export_mu, export_task, export_tasks
+from lorary.build.poly_export import export_mu, export_tasks
 from lorary.build.settings import BuildSettings
 from lorary.data.batching import collate
 from lorary.data.packing import Group, micro_batches
@@ -187,17 +187,10 @@ def test_exports_can_be_repeated_and_take_no_other_adapters_name(
 ) -> None:
     model.commit(library, tasks, base)
     assert export_mu(library) == export_mu(library) == "mu"
-    assert export_task(library, "sky", "of_the_sky") == export_task(library, "sky", "of_the_sky")
-    with pytest.raises(LibraryError, match="'mu' is taken"):
-        export_task(library, "sky", "mu")
-
-
-def test_a_task_the_model_was_not_trained_on_is_refused(
-    base: Base, library: Library, tasks: dict[str, Task], model: Model
-) -> None:
-    model.commit(library, tasks, base)
-    with pytest.raises(UsageError, match=r"\nfound: sea\nremedy: it has may, sky, sum; .* export the mean"):
-        export_task(library, "sea")
+    assert export_tasks(library) == export_tasks(library)
+    library.replace_adapter(replace(library.get("mu"), name="sky"), {"tasks": []})
+    with pytest.raises(LibraryError, match="'sky' is taken"):
+        export_tasks(library)
 
 
 def test_skills_of_another_build_are_refused_by_name(

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lorary.data.template import Example, Summary, make_template, summarise
+from lorary.data.template import Example, make_template
 from lorary.errors import TaskError, UsageError
 
 LINES = ["Name the colour of the sky: blue", "Add one and two: three", "Which month follows May? June"] * 2
@@ -201,9 +201,3 @@ def test_templates_that_cannot_be_made_are_refused():
     endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(UsageError, match="must have an EOS token"):
         make_template("plain", endless)
-
-
-def test_a_summary_counts_rows_tokens_and_cut_prompts():
-    examples = [Example((1, 2, 3), (4, 5), 0), Example((1,), (2,), 7)]
-    assert summarise(examples) == Summary(num_rows=2, num_tokens=7, num_target_tokens=3, num_truncated=1, longest=5)
-    assert summarise([]) == Summary(0, 0, 0, 0, 0)

@@ -14,11 +14,10 @@ from lorary.errors import TaskError
 from lorary.evaluate.answers import RowScores
 from lorary.evaluate.answers import score_rows as score_rows_by
 from lorary.evaluate.decoding import cut_at
-from lorary.evaluate.generation import generate_answers, left_pad, stop_ids
+from lorary.evaluate.generation import Sampler, generate_answers, left_pad, stop_ids
 from lorary.evaluate.loglik import AnswerLoss, answer_losses
 from lorary.evaluate.metrics import find_metric, scorable_tasks
 from lorary.evaluate.metrics.choice import ACC, ACC_NO_EOS, ACC_RAW
-from lorary.evaluate.sampling import Sampler
 from lorary.evaluate.sandbox import RunOutcome, Sandbox
 
 Make = Callable[..., Any]

@@ -259,7 +259,7 @@ def test_bubblewrap_is_told_of_a_link_and_of_its_end(tmp_path: Path, monkeypatch
     real.mkdir()
     (tmp_path / "link").symlink_to("real")
     monkeypatch.setattr(sys, "base_prefix", str(tmp_path / "link"))
-    command = Sandbox("bubblewrap")._command("/work", None)
+    command = Sandbox("bubblewrap")._command(None)
     told = list(zip(command, command[1:], command[2:], strict=False))
     assert ("--ro-bind", str(real), str(real)) in told
     assert ("--symlink", str(real), str(tmp_path / "link")) in told
@@ -335,5 +335,5 @@ def test_there_is_no_memory_to_write_files_to_beside_its_folder(walled: Sandbox)
 
 
 def test_bubblewrap_leaves_no_device_folder_to_write_to() -> None:
-    command = Sandbox("bubblewrap")._command("/work", None)
+    command = Sandbox("bubblewrap")._command(None)
     assert command[command.index("--dev") : command.index("--dev") + 4] == ["--dev", "/dev", "--remount-ro", "/dev"]

@@ -12,10 +12,8 @@ from lorary.adapter import LoraFactors
 from lorary.errors import AdapterError
 from lorary.formats.peft import read_adapter, write_adapter
 from lorary.formats.peft_patterns import new_adapter
-from lorary.merge.factors import have_one_rank, sum_factors
 from lorary.merge.layers import mixed_layers
-from lorary.merge.mean import mean_of
-from lorary.merge.outputs import sum_updates
+from lorary.merge.sums import have_one_rank, mean_of, sum_factors, sum_updates
 from lorary.merge.truncate import truncate
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (7, 5), "model.layers.1.mlp.down_proj": (4, 6)}

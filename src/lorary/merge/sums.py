@@ -1,0 +1,106 @@
+"""Weighted sums of adapters: of their updates, exactly, or of their factors; and the mean of either, at a rank.
+
+Updates, `Σ w_e ΔW_e`, are summed by concatenating ranks: the size is the sum of the ranks. That does what mixing the
+experts' outputs by fixed weights does, and does not depend on how an update is split into factors. LoRA Soups
+(2410.13025) calls it CAT; PEFT's `add_weighted_adapter` calls it cat.
+
+Factors, `(Σ w_e B_e)(Σ w_e A_e)`: of the rank of one adapter, with cross terms. What the paper calls µ for equal
+weights (2405.11157), what Poly mixes, and what LoraHub merges (2307.13269). It depends on how each update is split into
+factors, so that it makes sense for adapters with a common history: initial lora_a shared, or skills of one model. A
+weight of -1 for all adapters gives what 1 gives: it cannot take an update away.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lorary.adapter import LoraFactors
+from lorary.errors import AdapterError
+from lorary.merge.layers import MixedLayer, Modules, mixed_layers
+from lorary.merge.truncate import Truncated, truncate
+
+
+def sum_updates(adapters: Sequence[Modules], weights: Mapping[str, Tensor]) -> dict[str, LoraFactors]:
+    """Sum updates by weights of each layer.
+
+    Args:
+        adapters: factors by path, of each; layers, ranks and scalings may differ.
+        weights: by path, a weight for each adapter that has the layer, in order: (experts,).
+
+    Returns:
+        Factors by path, with weights in lora_b. The rank of a layer is the sum of those of the adapters that have it.
+
+    Raises:
+        AdapterError: if a layer has different shapes in two adapters.
+    """
+    summed = {}
+    for path, layer in mixed_layers(adapters).items():
+        lora_a, lora_b = layer.concatenated()
+        summed[path] = LoraFactors(lora_a, lora_b * layer.by_rank(weights[path].to(lora_b)), layer.scaling)
+    return summed
+
+
+def sum_factors(adapters: Sequence[Modules], weights: Mapping[str, Tensor]) -> dict[str, LoraFactors]:
+    """Sum factors of one rank per layer; arguments are those of `sum_updates`.
+
+    Returns:
+        Factors by path.
+
+    Raises:
+        AdapterError: if a layer has different shapes or ranks in two adapters.
+    """
+    summed = {}
+    layers = mixed_layers(adapters)
+    check_one_rank(layers)
+    for path, layer in layers.items():
+        lora_a, lora_b = layer.stacked()
+        own = weights[path].to(lora_a)
+        mixed_a, mixed_b = torch.tensordot(own, lora_a, dims=1), torch.tensordot(own, lora_b, dims=1)
+        summed[path] = LoraFactors(mixed_a, mixed_b, layer.scaling)
+    return summed
+
+
+def have_one_rank(adapters: Sequence[Modules]) -> bool:
+    """Whether in each layer all adapters that have it are of one rank, so that their factors can be summed."""
+    return all(layer.has_one_rank for layer in mixed_layers(adapters).values())
+
+
+def check_one_rank(layers: Mapping[str, MixedLayer]) -> None:
+    """Check that factors can be summed.
+
+    Raises:
+        AdapterError: naming the first layer in which ranks differ.
+    """
+    for path, layer in layers.items():
+        if not layer.has_one_rank:
+            raise AdapterError(
+                f"factors of layer '{path}' must be of one rank to be summed",
+                found=f"ranks {sorted({factors.rank for factors in layer.factors})}",
+                remedy="name adapters of one rank with --experts, or use a method that sums updates (cat, mu)",
+            )
+
+
+def mean_of(adapters: Sequence[Modules], mix: str | None, rank: int | None) -> Truncated:
+    """The mean of adapters: of their factors, as the paper's µ, or of their updates, brought to a rank.
+
+    Args:
+        adapters: factors by path, of each.
+        mix: `factors` or `outputs`; None sums factors where ranks agree, and updates where they do not.
+        rank: the largest to keep; where None, that of the largest of the adapters.
+
+    Returns:
+        Factors by path, and what truncation left out.
+    """
+    largest = max(factors.rank for modules in adapters for factors in modules.values())
+    if len(adapters) == 1:
+        modules = dict(adapters[0])
+    else:
+        equal = {
+            path: torch.full((len(layer.members),), 1.0 / len(adapters), dtype=torch.float64)
+            for path, layer in mixed_layers(adapters).items()
+        }
+        are_factors = mix == "factors" or (mix is None and have_one_rank(adapters))
+        modules = sum_factors(adapters, equal) if are_factors else sum_updates(adapters, equal)
+    scaling = next(iter(adapters[0].values())).scaling
+    return truncate(modules, largest if rank is None else rank, scaling)
