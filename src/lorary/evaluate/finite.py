@@ -13,7 +13,7 @@ from lorary.model.finite import MOST_OUTPUT, cause_of, finite_layers, weight_at_
 
 @contextmanager
 def finite_logits(model: Any, *, at_once: bool = False) -> Iterator[None]:
-    """Watch the output head, and refuse what was computed from logits that are NaN or plus infinity, or vast by a weight.
+    """Watch the output head, and refuse what was computed from logits that are NaN, plus infinity, or vast by a weight.
 
     Minus infinity stays: some models rule words out that way. The head sees the positions alone that count. Before the
     logits are judged the outputs of all linear layers are, which say where it began (`lorary.model.finite`).
