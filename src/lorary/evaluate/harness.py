@@ -70,7 +70,18 @@ class HarnessModel(HFLM):
 
     def _check_lengths(self, requests: Sequence[Any]) -> None:
         for request in requests:
-            asked = _hf.normalize_gen_kwargs(dict(request.args[1]), self.max_gen_toks)["max_gen_toks"]
+            given = _hf.normalize_gen_kwargs(dict(request.args[1]), self.max_gen_toks)
+            asked, whole = given["max_gen_toks"], given.get("max_length", 1)
+            for name, value in (("max_gen_toks", asked), ("max_length", whole)):
+                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                    raise TaskError(
+                        f"{name} of task '{request.task_name}' must be a whole number above 0", found=shorten(value)
+                    )
+            if whole > self.max_length:
+                raise TaskError(
+                    f"prompt and answer of task '{request.task_name}' must fit the base's {self.max_length} positions",
+                    found=f"max_length {whole}", remedy="a copy of the task with max_gen_toks in place of max_length",
+                )  # fmt: skip
             if asked >= self.max_length:
                 raise TaskError(
                     f"an answer to task '{request.task_name}' must leave room for a prompt in the base's "

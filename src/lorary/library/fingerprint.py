@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lorary.errors import BaseModelError
 from lorary.library.configuration import configuration_of, differing_fields
 from lorary.library.layers import LayerShapes
 from lorary.lora.seat import CHILD, linear_shape
@@ -116,7 +117,18 @@ class Skeleton:
     language: tuple[str, ...] = ()
 
     def with_samples(self, dtype: str, samples: Mapping[str, tuple[float, ...]]) -> Fingerprint:
-        """The whole fingerprint."""
+        """The whole fingerprint.
+
+        Raises:
+            BaseModelError: if a sampled weight is no number.
+        """
+        for name, entries in samples.items():
+            if bad := [entry for entry in entries if not math.isfinite(entry)]:
+                raise BaseModelError(
+                    f"weight '{name}' of the base model must be finite",
+                    found=f"{bad[0]} in it",
+                    remedy="another copy of the base model",
+                )
         return Fingerprint(
             self.architecture, self.shapes, self.layers, dtype, samples, self.configuration, self.language
         )

@@ -20,6 +20,7 @@ from lorary.errors import AdapterError, BaseModelError
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.fingerprint import bare_modules, fingerprint_of_model
 from lorary.lora.seat import CHILD, linear_shape
+from lorary.model.finite import weight_at_fault
 from lorary.model.kept import Verdict, read_verdict, write_verdict
 from lorary.model.positions import configured_positions, guard_positions, shift_positions, text_config
 from lorary.model.shorten import shortened
@@ -37,6 +38,7 @@ _BY_LENGTH = {"attention_type": "block_sparse"}
 _DIRECTIONS = {"is_causal": True, "is_decoder": True, "use_bidirectional_attention": False}
 
 _RUNS = "must run on token ids alone, and generate"
+_WEIGHTS = "must have weights that its layers can compute with"
 
 _known: dict[str, Verdict] = {}
 
@@ -59,7 +61,8 @@ def verdict_of(model: Any) -> Verdict:
         verdict, is_final = _try(model)
         if is_final:
             write_verdict(key, verdict)
-    _known[key] = verdict
+    if verdict.rule != _WEIGHTS:
+        _known[key] = verdict
     return verdict
 
 
@@ -170,7 +173,8 @@ def _tried(model: Any) -> tuple[Verdict, bool]:
     if verdict.dead:
         # Some layers act on longer texts only.
         verdict = _judge(model, _with_longer(model, outcome))
-    return verdict, not math.isnan(outcome.causality + outcome.company)
+    # One weight decides none of the fingerprint: a sound copy of the base has the same key.
+    return verdict, verdict.rule != _WEIGHTS and not math.isnan(outcome.causality + outcome.company)
 
 
 def _quick(model: Any) -> Verdict | None:
@@ -214,6 +218,8 @@ def _judge(model: Any, outcome: Outcome, rename: Any = str) -> Verdict:
         fault = f"logits that differ by {outcome.company:.2g} of their range"
         if math.isinf(outcome.company):
             fault = f"logits that are finite alone and not in company, in {str(model.dtype).removeprefix('torch.')}"
+        if cause := weight_at_fault(model):
+            fault, rule = cause, _WEIGHTS
         return replace(sound, fault=fault, rule=rule)
     for name, value in _BY_LENGTH.items():
         if getattr(config, name, None) == value:

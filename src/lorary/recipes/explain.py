@@ -13,12 +13,12 @@ from lorary.errors import UsageError, did_you_mean
 from lorary.evaluate.completion import check_text
 from lorary.evaluate.explain_trace import Prompt, see
 from lorary.evaluate.explanation import Explanation
+from lorary.evaluate.finite import finite_logits
 from lorary.evaluate.loglik import answer_losses
 from lorary.library.opening import base_of, template_of
 from lorary.library.store import Library
 from lorary.model.attach import attach, routing
 from lorary.model.base import Base, load_base
-from lorary.model.finite import finite_layers
 from lorary.model.plan import constant_weights
 from lorary.model.seating import seating
 from lorary.numbers import check_count
@@ -146,7 +146,7 @@ def _scored(
     found = []
     with Display().bar("scoring", len(settings) + len(names)) as bar:
         for one in (*settings.values(), *taken_out):
-            with routing(base.model, one), finite_layers(base.model):
+            with routing(base.model, one), finite_logits(base.model):
                 found.append([-loss.total for loss in answer_losses(base.model, examples)])
             bar.advance()
     by_name = dict(zip(settings, found, strict=False))

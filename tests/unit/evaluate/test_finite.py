@@ -45,3 +45,12 @@ def test_the_model_is_left_as_it_was(tiny_model: Callable[..., Any]) -> None:
     with pytest.raises(RuntimeError, match="the work"), finite_logits(model):
         raise RuntimeError("the work")
     assert not model.get_output_embeddings()._forward_hooks
+
+
+@pytest.mark.parametrize("path", ["model.norm", "lm_head"])
+def test_vast_logits_of_a_vast_weight_are_refused(tiny_model: Callable[..., Any], path: str) -> None:
+    model = tiny_model(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.get_submodule(path).weight[..., 0] = 1e30
+    with pytest.raises(BaseModelError, match=rf"logits below 1e\+16(.|\n)*1e\+30 in the weights, in {path}\.weight"):
+        run(model, 0.0)

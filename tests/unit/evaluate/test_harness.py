@@ -266,3 +266,18 @@ def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused_with_both_numbers
     number = next(iter(options.values()), 256)
     with pytest.raises(TaskError, match=rf"task 'made' must leave room .* 256 positions\nfound: max_gen_toks {number}"):
         pair[0].generate_until([asked])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_gen_toks": 0}, "max_gen_toks of task 'made' must be a whole number above 0\nfound: 0"),
+        ({"max_gen_toks": -1}, "max_gen_toks of task 'made' must be a whole number above 0"),
+        ({"max_gen_toks": 4, "max_length": 1000}, "must fit the base's 256 positions\nfound: max_length 1000"),
+    ],
+)
+def test_lengths_of_a_task_that_no_answer_can_have_are_refused(
+    options: dict[str, Any], words: str, pair: tuple[Any, Any]
+) -> None:
+    with pytest.raises(TaskError, match=words):
+        pair[0].generate_until([Asked(("one two", {"until": ["."], "do_sample": False, **options}))])

@@ -310,3 +310,15 @@ def test_layers_without_end_are_refused_before_they_are_counted_out(numbers: lis
     pattern = ".".join(["*"] * len(numbers))
     with pytest.raises(ValueError, match=r"more than 1,000,000|numbers are ranges"):
         LayerShapes.from_json({pattern: {"d_in": 1, "d_out": 1, "numbers": numbers}})
+
+
+def test_a_sampled_weight_that_is_no_number_is_refused_by_name(tiny_model: MakeModel, tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[0, 0] = torch.nan
+    save(model, tmp_path / "base")
+    for make in (lambda: fingerprint_of_model(model), lambda: fingerprint_of_folder(tmp_path / "base")):
+        with pytest.raises(
+            BaseModelError, match=r"weight 'model\.embed_tokens\.weight' of the base model must be finite"
+        ):
+            make()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorary.adapter import Adapter, LoraFactors
-from lorary.errors import AdapterError, BaseModelError
+from lorary.errors import AdapterError, BaseModelError, UsageError
 from lorary.formats.peft_patterns import new_adapter
 from lorary.library.store import Library
 from lorary.model.attach import attach
@@ -41,6 +41,34 @@ def test_the_first_layer_that_gives_no_numbers_is_named_with_its_cause(
     with pytest.raises(BaseModelError, match=f"layer '{path}' must give finite numbers") as error:
         run(spoilt(tiny_model(), path, value))
     assert f"in the weights, in {path}.weight" in str(error.value)
+
+
+VAST = (
+    "model.embed_tokens", "model.layers.0.input_layernorm", "model.layers.0.self_attn.v_proj",
+    "model.layers.1.post_attention_layernorm", "model.layers.1.mlp.down_proj",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", VAST)
+def test_a_vast_weight_that_the_next_norm_turns_into_zeros_is_refused_and_named(tiny_model: Make, layer: str) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_submodule(layer).weight[..., 0] = 1e30
+    with pytest.raises(BaseModelError, match=r"must give numbers below 1e\+16") as error:
+        run(model)
+    assert f"1e+30 in the weights, in {layer}.weight" in str(error.value)
+
+
+def test_an_error_of_ours_that_such_layers_led_to_gives_way_to_where_they_began(tiny_model: Make) -> None:
+    model = spoilt(tiny_model(), "model.layers.1.mlp.down_proj", 1e30)
+
+    def measure() -> None:
+        with finite_layers(model):
+            model(input_ids=torch.arange(1, 6)[None])
+            raise UsageError("prompts must differ", found="alike")
+
+    with pytest.raises(BaseModelError, match=r"layer 'model\.layers\.1\.mlp\.down_proj'"):
+        measure()
 
 
 def test_numbers_that_leave_a_dtype_are_told_from_weights_that_are_none(tiny_model: Make) -> None:

@@ -131,6 +131,15 @@ def test_logits_that_are_not_finite_tell_nothing_and_are_not_kept(tiny_model: Ca
     assert not (cache_folder() / "verdicts").exists()
 
 
+def test_the_verdict_on_a_damaged_copy_is_not_taken_for_that_on_a_sound_one(tiny_model: Callable[..., Any]) -> None:
+    damaged = tiny_model()
+    with torch.no_grad():
+        damaged.model.layers[0].input_layernorm.weight[0] = 1e30  # no sample of the fingerprint
+    with pytest.raises(BaseModelError, match=r"(?s)must have weights.*1e\+30 in the weights, in .*input_layernorm"):
+        check_computes(damaged, "damaged")
+    check_computes(tiny_model(), "sound")
+
+
 def test_a_base_whose_padded_rows_alone_are_not_finite_is_refused() -> None:
     # Its mask is the least of float64, which its softmax takes in float32.
     with pytest.raises(BaseModelError, match="finite alone and not in company, in float64"):
