@@ -20,6 +20,10 @@ SHAPE = {
     "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2, "pad_token_id": None,
     "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
+SIZES = {
+    "context_length": 64, "embedding_length": 32, "block_count": 2, "feed_forward_length": 48,
+    "attention.head_count": 4, "attention.head_count_kv": 2,
+}  # fmt: skip
 RMS = {"attention.layer_norm_rms_epsilon": 1e-5}
 NORM = {"attention.layer_norm_epsilon": 1e-5}
 BASE = {"rope.freq_base": 10000.0}
@@ -43,6 +47,8 @@ MIXED_KEYS = {
     "rope.freq_base": 1e6, "rope.freq_base_swa": 10000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0,
     "attention.sliding_window": 6, "attention.sliding_window_pattern": [True, False],
 }  # fmt: skip
+EXPERTS = {"rms_norm_eps": 1e-5, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+EXPERT_KEYS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 24}
 CAPS = {"attn_logit_softcapping": 20.0, "final_logit_softcapping": 10.0}
 
 # Family in GGUF's word, configuration class, its fields, and the keys that say the same in the file.
@@ -78,6 +84,21 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         "nemotron", "NemotronConfig", {"norm_eps": 1e-5, "rope_parameters": HALF},
         {**NORM, **BASE, "rope.dimension_count": 4},
     ),
+    "Qwen2-MoE": (
+        "qwen2moe", "Qwen2MoeConfig", {**EXPERTS, "shared_expert_intermediate_size": 40},
+        {**RMS, **BASE, **EXPERT_KEYS, "expert_shared_feed_forward_length": 40},
+    ),
+    "Qwen3-MoE": (
+        "qwen3moe", "Qwen3MoeConfig", {**EXPERTS, "head_dim": 8, "norm_topk_prob": True},
+        {**RMS, **BASE, **HEADS, **EXPERT_KEYS},
+    ),
+    "GPT-2": ("gpt2", "GPT2Config", {"n_inner": 48}, {**NORM, "attention.head_count_kv": None}),
+    "Mamba": (
+        "mamba", "MambaConfig",
+        {"state_size": 4, "time_step_rank": 2, "conv_kernel": 4, "intermediate_size": 64, "layer_norm_epsilon": 1e-5},
+        {**RMS, "ssm.conv_kernel": 4, "ssm.state_size": 4, "ssm.time_step_rank": 2, "ssm.inner_size": 64,
+         "ssm.dt_b_c_rms": False, "feed_forward_length": 0, "attention.head_count": 0, "attention.head_count_kv": None},
+    ),
 }  # fmt: skip
 
 
@@ -86,12 +107,6 @@ def write(path: Path, family: str, model: Any, keys: dict[str, Any], words: list
     from gguf import MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
 
     writer = GGUFWriter(str(path), family)
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_block_count(2)
-    writer.add_feed_forward_length(48)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(words)
@@ -103,24 +118,43 @@ def write(path: Path, family: str, model: Any, keys: dict[str, Any], words: list
         bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array,
         str: writer.add_string,
     }  # fmt: skip
-    for key, value in keys.items():
-        adders[type(value)](f"{family}.{key}", value)
+    for key, value in {**SIZES, **keys}.items():
+        if value is not None:
+            adders[type(value)](f"{family}.{key}", value)
     names = get_tensor_name_map(next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == family), 2)
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
-        stem, _, last = name.rpartition(".")
         values = tensor.float()
         if family in ("gemma2", "gemma3", "nemotron") and name.endswith("norm.weight"):
             values = values + 1
         if family == "llama" and ("q_proj" in name or "k_proj" in name):
             num_heads = 4 if "q_proj" in name else 2
             values = values.view(num_heads, 2, -1, values.shape[1]).transpose(1, 2).reshape(values.shape)
-        writer.add_tensor(f"{names.get_name(stem)}.{last}", values.contiguous().numpy())
+        for place, part in placed(names, family, name, values).items():
+            writer.add_tensor(place, part.contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def placed(names: Any, family: str, name: str, values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A weight of a model as the tensors that a converter makes of it, by their names in the file."""
+    stem, _, last = name.rpartition(".")
+    if last == "gate_up_proj":
+        gate, up = values.chunk(2, dim=1)
+        block = f"blk.{name.split('.')[2]}"
+        return {f"{block}.ffn_gate_exps.weight": gate, f"{block}.ffn_up_exps.weight": up}
+    if last == "down_proj":
+        return {f"{names.get_name(name)}.weight": values}
+    if last in ("A_log", "D"):
+        return {names.get_name(name): -values.exp() if last == "A_log" else values}
+    if family == "gpt2" and values.ndim == 2 and (".attn." in name or ".mlp." in name):
+        values = values.T
+    if name.endswith(("conv1d.weight", "shared_expert_gate.weight")):
+        values = values.squeeze()
+    return {f"{names.get_name(stem)}.{last}": values}
 
 
 @pytest.mark.parametrize("case", CASES)

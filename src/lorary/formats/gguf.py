@@ -34,8 +34,6 @@ MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
 # Copies of an earlier reading, which lost some of what a file said, are made again.
 READING = 2
-# Endings of files that transformers looks for in a model's folder, beside those it was told to load.
-LOADED = ("config.json", "tokenizer.json", ".index.json", ".safetensors", ".bin")
 
 
 def dequantise(gguf_file: Path, *, expected_sha256: str | None = None) -> tuple[Path, str]:
@@ -136,17 +134,24 @@ def _convert_if_needed(gguf_file: Path, folder: Path, digest: str, reading: int)
     _say(f"converting {gguf_file.name} to safetensors, once (up to a minute for 100 MB) ...")
     started = time.monotonic()
     partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process: the lock says nobody is writing it
+    _clear(partial)  # left by a killed process: the lock says nobody is writing it
     try:
         _convert(gguf_file, partial)
         _write_manifest(partial, digest)
         _sync(partial)
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
         partial.rename(folder)
         _sync_folder(folder.parent)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _clear(partial)
     _say(f"converted in {time.monotonic() - started:.0f} s, kept in {folder}")
+
+
+def _clear(path: Path) -> None:
+    """Remove a folder, or what lies in its place: a link itself, not what it leads to."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _convert(gguf_file: Path, folder: Path) -> None:
@@ -257,8 +262,9 @@ def _missing(names: Collection[str]) -> str | None:
 
 
 def _stray(folder: Path, names: Collection[str]) -> str | None:
-    """What transformers would load with the copy, or instead of it."""
-    others = sorted(path.name for path in folder.iterdir() if path.name.endswith(LOADED) and path.name not in names)
+    """What transformers might load with the copy, or instead of it: any file of no known origin."""
+    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", MANIFEST)))
+    others = [name for name in others if name not in names]
     return f"{others[0]} does not belong to it" if others else None
 
 

@@ -159,10 +159,8 @@ _READ_WHOLE = frozenset({"qwen35", "qwen35moe", "lfm2"})
 # Sizes, which the shapes of the weights bear out, and notes on how the file was made.
 _INERT = frozenset(
     {
-        "block_count", "context_length", "embedding_length", "expert_feed_forward_length",
-        "expert_shared_count", "expert_shared_feed_forward_length", "feed_forward_length", "shortconv.l_cache",
-        "ssm.conv_kernel", "ssm.inner_size", "ssm.state_size", "ssm.time_step_rank", "tensor_data_layout",
-        "vocab_size",
+        "block_count", "embedding_length", "expert_shared_count", "shortconv.l_cache", "ssm.conv_kernel",
+        "ssm.inner_size", "ssm.state_size", "ssm.time_step_rank", "tensor_data_layout", "vocab_size",
     }
 )  # fmt: skip
 _EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
@@ -176,7 +174,8 @@ def _one_number(value: Any) -> Any:
 
 
 def _heads(_metadata: Metadata, config: Any, value: Any) -> bool:
-    return bool(_one_number(value) == config.num_attention_heads)
+    # Of a model without attention, such as Mamba, a file says that it has no heads.
+    return bool(_one_number(value) == getattr(config, "num_attention_heads", 0))
 
 
 def _groups(metadata: Metadata, config: Any, value: Any) -> bool:
@@ -248,6 +247,17 @@ def _experts(_metadata: Metadata, config: Any, value: Any) -> bool:
     return bool(value == (getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0))
 
 
+def _size(field: str) -> Check:
+    """A size that transformers leaves at what the family's first model has; the shapes of the weights bear it out."""
+
+    def check(_metadata: Metadata, config: Any, value: Any) -> bool:
+        if hasattr(config, field):
+            setattr(config, field, value)
+        return True
+
+    return check
+
+
 def _same_as(field: str) -> Check:
     return lambda _metadata, config, value: bool(value == getattr(config, field, 0))
 
@@ -290,6 +300,8 @@ def _rotary_of(field: str) -> Check:
 
 
 _CHECKS: Mapping[str, Check] = {
+    "context_length": _size("n_positions"),
+    "feed_forward_length": _size("n_inner"),
     "attention.head_count": _heads,
     "attention.head_count_kv": _groups,
     "attention.key_length": _head_size,
@@ -316,6 +328,8 @@ _CHECKS: Mapping[str, Check] = {
     "pooling_type": _neutral(0),
     "use_parallel_residual": _sets("use_parallel_residual"),
     "expert_count": _experts,
+    "expert_feed_forward_length": _size("moe_intermediate_size"),
+    "expert_shared_feed_forward_length": _size("shared_expert_intermediate_size"),
     "expert_used_count": _same_as("num_experts_per_tok"),
     "expert_weights_norm": _sets("norm_topk_prob"),
     "expert_weights_scale": _neutral(0, 1),

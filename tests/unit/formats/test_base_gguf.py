@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -225,6 +226,32 @@ def add_an_adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
 
 
+def add_a_word_to_the_tokenizer(folder: Path) -> None:
+    (folder / "added_tokens.json").write_text('{"hello": 5}')
+
+
+def add_a_chat_template_of_another_name(folder: Path) -> None:
+    (folder / "chat_templates").mkdir()
+    (folder / "chat_templates" / "tool_use.jinja").write_text("another")
+
+
+def change_a_template_that_the_manifest_forgot(folder: Path) -> None:
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    edit_manifest(folder, files={name: entry for name, entry in files.items() if not name.endswith("jinja")})
+    (folder / "chat_template.jinja").write_text("another")
+
+
+def put_a_file_in_its_place(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("no folder")
+
+
+def put_a_link_to_a_damaged_copy_in_its_place(folder: Path) -> None:
+    folder.rename(folder.parent.parent / "elsewhere")
+    folder.symlink_to(folder.parent.parent / "elsewhere")
+    cut_off(folder)
+
+
 def put_a_fifo(folder: Path) -> None:
     (folder / "manifest.json").unlink()
     os.mkfifo(folder / "manifest.json")
@@ -239,6 +266,11 @@ def put_a_fifo(folder: Path) -> None:
         (flip_a_byte_and_keep_the_time, r"model\.safetensors has another sha256"),
         (edit_the_config_and_keep_the_time, r"config\.json has another sha256"),
         (add_an_adapter, r"adapter_config\.json does not belong to it"),
+        (add_a_word_to_the_tokenizer, r"added_tokens\.json does not belong to it"),
+        (add_a_chat_template_of_another_name, r"chat_templates does not belong to it"),
+        (change_a_template_that_the_manifest_forgot, r"chat_template\.jinja does not belong to it"),
+        (put_a_file_in_its_place, r"manifest\.json: Not a directory"),
+        (put_a_link_to_a_damaged_copy_in_its_place, r"model\.safetensors has 1000 bytes"),
         (put_a_fifo, r"manifest\.json: it is not a regular file"),
         (cut_off, r"model\.safetensors has 1000 bytes"),
         (flip_a_byte, r"model\.safetensors has another sha256"),
@@ -280,6 +312,16 @@ def test_what_a_killed_process_left_is_swept_away(gguf_file: Path) -> None:
     folder, _ = dequantise(gguf_file)
     assert not partial.exists()
     assert set(json.loads((folder / "manifest.json").read_text())["files"]) == set(hashes(folder)) - {"manifest.json"}
+
+
+def test_nothing_is_written_through_a_link_in_place_of_an_unfinished_copy(gguf_file: Path, tmp_path: Path) -> None:
+    digest = hashlib.sha256(gguf_file.read_bytes()).hexdigest()
+    (tmp_path / "victim").mkdir()
+    (cache_folder() / "gguf").mkdir(parents=True)
+    (cache_folder() / "gguf" / f"{digest}.partial").symlink_to(tmp_path / "victim")
+    folder, _ = dequantise(gguf_file)
+    assert not folder.is_symlink()
+    assert list((tmp_path / "victim").iterdir()) == []
 
 
 def test_two_processes_that_ask_at_once_convert_once(gguf_file: Path) -> None:
