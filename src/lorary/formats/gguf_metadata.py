@@ -92,6 +92,8 @@ def carry_over(metadata: Metadata, config: Any) -> None:
     if metadata.architecture in ("falcon", "bloom") and "output.weight" in metadata.tensors:
         config.tie_word_embeddings = False
     for name, value in metadata.keys.items():
+        if not _is_possible(name, value):
+            raise Lost(f"{metadata.architecture}.{name} = {str(value)[:80]}, which no model can have")
         if name in _INERT or name.startswith(("rope.scaling.", "rope.scale_linear")):
             continue
         check = _CHECKS.get(name)
@@ -100,6 +102,15 @@ def carry_over(metadata: Metadata, config: Any) -> None:
     _settle_gemma(metadata, config)
     if metadata.architecture not in _READ_WHOLE:
         apply_rope(metadata.architecture, metadata.keys, metadata.rope, config)
+
+
+def _is_possible(name: str, value: Any) -> bool:
+    """Whether a number is finite and, where frequencies are made of it or divided by it, not below zero."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if isinstance(value, int | float) and name in _POSITIVE:
+        return value > 0
+    return not (isinstance(value, int | float) and name in _NOT_NEGATIVE) or value >= 0
 
 
 def check_consumed(metadata: Metadata, model: Any) -> None:
@@ -163,6 +174,14 @@ _INERT = frozenset(
         "ssm.inner_size", "ssm.state_size", "ssm.time_step_rank", "tensor_data_layout", "vocab_size",
     }
 )  # fmt: skip
+_POSITIVE = frozenset({"rope.freq_base", "rope.freq_base_swa"})
+_NOT_NEGATIVE = frozenset(
+    {
+        "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon", "attn_logit_softcapping",
+        "final_logit_softcapping", "rope.scale_linear", "rope.scaling.attn_factor", "rope.scaling.factor",
+        "rope.scaling.original_context_length", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
+    }
+)  # fmt: skip
 _EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 # Families whose attention keeps to the window of its configuration.
 _WINDOWED = frozenset({"mistral", "phi3", "starcoder2", "gemma2", "gemma3_text", "gpt_oss"})
@@ -203,7 +222,7 @@ def _epsilon(_metadata: Metadata, config: Any, value: Any) -> bool:
     fields = [field for field in _EPSILONS if hasattr(config, field)]
     for field in fields:
         setattr(config, field, value)
-    return bool(fields) and math.isfinite(value)
+    return bool(fields)
 
 
 def _window(metadata: Metadata, config: Any, value: Any) -> bool:

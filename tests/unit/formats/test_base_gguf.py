@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -528,6 +529,12 @@ def test_what_a_file_says_of_its_model_reaches_the_copy(
         ({}, {"rope_freqs.weight": [0.0] * 4}, r"rope_freqs\.weight"),
         ({}, {"rope_factors_long.weight": [1.0] * 4}, r"rope_factors_long\.weight"),
         ({"rope.dimension_count": 4}, {}, r"llama\.rope\.dimension_count = 4"),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": -2.0}, {}, r"llama\.rope\.scaling\.factor = -2\.0"),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": math.nan}, {}, r"llama\.rope\.scaling\.factor = nan"),
+        ({"rope.freq_base": 0.0}, {}, r"llama\.rope\.freq_base = 0\.0"),
+        ({"rope.freq_base": math.inf}, {}, r"llama\.rope\.freq_base = inf"),
+        ({"attention.layer_norm_rms_epsilon": math.nan}, {}, r"llama\.attention\.layer_norm_rms_epsilon = nan"),
+        ({"attention.layer_norm_rms_epsilon": -1.0}, {}, r"llama\.attention\.layer_norm_rms_epsilon = -1\.0"),
         ({"logit_scale": 0.5}, {}, r"llama\.logit_scale = 0\.5"),
         ({"residual_scale": 2.0}, {}, r"llama\.residual_scale"),
         ({"embedding_scale": 12.0}, {}, r"llama\.embedding_scale"),
