@@ -2,9 +2,9 @@
 
     python benchmarks/probe.py [--threads N] [--turns 7] [--cases load,build] [--json]
 
-Each figure is the time of one call in a process of its own, imports of transformers included, as a user meets it.
-`base` is the same call with the trial left out. The three take turns; figures are medians over the turns, and `spread`
-holds the least and the largest ratio of a turn.
+Each call runs in a process of its own. `call` is the time of the call alone; `process` begins before the imports, which
+is what a user waits for. `base` is the same with the trial left out. The three take turns; figures are medians over
+the turns, and `spread` holds the least and the largest ratio of a turn.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ CALLS = {
     "names=['sentiment', 'last_word'])",
 }
 CHILD = """
-import sys, tempfile, time, warnings
+import time
+began = time.perf_counter()
+import sys, tempfile, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 import lorary
@@ -38,12 +41,13 @@ if MODE == "without":
     verdict.verdict_of = lambda model: kept.Verdict()
 started = time.perf_counter()
 CALL
-print(time.perf_counter() - started)
+ended = time.perf_counter()
+print(ended - started, ended - began)
 """
 
 
-def seconds(case: str, mode: str, verdicts: str) -> float:
-    """The time of one call in a process of its own.
+def seconds(case: str, mode: str, verdicts: str) -> dict[str, float]:
+    """The time of one call in a process of its own, alone and with the imports before it.
 
     Args:
         case: a key of `CALLS`.
@@ -55,23 +59,24 @@ def seconds(case: str, mode: str, verdicts: str) -> float:
         done = subprocess.run(
             [sys.executable, "-c", code, folder, mode], capture_output=True, text=True, check=True, env=os.environ
         )
-    return float(done.stdout.splitlines()[-1])
+    return dict(zip(("call", "process"), map(float, done.stdout.splitlines()[-1].split()), strict=True))
 
 
 def measure(case: str, turns: int) -> list[dict[str, Any]]:
     """The first and the second time, each beside a call without the trial."""
-    times: dict[str, list[float]] = {"without": [], "first": [], "second": []}
+    times: dict[str, list[dict[str, float]]] = {"without": [], "first": [], "second": []}
     for _ in range(turns):
         with tempfile.TemporaryDirectory() as verdicts:
             for mode in times:
                 times[mode].append(seconds(case, mode, verdicts))
     rows = []
-    for mode in ("first", "second"):
-        ratios = [a / b for a, b in zip(times[mode], times["without"], strict=True)]
-        ours, base = statistics.median(times[mode]), statistics.median(times["without"])
-        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
-        row = harness.row(f"{case}, the {mode} time", "seconds", "s", "lower", ours=ours, base=base)
-        rows.append(row | {"spread": [min(ratios), max(ratios)], "note": spread})
+    for mode, part in product(("first", "second"), ("call", "process")):
+        mine, bare = ([each[part] for each in times[name]] for name in (mode, "without"))
+        ratios = [a / b for a, b in zip(mine, bare, strict=True)]
+        row = harness.row(
+            f"{case}, the {mode} time", part, "s", "lower", ours=statistics.median(mine), base=statistics.median(bare)
+        )
+        rows.append(row | {"spread": [min(ratios), max(ratios)], "note": f"{min(ratios):.3f} to {max(ratios):.3f}"})
     return rows
 
 

@@ -98,7 +98,7 @@ def seat_library(
     if hasattr(model, STATE):
         raise UsageError("a model can hold one library at a time", found="experts are seated", remedy="lorary.detach")
     library.check_base(model, force_base=force_base)
-    check_computes(model, library.base.name, must_run=False)
+    verdict = check_computes(model, library.base.name, must_run=False)
     names, order, layers = _read_layers(model, library, seats)
     state = Seating(names, layers, {}, wanted, library, order, tokenizer=tokenizer)
     try:
@@ -108,7 +108,7 @@ def seat_library(
         drop_pass_hooks(state)
         raise
     state.handles = dict(zip(layers, handles, strict=True))
-    state.position_handles = settle_positions(model)
+    state.position_handles = settle_positions(model, verdict)
     setattr(model, STATE, state)
     _warn_of_ambiguity(state)
     return model

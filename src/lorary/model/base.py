@@ -74,8 +74,7 @@ def load_base(reference: str | Path | BaseFiles = "embedded", *, dtype: str = "a
     model = load_model(files, kind, place)
     tokenizer = load_tokenizer(files)
     _settle_tokens(model, tokenizer, files)
-    check_computes(model, files.name)
-    settle_positions(model)
+    settle_positions(model, check_computes(model, files.name))
     return Base(model, tokenizer, files)
 
 

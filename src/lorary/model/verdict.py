@@ -66,13 +66,16 @@ def verdict_of(model: Any) -> Verdict:
     return verdict
 
 
-def check_computes(model: Any, name: str, *, must_run: bool = True) -> None:
+def check_computes(model: Any, name: str, *, must_run: bool = True) -> Verdict:
     """Refuse a base model that does not compute as Lorary supposes.
 
     Args:
         model: a transformers model, bare.
         name: what to call it in errors.
         must_run: whether to refuse a model that fails at token ids alone too, or generates otherwise.
+
+    Returns:
+        The verdict, for those who ask next: looking it up takes a fingerprint.
 
     Raises:
         BaseModelError: naming its architecture and what is wrong.
@@ -84,18 +87,20 @@ def check_computes(model: Any, name: str, *, must_run: bool = True) -> None:
             found=verdict.fault,
             remedy="use a causal language model; docs/models.md lists families",
         )
+    return verdict
 
 
-def settle_positions(model: Any) -> list[RemovableHandle]:
+def settle_positions(model: Any, verdict: Verdict) -> list[RemovableHandle]:
     """Hooks that make positions count alike in every pass, and refuse those at which they would not.
 
     Args:
         model: a base model that `check_computes` took, changed in place.
+        verdict: what that returned.
 
     Returns:
         Handles of the hooks; most models need none.
     """
-    return [*shift_positions(model, verdict_of(model).shift), *guard_positions(model)]
+    return [*shift_positions(model, verdict.shift), *guard_positions(model)]
 
 
 def check_layers(model: Any, adapters: Mapping[str, Iterable[str]]) -> None:

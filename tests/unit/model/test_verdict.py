@@ -242,7 +242,7 @@ def test_an_adapter_of_a_silent_layer_is_refused_at_attach_and_live(
 def test_the_context_is_what_a_model_can_take(family: str, fields: dict[str, Any], positions: int | None) -> None:
     model = tiny_family(family, dtype=torch.float32, **fields)
     assert context_of(model) == positions
-    settle_positions(model)
+    settle_positions(model, verdict_of(model))
     if positions is not None:
         with torch.no_grad():
             assert model(ids_of([positions])[0]).logits.isfinite().all()
