@@ -70,14 +70,26 @@ class Request:
         choice: what becomes of the mean scores.
         measures: which of the real tokens count: all of them, or the last one.
         featured: scores by one vector of the prompt, in the place of the layers'.
+        fallback: (experts,) weights for a row in which no expert may be chosen; the base answers where None.
+
+    Attributes:
+        chosen: the experts of each row, once it is decided.
+        confidence: (rows,) the best score of each row: how far above the threshold it is says how sure the choice was.
     """
 
     def __init__(
-        self, num_experts: int, choice: Choice, measures: Measures = "mean", featured: Featured | None = None
+        self,
+        num_experts: int,
+        choice: Choice,
+        measures: Measures = "mean",
+        featured: Featured | None = None,
+        fallback: Tensor | None = None,
     ) -> None:
         self.num_experts, self.choice, self.measures, self.featured = num_experts, choice, measures, featured
+        self.fallback = fallback
         self.is_probing = False
         self.chosen: Chosen | None = None
+        self.confidence: Tensor | None = None
 
     def start(self, real: Tensor) -> None:
         """Begin a probe.
@@ -123,8 +135,15 @@ class Request:
     def finish(self) -> None:
         """Decide."""
         mean = self._sums / self._layers.clamp_min(1)
-        self.chosen = choose(mean.masked_fill(self._layers == 0, -torch.inf), self.choice)
+        scores = mean.masked_fill(self._layers == 0, -torch.inf)
+        chosen, self.confidence = choose(scores, self.choice), scores.amax(dim=1)
+        self.chosen = chosen if self.fallback is None else chosen.or_else(self.fallback.to(chosen.weights))
         self.stop()
+
+    @property
+    def most(self) -> int:
+        """Experts of a row at most, of those that are decided; a fallback may bring more than `choice` does."""
+        return self.choice.most(self.num_experts) if self.chosen is None else self.chosen.experts.shape[1]
 
     def stop(self) -> None:
         """End the probe, also one that failed."""

@@ -15,6 +15,8 @@ MEASURES: Mapping[str, Measure] = {
     "centroid": Measure(each=expert_centroids),
     "phatgoose": Measure(each=expert_gates, decided_by=("steps", "batch_size", "learning_rate")),
     "contrast": Measure(pooled=pooled_contrast),
+    "auto": Measure(each=expert_prompts),
+    "discriminant": Measure(each=expert_prompts),
     "task-predictor": Measure(each=expert_prompts, fit=fitted_predictor),
     "retrieval": Measure(each=mean_prompt),
 }

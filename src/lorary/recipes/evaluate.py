@@ -52,7 +52,7 @@ def run_evaluate(
     given = {key: value for key, value in changes.items() if value is not None}
     default = Routing.of(**first.default_router)
     asked = without_router(default) | dict(route or {})
-    own = {key: asked.pop(key) for key in ("top_k", "temperature", "mix")}
+    own = {key: asked.pop(key) for key in ("top_k", "temperature", "mix") if key in asked}
     fields = {
         **own,
         "route": asked,
