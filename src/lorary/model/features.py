@@ -18,7 +18,7 @@ from lorary.formats.quiet import quiet_transformers
 from lorary.library.store import Library
 from lorary.lora.targets import language_paths
 from lorary.model.layers import SeatedLayer
-from lorary.model.prepared import REQUEST, Known, not_prepared
+from lorary.model.prepared import REQUEST, TASKS, Known, not_prepared
 from lorary.route import ROUTERS
 from lorary.route.setting import Routing
 
@@ -145,7 +145,9 @@ def featured(
     for layer in layers.values():
         alive[list(layer.experts)] |= layer.alive.cpu()
     alive &= torch.tensor([setting.may_choose(name) for name in experts])
-    return Featured(embed, rule.request, rule.fit(tensors), alive)
+    no_tasks = (torch.zeros(len(vectors), dtype=torch.int64) for vectors in tensors)
+    tasks = [prepared[name].get(TASKS, none) for name, none in zip(experts, no_tasks, strict=True)]
+    return Featured(embed, rule.request, rule.fit(tensors, tasks), alive)
 
 
 @torch.no_grad()

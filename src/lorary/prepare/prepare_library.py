@@ -23,6 +23,7 @@ from lorary.library.prepared import Prepared, expert_key, group_key, load_prepar
 from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.model.finite import finite_layers
+from lorary.model.prepared import REQUEST, TASKS
 from lorary.prepare.catalogue import MEASURES
 from lorary.prepare.expert_rows import ExpertRows
 from lorary.prepare.measure import MeasureContext, Tensors
@@ -123,6 +124,8 @@ class _Preparer:
             return False
         with finite_layers(self._context.base.model):
             tensors, notes = self.measure.each(self._context, name, self._examples(rows))
+        if self._settings.data.holds == "request" and len(tensors[REQUEST]) == len(rows.rows):
+            tensors = {**tensors, TASKS: rows.tasks}
         self._check_finite({name: tensors})
         save_prepared(
             self._library, self._each_kind, expert_key(self._library, name), Prepared(tensors, made_of, notes)

@@ -1,10 +1,10 @@
-"""Discriminant: the expert in whose prompts' normal distribution the request lies, or none where it lies in no one's."""
+"""Discriminant: the expert in whose prompts' normal distribution a request lies, or none where it lies in no one's."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -16,15 +16,14 @@ SHRINKAGE = 0.1
 NOTHING_FITS = 0.9
 # Prompts of which the shared covariance is made; more of them change it little, and its cost grows with their square.
 MOST_PROMPTS = 2048
-# With fewer prompts than these, an expert's mean and the covariance around it say nothing.
-FEWEST_PROMPTS = 2
 
 
 class Discriminant(NamedTuple):
-    """Normal distributions of one covariance, one for each expert, all in float64.
+    """Normal distributions of one covariance, one for each task of each expert, all in float64.
 
     Args:
-        means: (experts, features), of unit vectors of each expert's prompts.
+        means: (tasks, features), of unit vectors of each task's prompts.
+        owners: (tasks,) int64, the expert of each task.
         directions: (features, kept), by which the square of a distance is less than `isotropic` says.
         isotropic: the square of the distance of a unit step in any direction that prompts do not vary in.
         border: the logarithmic density, up to a constant that is the same for all, at which a request fits as well as
@@ -32,6 +31,7 @@ class Discriminant(NamedTuple):
     """
 
     means: Tensor
+    owners: Tensor
     directions: Tensor
     isotropic: Tensor
     border: Tensor
@@ -41,7 +41,9 @@ class Discriminant(NamedTuple):
         return Discriminant(*(part.to(features.device) for part in self))
 
 
-def fit_discriminant(samples: Sequence[Float[Tensor, "_prompts features"]]) -> Discriminant:
+def fit_discriminant(
+    samples: Sequence[Float[Tensor, "_prompts features"]], tasks: Sequence[Int[Tensor, " _prompts"]]
+) -> Discriminant:
     """Distributions of the experts' prompts, and the border below which nothing fits.
 
     The border is found with the experts' own prompts: each is scored with its own expert taken away, which is how a
@@ -49,41 +51,45 @@ def fit_discriminant(samples: Sequence[Float[Tensor, "_prompts features"]]) -> D
 
     Args:
         samples: for each expert the vectors of some of its prompts, any float dtype.
+        tasks: the task of each of these prompts, as any number: tasks of one expert may lie far apart.
 
     Returns:
         What `discriminant_scores` reads.
 
     Raises:
-        RouterError: if there are too few prompts.
+        RouterError: if no expert has two prompts of one task, so that nothing says how far prompts lie apart.
     """
-    sizes = [len(sample) for sample in samples]
-    if min(sizes) < FEWEST_PROMPTS:
+    sizes = torch.tensor([len(sample) for sample in samples])
+    expert_of_prompt = torch.arange(len(samples)).repeat_interleave(sizes)
+    labels = torch.stack([expert_of_prompt, torch.cat(list(tasks)).long()], dim=1)
+    kinds, kind_of_prompt, counts = labels.unique(dim=0, return_inverse=True, return_counts=True)
+    if int(counts.max()) < 2:
         raise RouterError(
-            f"discriminant needs {FEWEST_PROMPTS} prompts of each expert",
-            found=f"{min(sizes)} of the expert number {sizes.index(min(sizes))}",
-            remedy="lorary library prepare --router discriminant --rows 16",
+            "discriminant needs two prompts of a task, to say how far prompts of one kind lie apart",
+            found="one of each",
+            remedy="lorary library prepare LIB --router discriminant --rows 16",
         )
     vectors = normalize(torch.cat([sample.double() for sample in samples]), dim=1)
-    owners = torch.arange(len(samples)).repeat_interleave(torch.tensor(sizes))
-    means = torch.stack([part.mean(dim=0) for part in vectors.split(sizes)])
-    directions, isotropic = _whitening(vectors - means[owners], len(samples))
-    fitted = Discriminant(means, directions, isotropic, isotropic.new_zeros(()))
+    sums = vectors.new_zeros(len(kinds), vectors.shape[1]).index_add(0, kind_of_prompt, vectors)
+    means = sums / counts[:, None]
+    directions, isotropic = _whitening(vectors - means[kind_of_prompt], len(kinds))
+    fitted = Discriminant(means, kinds[:, 0], directions, isotropic, isotropic.new_zeros(()))
     scores = discriminant_scores(vectors, fitted)
+    own = expert_of_prompt[:, None]
     if len(samples) > 1:
-        foreign = scores.scatter(1, owners[:, None], -torch.inf).amax(dim=1)
-        border = foreign.quantile(NOTHING_FITS)
-    else:
-        border = scores[:, 0].quantile(1 - NOTHING_FITS)
+        border = scores.scatter(1, own, -torch.inf).amax(dim=1).quantile(NOTHING_FITS)
+    else:  # no prompt is foreign: nearly all of its own are to fit
+        border = scores.gather(1, own).quantile(1 - NOTHING_FITS)
     return fitted._replace(border=border)
 
 
 def discriminant_scores(
     features: Float[Tensor, "batch features"], fitted: Discriminant
 ) -> Float[Tensor, "batch experts"]:
-    """Logarithmic density of a request under each expert's distribution, less the border: above 0, the expert fits.
+    """Logarithmic density of a request under each expert's likeliest task, less the border: above 0, the expert fits.
 
-    The softmax of the scores is the probability that the request is of an expert's kind (linear discriminant analysis
-    with equal priors).
+    With one task for each expert, the softmax of the scores is the probability that the request is an expert's own
+    (linear discriminant analysis with equal priors).
 
     Args:
         features: one vector for each prompt.
@@ -92,21 +98,30 @@ def discriminant_scores(
     Returns:
         Scores in float64.
     """
-    gaps = normalize(features.double(), dim=-1)[:, None] - fitted.means
-    squares = fitted.isotropic * gaps.square().sum(dim=-1) - (gaps @ fitted.directions).square().sum(dim=-1)
-    return -squares / 2 - fitted.border
+    units, means = normalize(features.double(), dim=-1), fitted.means
+    plain = _squares(units, means)
+    along = _squares(units @ fitted.directions, means @ fitted.directions)
+    by_task = (along - fitted.isotropic * plain) / 2 - fitted.border
+    num_experts = int(fitted.owners[-1]) + 1  # owners ascend, and each expert has a task
+    scores = by_task.new_full((len(units), num_experts), -torch.inf)
+    return scores.scatter_reduce(1, fitted.owners.expand(len(units), -1), by_task, "amax")
 
 
-def _whitening(residuals: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def _squares(rows: Tensor, others: Tensor) -> Tensor:
+    """(rows, others) squared distances, from differences: those of products would lose what is small."""
+    return torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+def _whitening(residuals: Tensor, num_kinds: int) -> tuple[Tensor, Tensor]:
     """Directions and isotropic part of the inverse of the shrunk covariance of residuals, without forming it."""
     num_prompts, width = residuals.shape
     if num_prompts > MOST_PROMPTS:
         order = torch.randperm(num_prompts, generator=torch.Generator().manual_seed(0))
         residuals = residuals[order[:MOST_PROMPTS]]
-    freedom = max(len(residuals) - num_classes * len(residuals) / num_prompts, 1.0)
+    freedom = len(residuals) * (num_prompts - num_kinds) / num_prompts
     _, singular, rows = torch.linalg.svd(residuals, full_matrices=False)
-    variances = singular.square() / freedom
-    level = (SHRINKAGE * variances.sum() / width).clamp_min(torch.finfo(residuals.dtype).tiny)
+    variances = singular.square() / max(freedom, 1.0)
+    level = (SHRINKAGE * variances.sum() / width).clamp_min(torch.finfo(residuals.dtype).eps)
     isotropic = 1 / level
     kept = isotropic - 1 / ((1 - SHRINKAGE) * variances + level)
     return rows.mT * kept.clamp_min(0).sqrt(), isotropic
