@@ -91,7 +91,9 @@ def settled(setting: Routing, state: Seating) -> Routing:
     return setting.changed(router=names[-1])
 
 
-def _request(setting: Routing, state: Seating, measures: Measures = "mean", featured: Featured | None = None) -> Request:
+def _request(
+    setting: Routing, state: Seating, measures: Measures = "mean", featured: Featured | None = None
+) -> Request:
     fallback = None
     if setting.fallback == UNIFORM:
         fallback = constant_weights(Routing(UNIFORM, allow=setting.allow, general=setting.general), state.experts)

@@ -119,9 +119,7 @@ class Chosen(NamedTuple):
         others = fallback.nonzero().squeeze(1)
         width = max(self.experts.shape[1], len(others))
         last = _padded(Chosen(others.expand(len(lost), -1), fallback[others].expand(len(lost), -1)), width)
-        return Chosen(
-            *(torch.where(lost[:, None], b, a) for a, b in zip(_padded(self, width), last, strict=True))
-        )
+        return Chosen(*(torch.where(lost[:, None], b, a) for a, b in zip(_padded(self, width), last, strict=True)))
 
 
 def _padded(chosen: Chosen, width: int) -> Chosen:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from lorary.data.encoder import ENCODER_PACKAGE, encoder_folder
+from lorary.data.schema import Task
 from lorary.data.template import Example, Template, make_template, warn_of_cuts
 from lorary.data.tokenizer_content import text_of
 from lorary.display import Display
@@ -25,7 +26,7 @@ from lorary.model.base import Base
 from lorary.model.finite import finite_layers
 from lorary.model.prepared import REQUEST, TASKS
 from lorary.prepare.catalogue import MEASURES
-from lorary.prepare.expert_rows import ExpertRows
+from lorary.prepare.expert_rows import ExpertRows, draw_rows
 from lorary.prepare.measure import MeasureContext, Tensors
 from lorary.prepare.settings import PrepareSettings
 
@@ -93,6 +94,34 @@ def prepare_library(
         if preparer.measure.fit is not None:
             preparer.fit()
     return PrepareResult(str(library.path), settings.router, settings.kind, prepared=done[True], kept=done[False])
+
+
+def prepare_built(
+    base: Base, library: Library, tasks: Mapping[str, Task], *, seed: int = 0, display: Display | None = None
+) -> PrepareResult | None:
+    """Prepare the default router of a library from the tasks that its experts were just trained on.
+
+    Args:
+        base: the bare base model.
+        library: the library.
+        tasks: by name; experts of other tasks are left out.
+        seed: of the rows that are drawn.
+        display: where progress is shown.
+
+    Returns:
+        What was done; None where the default router needs nothing that one expert's rows give.
+    """
+    router = library.default_router["router"]
+    if router not in MEASURES or MEASURES[router].each is None:
+        return None
+    settings = PrepareSettings(router, seed=seed)
+    tasks_of = {name: library.provenance(name)["tasks"] for name in library.names()}
+    data = {
+        name: draw_rows(name, [tasks[task] for task in names], settings.num_rows, seed)
+        for name, names in tasks_of.items()
+        if names and set(names) <= set(tasks)
+    }
+    return prepare_library(base, library, data, settings, display=display)
 
 
 class _Preparer:

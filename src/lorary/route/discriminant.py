@@ -1,4 +1,6 @@
-"""Discriminant: the expert in whose prompts' normal distribution a request lies, or none where it lies in no one's."""
+"""Discriminant: the expert whose prompts a request is nearest to, as prompts of one kind vary; none where all are as
+near.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,22 +14,25 @@ from lorary.errors import RouterError
 
 # Part of the shared covariance that is replaced by a multiple of the identity: prompts are fewer than features.
 SHRINKAGE = 0.1
-# Which part of the prompts whose own expert is taken away lies below the border.
-NOTHING_FITS = 0.9
+# Experts beside one, the nearest of which say how far "far" is. More than one, so that a twin does not hide it.
+NEIGHBOURS = 7
+# Which part of an expert's own prompts may lie below the border, and which part of foreign prompts has to.
+OWN_LOST, FOREIGN_LOST = 0.02, 0.9
 # Prompts of which the shared covariance is made; more of them change it little, and its cost grows with their square.
 MOST_PROMPTS = 2048
+# Of one task: half of them tell means and covariance for the border, and have to vary.
+FEWEST_PROMPTS = 4
 
 
 class Discriminant(NamedTuple):
-    """Normal distributions of one covariance, one for each task of each expert, all in float64.
+    """Where the prompts of each task of each expert lie, and how prompts of one task vary; float64.
 
     Args:
         means: (tasks, features), of unit vectors of each task's prompts.
-        owners: (tasks,) int64, the expert of each task.
+        owners: (tasks,) int64, the expert of each task, ascending.
         directions: (features, kept), by which the square of a distance is less than `isotropic` says.
-        isotropic: the square of the distance of a unit step in any direction that prompts do not vary in.
-        border: the logarithmic density, up to a constant that is the same for all, at which a request fits as well as
-            the best foreign expert fits nine tenths of the prompts.
+        isotropic: the square of the distance of a unit step in any direction in which prompts do not vary.
+        border: what is taken from scores, so that an expert fits above 0.
     """
 
     means: Tensor
@@ -37,17 +42,18 @@ class Discriminant(NamedTuple):
     border: Tensor
 
     def to(self, features: Tensor) -> "Discriminant":
-        """The same where the features are; it stays float64, since densities far from a mean are large numbers."""
+        """The same where the features are, and float64 there: distances in float32 would lose what is near."""
         return Discriminant(*(part.to(features.device) for part in self))
 
 
 def fit_discriminant(
     samples: Sequence[Float[Tensor, "_prompts features"]], tasks: Sequence[Int[Tensor, " _prompts"]]
 ) -> Discriminant:
-    """Distributions of the experts' prompts, and the border below which nothing fits.
+    """Linear discriminant analysis of the experts' prompts, and the border below which nothing fits.
 
-    The border is found with the experts' own prompts: each is scored with its own expert taken away, which is how a
-    request looks that no expert was trained for.
+    The border comes from halves: means and covariance of one half of the prompts score the other. It lies where
+    `OWN_LOST` of the prompts have less for their own expert, or, if that is lower, where `FOREIGN_LOST` of them have
+    less for the best of the other experts, which is how a request looks that no expert was trained for.
 
     Args:
         samples: for each expert the vectors of some of its prompts, any float dtype.
@@ -57,59 +63,69 @@ def fit_discriminant(
         What `discriminant_scores` reads.
 
     Raises:
-        RouterError: if no expert has two prompts of one task, so that nothing says how far prompts lie apart.
+        RouterError: if no expert has four prompts of one task.
     """
     sizes = torch.tensor([len(sample) for sample in samples])
-    expert_of_prompt = torch.arange(len(samples)).repeat_interleave(sizes)
-    labels = torch.stack([expert_of_prompt, torch.cat(list(tasks)).long()], dim=1)
+    owners = torch.arange(len(samples)).repeat_interleave(sizes)
+    labels = torch.stack([owners, torch.cat(list(tasks)).long()], dim=1)
     kinds, kind_of_prompt, counts = labels.unique(dim=0, return_inverse=True, return_counts=True)
-    if int(counts.max()) < 2:
+    if int(counts.max()) < FEWEST_PROMPTS:
         raise RouterError(
-            "discriminant needs two prompts of a task, to say how far prompts of one kind lie apart",
-            found="one of each",
+            f"discriminant needs {FEWEST_PROMPTS} prompts of a task, to say how far prompts of one kind lie apart",
+            found=f"at most {int(counts.max())}",
             remedy="lorary library prepare LIB --router discriminant --rows 16",
         )
     vectors = normalize(torch.cat([sample.double() for sample in samples]), dim=1)
-    sums = vectors.new_zeros(len(kinds), vectors.shape[1]).index_add(0, kind_of_prompt, vectors)
-    means = sums / counts[:, None]
-    directions, isotropic = _whitening(vectors - means[kind_of_prompt], len(kinds))
-    fitted = Discriminant(means, kinds[:, 0], directions, isotropic, isotropic.new_zeros(()))
-    scores = discriminant_scores(vectors, fitted)
-    own = expert_of_prompt[:, None]
-    if len(samples) > 1:
-        border = scores.scatter(1, own, -torch.inf).amax(dim=1).quantile(NOTHING_FITS)
-    else:  # no prompt is foreign: nearly all of its own are to fit
-        border = scores.gather(1, own).quantile(1 - NOTHING_FITS)
+    fitted = _fit(vectors, kind_of_prompt, kinds[:, 0])
+    order = kind_of_prompt.argsort(stable=True)
+    number_in_kind = torch.empty_like(order)
+    number_in_kind[order] = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    own, foreign = [], []
+    for half in (0, 1):
+        is_fitted = number_in_kind % 2 == half
+        # A task with one prompt has no half that could tell of it.
+        is_scored = ~is_fitted & (counts[kind_of_prompt] > 1)
+        halved = _fit(vectors[is_fitted], kind_of_prompt[is_fitted], kinds[:, 0])
+        distances = _distances(vectors[is_scored], halved, len(samples))
+        mine = owners[is_scored][:, None]
+        own.append(_scores(distances).gather(1, mine).squeeze(1))
+        without = _scores(distances.scatter(1, mine, torch.inf))
+        foreign.append(without.amax(dim=1))
+    border = torch.cat(own).quantile(OWN_LOST)
+    if len(samples) > 2:  # with one expert left there is no other to say how far "far" is
+        border = torch.minimum(border, torch.cat(foreign).quantile(FOREIGN_LOST))
     return fitted._replace(border=border)
 
 
 def discriminant_scores(
     features: Float[Tensor, "batch features"], fitted: Discriminant
 ) -> Float[Tensor, "batch experts"]:
-    """Logarithmic density of a request under each expert's likeliest task, less the border: above 0, the expert fits.
+    """How much nearer a request is to an expert's prompts than to those of the experts around, less the border.
 
-    With one task for each expert, the softmax of the scores is the probability that the request is an expert's own
-    (linear discriminant analysis with equal priors).
+    The score of an expert is the logarithm of a ratio: the mean square of the distances to the `NEIGHBOURS` nearest
+    other experts, by the square of the distance to this one. Distances are Mahalanobis distances by the covariance
+    that prompts of one task have around their mean; of an expert of several tasks the nearest counts. Sources: linear
+    discriminant analysis; the ratio test of nearest neighbours (Lowe 2004), with several neighbours.
 
     Args:
         features: one vector for each prompt.
         fitted: of `fit_discriminant`.
 
     Returns:
-        Scores in float64.
+        Scores in float64; above 0, the expert fits.
     """
-    units, means = normalize(features.double(), dim=-1), fitted.means
-    plain = _squares(units, means)
-    along = _squares(units @ fitted.directions, means @ fitted.directions)
-    by_task = (along - fitted.isotropic * plain) / 2 - fitted.border
-    num_experts = int(fitted.owners[-1]) + 1  # owners ascend, and each expert has a task
-    scores = by_task.new_full((len(units), num_experts), -torch.inf)
-    return scores.scatter_reduce(1, fitted.owners.expand(len(units), -1), by_task, "amax")
+    units, num_experts = normalize(features.double(), dim=-1), int(fitted.owners[-1]) + 1
+    return _scores(_distances(units, fitted, num_experts)) - fitted.border
 
 
-def _squares(rows: Tensor, others: Tensor) -> Tensor:
-    """(rows, others) squared distances, from differences: those of products would lose what is small."""
-    return torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist").square()
+def _fit(vectors: Tensor, kind_of_prompt: Tensor, owners: Tensor) -> Discriminant:
+    """Means of the tasks that have prompts, and the whitening; without a border."""
+    counts = kind_of_prompt.bincount(minlength=len(owners))
+    sums = vectors.new_zeros(len(owners), vectors.shape[1]).index_add(0, kind_of_prompt, vectors)
+    means = sums / counts[:, None]
+    directions, isotropic = _whitening(vectors - means[kind_of_prompt], int((counts > 0).sum()))
+    has_prompts = counts > 0
+    return Discriminant(means[has_prompts], owners[has_prompts], directions, isotropic, isotropic.new_zeros(()))
 
 
 def _whitening(residuals: Tensor, num_kinds: int) -> tuple[Tensor, Tensor]:
@@ -125,3 +141,32 @@ def _whitening(residuals: Tensor, num_kinds: int) -> tuple[Tensor, Tensor]:
     isotropic = 1 / level
     kept = isotropic - 1 / ((1 - SHRINKAGE) * variances + level)
     return rows.mT * kept.clamp_min(0).sqrt(), isotropic
+
+
+def _distances(units: Tensor, fitted: Discriminant, num_experts: int) -> Tensor:
+    """(batch, experts) squared Mahalanobis distances to the nearest task of each expert; infinite where it has none."""
+    means, directions = fitted.means, fitted.directions
+    plain, along = _squares(units, means), _squares(units @ directions, means @ directions)
+    by_task = fitted.isotropic * plain - along
+    nearest = by_task.new_full((len(units), num_experts), torch.inf)
+    return nearest.scatter_reduce(1, fitted.owners.expand(len(units), -1), by_task, "amin")
+
+
+def _squares(rows: Tensor, others: Tensor) -> Tensor:
+    """(rows, others) squared distances, from differences: those of products would lose what is small."""
+    return torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+def _scores(distances: Tensor) -> Tensor:
+    """(batch, experts) logarithms of the ratio; minus infinity for an expert that is infinitely far away."""
+    smallest = torch.finfo(distances.dtype).tiny
+    distances = distances.clamp_min(smallest)
+    num_near = min(NEIGHBOURS, distances.shape[1] - 1, int(distances.isfinite().sum(dim=1).amin()) - 1)
+    if num_near < 1:
+        return -distances.log()
+    near = distances.topk(num_near + 1, largest=False).values
+    # Of an expert among the nearest the others are those; of one further away, the nearest without the last of them.
+    others = torch.where(
+        distances <= near[:, -1:], near.sum(dim=1, keepdim=True) - distances, near[:, :-1].sum(dim=1, keepdim=True)
+    )
+    return torch.where(distances.isinf(), -torch.inf, (others / num_near).clamp_min(smallest).log() - distances.log())

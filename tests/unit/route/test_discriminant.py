@@ -1,4 +1,4 @@
-"""Discriminant scores equal normal densities, and their zero is where a foreign prompt fits as well as most do."""
+"""Discriminant scores are ratios of Mahalanobis distances, and their border is found by halves."""
 
 import pytest
 import torch
@@ -6,8 +6,10 @@ from torch.nn.functional import normalize
 
 from lorary.errors import RouterError
 from lorary.route.discriminant import (
+    FOREIGN_LOST,
     MOST_PROMPTS,
-    NOTHING_FITS,
+    NEIGHBOURS,
+    OWN_LOST,
     SHRINKAGE,
     Discriminant,
     discriminant_scores,
@@ -22,36 +24,51 @@ def fit(samples: list[torch.Tensor]) -> Discriminant:
     return fit_discriminant(samples, [torch.zeros(len(sample), dtype=torch.int64) for sample in samples])
 
 
-def samples_of(width: int, generator: torch.Generator, apart: float = 3.0) -> list[torch.Tensor]:
-    centres = apart * torch.randn(EXPERTS, width, generator=generator, dtype=torch.float64)
+def samples_of(
+    width: int, generator: torch.Generator, apart: float = 3.0, experts: int = EXPERTS
+) -> list[torch.Tensor]:
+    centres = apart * torch.randn(experts, width, generator=generator, dtype=torch.float64)
     return [centre + torch.randn(PROMPTS, width, generator=generator, dtype=torch.float64) for centre in centres]
 
 
-@pytest.mark.parametrize("width", [8, 100], ids=["fewer features than prompts", "more"])
-def test_scores_are_log_densities_under_the_shrunk_covariance(width: int, generator: torch.Generator) -> None:
-    samples = samples_of(width, generator)
-    fitted = fit(samples)
+def by_hand(samples: list[torch.Tensor], requests: torch.Tensor, without: int | None = None) -> torch.Tensor:
+    """Scores without the border, by the covariance of all and its inverse; one expert may be no candidate."""
+    width = samples[0].shape[1]
     units = [normalize(sample, dim=1) for sample in samples]
     means = torch.stack([unit.mean(dim=0) for unit in units])
     residuals = torch.cat([unit - mean for unit, mean in zip(units, means, strict=True)])
-    covariance = residuals.mT @ residuals / (len(residuals) - EXPERTS)
+    covariance = residuals.mT @ residuals / (len(residuals) - len(samples))
     eye = torch.eye(width, dtype=torch.float64)
     covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * covariance.trace() / width * eye
-    requests = torch.randn(5, width, generator=generator, dtype=torch.float64)
     gaps = normalize(requests, dim=1)[:, None] - means
-    expected = -0.5 * torch.einsum("red,df,ref->re", gaps, covariance.inverse(), gaps)
-    assert torch.allclose(discriminant_scores(requests, fitted) + fitted.border, expected, rtol=1e-8)
+    squares = torch.einsum("red,df,ref->re", gaps, covariance.inverse(), gaps)
+    squares = squares[:, [e for e in range(len(samples)) if e != without]]
+    scores = torch.empty_like(squares)
+    for e in range(squares.shape[1]):
+        others = squares[:, [other for other in range(squares.shape[1]) if other != e]].sort(dim=1).values
+        scores[:, e] = (others[:, :NEIGHBOURS].mean(dim=1) / squares[:, e]).log()
+    return scores
 
 
-def test_the_border_is_where_nine_tenths_of_foreign_prompts_lie_below(generator: torch.Generator) -> None:
-    samples = samples_of(20, generator)
+@pytest.mark.parametrize("width", [8, 100], ids=["fewer features than prompts", "more"])
+@pytest.mark.parametrize("experts", [2, 4, 11])
+def test_scores_are_ratios_of_mahalanobis_distances(width: int, experts: int, generator: torch.Generator) -> None:
+    samples = samples_of(width, generator, experts=experts)
+    requests = torch.cat([torch.randn(5, width, generator=generator, dtype=torch.float64), samples[1][:2]])
     fitted = fit(samples)
-    scores = discriminant_scores(torch.cat(samples), fitted).view(EXPERTS, PROMPTS, EXPERTS)
-    foreign = torch.cat([scores[e][:, [other for other in range(EXPERTS) if other != e]] for e in range(EXPERTS)])
-    below = (foreign.amax(dim=1) < 0).double().mean()
-    assert abs(below - NOTHING_FITS) <= 1 / (EXPERTS * PROMPTS)
-    own = torch.stack([scores[e][:, e] for e in range(EXPERTS)])
-    assert (own > 0).double().mean() > 0.9
+    assert torch.allclose(discriminant_scores(requests, fitted) + fitted.border, by_hand(samples, requests), rtol=1e-8)
+
+
+def test_the_border_is_that_of_halves_that_score_each_other(generator: torch.Generator) -> None:
+    samples = samples_of(20, generator)
+    own, foreign = [], []
+    for half in (0, 1):
+        fitted, scored = [s[half::2] for s in samples], [s[1 - half :: 2] for s in samples]
+        for e in range(EXPERTS):
+            own.append(by_hand(fitted, scored[e])[:, e])
+            foreign.append(by_hand(fitted, scored[e], without=e).amax(dim=1))
+    expected = min(torch.cat(own).quantile(OWN_LOST), torch.cat(foreign).quantile(FOREIGN_LOST))
+    assert torch.allclose(fit(samples).border, expected, rtol=1e-8)
 
 
 def test_known_kinds_are_told_and_unknown_ones_fit_no_expert(generator: torch.Generator) -> None:
@@ -82,7 +99,7 @@ def test_many_prompts_are_thinned_for_the_covariance_alone(generator: torch.Gene
 
 
 def test_equal_prompts_have_a_finite_score(generator: torch.Generator) -> None:
-    same = [torch.ones(3, 5) * (e + 1) + torch.eye(5)[e] for e in range(2)]
+    same = [torch.ones(4, 5) * (e + 1) + torch.eye(5)[e] for e in range(2)]
     scores = discriminant_scores(torch.eye(5), fit(same))
     assert scores.isfinite().all()
 
@@ -94,17 +111,29 @@ def test_one_expert_takes_what_is_like_most_of_its_prompts(generator: torch.Gene
     assert discriminant_scores(-sample, fitted).amax() < 0
 
 
-def test_an_expert_of_tasks_that_lie_apart_has_a_distribution_for_each(generator: torch.Generator) -> None:
+def test_an_expert_of_tasks_that_lie_apart_is_as_near_as_its_nearest_task(generator: torch.Generator) -> None:
     samples = samples_of(20, generator, apart=6.0)
+    requests = torch.cat(samples)
     tasks = [torch.arange(2).repeat_interleave(PROMPTS), *[torch.zeros(PROMPTS, dtype=torch.int64)] * 2]
-    joined = fit_discriminant([torch.cat(samples[:2]), *samples[2:]], tasks)
-    scores = discriminant_scores(torch.cat(samples), joined)
-    apart = discriminant_scores(torch.cat(samples), fit(samples)) + fit(samples).border
-    assert scores.shape == (EXPERTS * PROMPTS, EXPERTS - 1)
-    assert torch.allclose(scores[:, 0] + joined.border, apart[:, :2].amax(dim=1), rtol=1e-8)
-    assert torch.allclose(scores[:, 1:] + joined.border, apart[:, 2:], rtol=1e-8)
+    joined = discriminant_scores(requests, fit_discriminant([torch.cat(samples[:2]), *samples[2:]], tasks))
+    assert joined.shape == (EXPERTS * PROMPTS, EXPERTS - 1)
+    apart = discriminant_scores(requests, fit(samples)).argmax(dim=1)
+    assert torch.equal(joined.argmax(dim=1), (apart - 1).clamp_min(0))
+    assert (joined.amax(dim=1) > 0).double().mean() > 0.9
 
 
-def test_one_prompt_of_each_kind_is_too_few() -> None:
-    with pytest.raises(RouterError, match="two prompts"):
-        fit([torch.ones(1, 3), torch.ones(1, 3)])
+def test_a_twin_does_not_hide_an_expert(generator: torch.Generator) -> None:
+    samples = samples_of(20, generator, apart=6.0, experts=5)
+    fitted = fit([samples[0][::2], samples[0][1::2], *samples[1:]])
+    assert (discriminant_scores(samples[0], fitted)[:, :2].amax(dim=1) > 0).double().mean() > 0.9
+
+
+def test_three_prompts_of_each_kind_are_too_few() -> None:
+    with pytest.raises(RouterError, match="4 prompts"):
+        fit([torch.rand(3, 3), torch.rand(3, 3)])
+
+
+def test_a_task_with_one_prompt_takes_part(generator: torch.Generator) -> None:
+    samples = samples_of(10, generator)
+    lone = 5 * torch.ones(1, 10, dtype=torch.float64)
+    assert discriminant_scores(lone, fit([*samples, lone])).argmax() == EXPERTS
