@@ -75,6 +75,7 @@ class Request:
     Attributes:
         chosen: the experts of each row, once it is decided.
         confidence: (rows,) the best score of each row: how far above the threshold it is says how sure the choice was.
+        is_lost: (rows,) bool, whether no expert could be chosen.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Request:
         self.is_probing = False
         self.chosen: Chosen | None = None
         self.confidence: Tensor | None = None
+        self.is_lost: Tensor | None = None
 
     def start(self, real: Tensor) -> None:
         """Begin a probe.
@@ -137,6 +139,7 @@ class Request:
         mean = self._sums / self._layers.clamp_min(1)
         scores = mean.masked_fill(self._layers == 0, -torch.inf)
         chosen, self.confidence = choose(scores, self.choice), scores.amax(dim=1)
+        self.is_lost = ~chosen.weights.any(dim=1)
         self.chosen = chosen if self.fallback is None else chosen.or_else(self.fallback.to(chosen.weights))
         self.stop()
 

@@ -20,7 +20,7 @@ from lorary.model.seating import Seating
 from lorary.route import ROUTERS
 from lorary.route.fixed import fixed_weights
 from lorary.route.rule import Measures
-from lorary.route.setting import UNIFORM, Routing
+from lorary.route.setting import CHAT, UNIFORM, Routing
 
 
 @dataclass
@@ -95,7 +95,7 @@ def _request(
     setting: Routing, state: Seating, measures: Measures = "mean", featured: Featured | None = None
 ) -> Request:
     fallback = None
-    if setting.fallback == UNIFORM:
+    if setting.fallback in (UNIFORM, CHAT):
         fallback = constant_weights(Routing(UNIFORM, allow=setting.allow, general=setting.general), state.experts)
     elif setting.fallback is not None:
         fallback = constant_weights(Routing(experts=[setting.fallback]), state.experts)
@@ -161,7 +161,7 @@ def _token_gates(
 
 def _check_names(setting: Routing, state: Seating) -> None:
     """Refuse experts and layers that are not there."""
-    named = (*(setting.allow or ()), *(() if setting.fallback in (None, UNIFORM) else (setting.fallback,)))
+    named = (*(setting.allow or ()), *(() if setting.fallback in (None, UNIFORM, CHAT) else (setting.fallback,)))
     missing = [name for name in named if name not in state.experts]
     if missing:
         raise RouterError(

@@ -58,7 +58,7 @@ def _contrast(reading: Reading) -> Tensor:
 
 
 # One expert that fits, else what all of them have in common.
-_ONE_OR_ALL: Mapping[str, Any] = {"top_k": 1, "threshold": 0.0, "fallback": "uniform"}
+_ONE_OR_ALL: Mapping[str, Any] = {"top_k": 1, "threshold": 0.0, "fallback": "chat"}
 
 ROUTERS: Mapping[str, Rule] = {
     "auto": Rule(

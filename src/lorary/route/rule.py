@@ -96,8 +96,8 @@ class Rule:
         input_norm: what it does to hidden states where a setting does not say.
         request: for a rule that looks at a whole request: the pure function from (batch, features) and what `fit` made
             of the prepared data to (batch, experts) scores.
-        fit: for such a rule: what was prepared for each expert, and the number of the task of each row of it where it has
-            one for each prompt -> what `request` reads, which follows a tensor by `to`. The tensors stacked by default.
+        fit: for such a rule: what was prepared for each expert, and the number of the task of each prompt of it, where
+            it has prompts -> what `request` reads, which follows a tensor by `to`. The tensors stacked by default.
         quick: whether compiled code knows its scores (`lorary.ops.native.Quick`): |x . row| for one that reads rows,
             the norms of small matrices for one that reads these, and the latter among candidates for one of both.
         weights: for a rule that looks at nothing: names of the experts -> (experts,) weights.

@@ -26,7 +26,7 @@ FIELDS: Mapping[str, str] = {
     "zeros": "options.zeros", "features": "options.features", "general": "general.experts",
     "general_mode": "general.mode", "fallback": "fallback",
 }  # fmt: skip
-UNIFORM = "uniform"
+UNIFORM, CHAT = "uniform", "chat"
 # The fields there were from the start: they are always written.
 _FIRST_FIELDS = ("router", "top_k", "temperature", "mix", "experts")
 
@@ -156,7 +156,8 @@ class Routing:
         options: of the rule.
         general: experts that are taken away from the others.
         fallback: what answers a request in which no expert reaches the threshold: `uniform`, the mean of all experts
-            that may be used, or the name of one expert; the base model where None.
+            that may be used; `chat`, the base model in its own chat template, where it has one and the caller knows
+            the prompt's text, else as `uniform`; the name of an expert; the base model as it is where None.
 
     Raises:
         RouterError: if there is no such router or mix, or the router cannot do what is asked.
@@ -233,7 +234,7 @@ class Routing:
     @property
     def named(self) -> set[str]:
         """All experts that the setting names."""
-        last = () if self.fallback in (None, UNIFORM) else (str(self.fallback),)
+        last = () if self.fallback in (None, UNIFORM, CHAT) else (str(self.fallback),)
         return {*(self.fixed or ()), *(self.allow or ()), *(self.general.experts or ()), *last}
 
     @property
@@ -404,7 +405,7 @@ def _check_fallback(setting: Routing) -> None:
         return
     if not isinstance(fallback, str) or not fallback:
         raise UsageError(
-            "fallback must be 'uniform' or the name of an expert", found=shown(fallback), remedy="leave it out for none"
+            "fallback must be 'uniform', 'chat' or the name of an expert", found=shown(fallback), remedy="leave it out for none"
         )
     if setting.decides != "request" or setting.choosing.threshold is None:
         raise UsageError(
@@ -412,7 +413,7 @@ def _check_fallback(setting: Routing) -> None:
             found=f"router={setting.router!r} decides per {setting.decides}, threshold={setting.choosing.threshold}",
             remedy="per='request' and a threshold, or leave fallback out",
         )
-    if fallback != UNIFORM and not setting.may_choose(fallback):
+    if fallback not in (UNIFORM, CHAT) and not setting.may_choose(fallback):
         raise RouterError("the expert to fall back on must be allowed", found=fallback)
 
 

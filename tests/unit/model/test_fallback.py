@@ -97,7 +97,7 @@ def test_generation_keeps_the_fallback_of_each_row(prepared: Any) -> None:
 
 def test_defaults_of_a_rule_come_and_go_with_it() -> None:
     auto = merged(Routing(), "auto")
-    assert (auto.choosing.top_k, auto.choosing.threshold, auto.fallback) == (1, 0.0, "uniform")
+    assert (auto.choosing.top_k, auto.choosing.threshold, auto.fallback) == (1, 0.0, "chat")
     assert merged(auto, "arrow") == Routing()
     assert merged(auto, {"top_k": 2}).choosing.top_k == 2
     assert merged(Routing(), {"router": "auto", "fallback": None}).fallback is None
