@@ -1,7 +1,7 @@
 """Decisions of a router for whole requests, taken once per prompt, before anything is scored."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,13 +18,36 @@ class Decision:
 
     Args:
         weights: routing weight by expert, of those that have one; none where the base answers.
-        confidence: the best score of an expert, in units of the rule.
+        best: the expert with the best score.
+        confidence: that score, in units of the rule.
         is_lost: whether no expert could be chosen, so that the fallback answers.
+        rule: the router that decided; another one than was asked for where that only picks one.
     """
 
     weights: tuple[tuple[str, float], ...]
+    best: str
     confidence: float
     is_lost: bool
+    rule: str
+
+    def of_base(self) -> "Decision":
+        """The same where the base answers."""
+        return replace(self, weights=())
+
+    def sentence(self, routing: Routing) -> str:
+        """What was decided, and why.
+
+        Args:
+            routing: the setting that decided.
+        """
+        who = routing.router if routing.router == self.rule else f"{routing.router}, by {self.rule}"
+        border = routing.choosing.threshold
+        against = "" if border is None else f" against a border of {border:g}"
+        if not self.is_lost:
+            named = ", ".join(f"{name} {weight:.0%}" for name, weight in self.weights)
+            return f"{who}: {named} (score {self.confidence:.2f}{against})"
+        last = "the mean of all experts" if len(self.weights) > 1 else self.weights[0][0] if self.weights else "the base"
+        return f"{who}: no expert fits, and {last} answers (best: {self.best}, score {self.confidence:.2f}{against})"
 
     def setting(self, routing: Routing) -> Routing:
         """The setting that lets these experts answer, whatever the prompt.
@@ -62,12 +85,16 @@ def decide(model: Any, prompts: Sequence[Ids]) -> list[Decision]:
     by_prompt: dict[Ids, Decision] = {}
     for bucket, ids, real in prompt_batches(model, different):
         state.prober.decide(model, {"input_ids": ids, "attention_mask": real.long()})
-        chosen, confidence, is_lost = request.chosen, request.confidence, request.is_lost
-        assert chosen is not None and confidence is not None and is_lost is not None
-        dense = chosen.dense(len(state.experts)).tolist()
-        for i, weights, best, lost in zip(bucket, dense, confidence.tolist(), is_lost.tolist(), strict=True):
-            named = tuple((name, weight) for name, weight in zip(state.experts, weights, strict=True) if weight)
-            by_prompt[different[i]] = Decision(named, best, lost)
+        chosen, scores, is_lost = request.chosen, request.scores, request.is_lost
+        assert chosen is not None
+        assert scores is not None
+        assert is_lost is not None
+        dense, (confidence, best) = chosen.dense(len(state.experts)).tolist(), scores.max(dim=1)
+        for row, i in enumerate(bucket):
+            named = tuple((name, weight) for name, weight in zip(state.experts, dense[row], strict=True) if weight)
+            by_prompt[different[i]] = Decision(
+                named, state.experts[int(best[row])], float(confidence[row]), bool(is_lost[row]), request.rule
+            )
     state.prober.forget()
     return [by_prompt[tuple(prompt)] for prompt in prompts]
 

@@ -200,18 +200,14 @@ class Scorer:
         of_rows = [perplexity(nats) for nats in loss.values]
         return [loss, replace(loss, metric="perplexity", value=value, low=low, high=high, values=of_rows), scored]
 
-    def _score_rows(
-        self, base: Base, template: Template, rows: Sequence[Row], metric: Metric
-    ) -> tuple[RowScores, int]:
+    def _score_rows(self, base: Base, template: Template, rows: Sequence[Row], metric: Metric) -> tuple[RowScores, int]:
         """Scores under the router in force, and how many rows it gave to the base in its own chat template.
 
         A router for whole requests decides once per row; rows that were decided alike are scored together.
         """
 
         def scored(part: Sequence[Row], asked: Template) -> RowScores:
-            return score_rows(
-                base.model, base.tokenizer, asked, part, metric, sandbox=self._sandbox, among=rows
-            )
+            return score_rows(base.model, base.tokenizer, asked, part, metric, sandbox=self._sandbox, among=rows)
 
         if not decides_once(base.model):
             return scored(rows, template), 0

@@ -70,11 +70,12 @@ class Request:
         choice: what becomes of the mean scores.
         measures: which of the real tokens count: all of them, or the last one.
         featured: scores by one vector of the prompt, in the place of the layers'.
+        rule: name of the router.
         fallback: (experts,) weights for a row in which no expert may be chosen; the base answers where None.
 
     Attributes:
         chosen: the experts of each row, once it is decided.
-        confidence: (rows,) the best score of each row: how far above the threshold it is says how sure the choice was.
+        scores: (rows, experts) of each row; minus infinity for an expert that may not be chosen.
         is_lost: (rows,) bool, whether no expert could be chosen.
     """
 
@@ -84,13 +85,14 @@ class Request:
         choice: Choice,
         measures: Measures = "mean",
         featured: Featured | None = None,
+        rule: str = "",
         fallback: Tensor | None = None,
     ) -> None:
         self.num_experts, self.choice, self.measures, self.featured = num_experts, choice, measures, featured
-        self.fallback = fallback
+        self.rule, self.fallback = rule, fallback
         self.is_probing = False
         self.chosen: Chosen | None = None
-        self.confidence: Tensor | None = None
+        self.scores: Tensor | None = None
         self.is_lost: Tensor | None = None
 
     def start(self, real: Tensor) -> None:
@@ -137,8 +139,8 @@ class Request:
     def finish(self) -> None:
         """Decide."""
         mean = self._sums / self._layers.clamp_min(1)
-        scores = mean.masked_fill(self._layers == 0, -torch.inf)
-        chosen, self.confidence = choose(scores, self.choice), scores.amax(dim=1)
+        self.scores = mean.masked_fill(self._layers == 0, -torch.inf)
+        chosen = choose(self.scores, self.choice)
         self.is_lost = ~chosen.weights.any(dim=1)
         self.chosen = chosen if self.fallback is None else chosen.or_else(self.fallback.to(chosen.weights))
         self.stop()

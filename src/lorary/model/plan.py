@@ -99,7 +99,7 @@ def _request(
         fallback = constant_weights(Routing(UNIFORM, allow=setting.allow, general=setting.general), state.experts)
     elif setting.fallback is not None:
         fallback = constant_weights(Routing(experts=[setting.fallback]), state.experts)
-    return Request(len(state.experts), setting.choice(""), measures, featured, fallback)
+    return Request(len(state.experts), setting.choice(""), measures, featured, setting.router, fallback)
 
 
 def _request_plan(request: Request, state: Seating, measured: Mapping[str, ScoreGate]) -> Plan:

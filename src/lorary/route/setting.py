@@ -405,7 +405,9 @@ def _check_fallback(setting: Routing) -> None:
         return
     if not isinstance(fallback, str) or not fallback:
         raise UsageError(
-            "fallback must be 'uniform', 'chat' or the name of an expert", found=shown(fallback), remedy="leave it out for none"
+            "fallback must be 'uniform', 'chat' or the name of an expert",
+            found=shown(fallback),
+            remedy="leave it out for none",
         )
     if setting.decides != "request" or setting.choosing.threshold is None:
         raise UsageError(

@@ -82,3 +82,12 @@ def test_routers_of_tokens_and_of_single_rows_decide_on_their_own(routed: Any) -
     assert not decides_once(routed)
     with routing(routed, ["auto", "base"]):
         assert not decides_once(routed)
+
+
+def test_a_sentence_says_what_was_decided_and_by_which_rule(routed: Any) -> None:
+    with routing(routed, "auto"):
+        kept, _, lost, _ = decide(routed, PROMPTS)
+    auto = Routing.of("auto", threshold=0.0, fallback="chat")
+    assert kept.sentence(auto).startswith("auto, by discriminant: a 100% (score ")
+    assert lost.sentence(auto).startswith("auto, by discriminant: no expert fits, and all experts alike answers")
+    assert "the base answers" in lost.of_base().sentence(auto)

@@ -55,12 +55,14 @@ def test_a_row_has_its_own_expert_and_a_foreign_one_all_of_them(prepared: Any, r
     assert torch.allclose(found[3:], routed_by(prepared, "uniform", IDS[3:]), atol=1e-10)
 
 
-def test_confidence_is_the_best_score_of_each_row(prepared: Any) -> None:
+def test_scores_say_how_sure_a_choice_is(prepared: Any) -> None:
     with routing(prepared, "auto"):
         logits(prepared)
         (request,) = seating(prepared).prober.requests
-    assert (request.confidence[:3] > 0).all()
-    assert request.confidence[3] < 0
+    assert torch.equal(request.scores.argmax(dim=1)[:3], torch.arange(3))
+    assert (request.scores.amax(dim=1)[:3] > 0).all()
+    assert request.scores[3].amax() < 0
+    assert request.rule == "discriminant"
 
 
 @pytest.mark.parametrize(
