@@ -46,7 +46,8 @@ class Decision:
         if not self.is_lost:
             named = ", ".join(f"{name} {weight:.0%}" for name, weight in self.weights)
             return f"{who}: {named} (score {self.confidence:.2f}{against})"
-        last = "the mean of all experts" if len(self.weights) > 1 else self.weights[0][0] if self.weights else "the base"
+        last = self.weights[0][0] if self.weights else "the base"
+        last = "the mean of all experts" if len(self.weights) > 1 else last
         return f"{who}: no expert fits, and {last} answers (best: {self.best}, score {self.confidence:.2f}{against})"
 
     def setting(self, routing: Routing) -> Routing:

@@ -89,5 +89,5 @@ def test_a_sentence_says_what_was_decided_and_by_which_rule(routed: Any) -> None
         kept, _, lost, _ = decide(routed, PROMPTS)
     auto = Routing.of("auto", threshold=0.0, fallback="chat")
     assert kept.sentence(auto).startswith("auto, by discriminant: a 100% (score ")
-    assert lost.sentence(auto).startswith("auto, by discriminant: no expert fits, and all experts alike answers")
+    assert lost.sentence(auto).startswith("auto, by discriminant: no expert fits, and the mean of all experts answers")
     assert "the base answers" in lost.of_base().sentence(auto)
