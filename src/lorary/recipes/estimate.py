@@ -203,6 +203,6 @@ def _mean_length(job: Job) -> float:
         return sum(lengths) / len(lengths)
     means = []
     for number in range(len(job.task_weights)):
-        own = [length for length, task in zip(lengths, job.train_tasks, strict=True) if task == number]
-        means.append(sum(own) / len(own))
+        task_lengths = [length for length, task in zip(lengths, job.train_tasks, strict=True) if task == number]
+        means.append(sum(task_lengths) / len(task_lengths))
     return sum(w * mean for w, mean in zip(job.task_weights, means, strict=True)) / sum(job.task_weights)
