@@ -167,17 +167,17 @@ class TuneCommand:
 @with_options
 def tune(
     library: LibraryPath,
-    given: Annotated[Given, CommandOptions((TuneCommand, BaseOptions, Output))],
+    options: Annotated[OptionValues, CommandOptions((TuneCommand, BaseOptions, Output))],
 ) -> None:
     """Choose the default router by the experts' own validation rows, with and without the task's expert."""
     from lorary.evaluate.tune import CANDIDATES
     from lorary.recipes.tune import run_tune
     from lorary.route.spec import split_specs
 
-    command = TuneCommand(**given[TuneCommand])
+    command = TuneCommand(**options[TuneCommand])
     routers = CANDIDATES if command.routers is None else split_specs(command.routers)
-    tuned = run_tune(library, command.tasks, routers=routers, rows=command.rows, load=BaseOptions(**given[BaseOptions]))
-    if Output(**given[Output]).as_json:
+    tuned = run_tune(library, command.tasks, routers=routers, rows=command.rows, load=BaseOptions(**options[BaseOptions]))
+    if Output(**options[Output]).as_json:
         print(json.dumps(asdict(tuned)))
         return
     width = max(len(candidate.router) for candidate in tuned.candidates)

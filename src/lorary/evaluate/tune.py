@@ -9,7 +9,7 @@ from lorary.display import Display
 from lorary.errors import TaskError
 from lorary.evaluate.evaluation import ScoredCells
 from lorary.evaluate.scorer import Scorer
-from lorary.evaluate.seated_base import SeatedBase, known
+from lorary.evaluate.seated_base import SeatedBase, known_base
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.derived import save_derived
 from lorary.library.files import encode_json
@@ -107,7 +107,7 @@ def tune_library(
             found=f"none among {sorted(tasks)[:5]} that some experts were trained on and others were not",
             remedy="--tasks with the tasks of the build",
         )
-    seated, scored = SeatedBase(known(base), library, force_base=force_base), (ScoredCells(), ScoredCells())
+    seated, scored = SeatedBase(known_base(base), library, force_base=force_base), (ScoredCells(), ScoredCells())
     with seated, (display or Display()).bar("tuning", len(views) * len(settings.routers)) as bar:
         for name, view in views.items():
             others = [expert for expert in names if expert not in experts_of[name]]
@@ -125,10 +125,10 @@ def tune_library(
     candidates = [Candidate(router, means[0][router], means[1][router]) for router in settings.routers]
     candidates.sort(key=lambda candidate: -candidate.mean)  # stable: of equal ones the first that was named
     best = settings.setting(candidates[0].router).to_json()
-    router = {key: value for key, value in best.items() if value is not None}
-    tuned = Tuned(str(library.path), router, candidates, list(views), settings.rows)
+    default = {key: value for key, value in best.items() if value is not None}
+    tuned = Tuned(str(library.path), default, candidates, list(views), settings.rows)
     save_derived(library.path, "tuned", group_key(library, names), {"tuned.json": encode_json(asdict(tuned))})
-    library.set_default_router(router)
+    library.set_default_router(default)
     return tuned
 
 

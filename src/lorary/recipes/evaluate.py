@@ -53,7 +53,7 @@ def run_evaluate(
     default = Routing.of(**first.default_router)
     routing_fields = without_router(default) | dict(route or {})
     choice_fields = {key: routing_fields.pop(key) for key in ("top_k", "temperature", "mix") if key in routing_fields}
-    fields = {
+    fields: dict[str, Any] = {
         **choice_fields,
         "route": routing_fields,
         "units": in_units(default),
