@@ -176,7 +176,8 @@ def tune(
 
     command = TuneCommand(**options[TuneCommand])
     routers = CANDIDATES if command.routers is None else split_specs(command.routers)
-    tuned = run_tune(library, command.tasks, routers=routers, rows=command.rows, load=BaseOptions(**options[BaseOptions]))
+    load = BaseOptions(**options[BaseOptions])
+    tuned = run_tune(library, command.tasks, routers=routers, rows=command.rows, load=load)
     if Output(**options[Output]).as_json:
         print(json.dumps(asdict(tuned)))
         return
