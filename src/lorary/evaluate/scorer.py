@@ -124,8 +124,8 @@ class Scorer:
         metric = self._metric(task)
         key = self._cache.key(
             task=task.name, data=task.data_hash, rows=s.rows, metric=metric.name, template=template,
-            routing=setting.to_json(), with_experts=router != BASE, **self._conditions(template),
-            **(self._conditions(CHAT) if setting.fallback == CHAT else {}),
+            routing=setting.to_json(), with_experts=router != BASE,
+            **{**self._conditions(template), **(self._conditions(CHAT) if setting.fallback == CHAT else {})},
             **self._prepared(setting), **metric.judge(self._sandbox),
         )  # fmt: skip
 
