@@ -42,6 +42,7 @@ def score_rows(
     metric: Metric,
     *,
     sandbox: Sandbox | None = None,
+    among: Sequence[Row] | None = None,
 ) -> RowScores:
     """Score a model on rows of one task.
 
@@ -53,6 +54,8 @@ def score_rows(
         metric: of the task. Where rows list no options to rank, exact match takes the place of a metric that ranks
             them, and the scores say so.
         sandbox: where generated programs run; without it `pass@k` is refused.
+        among: all rows of the task that are scored, where these are a part of them: they decide which metric is meant,
+            and how long an answer may be.
 
     Returns:
         The scores, in the order of the rows.
@@ -64,8 +67,9 @@ def score_rows(
     if not rows:
         raise TaskError("a task must have rows to be evaluated on", found="none")
     metric.check(rows, sandbox)
+    among = among or rows
     if isinstance(metric, ChoiceMetric):
-        if all(len(row.options) > 1 for row in rows):
+        if all(len(row.options) > 1 for row in among):
             return _score_choices(model, template, rows, metric)
         metric = EM  # nothing to rank: some classification tasks list no options
     assert isinstance(metric, AnswerMetric)
@@ -74,7 +78,7 @@ def score_rows(
     losses = answer_losses(model, examples)
     # What an answer says beyond the longest reference is not waited for, and not held against it.
     default = metric.decoding or Decoding(
-        max(len(template.encode(row.source, text).target_ids) for row in rows for text in row.references)
+        max(len(template.encode(row.source, text).target_ids) for row in among for text in row.references)
     )
     answers = _answers(model, tokenizer, template, rows, default, keep_breaks=metric.keep_breaks)
     scores = [metric.score(row, answer, sandbox) for row, answer in zip(rows, answers, strict=True)]

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from lorary.data.schema import Task
+from lorary.data.schema import Row, Task
 from lorary.data.template import Template, make_template
 from lorary.errors import LoraryError, TaskError
 from lorary.evaluate.answers import RowScores, score_rows
 from lorary.evaluate.cache import ResultCache
 from lorary.evaluate.cells import BASE, Cell, CellFailure
 from lorary.evaluate.cost import measured
+from lorary.evaluate.decisions import asks_base, decide, decides_once
 from lorary.evaluate.evaluation import ScoredCells
 from lorary.evaluate.finite import finite_logits
 from lorary.evaluate.loglik import answer_losses
@@ -29,7 +30,8 @@ from lorary.evaluate.statistics import bootstrap_interval
 from lorary.model.attach import routing
 from lorary.model.base import Base
 from lorary.model.prepared import prepared_marks
-from lorary.route.setting import Routing
+from lorary.model.seating import seating
+from lorary.route.setting import CHAT, Routing
 from lorary.route.spec import ORACLE
 
 
@@ -122,7 +124,8 @@ class Scorer:
         metric = self._metric(task)
         key = self._cache.key(
             task=task.name, data=task.data_hash, rows=s.rows, metric=metric.name, template=template,
-            routing=setting.to_json(), with_experts=router != BASE, **self._conditions(template),
+            routing=setting.to_json(), with_experts=router != BASE,
+            **{**self._conditions(template), **(self._conditions(CHAT) if setting.fallback == CHAT else {})},
             **self._prepared(setting), **metric.judge(self._sandbox),
         )  # fmt: skip
 
@@ -166,7 +169,7 @@ class Scorer:
             raise TaskError(f"task '{task.name}' must have test rows to be evaluated on", found="none")
         with routing(base.model, setting), finite_logits(base.model), measured(base.model.device) as cost:
             prompt_template = self._template(base, template)
-            scores = score_rows(base.model, base.tokenizer, prompt_template, rows, metric, sandbox=self._sandbox)
+            scores, num_asked = self._score_rows(base, prompt_template, rows, metric)
         _check_finite(scores, task.name)
         cells = []
         for name, values, primary in (("loss", scores.loss, False), (scores.metric, scores.score, True)):
@@ -189,12 +192,46 @@ class Scorer:
                     prefix=prompt_template.prefix,
                     peak_bytes=cost.peak_bytes,
                     values=values,
+                    base_rows=num_asked,
                 )
             )
         loss, scored = cells
         value, low, high = map(perplexity, (loss.value, loss.low, loss.high))
         of_rows = [perplexity(nats) for nats in loss.values]
         return [loss, replace(loss, metric="perplexity", value=value, low=low, high=high, values=of_rows), scored]
+
+    def _score_rows(self, base: Base, template: Template, rows: Sequence[Row], metric: Metric) -> tuple[RowScores, int]:
+        """Scores under the router in force, and how many rows it gave to the base in its own chat template.
+
+        A router for whole requests decides once per row; rows that were decided alike are scored together.
+        """
+
+        def scored(part: Sequence[Row], asked: Template) -> RowScores:
+            return score_rows(base.model, base.tokenizer, asked, part, metric, sandbox=self._sandbox, among=rows)
+
+        if not decides_once(base.model):
+            return scored(rows, template), 0
+        decided = decide(base.model, [template.encode_prompt(row.source) for row in rows])
+        router, chat = seating(base.model).routing, self._own_template(base, template)
+        groups: dict[Any, list[int]] = {}
+        for i, decision in enumerate(decided):
+            is_asked = chat is not None and asks_base(router, decision)
+            groups.setdefault(CHAT if is_asked else decision.weights, []).append(i)
+        loss, score, name = [0.0] * len(rows), [0.0] * len(rows), ""
+        for weights, members in groups.items():
+            is_asked = weights == CHAT
+            with routing(base.model, Routing(BASE) if is_asked else decided[members[0]].setting(router)):
+                part = scored([rows[i] for i in members], chat if is_asked and chat else template)
+            name = part.metric
+            for i, *values in zip(members, part.loss, part.score, strict=True):
+                loss[i], score[i] = values
+        return RowScores(loss, name, score), len(groups.get(CHAT, ()))
+
+    def _own_template(self, base: Base, template: Template) -> Template | None:
+        """The base's chat template, where it has one and the rows are in another."""
+        if template.name == CHAT or not self._seated.chat_prompt:
+            return None
+        return self._template(base, CHAT)
 
     def _best_expert(self, task: Task) -> str:
         """The single expert with the lowest loss on a task that has no expert of its own.

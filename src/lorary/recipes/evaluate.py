@@ -52,9 +52,8 @@ def run_evaluate(
     overrides = {key: value for key, value in changes.items() if value is not None}
     default = Routing.of(**first.default_router)
     routing_fields = without_router(default) | dict(route or {})
-    choice_fields = {key: routing_fields.pop(key) for key in ("top_k", "temperature", "mix")}
-    fields = {
-        **choice_fields,
+    fields: dict[str, Any] = {
+        **{str(key): routing_fields.pop(key) for key in ("top_k", "temperature", "mix") if key in routing_fields},
         "route": routing_fields,
         "units": in_units(default),
         **overrides,
