@@ -60,7 +60,7 @@ class Evaluation(Tabular):
         failed = f"; {len(self.failures)} cells failed" if self.failures else ""
         title = f"{self.library} over {self.base}: means with 95 % intervals over rows{failed}"
         means = [
-            (Column(None if m.router == BASE else m.library, m.router).label(several=several), m.split, m.mean,
+            (Column(None if m.router == BASE else m.library, m.router).label(with_library=several), m.split, m.mean,
              m.low, m.high, m.tasks)
             for m in self.means
         ]  # fmt: skip
@@ -72,7 +72,7 @@ class Evaluation(Tabular):
                 cells = [primary.get((column, task)) for column in columns]
                 first = next(cell for cell in cells if cell is not None)
                 lines.append([task, first.metric, first.n, *(cell and cell.value for cell in cells)])
-            labels = (column.label(several=several) for column in columns)
+            labels = (column.label(with_library=several) for column in columns)
             tables.append(ResultTable(f"{split} tasks", ("task", "metric", "rows", *labels), lines))
         return tables
 

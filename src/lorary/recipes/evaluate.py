@@ -16,7 +16,7 @@ from lorary.library.opening import template_of
 from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.recipes.base_options import BaseOptions
-from lorary.recipes.inputs import TaskSource, known_base, library_of, listed, tasks_of
+from lorary.recipes.inputs import TaskSource, library_of, listed, tasks_of, unloaded_base
 from lorary.route.presets import in_units, without_router
 from lorary.route.setting import FIELDS, Routing
 from lorary.route.spec import split_specs
@@ -64,7 +64,7 @@ def evaluate(
     if not by_name:
         raise TaskError(f"{shorten(tasks)} must have tasks with test rows", found="none")
     by_name = scorable_tasks(by_name, allow_code=settings.allow_code)
-    at_hand = known_base(libraries[0], base, load)
+    at_hand = unloaded_base(libraries[0], base, load)
     return evaluate_libraries(at_hand, libraries, by_name, settings, force_base=load.force_base)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from lorary.data.schema import Task, shorten
 from lorary.data.tasks import load_tasks, select_tasks
 from lorary.errors import TaskError, UsageError
-from lorary.evaluate.seated_base import KnownBase, known, known_unloaded
+from lorary.evaluate.seated_base import KnownBase, known_base, known_unloaded
 from lorary.library.opening import base_of
 from lorary.library.store import Library
 from lorary.model.base import Base, load_base
@@ -43,11 +43,11 @@ def base_at_hand(library: Library, base: Any, load: BaseOptions) -> Base:
     return load_base(_reference(library, base), dtype=load.dtype, device=load.device)
 
 
-def known_base(library: Library, base: Any, load: BaseOptions) -> KnownBase:
+def unloaded_base(library: Library, base: Any, load: BaseOptions) -> KnownBase:
     """The same, loaded only when something must be computed."""
     if isinstance(base, Base):
         _check_loaded(load)
-        return known(base)
+        return known_base(base)
     return known_unloaded(_reference(library, base), dtype=load.dtype, device=load.device)
 
 
