@@ -21,6 +21,7 @@ class EvaluateCommand:
     Args:
         also: another library over the same base; may be repeated.
         names: only these tasks, by name, separated by commas.
+        columns: columns of your own data that hold prompt and answer, such as source=question,target=reply.
         report: write a page with the results.
         csv: write the cells as CSV.
         markdown: write tables as Markdown.
@@ -28,6 +29,7 @@ class EvaluateCommand:
 
     also: tuple[str, ...] = flag((), metavar="LIB", is_repeated=True)
     names: tuple[str, ...] | None = flag(None, option="--tasks")
+    columns: str | None = flag(None, metavar="FIELD=COLUMN,...")
     report: str | None = flag(None, metavar="FILE.html")
     csv: str | None = flag(None, metavar="FILE.csv")
     markdown: str | None = flag(None, metavar="FILE.md")
@@ -70,6 +72,7 @@ def evaluate(
         also=command.also,
         routers=split_specs(routers),
         names=command.names,
+        columns=command.columns,
         load=BaseOptions(**options[BaseOptions]),
         route=route_fields(**options[RouterFields]),
         **settings,

@@ -24,6 +24,7 @@ def run_evaluate(
     routers: Sequence[str],
     also: Sequence[str] = (),
     names: Sequence[str] | None = None,
+    columns: str | None = None,
     load: BaseOptions | None = None,
     route: Mapping[str, Any] | None = None,
     **changes: Any,
@@ -36,6 +37,7 @@ def run_evaluate(
         routers: as `lorary.route.spec` reads them.
         also: folders of further libraries over the same base.
         names: tasks to take, all with test rows where None.
+        columns: as `lorary.data.tasks.load_tasks` takes it, too.
         load: the base model; the first library's own where None.
         route: fields of `Routing`, in place of those of the first library's default router.
         changes: other fields of `EvaluateSettings`; None keeps the first library's default router and template.
@@ -61,9 +63,8 @@ def run_evaluate(
         "template": template_of(first, overrides.get("template")),
     }
     settings = EvaluateSettings(routers=tuple(routers), **fields)
-    tasks = {
-        name: task for name, task in load_tasks(tasks_reference, names=names).items() if names or task.split("test")
-    }
+    loaded = load_tasks(tasks_reference, names=names, columns=columns)
+    tasks = {name: task for name, task in loaded.items() if names or task.split("test")}
     if not tasks:
         raise TaskError(f"'{tasks_reference}' must have tasks with test rows", found="none")
     tasks = scorable_tasks(tasks, allow_code=settings.allow_code)
