@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lorary.model.live import add_expert, remove_expert, replace_expert
     from lorary.model.save import load, save
     from lorary.model.trace import trace
+    from lorary.recipes.which import which
 
 __all__ = [
     "Adapter",
@@ -53,6 +54,7 @@ __all__ = [
     "routing",
     "save",
     "trace",
+    "which",
 ]
 
 # Where each lazy name lives.
@@ -70,6 +72,7 @@ _SOURCES = {
     "load": "lorary.model.save",
     "save": "lorary.model.save",
     "trace": "lorary.model.trace",
+    "which": "lorary.recipes.which",
 }
 
 

@@ -46,7 +46,7 @@ def explain(
     options: Annotated[OptionValues, CommandOptions((ExplainCommand, RouterChoice, RouterFields, BaseOptions, Output))],
 ) -> None:
     """Show how prompts are routed: which experts, where, how surely, and what the answer owes them."""
-    from lorary.evaluate.explain_trace import Prompt, read_prompts
+    from lorary.evaluate.prompts import Prompt, read_prompts
     from lorary.recipes.explain import run_explain
     from lorary.report.explain import write_explanation
     from lorary.report.explain_text import print_explanation

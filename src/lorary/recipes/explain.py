@@ -11,10 +11,11 @@ from lorary.data.template import Example
 from lorary.display import Display
 from lorary.errors import UsageError, did_you_mean
 from lorary.evaluate.completion import check_text
-from lorary.evaluate.explain_trace import Prompt, see
+from lorary.evaluate.explain_trace import see
 from lorary.evaluate.explanation import Explanation
 from lorary.evaluate.finite import finite_logits
 from lorary.evaluate.loglik import answer_losses
+from lorary.evaluate.prompts import Prompt
 from lorary.library.opening import base_of, template_of
 from lorary.library.store import Library
 from lorary.model.attach import attach, routing
