@@ -20,6 +20,7 @@ from lorary.formats.peft_reasons import (
     reason_of_folder,
     reason_of_weights,
 )
+from lorary.ops.finite import is_finite
 from lorary.reading import open_regular, parse_json, read_regular
 
 PREFIX = "base_model.model."
@@ -119,10 +120,10 @@ def _check_finite(name: str, data: bytes, tensors: Mapping[str, Tensor]) -> None
         # All numbers at once, as they lie in the file behind its header: a hundredth of the calls.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # bytes cannot be written to; nobody does
-            if bool(torch.frombuffer(data, dtype=dtypes.pop(), offset=start).isfinite().all()):
+            if is_finite(torch.frombuffer(data, dtype=dtypes.pop(), offset=start)):
                 return
     for key, tensor in tensors.items():
-        if tensor.dtype in FLOAT_DTYPES and not bool(torch.isfinite(tensor).all()):
+        if tensor.dtype in FLOAT_DTYPES and not is_finite(tensor):
             raise AdapterError(
                 f"adapter '{name}' must have finite weights",
                 found=f"NaN or infinity in {key}",

@@ -15,6 +15,7 @@ from lorary.formats.peft_files import Shape
 from lorary.library.base_weights import is_plain, weights_of_model
 from lorary.lora.gated import GatedLora
 from lorary.lora.seat import device_of, find_linear, linear_shape
+from lorary.ops.finite import is_finite
 from lorary.ops.growable import append_rows, remove_rows, widen
 from lorary.route.facts import expert_facts
 
@@ -231,7 +232,7 @@ class _Stack:
         Raises:
             AdapterError: if a factor, or lora_b with its scaling, is more than the dtype of the experts can hold.
         """
-        if not bool(self.down.isfinite().all() and self.up.isfinite().all()):
+        if not (is_finite(self.down) and is_finite(self.up)):
             self._refuse()
         experts, width = len(self.experts), int(self.ranks.max())
         prototypes, gap = self.down[-experts:], torch.zeros(experts, dtype=torch.float64)
@@ -256,7 +257,7 @@ class _Stack:
 
     def _refuse(self) -> None:
         for position, rows in self.slices.items():
-            if not bool(self.down[rows].isfinite().all() and self.up[rows].isfinite().all()):
+            if not (is_finite(self.down[rows]) and is_finite(self.up[rows])):
                 raise beyond(self.names[position], self.path, self.scalings[position])
 
 

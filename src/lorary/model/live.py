@@ -26,6 +26,7 @@ from lorary.model.layers import beyond, build_layers, check_copies_of, in_order
 from lorary.model.prepared import paths_of
 from lorary.model.seating import Seating, seating
 from lorary.model.verdict import check_layers
+from lorary.ops.finite import is_finite
 
 
 def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = None) -> str:
@@ -171,7 +172,7 @@ def _check_seated(state: Seating, name: str) -> None:
 def _check_fit(model: Any, adapter: Adapter) -> None:
     for path, factors in adapter:
         find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
-        if not bool((factors.lora_b.float() * factors.scaling).isfinite().all() and factors.lora_a.isfinite().all()):
+        if not (is_finite(factors.lora_b.float() * factors.scaling) and is_finite(factors.lora_a)):
             raise beyond(adapter.name, path, factors.scaling)
     check_layers(model, {adapter.name: [path for path, _ in adapter]})
 

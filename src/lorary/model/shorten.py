@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from lorary.model.positions import text_config
 
 Rename = Callable[[str], str]
+_PLAIN = (bool, int, float, str, type(None))
+# The attributes that every module has, except whether it trains: no kind differs in them.
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
 
 
 @contextmanager
@@ -69,7 +72,8 @@ def _kind(block: nn.Module, number: int) -> tuple[Any, ...]:
             tuple(
                 (key, value)
                 for key, value in vars(module).items()
-                if isinstance(value, (bool, int, float, str, type(None)))
+                if key not in _OF_EVERY_MODULE
+                and isinstance(value, _PLAIN)
                 and not (value == number and any(part in key for part in ("idx", "layer", "index")))
             ),
         )
