@@ -49,7 +49,8 @@ def read_dataset(reference: str | Path, columns: NamedColumns | None = None) -> 
     """
     place = Path(str(reference).partition(":")[0])
     task = place.resolve().name if place.is_dir() else place.stem
-    rows, undivided = [], []
+    rows: list[Row] = []
+    undivided: list[Row] = []
     for name, table in _splits(reference):
         where = f"data set '{reference}'" + (f", split '{name}'" if name else "")
         if name not in (*SPLIT_NAMES, None):
