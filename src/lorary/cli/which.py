@@ -2,13 +2,15 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
-from lorary.cli.flags import CommandOptions, OptionValues, with_options
+from lorary.cli.flags import CommandOptions, with_options
 from lorary.cli.options import LibraryPath, Output, RouterChoice, RouterFields
 from lorary.cli.route import route_fields
 from lorary.errors import UsageError
-from lorary.flags import check_flags, flag
+from lorary.evaluate.settings import WhichSettings
+from lorary.flags import OptionValues, check_flags, flag
 from lorary.recipes.base_options import BaseOptions
 
 
@@ -18,18 +20,14 @@ class WhichCommand:
 
     Args:
         prompt: text to answer.
-        prompts: one prompt a line, or JSONL with `prompt` or `source` and perhaps `answer` or `target`.
+        prompts: one prompt a line, or JSONL: {"prompt": ..., "answer": ...}; answers are optional.
         answer: right answer to the prompt: its loss is shown, too.
-        template: how prompts are written: `plain` or `chat`; as the experts were trained by default.
-        max_new_tokens: most tokens of an answer.
         top: show so many experts, those that the router weighs most; all by default.
     """
 
     prompt: str | None = None
     prompts: str | None = flag(None, metavar="FILE")
     answer: str | None = None
-    template: str | None = None
-    max_new_tokens: int = 32
     top: int | None = flag(None, least=0)
 
     def __post_init__(self) -> None:
@@ -45,20 +43,25 @@ class WhichCommand:
 @with_options
 def which(
     library: LibraryPath,
-    options: Annotated[OptionValues, CommandOptions((WhichCommand, RouterChoice, RouterFields, BaseOptions, Output))],
+    options: Annotated[
+        OptionValues,
+        CommandOptions(
+            (WhichCommand, RouterChoice, RouterFields, WhichSettings, BaseOptions, Output),
+            defaults=dict.fromkeys(("top_k", "temperature", "mix"), "the library's"),
+        ),
+    ],
 ) -> None:
     """Ask each expert alone, the base and the router, side by side."""
-    from lorary.evaluate.prompts import Prompt, read_prompts
-    from lorary.recipes.which import run_which
+    from lorary.recipes.which import which as ask_each
     from lorary.report.which_text import print_which
 
     command = WhichCommand(**options[WhichCommand])
-    result = run_which(
+    result = ask_each(
         library,
-        [Prompt(command.prompt, command.answer)] if command.prompt is not None else read_prompts(str(command.prompts)),
-        template=command.template,
-        max_new_tokens=command.max_new_tokens,
-        load=BaseOptions(**options[BaseOptions]),
+        Path(command.prompts) if command.prompts is not None else command.prompt,
+        answer=command.answer,
+        **options[WhichSettings],
+        **options[BaseOptions],
         **route_fields(**options[RouterChoice], **options[RouterFields]),
     )
     if Output(**options[Output]).as_json:

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lorary.data.builtin.catalogue import builtin_tasks
@@ -15,7 +15,7 @@ from lorary.data.schema import SPLITS, Row, Task, make_task, shorten
 from lorary.data.suites import SUITES, is_suite, load_suite, suite_tasks
 from lorary.errors import LoraryError, TaskError, UsageError
 
-__all__ = ["SPLITS", "Row", "Task", "iter_rows", "load_tasks"]
+__all__ = ["SPLITS", "Row", "Task", "iter_rows", "load_tasks", "select_tasks"]
 
 BUILTIN = "builtin"
 DATASET_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
@@ -69,7 +69,7 @@ def load_tasks(
                 remedy="check the path",
             )
         tasks = _gather(read_dataset(reference, named_columns), str(reference))
-    return _select(tasks, selection, str(reference))
+    return select_tasks(tasks, names, str(reference))
 
 
 def _is_dataset_id(reference: str) -> bool:
@@ -175,7 +175,18 @@ def _group(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return grouped
 
 
-def _select(tasks: dict[str, Task], selection: frozenset[str] | None, where: str) -> dict[str, Task]:
+def select_tasks(tasks: Mapping[str, Task], names: Iterable[str] | None, where: str) -> dict[str, Task]:
+    """Some of the tasks, sorted by name.
+
+    Args:
+        tasks: by name.
+        names: those to take; all where None.
+        where: they come from, for errors.
+
+    Raises:
+        UsageError: if a name is not among the tasks (near matches are listed).
+    """
+    selection = None if names is None else frozenset(names)
     _check_names(tasks.keys(), selection, where)
     return {name: tasks[name] for name in sorted(tasks if selection is None else selection)}
 

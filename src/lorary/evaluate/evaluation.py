@@ -1,19 +1,20 @@
 """An evaluation: its cells and all that follows from them, of one library or several."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from lorary.errors import LoraryError, TaskError, UsageError
-from lorary.evaluate.cells import Cell, CellFailure, Column
+from lorary.evaluate.cells import BASE, Cell, CellFailure, Column, columns_of, grouped_tasks, primary_cells
 from lorary.evaluate.routing_accuracy import RoutingAccuracy, RoutingMean, routing_means
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.evaluate.summary import CellSummary, Comparison, Mean, OracleGap
 from lorary.route.spec import ORACLE
+from lorary.tabular import ResultTable, Tabular
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Tabular):
     """All cells and what follows from them. Made by `evaluation_of`.
 
     Args:
@@ -54,6 +55,36 @@ class Evaluation:
     def library(self) -> str:
         """The library's name, or those of all."""
         return " + ".join(self.libraries)
+
+    def tables(self) -> list[ResultTable]:
+        """The means of every router, and the tasks of each split with a column for each router."""
+        columns, primary, several = columns_of(self.cells), primary_cells(self.cells), len(self.libraries) > 1
+        failed = f"; {len(self.failures)} cells failed" if self.failures else ""
+        title = f"{self.library} over {self.base}: means with 95 % intervals over rows{failed}"
+        means = [
+            (Column(None if m.router == BASE else m.library, m.router).label(with_library=several), m.split, m.mean,
+             m.low, m.high, m.tasks)
+            for m in self.means
+        ]  # fmt: skip
+        heads = ("router", "split", "mean", "low", "high", "tasks")
+        tables = [ResultTable(title, heads, list(dict.fromkeys(means)))]
+        for split, tasks in grouped_tasks(self.cells).items():
+            lines = []
+            for task in tasks:
+                cells = [primary.get((column, task)) for column in columns]
+                first = next(cell for cell in cells if cell is not None)
+                lines.append([task, first.metric, first.n, *(cell and cell.value for cell in cells)])
+            labels = (column.label(with_library=several) for column in columns)
+            tables.append(ResultTable(f"{split} tasks", ("task", "metric", "rows", *labels), lines))
+        return tables
+
+    def records(self) -> list[dict[str, Any]]:
+        """One mapping for each cell, as in the CSV file: without the values of single rows."""
+        names = [each.name for each in fields(Cell)]
+        return [
+            {name: value for name in names if not isinstance(value := getattr(cell, name), list)}
+            for cell in self.cells
+        ]  # fmt: skip
 
     def check(self) -> None:
         """Refuse to pass for a whole evaluation where cells failed.

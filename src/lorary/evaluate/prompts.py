@@ -1,5 +1,6 @@
 """Prompts that somebody asks about, out of a file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,20 @@ class Prompt:
 
     text: str
     answer: str | None = None
+
+
+def check_prompts(prompts: Sequence[Prompt]) -> None:
+    """Refuse what cannot be answered.
+
+    Raises:
+        UsageError: if there is no prompt, or a text is empty.
+    """
+    if not prompts:
+        raise UsageError("there must be a prompt", found="none", remedy="--prompt TEXT or --prompts FILE")
+    for prompt in prompts:
+        check_text(prompt.text, "--prompt")
+        if prompt.answer is not None:
+            check_text(prompt.answer, "--answer")
 
 
 def read_prompts(path: str) -> list[Prompt]:

@@ -125,3 +125,41 @@ class HarnessSettings:
 
     def __post_init__(self) -> None:
         check_flags(self)
+
+
+@dataclass(frozen=True)
+class ExplainSettings:
+    """How prompts are explained.
+
+    Args:
+        against: compare with the choices of this router.
+        without: take these experts out, one at a time; the most used by default.
+        most: how many of the most used experts to take out.
+        template: how prompts are written: `plain` or `chat`; as the experts were trained by default.
+        max_new_tokens: most tokens of an answer that is not given.
+    """
+
+    against: str | None = flag(None, metavar="ROUTER")
+    without: tuple[str, ...] | None = flag(None, metavar="EXPERT,...")
+    most: int = flag(8, least=0)
+    template: str | None = None
+    max_new_tokens: int = flag(32, least=1)
+
+    def __post_init__(self) -> None:
+        check_flags(self)
+
+
+@dataclass(frozen=True)
+class WhichSettings:
+    """How prompts are answered side by side.
+
+    Args:
+        template: how prompts are written: `plain` or `chat`; as the experts were trained by default.
+        max_new_tokens: most tokens of an answer.
+    """
+
+    template: str | None = None
+    max_new_tokens: int = flag(32, least=1)
+
+    def __post_init__(self) -> None:
+        check_flags(self)

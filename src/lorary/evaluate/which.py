@@ -12,22 +12,22 @@ import torch
 from lorary.data.template import Example, Ids, make_template
 from lorary.data.text_of_ids import text_of_ids
 from lorary.display import Display
-from lorary.errors import UsageError
-from lorary.evaluate.completion import check_context, check_text, complete_each, prompt_ids
+from lorary.evaluate.completion import check_context, complete_each, prompt_ids
 from lorary.evaluate.explain_trace import trace_example
 from lorary.evaluate.finite import finite_logits
 from lorary.evaluate.generation import stop_ids
 from lorary.evaluate.loglik import answer_losses
-from lorary.evaluate.prompts import Prompt
+from lorary.evaluate.prompts import Prompt, check_prompts
 from lorary.evaluate.routing import as_shares
+from lorary.evaluate.settings import WhichSettings
 from lorary.library.opening import template_of
 from lorary.library.store import Library
 from lorary.model.attach import attach, detach, routing
 from lorary.model.base import Base
 from lorary.model.plan import constant_weights
 from lorary.model.seating import seating
-from lorary.numbers import check_count
 from lorary.route.setting import Routing
+from lorary.tabular import ResultTable, Tabular
 
 ROUTER, BASE, EXPERT = "router", "base", "expert"
 # Tokens of one batch, those of the answers counted; further experts answer in a batch of their own.
@@ -141,8 +141,8 @@ class PromptAnswers:
         }
 
 
-@dataclass(frozen=True)
-class WhichResult:
+@dataclass(frozen=True, repr=False)
+class WhichResult(Tabular):
     """Answers to some prompts.
 
     Args:
@@ -175,6 +175,30 @@ class WhichResult:
             "seconds": {"load": self.load_seconds, "answer": sum(prompt.seconds for prompt in self.prompts)},
         }
 
+    def tables(self) -> list[ResultTable]:
+        """The answers to each prompt, and the verdict."""
+        heads = ("who", "answer", "weight", "loss", "as the router", "right")
+        return [
+            ResultTable(
+                f"{prompt.prompt!r}: {prompt.verdict}",
+                heads,
+                [
+                    [f"router {answer.name}" if answer.kind == ROUTER else answer.name, answer.text, answer.weight,
+                     answer.loss, "yes" if prompt.agrees(answer) else "", "yes" if prompt.is_right(answer) else ""]
+                    for answer in prompt.answers
+                ],
+            )
+            for prompt in self.prompts
+        ]  # fmt: skip
+
+    def records(self) -> list[dict[str, Any]]:
+        """One for each prompt and candidate."""
+        return [
+            {"prompt": prompt.prompt, "reference": prompt.reference, **answer}
+            for prompt in self.prompts
+            for answer in prompt.to_json()["answers"]
+        ]
+
 
 class _Candidate(NamedTuple):
     name: str
@@ -186,9 +210,8 @@ def which_library(
     base: Base,
     library: Library,
     prompts: Sequence[Prompt],
+    settings: WhichSettings,
     *,
-    template: str | None = None,
-    max_new_tokens: int = 32,
     force_base: bool = False,
     **route: Any,
 ) -> WhichResult:
@@ -198,8 +221,7 @@ def which_library(
         base: the base model; experts are seated meanwhile and gone afterwards.
         library: the library.
         prompts: at least one.
-        template: `plain` or `chat`; the experts' own where None.
-        max_new_tokens: most tokens of an answer.
+        settings: how.
         force_base: accept unrelated weights of the same shapes.
         route: router, experts, preset and fields of a routing setting, as `lorary.attach` takes them.
 
@@ -210,8 +232,8 @@ def which_library(
         UsageError: if there is no prompt, or one is empty or too long.
         LoraryError: as for `lorary.attach`.
     """
-    check_prompts(prompts, max_new_tokens)
-    name = template_of(library, template)
+    check_prompts(prompts)
+    name, max_new_tokens = template_of(library, settings.template), settings.max_new_tokens
     attach(base.model, library, tokenizer=base.tokenizer, force_base=force_base, **route)
     try:
         setting, label = seating(base.model).routing, _label(seating(base.model).routing)
@@ -224,21 +246,6 @@ def which_library(
     finally:
         detach(base.model)
     return WhichResult(library.name, base.files.name, name, label, setting.to_json(), answers)
-
-
-def check_prompts(prompts: Sequence[Prompt], max_new_tokens: int) -> None:
-    """Refuse what cannot be answered, before anything is loaded.
-
-    Raises:
-        UsageError: if there is no prompt, a text is empty, or the number of tokens is out of range.
-    """
-    if not prompts:
-        raise UsageError("there must be a prompt", found="none", remedy="--prompt TEXT or --prompts FILE")
-    for prompt in prompts:
-        check_text(prompt.text, "--prompt")
-        if prompt.answer is not None:
-            check_text(prompt.answer, "--answer")
-    check_count("--max-new-tokens", max_new_tokens)
 
 
 def _encode(base: Base, prompt: Prompt, template: str, max_new_tokens: int) -> tuple[Ids, Example | None]:

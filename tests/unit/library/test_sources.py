@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import write_adapter
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import AdapterError, LibraryError, UsageError
-from lorary.formats.peft import write_adapter
 from lorary.formats.peft_config import new_config
 from lorary.library.sources import adapter_folders
 from lorary.library.store import Library

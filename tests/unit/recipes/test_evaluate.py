@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import lorary
 from lorary.data.schema import Task
 from lorary.data.tasks import load_tasks
 from lorary.errors import LibraryError, LoraryError, TaskError, UsageError
@@ -23,8 +24,6 @@ from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.document import DEFAULT_ROUTER
 from lorary.library.store import Library
 from lorary.model.base import Base
-from lorary.recipes.base_options import BaseOptions
-from lorary.recipes.evaluate import run_evaluate
 from lorary.route.setting import Routing
 
 ROWS = 3
@@ -120,14 +119,14 @@ def test_a_default_threshold_stays_with_its_own_router(
 ) -> None:
     library = make_library("lib", "a", "b")
     library.set_default_router({**DEFAULT_ROUTER, "top_k": 1, "threshold": 0.25, "null": 0.5, "per": "token"})
-    asked = {"routers": ("arrow", "norm"), "load": BaseOptions(str(tiny_base_folder)), "rows": 1, "routing_rows": 0}
-    found = run_evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked)
+    asked = {"routers": ("arrow", "norm"), "base": str(tiny_base_folder), "rows": 1, "routing_rows": 0}
+    found = lorary.evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked)
     settings = found.settings
     assert settings.setting("arrow") == Routing.of("arrow", top_k=1, threshold=0.25, null=0.5, per="token")
     assert settings.setting("norm") == Routing.of("norm", top_k=1, per="token")
     assert settings.setting("arrow[threshold=0.1]").choosing.threshold == 0.1
-    asked["route"] = {"threshold": 0.4, "null": None}  # for all routers, since somebody said so
-    settings = run_evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked).settings
+    asked |= {"threshold": 0.4, "null": None}  # for all routers, since somebody said so
+    settings = lorary.evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked).settings
     assert [settings.setting(router).choosing.threshold for router in ("arrow", "norm")] == [0.4, 0.4]
     assert settings.setting("arrow").choosing.null is None
 

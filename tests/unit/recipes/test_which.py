@@ -10,16 +10,18 @@ from typing import Any
 import pytest
 import torch
 
+import lorary
 from lorary.data.template import make_template
 from lorary.errors import LibraryError, LoraryError, RouterError, TaskError, UsageError
 from lorary.evaluate.completion import answer
 from lorary.evaluate.loglik import answer_losses
 from lorary.evaluate.prompts import Prompt, read_prompts
+from lorary.evaluate.settings import WhichSettings
 from lorary.evaluate.which import CandidateAnswer, PromptAnswers, which_library
 from lorary.library.store import Library
 from lorary.model.attach import attach, detach
 from lorary.model.base import Base, load_base
-from lorary.recipes.which import run_which
+from lorary.recipes.which import which
 from lorary.report.which_text import print_which
 
 Make = Callable[..., Any]
@@ -59,7 +61,7 @@ def alone(base: Base, library: Library, **setting: Any) -> tuple[str, int, float
 def test_each_answer_and_loss_is_that_of_the_candidate_by_itself(
     base: Base, library: Library, route: dict[str, Any]
 ) -> None:
-    (asked,) = which_library(base, library, [PROMPT], max_new_tokens=6, **route).prompts
+    (asked,) = which_library(base, library, [PROMPT], WhichSettings(max_new_tokens=6), **route).prompts
     settings = {asked.router.name: route, "base": {"router": "base"}, **{name: {"experts": [name]} for name in "abc"}}
     assert {(a.kind, a.name) for a in asked.answers[:2]} == {("router", asked.router.name), ("base", "base")}
     assert sorted(a.name for a in asked.experts) == ["a", "b", "c"]
@@ -74,14 +76,16 @@ def test_each_answer_and_loss_is_that_of_the_candidate_by_itself(
 def test_experts_that_do_not_fit_one_batch_answer_in_several(
     base: Base, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = which_library(base, library, [PROMPT], max_new_tokens=6, router="arrow")
+    whole = which_library(base, library, [PROMPT], WhichSettings(max_new_tokens=6), router="arrow")
     monkeypatch.setattr("lorary.evaluate.which.MAX_TOKENS", 80)
-    parts = which_library(base, library, [PROMPT], max_new_tokens=6, router="arrow")
+    parts = which_library(base, library, [PROMPT], WhichSettings(max_new_tokens=6), router="arrow")
     assert [a.text for a in parts.prompts[0].answers] == [a.text for a in whole.prompts[0].answers]
 
 
 def test_weights_are_shares_of_the_prompt_and_lead_to_the_verdict(base: Base, library: Library) -> None:
-    (asked,) = which_library(base, library, [Prompt(PROMPT.text)], max_new_tokens=6, router="arrow", top_k=1).prompts
+    (asked,) = which_library(
+        base, library, [Prompt(PROMPT.text)], WhichSettings(max_new_tokens=6), router="arrow", top_k=1
+    ).prompts
     weights = [a.weight for a in asked.experts]
     assert weights == sorted(weights, reverse=True)
     assert sum(weights) + (asked.base.weight or 0.0) == pytest.approx(1.0)
@@ -123,9 +127,9 @@ def test_the_verdict_says_whom_the_router_follows_and_who_is_right() -> None:
 
 def test_the_base_is_left_as_it_was_also_after_a_failure(base: Base, library: Library) -> None:
     before = set(vars(base.model))
-    which_library(base, library, [PROMPT], max_new_tokens=2)
+    which_library(base, library, [PROMPT], WhichSettings(max_new_tokens=2))
     with pytest.raises(UsageError, match="must fit the 256 positions"):
-        which_library(base, library, [PROMPT, Prompt("x " * 300)], max_new_tokens=2)
+        which_library(base, library, [PROMPT, Prompt("x " * 300)], WhichSettings(max_new_tokens=2))
     assert set(vars(base.model)) == before
 
 
@@ -145,19 +149,19 @@ def test_wrong_input_is_refused(
     library: Library, prompts: list[Prompt], options: dict[str, Any], kind: type, match: str
 ) -> None:
     with pytest.raises(kind, match=match):
-        run_which(str(library.path), prompts, **options)
+        which(library.path, prompts, **options)
 
 
 def test_a_library_without_adapters_is_refused(tiny_base_folder: Path, tmp_path: Path) -> None:
     Library.create(tmp_path / "empty", tiny_base_folder)
     with pytest.raises(LibraryError, match="must hold an adapter"):
-        run_which(str(tmp_path / "empty"), [PROMPT])
+        which(tmp_path / "empty", [PROMPT])
 
 
 def test_the_table_shows_the_experts_of_the_largest_weights(
     library: Library, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = run_which(str(library.path), [replace(PROMPT, text="[bold]" + PROMPT.text)], max_new_tokens=3)
+    result = which(library.path, [replace(PROMPT, text="[bold]" + PROMPT.text)], max_new_tokens=3)
     print_which(result, top=1)
     shown = capsys.readouterr().out
     assert "2 more experts" in shown
@@ -169,7 +173,7 @@ def test_the_table_shows_the_experts_of_the_largest_weights(
 
 
 def test_the_document_has_all_answers(library: Library) -> None:
-    document = json.loads(json.dumps(run_which(str(library.path), [PROMPT], max_new_tokens=3).to_json()))
+    document = json.loads(json.dumps(which(library.path, [PROMPT], max_new_tokens=3).to_json()))
     (prompt,) = document["prompts"]
     assert [a["kind"] for a in prompt["answers"]] == ["router", "base", "expert", "expert", "expert"]
     assert set(prompt["weights"]) == {"a", "b", "c"}
@@ -201,11 +205,21 @@ def test_prompts_that_are_no_text_are_refused(tmp_path: Path) -> None:
         read_prompts(str(tmp_path / "p.txt"))
 
 
-def test_the_door_takes_paths_and_what_is_open(base: Base, library: Library) -> None:
-    import lorary
-
-    by_path = lorary.which(library.path, PROMPT.text, max_new_tokens=3)
+def test_the_door_takes_paths_and_what_is_open(base: Base, library: Library, tmp_path: Path) -> None:
+    by_path = lorary.which(library.path, PROMPT.text, answer=PROMPT.answer, max_new_tokens=3)
     in_memory = lorary.which(library, [PROMPT.text, PROMPT], base=base, max_new_tokens=3)
     assert [a.text for a in by_path.prompts[0].answers] == [a.text for a in in_memory.prompts[0].answers]
-    assert in_memory.prompts[1].reference == PROMPT.answer
-    assert (by_path.load_seconds > 0, in_memory.load_seconds) == (True, 0)
+    assert (by_path.prompts[0].reference, in_memory.prompts[1].reference) == (PROMPT.answer, PROMPT.answer)
+    (tmp_path / "prompts.txt").write_text(PROMPT.text)
+    assert lorary.which(library, tmp_path / "prompts.txt", base=base, max_new_tokens=3).prompts[0].reference is None
+    with pytest.raises(UsageError, match="max_new_tokens"):
+        lorary.which(library, PROMPT, base=base, max_new_token=3)
+
+
+def test_the_result_shows_itself_as_tables(base: Base, library: Library) -> None:
+    result = lorary.which(library, Prompt("<b>" + PROMPT.text, "x"), base=base, max_new_tokens=3, router="arrow")
+    assert "router arrow" in repr(result)
+    assert result.prompts[0].verdict in repr(result)
+    assert "<b>" not in result._repr_html_()
+    assert len(result.records()) == 5
+    assert set(result.records()[0]) >= {"prompt", "reference", "name", "kind", "text", "weight", "loss"}
