@@ -73,12 +73,12 @@ def score_rows(
             return _score_choices(model, template, rows, metric)
         metric = EM  # nothing to rank: some classification tasks list no options
     assert isinstance(metric, AnswerMetric)
-    examples = [template.encode(row.source, row.target) for row in rows]
+    examples = [template.encode(row.prompt, row.target) for row in rows]
     warn_of_cuts(rows[0].task, examples)
     losses = answer_losses(model, examples)
     # What an answer says beyond the longest reference is not waited for, and not held against it.
     default = metric.decoding or Decoding(
-        max(len(template.encode(row.source, text).target_ids) for row in among for text in row.references)
+        max(len(template.encode(row.prompt, text).target_ids) for row in among for text in row.references)
     )
     answers = _answers(model, tokenizer, template, rows, default, keep_breaks=metric.keep_breaks)
     scores = [metric.score(row, answer, sandbox) for row, answer in zip(rows, answers, strict=True)]
@@ -155,7 +155,7 @@ def _fitted(
 
     An answer that would leave no room for a prompt gets half the context at most; rows that ask for more are told of.
     """
-    prompts = [template.encode_prompt(row.source) for row in rows]
+    prompts = [template.encode_prompt(row.prompt) for row in rows]
     if context is None:
         return prompts, max_new_tokens
     least = len(template.head) + 1
@@ -168,12 +168,12 @@ def _fitted(
             warnings.warn(f"{message}, since the base has {context} positions", stacklevel=2)
     room = context - max_new_tokens
     cut = [
-        prompt if len(prompt) <= room else template.encode_prompt(row.source, room)
+        prompt if len(prompt) <= room else template.encode_prompt(row.prompt, room)
         for row, prompt in zip(rows, prompts, strict=True)
     ]
     # Rows that are too long with their target as well have been told of.
     lost = [
-        0 if len(new) == len(old) or template.encode(row.source, row.target).truncated else len(old) - len(new)
+        0 if len(new) == len(old) or template.encode(row.prompt, row.target).truncated else len(old) - len(new)
         for row, old, new in zip(rows, prompts, cut, strict=True)
     ]
     warn_of_cuts(rows[0].task, [Example(new, (), number) for new, number in zip(cut, lost, strict=True)])

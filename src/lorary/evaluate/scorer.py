@@ -1,7 +1,7 @@
 """Scoring one library, cell by cell: what was scored before is read, what cannot be scored is said and left."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from lorary.evaluate.metrics import find_metric
 from lorary.evaluate.metrics.choice import ACC, ACC_RAW
 from lorary.evaluate.metrics.metric import Metric
 from lorary.evaluate.metrics.perplexity import perplexity
+from lorary.evaluate.recorded_tasks import experts_by_task
 from lorary.evaluate.routing_accuracy import RoutingAccuracy, decides, routing_accuracy
 from lorary.evaluate.sandbox import Sandbox
 from lorary.evaluate.seated_base import SeatedBase
@@ -211,7 +212,7 @@ class Scorer:
 
         if not decides_once(base.model):
             return scored(rows, template), 0
-        decided = decide(base.model, [template.encode_prompt(row.source) for row in rows])
+        decided = decide(base.model, [template.encode_prompt(row.prompt) for row in rows])
         router, chat = seating(base.model).routing, self._own_template(base, template)
         groups: dict[Any, list[int]] = {}
         for i, decision in enumerate(decided):
@@ -248,7 +249,7 @@ class Scorer:
 
         def choose(base: Base) -> str:
             template = self._template(base, self._settings.template)
-            examples = [template.encode(row.source, row.target) for row in rows]
+            examples = [template.encode(row.prompt, row.target) for row in rows]
             losses = {}
             for name in self._seated.library.names():
                 with routing(base.model, Routing(experts=[name])), finite_logits(base.model):
@@ -271,7 +272,7 @@ class Scorer:
 
         def look(base: Base) -> list[float]:
             template = self._template(base, s.template)
-            prompts = [template.encode_prompt(row.source) for row in rows]
+            prompts = [template.encode_prompt(row.prompt) for row in rows]
             with routing(base.model, setting):
                 return list(routing_accuracy(base.model, prompts, expert) or ()) if decides(base.model) else []
 
@@ -305,20 +306,6 @@ class Scorer:
 
     def _template(self, base: Base, name: str) -> Template:
         return make_template(name, base.tokenizer, max_length=base.most_tokens(self._settings.max_length))
-
-
-def experts_by_task(described: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """For each task some expert was trained on, that expert; the one of fewest tasks where there are several.
-
-    Args:
-        described: as `Library.describe` gives them.
-    """
-    by_task: dict[str, tuple[int, str]] = {}
-    for row in described:
-        for task in row["tasks"]:
-            candidate = (len(row["tasks"]), row["name"])
-            by_task[task] = min(candidate, by_task.get(task, candidate))
-    return {task: name for task, (_, name) in by_task.items()}
 
 
 def _check_finite(scores: RowScores, task: str) -> None:

@@ -148,3 +148,19 @@ class ExplainSettings:
 
     def __post_init__(self) -> None:
         check_flags(self)
+
+
+@dataclass(frozen=True)
+class WhichSettings:
+    """How prompts are answered side by side.
+
+    Args:
+        template: how prompts are written: `plain` or `chat`; as the experts were trained by default.
+        max_new_tokens: most tokens of an answer.
+    """
+
+    template: str | None = None
+    max_new_tokens: int = flag(32, least=1)
+
+    def __post_init__(self) -> None:
+        check_flags(self)

@@ -36,7 +36,13 @@ class ExpertRows:
 
 
 def rows_of_experts(
-    library: Library, names: Sequence[str], reference: str, mapped: Mapped, num_rows: int, seed: int
+    library: Library,
+    names: Sequence[str],
+    reference: str,
+    mapped: Mapped,
+    num_rows: int,
+    seed: int,
+    columns: str | None = None,
 ) -> dict[str, ExpertRows]:
     """Rows of the tasks of each expert: those its provenance names, or those that it is mapped to.
 
@@ -47,6 +53,7 @@ def rows_of_experts(
         mapped: tasks of experts whose provenance names none, or in place of what it names.
         num_rows: training rows of each task, at most; drawn at random.
         seed: of the draw, which depends on it and the task alone.
+        columns: as `lorary.data.tasks.load_tasks` takes it.
 
     Returns:
         By expert.
@@ -59,7 +66,7 @@ def rows_of_experts(
     if unknown := sorted(set(mapped) - set(library.names())):
         raise UsageError("--map must name experts of the library", found=unknown[0], remedy=f"it has {library.names()}")
     hashes = {name: _tasks_of(library, name, mapped) for name in names}
-    tasks = _load(reference, hashes)
+    tasks = _load(reference, hashes, columns)
     return {name: draw_rows(name, [tasks[task] for task in hashes[name]], num_rows, seed) for name in names}
 
 
@@ -93,12 +100,13 @@ def _tasks_of(library: Library, name: str, mapped: Mapped) -> dict[str, str | No
     return {task: hashes.get(task) for task in provenance["tasks"]}
 
 
-def _load(reference: str, hashes_of: Mapping[str, Mapping[str, str | None]]) -> Mapping[str, Task]:
+def _load(reference: str, hashes_of: Mapping[str, Mapping[str, str | None]], columns: str | None) -> Mapping[str, Task]:
     try:
-        tasks = load_tasks(reference, names=sorted({task for hashes in hashes_of.values() for task in hashes}))
+        names = sorted({task for hashes in hashes_of.values() for task in hashes})
+        tasks = load_tasks(reference, names=names, columns=columns)
     except UsageError:
         for name, hashes in hashes_of.items():  # once more, one by one, to say whose it is
-            _load_tasks_of(reference, name, hashes)
+            _load_tasks_of(reference, name, hashes, columns)
         raise
     for name, hashes in hashes_of.items():
         for task, recorded in hashes.items():
@@ -111,9 +119,9 @@ def _load(reference: str, hashes_of: Mapping[str, Mapping[str, str | None]]) -> 
     return tasks
 
 
-def _load_tasks_of(reference: str, name: str, hashes: Mapping[str, str | None]) -> None:
+def _load_tasks_of(reference: str, name: str, hashes: Mapping[str, str | None], columns: str | None) -> None:
     try:
-        load_tasks(reference, names=sorted(hashes))
+        load_tasks(reference, names=sorted(hashes), columns=columns)
     except UsageError as error:
         raise TaskError(
             f"the tasks of expert '{name}' must be in '{reference}'",

@@ -199,7 +199,7 @@ class _Preparer:
         return load_prepared(self._library, self._expert_kind, expert_key(self._library, name))
 
     def _examples(self, rows: ExpertRows) -> list[Example]:
-        examples = [self._template.encode(row.source, row.target) for row in rows.rows]
+        examples = [self._template.encode(row.prompt, row.target) for row in rows.rows]
         warn_of_cuts(", ".join(rows.hashes), examples)
         return examples
 
