@@ -23,11 +23,11 @@ def cluster(
     from lorary.recipes.cluster import run_cluster
     from lorary.report.cluster_text import print_clusters
     from lorary.report.clusters import check_size, map_of, write_map
-    from lorary.report.shell import check_report
+    from lorary.report.shell import check_writable
 
     number = _number_of_clusters(k)
     if report:
-        check_report(Path(report))
+        check_writable(Path(report))
         check_size(len(Library.open(library)))
     result = run_cluster(library, k=number, method=method, seed=seed)
     if report:
