@@ -52,9 +52,11 @@ function differencesPlot(lines, width) {
 }
 
 function driftPlot(lines, width) {
-  const layers = lines.flatMap((drift) => drift.layers);
+  const layers = [...new Set(lines.flatMap((drift) => drift.layers))].sort((a, b) => a - b);
+  const every = Math.ceil(layers.length / Math.max(1, Math.min(width, 760) / 40));
+  const xTicks = layers.filter((_, i) => i % every === 0).map((layer) => [layer, String(layer)]);
   const range = [Math.min(...layers) - 0.3, Math.max(...layers) + 0.3];
-  const p = chart(Math.min(width, 760), 300, range, [0, 1], { title: "layer", least: 0 });
+  const p = chart(Math.min(width, 760), 300, range, [0, 1], { title: "layer", xTicks, least: 0 });
   lines.forEach(({ name, layers: depths, values }, i) => {
     const places = depths.map((layer, j) => [p.x(layer), p.y(values[j])]);
     p.add(line(places, { stroke: hueOf(i), width: 2.5 }));
