@@ -23,7 +23,7 @@ import harness
 CALLS = {
     "load": "load_base('embedded')",
     "build": "run_build('builtin', FOLDER + '/lib', preset('default', steps=4, upper_layers=6, val_rows=4), "
-    "names=['sentiment', 'last_word'])",
+    "source=BuildSource(names=('sentiment', 'last_word')))",
 }
 CHILD = """
 import time
@@ -32,7 +32,7 @@ import json, sys, tempfile, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 import lorary
-from lorary.build.settings import preset
+from lorary.build.settings import BuildSource, preset
 from lorary.model import kept, verdict
 from lorary.model.base import load_base
 from lorary.recipes.build import run_build

@@ -36,9 +36,9 @@ def shortened(model: Any) -> Iterator[Rename | None]:
     renamed: dict[str, str] = {}
     with ExitStack() as stack:
         for path, blocks, stand_ins in stacks:
-            kept = max(stand_ins) + 1
-            renamed |= {f"{path}.{number}.": f"{path}.{own}." for number, own in enumerate(stand_ins)}
-            stack.enter_context(_first(blocks, kept))
+            num_blocks = max(stand_ins) + 1
+            renamed |= {f"{path}.{number}.": f"{path}.{stand_in}." for number, stand_in in enumerate(stand_ins)}
+            stack.enter_context(_first(blocks, num_blocks))
         stack.enter_context(_passing_on(model.get_output_embeddings()))
         yield lambda path: _renamed(path, renamed)
 
@@ -83,12 +83,12 @@ def _kind(block: nn.Module, number: int) -> tuple[Any, ...]:
 
 @contextmanager
 def _first(blocks: nn.ModuleList, number: int) -> Iterator[None]:
-    whole = blocks._modules
-    blocks._modules = dict(list(whole.items())[:number])
+    modules = blocks._modules
+    blocks._modules = dict(list(modules.items())[:number])
     try:
         yield
     finally:
-        blocks._modules = whole
+        blocks._modules = modules
 
 
 @contextmanager
