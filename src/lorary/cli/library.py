@@ -111,7 +111,8 @@ class PrepareCommand:
     """What is prepared, and from what.
 
     Args:
-        tasks: the experts' data: builtin, a .jsonl file, a folder or a data set's id.
+        tasks: the experts' data: builtin, a .jsonl file, a folder or a data set's id; without it, contrast takes
+            prompts that ship with Lorary where experts have no builtin tasks.
         mapping: tasks of experts that name none themselves.
         experts: only these experts, by name, separated by commas.
         rows: training rows of each task, at most; 100, or 16 for contrast.
@@ -145,7 +146,8 @@ def prepare(
     if Output(**given[Output]).as_json:
         print(json.dumps(asdict(result)))
     else:
-        print(f"{len(result.prepared)} experts prepared, {len(result.kept)} kept: {library}, {result.kind}")
+        source = " (from prompts that ship with Lorary; --tasks takes those of the tasks)" * result.is_from_yardstick
+        print(f"{len(result.prepared)} experts prepared, {len(result.kept)} kept: {library}, {result.kind}{source}")
 
 
 @library_app.command("verify")

@@ -95,7 +95,7 @@ def evaluate_libraries(
         template_of(library, settings.template)
     display, scored = display or Display(), ScoredCells()
     routers = list(dict.fromkeys((BASE, *settings.routers)))
-    bases = [SeatedBase(base, library, force_base=force_base) for library in libraries]
+    bases = [SeatedBase(base, library, template=settings.template, force_base=force_base) for library in libraries]
     sandbox = make_sandbox(unsafe=settings.unsafe_code) if settings.allow_code else None
     said: set[CellFailure] = set()
     with display.bar("evaluating", len(bases) * len(tasks) * len(routers)) as bar:

@@ -13,10 +13,11 @@ from lorary.model.features import embedding, featured
 from lorary.model.gates import ScoreGate, Seated, TokenGate
 from lorary.model.general_subtraction import Subtracted
 from lorary.model.layers import SeatedLayer, late_layer
-from lorary.model.prepared import Known, read_missing
+from lorary.model.prepared import Known
 from lorary.model.row_gates import RequestGate
 from lorary.model.row_settings import prepared_tensors, rows_for
 from lorary.model.seating import Seating
+from lorary.model.yardstick import data_for
 from lorary.route import ROUTERS
 from lorary.route.fixed import fixed_weights
 from lorary.route.setting import Routing
@@ -54,7 +55,7 @@ def make_plan(setting: Routing, state: Seating, model: Any, without: Mapping[str
         raise RouterError(
             f"per='{setting.decides}' needs a decoder-only model", found=type(model).__name__, remedy="per='layer'"
         )
-    known = read_missing(setting, state.library, state.experts, state.layers, state.live, state.prepared)
+    known = data_for(setting, state, model)
     if ROUTERS[setting.router].request is not None:
         embed = embedding(setting, model, state.tokenizer)
         by = featured(setting, embed, state.library, state.experts, state.layers, known)

@@ -65,7 +65,7 @@ def run_explain(
     name = template_of(library, template)
     _check_names(library, without or [])
     loaded = load_base(base_of(library, load.base), dtype=load.dtype, device=load.device)
-    attach(loaded.model, library, tokenizer=loaded.tokenizer, force_base=load.force_base, **route)
+    attach(loaded.model, library, tokenizer=loaded.tokenizer, template=name, force_base=load.force_base, **route)
     return explain(
         loaded, prompts, name, against=against, without=without, most=most, max_new_tokens=max_new_tokens,
     )  # fmt: skip
