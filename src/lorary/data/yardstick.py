@@ -14,6 +14,8 @@ from functools import cache
 from importlib.resources import files
 
 _PLACE = re.compile(r"\[\[([a-z_]+)(\d?)\]\]")
+# Prompts of each kind that experts are measured on. More of each kind change no decision, and more kinds do.
+PER_KIND = 4
 # How far the words of one prompt are from those of the next: prime to the length of each list.
 _STRIDE = 7
 
@@ -53,7 +55,9 @@ def yardstick(seed: int = 0, per_kind: int = 8) -> tuple[YardstickPrompt, ...]:
             text = _fill(
                 templates[(_start(seed, name) + number) % len(templates)], document["words"], seed, name, number
             )
-            if len(texts) < per_kind and text not in texts:
+            if len(texts) == per_kind:
+                break
+            if text not in texts:
                 texts.add(text)
                 prompts.setdefault(text, YardstickPrompt(name, kind.get("language", "en"), text))
     return tuple(prompts.values())
@@ -64,10 +68,15 @@ def yardstick_prompts(seed: int = 0, per_kind: int = 8) -> list[str]:
     return [prompt.text for prompt in yardstick(seed, per_kind)]
 
 
+def measured_prompts() -> list[str]:
+    """The texts that experts are measured on."""
+    return yardstick_prompts(per_kind=PER_KIND)
+
+
 @cache
 def yardstick_digest() -> str:
-    """A hash of the prompts, by which what was measured on them can be known again."""
-    return hashlib.sha256("\0".join(yardstick_prompts()).encode()).hexdigest()[:16]
+    """A hash of `measured_prompts`, by which what was measured on them can be known again."""
+    return hashlib.sha256("\0".join(measured_prompts()).encode()).hexdigest()[:16]
 
 
 def _fill(template: str, words: Mapping[str, Sequence[str]], seed: int, kind: str, number: int) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lorary.adapter import Adapter
 from lorary.data.template import make_template
 from lorary.data.tokenizer_content import content_of_tokenizer
-from lorary.data.yardstick import yardstick_digest, yardstick_prompts
+from lorary.data.yardstick import measured_prompts, yardstick_digest
 from lorary.display import Display
 from lorary.errors import LibraryError, UsageError
 from lorary.library.fingerprint import fingerprint_of_model
@@ -70,7 +70,7 @@ def yardstick_for(model: Any, tokenizer: Any, library: Library, template: str | 
     """
     name, context = template_of(library, template), context_of(model)
     made = make_template(name, tokenizer, max_length=MAX_LENGTH if context is None else min(MAX_LENGTH, context))
-    encoded = [made.encode_prompt(text) for text in yardstick_prompts()]
+    encoded = [made.encode_prompt(text) for text in measured_prompts()]
     made_of = {
         "edition": _EDITION, "model": fingerprint_of_model(model).digest, "dtype": str(model.dtype), "template": name,
         "tokenizer": content_of_tokenizer(tokenizer), "yardstick": yardstick_digest(),

@@ -51,7 +51,7 @@ EXPERTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some prompts are enough here."""
-    monkeypatch.setattr(module, "yardstick_prompts", lambda: yardstick_prompts(per_kind=1))
+    monkeypatch.setattr(module, "measured_prompts", lambda: yardstick_prompts(per_kind=1))
 
 
 @pytest.fixture

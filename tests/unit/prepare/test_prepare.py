@@ -222,7 +222,7 @@ def test_contrast_is_made_of_all_experts_data_anew_and_keeps_none_of_it(
     generator: torch.Generator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lorary.model.yardstick.yardstick_prompts", lambda: yardstick_prompts(per_kind=1))
+    monkeypatch.setattr("lorary.model.yardstick.measured_prompts", lambda: yardstick_prompts(per_kind=1))
     with pytest.raises(RouterError, match="must know all experts of the library\nfound: nothing for expert 'three'"):
         run(bare, experts, reference, "contrast", ["one"])
     run(bare, experts, reference, "contrast")
