@@ -24,7 +24,7 @@ def prepare(model: Any, kind: str, tensors: Mapping[str, Mapping[str, Tensor]]) 
     """
     state = seating(model)
     data = [rule.data for rule in ROUTERS.values() if rule.data is not None and rule.data.holds == "moments"]
-    is_moments = kind in {own for each in data for own in (each.kind, each.yardstick_kind)}
+    is_moments = kind in {name for each in data for name in (each.kind, each.yardstick_kind)}
     for name, by_path in tensors.items():
         for path, tensor in by_path.items():
             if is_moments and (tensor.shape != (2,) or not bool(tensor.isfinite().all()) or float(tensor[1]) <= 0):

@@ -100,9 +100,9 @@ class _Watch:
         self.bucket: Sequence[int] = ()
         self.real = torch.empty(0)
 
-    def __call__(self, seen: LayerInput) -> None:
-        batch, seq = rows_of(seen)
-        real = self.real.to(seen.x.device)[..., None]
-        scores = self._scored.scores(seen).view(batch, seq, -1).double()
+    def __call__(self, inputs: LayerInput) -> None:
+        batch, seq = rows_of(inputs)
+        real = self.real.to(inputs.x.device)[..., None]
+        scores = self._scored.scores(inputs).view(batch, seq, -1).double()
         sums = scores.masked_fill(~(real & self._scored.alive), 0.0).sum(dim=1)
         self._look(self._path, self.bucket, (sums / real.sum(dim=1)).cpu())

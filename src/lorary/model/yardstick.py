@@ -27,7 +27,7 @@ from lorary.model.check_seated import check_unchanged
 from lorary.model.features import own_tokenizer
 from lorary.model.finite import finite_layers
 from lorary.model.layers import SeatedLayer, build_layers
-from lorary.model.prepared import Known, not_prepared, read_missing
+from lorary.model.prepared import PreparedTensors, not_prepared, read_missing
 from lorary.model.prompt_scores import checked_moments, watch_prompts
 from lorary.model.seating import Seating
 from lorary.model.verdict import context_of
@@ -121,12 +121,12 @@ def yardstick_moments(
     by_expert: dict[str, dict[str, Tensor]] = {}
     for path, layer in layers.items():
         moments[path][:, 1] *= deviations[list(layer.experts)].where(measured[path], 1.0)
-        for position, own in zip(layer.experts, moments[path], strict=True):
-            by_expert.setdefault(names[position], {})[path] = own.to(layer.lora.up.dtype)
+        for position, pair in zip(layer.experts, moments[path], strict=True):
+            by_expert.setdefault(names[position], {})[path] = pair.to(layer.lora.up.dtype)
     return by_expert
 
 
-def data_for(setting: Routing, state: Seating, model: Any) -> Known:
+def data_for(setting: Routing, state: Seating, model: Any) -> PreparedTensors:
     """What a setting needs beyond weights, by expert and path: what was prepared, else what the yardstick gives.
 
     The yardstick stands in for all experts where the library has not what was prepared for all of them: scores against
@@ -156,7 +156,7 @@ def data_for(setting: Routing, state: Seating, model: Any) -> Known:
     return state.prepared[data.yardstick_kind]
 
 
-def live_moments(setting: Routing, state: Seating, model: Any, adapter: Adapter) -> Known:
+def live_moments(setting: Routing, state: Seating, model: Any, adapter: Adapter) -> PreparedTensors:
     """What `data_for` would measure for an expert that is about to come, so that nothing is changed if it cannot be.
 
     Args:
@@ -185,10 +185,10 @@ def stored_moments(library: Library, kind: str, names: Sequence[str], yardstick:
     """
     keys = {name: content_key(library, name, yardstick.made_of) for name in names}
     stored = {name: load_prepared(library, kind, key) for name, key in keys.items()}
-    return {name: found.tensors for name, found in stored.items() if found is not None}
+    return {name: entry.tensors for name, entry in stored.items() if entry is not None}
 
 
-def store_moments(library: Library, kind: str, moments: Known, yardstick: Yardstick) -> None:
+def store_moments(library: Library, kind: str, moments: PreparedTensors, yardstick: Yardstick) -> None:
     """Keep what was measured; arguments as for `stored_moments`.
 
     Raises:
@@ -198,7 +198,7 @@ def store_moments(library: Library, kind: str, moments: Known, yardstick: Yardst
         save_prepared(library, kind, content_key(library, name, yardstick.made_of), Prepared(tensors, {}, {}))
 
 
-def _covers(prepared: Known, state: Seating) -> bool:
+def _covers(prepared: PreparedTensors, state: Seating) -> bool:
     """Whether there is something for every expert in each of its layers."""
     return all(
         path in prepared.get(state.experts[position], {})
@@ -207,7 +207,7 @@ def _covers(prepared: Known, state: Seating) -> bool:
     )
 
 
-def _read_or_measured(setting: Routing, state: Seating, model: Any, names: Sequence[str]) -> Known:
+def _read_or_measured(setting: Routing, state: Seating, model: Any, names: Sequence[str]) -> PreparedTensors:
     assert setting.data is not None
     kind, library = setting.data.yardstick_kind, state.library
     yardstick = _yardstick_of(setting, state, model, names[0])
@@ -225,7 +225,7 @@ def _read_or_measured(setting: Routing, state: Seating, model: Any, names: Seque
     if len(stored) == len(names):
         return stored
     positions = {state.experts.index(name) for name in names if name not in stored}
-    layers = {path: own for path, layer in state.layers.items() if (own := layer.only(positions)) is not None}
+    layers = {path: part for path, layer in state.layers.items() if (part := layer.only(positions)) is not None}
     measured = yardstick_moments(model, ROUTERS[setting.router], layers, state.experts, yardstick)
     try:
         store_moments(library, kind, {name: measured[name] for name in measured if name in of_library}, yardstick)

@@ -52,8 +52,8 @@ def pooled_moments(model: Any, library: Library, prompts: Sequence[Sequence[int]
         seated, count = [names[position] for position in layer.experts], counts[path]
         measured = layer.alive.cpu() & (count.number > 0)
         moments = checked_moments(count.mean, count.deviation, measured, path, seated, "raise --rows")
-        for name, own in zip(seated, moments, strict=True):
-            by_expert[name][path] = own.to(layer.lora.up.dtype)
+        for name, pair in zip(seated, moments, strict=True):
+            by_expert[name][path] = pair.to(layer.lora.up.dtype)
     return by_expert
 
 
