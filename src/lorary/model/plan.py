@@ -118,7 +118,9 @@ def _border(setting: Routing, state: Seating, prepared: PreparedTensors) -> floa
     """
     scores = [prepared.get(name, {}).get(REQUEST) for name in state.experts if setting.may_choose(name)]
     known = [score for score in scores if score is not None]
-    return float(torch.stack(known).amax(dim=0).double().quantile(UNFIT)) if len(known) == len(scores) else 0.0
+    return (
+        float(torch.stack(known).amax(dim=0).double().quantile(UNFIT)) if known and len(known) == len(scores) else 0.0
+    )
 
 
 def _request_plan(request: Request, state: Seating, measured: Mapping[str, ScoreGate]) -> Plan:
