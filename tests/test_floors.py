@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "lorary"
 
 PUBLIC_NAMES = {
     "Adapter", "Library", "LoraFactors", "__version__", "add_expert", "attach", "cluster", "detach", "evaluate",
-    "explain", "load", "load_base", "merge", "remove_expert", "replace_expert", "routing", "save", "trace",
+    "explain", "load", "load_base", "merge", "remove_expert", "replace_expert", "routing", "save", "trace", "which",
     "AdapterError", "BaseModelError", "LibraryError", "LoraryError", "MissingExtraError", "RouterError", "ShapeError",
     "TaskError", "TrainError", "UsageError",
 }  # fmt: skip

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lorary.recipes.evaluate import evaluate
     from lorary.recipes.explain import explain
     from lorary.recipes.merge import merge
+    from lorary.recipes.which import which
 
 __all__ = [
     "Adapter",
@@ -63,6 +64,7 @@ __all__ = [
     "routing",
     "save",
     "trace",
+    "which",
 ]
 
 # Where each lazy name lives.
@@ -84,6 +86,7 @@ _SOURCES = {
     "evaluate": "lorary.recipes.evaluate",
     "explain": "lorary.recipes.explain",
     "merge": "lorary.recipes.merge",
+    "which": "lorary.recipes.which",
 }
 # Public functions that have the names of rooms: the room itself is what is called, `lorary.evaluate(...)`. Python binds
 # a room to its name whenever anything is imported from it, and a function of that name would be gone.

@@ -21,6 +21,7 @@ class EvaluateCommand:
     Args:
         also: another library over the same base; may be repeated.
         names: only these tasks, by name, separated by commas; all with test rows by default.
+        columns: columns of your own data that hold prompt and answer, such as source=question,target=reply.
         report: write a page that opens offline; it needs the extra `viz`.
         csv: write one line a cell.
         markdown: write tables: means, differences, gap, routing, base guard, failures, every task.
@@ -28,6 +29,7 @@ class EvaluateCommand:
 
     also: tuple[str, ...] = flag((), metavar="LIB", is_repeated=True)
     names: tuple[str, ...] | None = flag(None, option="--tasks")
+    columns: str | None = flag(None, metavar="FIELD=COLUMN,...")
     report: str | None = flag(None, metavar="FILE.html")
     csv: str | None = flag(None, metavar="FILE.csv")
     markdown: str | None = flag(None, metavar="FILE.md")
@@ -71,6 +73,7 @@ def evaluate(
         tasks,
         also=command.also,
         names=command.names,
+        columns=command.columns,
         **options[EvaluateSettings],
         **options[BaseOptions],
         **route_fields(**options[RouterFields]),

@@ -20,13 +20,13 @@ class ExplainCommand:
 
     Args:
         prompt: text to explain.
-        prompts: one {"prompt": ..., "answer": ...} a line; answers are optional.
+        prompts: one prompt a line, or JSONL: {"prompt": ..., "answer": ...}; answers are optional.
         answer: answer to the prompt; the router's own greedy one by default.
         report: write a page that opens offline and needs no further package.
     """
 
     prompt: str | None = None
-    prompts: str | None = flag(None, metavar="FILE.jsonl")
+    prompts: str | None = flag(None, metavar="FILE")
     answer: str | None = None
     report: str | None = flag(None, metavar="FILE.html")
 

@@ -32,6 +32,7 @@ class Evaluation(Tabular):
         settings: how it was done.
         libraries: their names.
         base: name of the base model.
+        tasks_by_name: by library, the adapters of which no task is recorded and whose names are tasks.
     """
 
     cells: list[Cell]
@@ -48,6 +49,7 @@ class Evaluation(Tabular):
     settings: EvaluateSettings
     libraries: tuple[str, ...]
     base: str
+    tasks_by_name: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def library(self) -> str:
@@ -136,6 +138,7 @@ class Evaluation(Tabular):
             "routing_means": [asdict(mean) for mean in self.routing_means],
             "base_guard": self.base_guard,
             "left_out": self.left_out,
+            "tasks_by_name": {name: list(adapters) for name, adapters in self.tasks_by_name.items()},
         }
 
 
@@ -146,6 +149,7 @@ class ScoredCells:
     cells: list[Cell] = field(default_factory=list)
     failures: list[CellFailure] = field(default_factory=list)
     routing: list[RoutingAccuracy] = field(default_factory=list)
+    tasks_by_name: dict[str, list[str]] = field(default_factory=dict)
 
 
 def evaluation_of(scored: ScoredCells, settings: EvaluateSettings, libraries: Sequence[str], base: str) -> Evaluation:
@@ -166,6 +170,7 @@ def evaluation_of(scored: ScoredCells, settings: EvaluateSettings, libraries: Se
         settings,
         tuple(libraries),
         base,
+        scored.tasks_by_name,
     )
 
 
@@ -197,6 +202,8 @@ def combine(evaluations: Sequence[Evaluation]) -> Evaluation:
         _add(scored.cells, part.cells, "library", "router", "task", "metric", "template")
         _add(scored.failures, part.failures, "library", "router", "task")
         _add(scored.routing, part.routing, "library", "router", "task")
+        for name, adapters in part.tasks_by_name.items():
+            scored.tasks_by_name[name] = sorted({*scored.tasks_by_name.get(name, ()), *adapters})
     scored.cells = _one_primary(scored.cells)
     has_score = {(cell.library, cell.router, cell.task) for cell in scored.cells if cell.primary}
     scored.failures = [f for f in scored.failures if (f.library, f.router, f.task) not in has_score]

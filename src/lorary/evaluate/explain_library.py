@@ -9,10 +9,11 @@ from torch import Tensor
 
 from lorary.data.template import Example
 from lorary.display import Display
-from lorary.evaluate.explain_trace import Prompt, see
+from lorary.evaluate.explain_trace import see
 from lorary.evaluate.explanation import Explanation
 from lorary.evaluate.finite import finite_logits
 from lorary.evaluate.loglik import answer_losses
+from lorary.evaluate.prompts import Prompt
 from lorary.evaluate.settings import ExplainSettings
 from lorary.model.attach import routing
 from lorary.model.base import Base

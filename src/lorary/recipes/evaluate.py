@@ -29,6 +29,7 @@ def evaluate(
     *,
     base: Base | str | Path | None = None,
     names: str | Iterable[str] | None = None,
+    columns: str | None = None,
     also: Iterable[Library | str | Path] = (),
     options: OptionValues,
     route: Mapping[str, Any],
@@ -40,6 +41,7 @@ def evaluate(
         tasks: a reference such as `builtin` or a path, tasks, or a list of these.
         base: the base model, loaded or by reference; the library's own where None. A loaded one is left as it was.
         names: tasks to take, all with test rows where None.
+        columns: as `lorary.data.tasks.load_tasks` takes it.
         also: further libraries over the same base, or their paths.
         options: the settings.
         route: fields of a routing setting such as `top_k=2`, in place of those of the first library's default router.
@@ -60,7 +62,7 @@ def evaluate(
             raise LibraryError(f"library '{opened.path}' must hold an adapter to be evaluated", found="none")
     settings = _settings(libraries[0], options[EvaluateSettings], route)
     wanted = listed(names)
-    by_name = {name: task for name, task in tasks_of(tasks, wanted).items() if wanted or task.split("test")}
+    by_name = {name: task for name, task in tasks_of(tasks, wanted, columns).items() if wanted or task.split("test")}
     if not by_name:
         raise TaskError(f"{shorten(tasks)} must have tasks with test rows", found="none")
     by_name = scorable_tasks(by_name, allow_code=settings.allow_code)
@@ -72,7 +74,7 @@ def _settings(first: Library, options: Mapping[str, Any], route: Mapping[str, An
     """What was options, with the first library's default router and template where it was not."""
     default = Routing.of(**first.default_router)
     routed = without_router(default) | dict(route)
-    shared = {key: routed.pop(key) for key in ("top_k", "temperature", "mix")}
+    shared = {str(key): routed.pop(key) for key in ("top_k", "temperature", "mix") if key in routed}
     routers = options.get("routers", EvaluateSettings.routers)
     changes = {
         "template": template_of(first, options.get("template")),

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lorary.errors import UsageError, did_you_mean
-from lorary.evaluate.completion import check_text
 from lorary.evaluate.explain_library import explain_library
-from lorary.evaluate.explain_trace import Prompt, read_prompts
 from lorary.evaluate.explanation import Explanation
+from lorary.evaluate.prompts import Prompt
 from lorary.evaluate.settings import ExplainSettings
 from lorary.flags import OptionValues
 from lorary.keywords import with_settings
@@ -17,7 +16,7 @@ from lorary.library.store import Library
 from lorary.model.attach import attach, detach
 from lorary.model.base import Base
 from lorary.recipes.base_options import BaseOptions
-from lorary.recipes.inputs import base_at_hand, library_of, listed
+from lorary.recipes.inputs import base_at_hand, library_of, listed, prompts_of
 from lorary.route.setting import FIELDS
 
 
@@ -54,8 +53,7 @@ def explain(
     if "without" in fields:
         fields["without"] = tuple(listed(fields["without"]) or ())
     settings = ExplainSettings(**fields)
-    texts = _prompts(prompts, answer)
-    _check_texts(texts, route.get("experts"))
+    texts = prompts_of(prompts, answer, route.get("experts"))
     library = library_of(library)
     template = template_of(library, settings.template)
     _check_names(library, settings.without or ())
@@ -65,37 +63,6 @@ def explain(
         return explain_library(loaded, texts, template, settings)
     finally:
         detach(loaded.model)
-
-
-def _prompts(prompts: Any, answer: str | None) -> list[Prompt]:
-    """The prompts of a file, of a text, or of several; one answer goes with one prompt."""
-    if isinstance(prompts, Path):
-        sources: Sequence[Any] = read_prompts(str(prompts))
-    else:
-        sources = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
-    if wrong := [source for source in sources if not isinstance(source, (str, Prompt))]:
-        raise UsageError("a prompt must be a text or a Prompt", found=f"a {type(wrong[0]).__name__}")
-    texts = [source if isinstance(source, Prompt) else Prompt(source) for source in sources]
-    if answer is None:
-        return texts
-    if len(texts) != 1 or texts[0].answer is not None:
-        raise UsageError(
-            "an answer must be given with one prompt that has none",
-            found=f"{len(texts)} prompts",
-            remedy="give each prompt its own: Prompt(text, answer)",
-        )
-    return [Prompt(texts[0].text, answer)]
-
-
-def _check_texts(prompts: Sequence[Prompt], experts: Sequence[str] | None) -> None:
-    if not prompts:
-        raise UsageError("there must be a prompt to explain", found="none", remedy="--prompt TEXT or --prompts FILE")
-    for prompt in prompts:
-        check_text(prompt.text, "--prompt")
-        if prompt.answer is not None:
-            check_text(prompt.answer, "--answer")
-    if experts is not None and not experts:
-        raise UsageError("--experts must name an expert", found="none", remedy="--router base uses no expert")
 
 
 def _check_names(library: Library, names: Sequence[str]) -> None:

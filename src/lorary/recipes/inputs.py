@@ -7,6 +7,7 @@ from typing import Any
 from lorary.data.schema import Task, shorten
 from lorary.data.tasks import load_tasks, select_tasks
 from lorary.errors import TaskError, UsageError
+from lorary.evaluate.prompts import Prompt, check_prompts, read_prompts
 from lorary.evaluate.seated_base import KnownBase, known_base, known_unloaded
 from lorary.library.opening import base_of
 from lorary.library.store import Library
@@ -51,13 +52,14 @@ def unloaded_base(library: Library, base: Any, load: BaseOptions) -> KnownBase:
     return known_unloaded(_reference(library, base), dtype=load.dtype, device=load.device)
 
 
-def tasks_of(tasks: Any, names: Iterable[str] | None = None) -> dict[str, Task]:
+def tasks_of(tasks: Any, names: Iterable[str] | None = None, columns: str | None = None) -> dict[str, Task]:
     """Tasks by name: of a reference, as they are, or of several of these.
 
     Args:
         tasks: a reference of `lorary.data.tasks.load_tasks`, a task, tasks by name, or a sequence of references and
             tasks.
         names: those to take; all where None.
+        columns: which columns of references hold what, as `lorary.data.tasks.load_tasks` takes it.
 
     Raises:
         UsageError: if it is something else, or a name is not among the tasks.
@@ -65,7 +67,7 @@ def tasks_of(tasks: Any, names: Iterable[str] | None = None) -> dict[str, Task]:
     """
     wanted = None if names is None else list(names)
     if isinstance(tasks, (str, Path)):
-        return load_tasks(tasks, names=wanted)
+        return load_tasks(tasks, names=wanted, columns=columns)
     sources = list(tasks.values()) if isinstance(tasks, Mapping) else [tasks] if isinstance(tasks, Task) else tasks
     if not isinstance(sources, (list, tuple)) or not all(isinstance(each, (str, Path, Task)) for each in sources):
         raise UsageError(
@@ -75,12 +77,46 @@ def tasks_of(tasks: Any, names: Iterable[str] | None = None) -> dict[str, Task]:
         )
     by_name: dict[str, Task] = {}
     for source in sources:
-        for task in [source] if isinstance(source, Task) else load_tasks(source).values():
+        for task in [source] if isinstance(source, Task) else load_tasks(source, columns=columns).values():
             if by_name.setdefault(task.name, task) is not task:
                 raise TaskError(
                     f"task '{task.name}' must be given once", found="two tasks of that name", remedy="leave one out"
                 )
     return select_tasks(by_name, wanted, "the tasks given")
+
+
+def prompts_of(prompts: Any, answer: str | None, experts: Sequence[str] | None) -> list[Prompt]:
+    """The prompts of a file, of a text, or of several; one answer goes with one prompt.
+
+    Args:
+        prompts: a text or a `Prompt`, several of them, or a `pathlib.Path` of a file that `read_prompts` reads.
+        answer: to the one prompt.
+        experts: that answer in place of a router.
+
+    Raises:
+        UsageError: if it is something else, a text is empty, there is no prompt, or an answer and no prompt for it, or
+            experts without a name.
+        TaskError: if the file holds something else.
+    """
+    if isinstance(prompts, Path):
+        sources: Sequence[Any] = read_prompts(str(prompts))
+    else:
+        sources = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
+    if wrong := [source for source in sources if not isinstance(source, (str, Prompt))]:
+        raise UsageError("a prompt must be a text or a Prompt", found=f"a {type(wrong[0]).__name__}")
+    texts = [source if isinstance(source, Prompt) else Prompt(source) for source in sources]
+    if answer is not None:
+        if len(texts) != 1 or texts[0].answer is not None:
+            raise UsageError(
+                "an answer must be given with one prompt that has none",
+                found=f"{len(texts)} prompts",
+                remedy="give each prompt its own: Prompt(text, answer)",
+            )
+        texts = [Prompt(texts[0].text, answer)]
+    check_prompts(texts)
+    if experts is not None and not experts:
+        raise UsageError("--experts must name an expert", found="none", remedy="--router base uses no expert")
+    return texts
 
 
 def listed(names: str | Iterable[str] | None) -> list[str] | None:

@@ -15,9 +15,10 @@ from lorary.data.template import make_template
 from lorary.data.text_of_ids import texts_of_ids
 from lorary.errors import LoraryError, RouterError, TaskError, UsageError
 from lorary.evaluate.explain_library import explain_library, without_expert
-from lorary.evaluate.explain_trace import FIRST_TOKEN, Prompt, read_prompts
+from lorary.evaluate.explain_trace import FIRST_TOKEN
 from lorary.evaluate.explanation import Explanation
 from lorary.evaluate.loglik import answer_losses
+from lorary.evaluate.prompts import Prompt, read_prompts
 from lorary.evaluate.routing import SINK_RATIO
 from lorary.evaluate.settings import ExplainSettings
 from lorary.library.store import Library
@@ -322,7 +323,10 @@ def test_prompts_are_read_from_lines_of_json(tmp_path: Path) -> None:
         ("", TaskError, "must hold a prompt"),
         ('"a"', TaskError, r"prompts\.jsonl:1: a line must be an object"),
         ('{"answer": "a"}', TaskError, "must be an object with 'prompt'"),
-        ('{"prompt": "a", "target": "b"}', TaskError, "and nothing else"),
+        ('{"prompt": "a", "colour": "b"}', TaskError, "and nothing else"),
+        ('{"prompt": "a", "source": "b"}', TaskError, "and nothing else"),
+        ('{"prompt": "a", "task": "b"}', TaskError, "and nothing else"),
+        ('{"prompt": "a", "target": "b", "answer": "c"}', TaskError, "and nothing else"),
         ('{"prompt": 3}', TaskError, "must be strings"),
         ('{"prompt": "a", "answer": ""}', UsageError, r":1: 'answer' must hold text"),
         ("{", TaskError, "valid JSON"),

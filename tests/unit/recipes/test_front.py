@@ -18,7 +18,7 @@ from lorary.adapter import Adapter
 from lorary.data.schema import Task
 from lorary.data.tasks import load_tasks
 from lorary.errors import LibraryError, LoraryError, TaskError, UsageError
-from lorary.evaluate.explain_trace import Prompt
+from lorary.evaluate.prompts import Prompt
 from lorary.evaluate.settings import EvaluateSettings, ExplainSettings
 from lorary.library.cluster_options import ClusterOptions
 from lorary.library.store import Library

@@ -11,7 +11,7 @@ import torch
 import lorary
 from lorary.build.settings import BuildSettings, BuildSource
 from lorary.errors import BaseModelError
-from lorary.evaluate.explain_trace import Prompt
+from lorary.evaluate.prompts import Prompt
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.store import Library
 from lorary.recipes.build import run_build
