@@ -27,11 +27,14 @@ class RowScores:
         loss: nats per target token (EOS included) of each row's target.
         metric: name of the task's metric.
         score: that metric for each row, in 0..1, higher is better.
+        answers: what each row was answered with: the text that was generated (of several samples the first), or the
+            option that was chosen.
     """
 
     loss: list[float]
     metric: str
     score: list[float]
+    answers: list[str]
 
 
 def score_rows(
@@ -81,8 +84,8 @@ def score_rows(
         max(len(template.encode(row.prompt, text).target_ids) for row in among for text in row.references)
     )
     answers = _answers(model, tokenizer, template, rows, default, keep_breaks=metric.keep_breaks)
-    scores = [metric.score(row, answer, sandbox) for row, answer in zip(rows, answers, strict=True)]
-    return RowScores([loss.mean for loss in losses], metric.name, scores)
+    scores = [metric.score(row, samples, sandbox) for row, samples in zip(rows, answers, strict=True)]
+    return RowScores([loss.mean for loss in losses], metric.name, scores, [samples[0] for samples in answers])
 
 
 def _score_choices(model: Any, template: Template, rows: Sequence[Row], metric: ChoiceMetric) -> RowScores:
@@ -90,10 +93,10 @@ def _score_choices(model: Any, template: Template, rows: Sequence[Row], metric: 
     _check_cuts(rows, by_option)
     flat = iter(answer_losses(model, [example for options in by_option for example in options]))
     by_row: list[list[AnswerLoss]] = [[next(flat) for _ in row.options] for row in rows]
-    chosen = metric.choose(by_row)
-    scores = [float(row.options[best] in row.references) for row, best in zip(rows, chosen, strict=True)]
+    answers = [row.options[best] for row, best in zip(rows, metric.choose(by_row), strict=True)]
+    scores = [float(answer in row.references) for row, answer in zip(rows, answers, strict=True)]
     losses = [row_losses[row.options.index(row.target)].mean for row, row_losses in zip(rows, by_row, strict=True)]
-    return RowScores(losses, metric.name, scores)
+    return RowScores(losses, metric.name, scores, answers)
 
 
 def _check_cuts(rows: Sequence[Row], by_option: Sequence[Sequence[Example]]) -> None:

@@ -15,7 +15,7 @@ from lorary.evaluate.cache import ResultCache
 from lorary.evaluate.cells import BASE, Cell, CellFailure
 from lorary.evaluate.cost import measured
 from lorary.evaluate.decisions import asks_base, decide, decides_once
-from lorary.evaluate.evaluation import ScoredCells
+from lorary.evaluate.evaluation import ExpertLosses, ScoredCells
 from lorary.evaluate.finite import finite_logits
 from lorary.evaluate.loglik import answer_losses
 from lorary.evaluate.metrics import find_metric
@@ -23,7 +23,7 @@ from lorary.evaluate.metrics.choice import ACC, ACC_RAW
 from lorary.evaluate.metrics.metric import Metric
 from lorary.evaluate.metrics.perplexity import perplexity
 from lorary.evaluate.recorded_tasks import experts_by_task
-from lorary.evaluate.routing_accuracy import RoutingAccuracy, decides, routing_accuracy
+from lorary.evaluate.routing_accuracy import RoutingAccuracy, RoutingUsage, decides, look_at_routing
 from lorary.evaluate.sandbox import Sandbox
 from lorary.evaluate.seated_base import SeatedBase
 from lorary.evaluate.settings import EvaluateSettings
@@ -80,13 +80,13 @@ class Scorer:
             The failure, if it is one.
         """
         try:
-            scored.cells += self._base_cells(task) if router == BASE else self._router_cells(task, router)
+            scored.cells += self._base_cells(task) if router == BASE else self._router_cells(task, router, scored)
         except _CellError as error:
             failure = _failure(error.cause, self._name, router, task.name)
             scored.failures.append(failure)
             return failure
         try:
-            scored.routing += self._accuracy(task, router)
+            self._look(task, router, scored)
         except _CellError as error:  # no failure: the cell has its score
             reason = _reason(_failure(error.cause, self._name, router, task.name))
             message = f"{self._name}, {router}, {task.name}: scored, but its routing could not be looked at: {reason}"
@@ -113,11 +113,14 @@ class Scorer:
         best = max(range(len(runs)), key=lambda i: runs[i][-1].value)
         return [replace(cell, primary=cell.primary and i == best) for i, run in enumerate(runs) for cell in run]
 
-    def _router_cells(self, task: Task, router: str) -> list[Cell]:
+    def _router_cells(self, task: Task, router: str, scored: ScoredCells) -> list[Cell]:
         s = self._settings
         if router != ORACLE:
             return self._cells(task, router, s.setting(router), s.template)
-        expert = self._expert_of_task.get(task.name) or self._best_expert(task)
+        expert = self._expert_of_task.get(task.name)
+        if expert is None:
+            scored.expert_losses.append(alone := self._expert_losses(task))
+            expert = min(alone.losses, key=lambda name: (alone.losses[name], name))
         return self._cells(task, router, Routing(experts=[expert]), s.template, expert)
 
     def _cells(self, task: Task, router: str, setting: Routing, template: str, expert: str | None = None) -> list[Cell]:
@@ -199,7 +202,8 @@ class Scorer:
         loss, scored = cells
         value, low, high = map(perplexity, (loss.value, loss.low, loss.high))
         of_rows = [perplexity(nats) for nats in loss.values]
-        return [loss, replace(loss, metric="perplexity", value=value, low=low, high=high, values=of_rows), scored]
+        perplexities = replace(loss, metric="perplexity", value=value, low=low, high=high, values=of_rows)
+        return [loss, perplexities, replace(scored, answers=scores.answers)]
 
     def _score_rows(self, base: Base, template: Template, rows: Sequence[Row], metric: Metric) -> tuple[RowScores, int]:
         """Scores under the router in force, and how many rows it gave to the base in its own chat template.
@@ -218,15 +222,16 @@ class Scorer:
         for i, decision in enumerate(decided):
             is_asked = chat is not None and asks_base(router, decision)
             groups.setdefault(CHAT if is_asked else decision.weights, []).append(i)
-        loss, score, name = [0.0] * len(rows), [0.0] * len(rows), ""
+        by_row: dict[int, tuple[float, float, str]] = {}
+        name = ""
         for weights, members in groups.items():
             is_asked = weights == CHAT
             with routing(base.model, Routing(BASE) if is_asked else decided[members[0]].setting(router)):
                 part = scored([rows[i] for i in members], chat if is_asked and chat else template)
             name = part.metric
-            for i, *values in zip(members, part.loss, part.score, strict=True):
-                loss[i], score[i] = values
-        return RowScores(loss, name, score), len(groups.get(CHAT, ()))
+            by_row.update(zip(members, zip(part.loss, part.score, part.answers, strict=True), strict=True))
+        losses, scores, answers = (list(column) for column in zip(*(by_row[i] for i in range(len(rows))), strict=True))
+        return RowScores(losses, name, scores, answers), len(groups.get(CHAT, ()))
 
     def _own_template(self, base: Base, template: Template) -> Template | None:
         """The base's chat template, where it has one and the rows are in another."""
@@ -234,54 +239,56 @@ class Scorer:
             return None
         return self._template(base, CHAT)
 
-    def _best_expert(self, task: Task) -> str:
-        """The single expert with the lowest loss on a task that has no expert of its own.
+    def _expert_losses(self, task: Task) -> ExpertLosses:
+        """The mean loss of each expert alone on a task that has no expert of its own.
 
         On its validation rows, else its training rows; a task that has test rows only is judged on those, which an
         oracle may see.
         """
-        splits = (task.split(split)[: self._settings.oracle_rows] for split in ("val", "train", "test"))
-        rows = next((rows for rows in splits if rows), ())
+        splits = ((split, task.split(split)[: self._settings.oracle_rows]) for split in ("val", "train", "test"))
+        split, rows = next(((split, rows) for split, rows in splits if rows), ("test", ()))
         key = self._cache.key(
-            oracle=task.name, data=task.data_hash, rows=len(rows), template=self._settings.template,
+            expert_losses=task.name, data=task.data_hash, rows=len(rows), template=self._settings.template,
             **self._conditions(self._settings.template),
         )  # fmt: skip
 
-        def choose(base: Base) -> str:
+        def measure(base: Base) -> dict[str, float]:
             template = self._template(base, self._settings.template)
             examples = [template.encode(row.prompt, row.target) for row in rows]
             losses = {}
             for name in self._seated.library.names():
                 with routing(base.model, Routing(experts=[name])), finite_logits(base.model):
-                    losses[name] = sum(loss.mean for loss in answer_losses(base.model, examples))
-            return min(losses, key=lambda name: (losses[name], name))
+                    losses[name] = sum(loss.mean for loss in answer_losses(base.model, examples)) / len(examples)
+            return losses
 
-        return str(self._remembered(key, choose))
+        return ExpertLosses(self._name, task.name, split, len(rows), self._remembered(key, measure))
 
-    def _accuracy(self, task: Task, router: str) -> list[RoutingAccuracy]:
-        """How much of the routing goes to the task's own expert; nothing where it has none, or nothing is chosen."""
+    def _look(self, task: Task, router: str, scored: ScoredCells) -> None:
+        """Where a router that chooses sends prompts of the task, and how much of it to the task's own expert."""
         s, expert = self._settings, self._expert_of_task.get(task.name)
         rows = task.split("test")[: s.routing_rows]
-        if router in (BASE, ORACLE) or expert is None or not rows:
-            return []
+        if router in (BASE, ORACLE) or not rows:
+            return
         setting = s.setting(router)
         key = self._cache.key(
-            traced=task.name, data=task.data_hash, rows=len(rows), template=s.template, expert=expert,
+            routed=task.name, data=task.data_hash, rows=len(rows), template=s.template, expert=expert,
             routing=setting.to_json(), **self._conditions(s.template), **self._prepared(setting),
         )  # fmt: skip
 
-        def look(base: Base) -> list[float]:
+        def look(base: Base) -> dict[str, Any]:
             template = self._template(base, s.template)
             prompts = [template.encode_prompt(row.prompt) for row in rows]
             with routing(base.model, setting):
-                return list(routing_accuracy(base.model, prompts, expert) or ()) if decides(base.model) else []
+                return look_at_routing(base.model, prompts, expert)._asdict() if decides(base.model) else {}
 
-        numbers = self._remembered(key, look)
-        if not numbers:
-            return []
-        share, top1, chance = numbers
-        where = (self._name, router, task.name, task.family, expert)
-        return [RoutingAccuracy(*where, share, top1, chance, len(rows))]
+        if not (seen := self._remembered(key, look)):
+            return
+        strongest = [(name, share) for name, share in seen["strongest"]]
+        scored.routing_usage.append(RoutingUsage(self._name, router, task.name, seen["usage"], strongest))
+        if expert is not None and seen["accuracy"]:
+            share, top1, chance = seen["accuracy"]
+            where = (self._name, router, task.name, task.family, expert)
+            scored.routing.append(RoutingAccuracy(*where, share, top1, chance, len(rows)))
 
     def _conditions(self, template: str) -> dict[str, Any]:
         """What decides a score beside experts, task and router; a chat template may write another prompt each day."""
