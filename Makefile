@@ -12,23 +12,29 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo check quick format
+# Types are checked beside the tests, one job each.
+MAKEFLAGS += --jobs=2
+.PHONY: demo check quick format lint types tests
 .DEFAULT_GOAL := check
 
 demo: .venv/demo.stamp
 	@$(BIN)/lorary demo
 
-# Two processes of one thread each: faster than one of two, and far faster where the machine has other work to do.
-check: .venv/check.stamp
+check: types tests
+
+lint: .venv/check.stamp
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
+
+types: lint
 	@$(BIN)/mypy
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# Two processes of one thread each: faster than one of two, and far faster where the machine has other work to do.
+tests: lint
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 # What one runs while working: format, lint, and the tests that the changed files ask for.
-quick: .venv/check.stamp
-	@$(BIN)/ruff format --check .
-	@$(BIN)/ruff check .
+quick: lint
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q $$($(BIN)/python tests/support/quick.py)
 
 format: .venv/check.stamp
