@@ -226,8 +226,8 @@ class GatedLora(nn.Module):
         prototype = self.num_ranks + expert
         self.down = remove_rows(remove_rows(self.down, prototype, prototype + 1), start, stop)
         self.up = remove_rows(self.up, start, stop)
-        others = torch.cat([self.expert_of_rank[:start], self.expert_of_rank[stop:]])
-        self.expert_of_rank = others - (others > expert).to(others.dtype)
+        remaining = torch.cat([self.expert_of_rank[:start], self.expert_of_rank[stop:]])
+        self.expert_of_rank = remaining - (remaining > expert).to(remaining.dtype)
         self._index()
 
     def _index(self) -> None:

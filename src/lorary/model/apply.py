@@ -17,21 +17,21 @@ from lorary.model.seating import Seating
 from lorary.route.setting import Routing
 
 
-def apply_routing(model: Any, state: Seating, routing: Routing, rows: Sequence[Routing] | None = None) -> None:
+def apply_routing(model: Any, state: Seating, routing: Routing, row_settings: Sequence[Routing] | None = None) -> None:
     """Hand settings to every routed layer and put them in force; on failure those in force stay.
 
     Args:
         model: that the experts are seated in.
         state: its seating, or the one it is about to get.
-        routing: for all rows, or what `rows` were made from.
-        rows: one setting per row.
+        routing: for all rows, or what `row_settings` were made from.
+        row_settings: one setting per row.
 
     Raises:
         RouterError: if a setting cannot be used over these experts.
         UsageError: if it names layers that are not routed.
     """
     different: list[Routing] = []
-    for setting in rows or [routing]:
+    for setting in row_settings or [routing]:
         if setting not in different:
             different.append(setting)
     if len({setting.mix for setting in different}) > 1:
@@ -42,17 +42,17 @@ def apply_routing(model: Any, state: Seating, routing: Routing, rows: Sequence[R
         )
     without = subtract_general(different[0], state.experts, state.layers)
     plans = [make_plan(setting, state, model, without) for setting in different]
-    of_row = [different.index(setting) for setting in rows or [routing]]
+    of_row = [different.index(setting) for setting in row_settings or [routing]]
     for path, layer in state.layers.items():
-        own = [plan.gates[path] for plan in plans]
+        layer_gates = [plan.gates[path] for plan in plans]
         general = without[path].module if path in without else None
-        if rows is None and general is None and isinstance(own[0], Tensor):
-            layer.lora.fix(own[0], routing.mix)
+        if row_settings is None and general is None and isinstance(layer_gates[0], Tensor):
+            layer.lora.fix(layer_gates[0], routing.mix)
             continue
-        gates = [FixedGate(gate.to(layer.lora.up)) if isinstance(gate, Tensor) else gate for gate in own]
-        gate = gates[0] if rows is None else RowGate(gates, of_row)
+        gates = [FixedGate(gate.to(layer.lora.up)) if isinstance(gate, Tensor) else gate for gate in layer_gates]
+        gate = gates[0] if row_settings is None else RowGate(gates, of_row)
         layer.lora.route_by(_on(gate, layer), different[0].mix, general)
-    state.routing, state.rows = routing, None if rows is None else tuple(rows)
+    state.routing, state.row_settings = routing, None if row_settings is None else tuple(row_settings)
     _set_pass_hooks(model, state, plans, of_row)
 
 

@@ -67,16 +67,18 @@ def attach(
         UsageError: if a setting does not exist or is out of range.
     """
     library = library if isinstance(library, Library) else Library.open(library)
-    given = {"router": router, "top_k": top_k, "temperature": temperature, "mix": mix, "experts": experts}
+    options = {"router": router, "top_k": top_k, "temperature": temperature, "mix": mix, "experts": experts}
     start = library.default_router if preset is None else preset_fields(preset)
-    wanted = merged(Routing.of(**start), {key: value for key, value in given.items() if value is not None} | settings)
-    return seat_library(base_model, library, wanted, tokenizer=tokenizer, force_base=force_base)
+    setting = merged(
+        Routing.of(**start), {key: value for key, value in options.items() if value is not None} | settings
+    )
+    return seat_library(base_model, library, setting, tokenizer=tokenizer, force_base=force_base)
 
 
 def seat_library(
     model: Any,
     library: Library,
-    wanted: Routing,
+    setting: Routing,
     *,
     seats: Sequence[str] | None = None,
     tokenizer: Any = None,
@@ -87,7 +89,7 @@ def seat_library(
     Args:
         model: changed in place.
         library: where the adapters are.
-        wanted: the router.
+        setting: the router.
         seats: the names in the order of their seats, where it is not that of the names.
         tokenizer: of the base, where a router may read text.
         force_base: accept unrelated weights of the same shapes.
@@ -100,9 +102,9 @@ def seat_library(
     library.check_base(model, force_base=force_base)
     verdict = check_computes(model, library.base.name, must_run=False)
     names, order, layers = _read_layers(model, library, seats)
-    state = Seating(names, layers, {}, wanted, library, order, tokenizer=tokenizer)
+    state = Seating(names, layers, {}, setting, library, order, tokenizer=tokenizer)
     try:
-        apply_routing(model, state, wanted)
+        apply_routing(model, state, setting)
         handles = seat(model, {path: layer.lora for path, layer in layers.items()})
     except BaseException:
         drop_pass_hooks(state)
@@ -175,28 +177,28 @@ def routing(model: Any, setting: Setting | Sequence[Setting]) -> Iterator[Any]:
         RouterError: if the setting cannot be used over these experts.
     """
     state = seating(model)
-    before, rows_before = state.routing, state.rows
+    before, row_settings_before = state.routing, state.row_settings
     if isinstance(setting, (str, Mapping, Routing)) or not isinstance(setting, Sequence):
         apply_routing(model, state, merged(before, setting))
     else:
         if not setting:
             raise UsageError("a list of routing settings must have one for each row", found="an empty list")
-        apply_routing(model, state, before, [merged(before, one) for one in setting])
+        apply_routing(model, state, before, [merged(before, row_setting) for row_setting in setting])
     state.num_blocks += 1
     try:
         yield model
     finally:
         state.num_blocks -= 1
-        apply_routing(model, state, before, rows_before)
+        apply_routing(model, state, before, row_settings_before)
 
 
 def _warn_of_ambiguity(state: Seating) -> None:
     """Say which prototypes a hair's breadth of rounding could turn: routing by them is arbitrary."""
-    found = state.ambiguous()
-    if found:
-        expert, path, ratio = found[0]
+    ambiguous = state.ambiguous()
+    if ambiguous:
+        expert, path, ratio = ambiguous[0]
         message = (
-            f"{len(found)} prototypes are ambiguous, since their two largest singular values are nearly equal: "
+            f"{len(ambiguous)} prototypes are ambiguous, since their two largest singular values are nearly equal: "
             f"expert '{expert}' at {path} has σ2/σ1 = {ratio:.5f}"
         )
         warnings.warn(message, stacklevel=4)

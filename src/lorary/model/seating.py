@@ -9,7 +9,7 @@ from lorary.adapter import Adapter
 from lorary.errors import UsageError
 from lorary.library.store import Library
 from lorary.model.layers import SeatedLayer
-from lorary.model.prepared import Known
+from lorary.model.prepared import PreparedTensors
 from lorary.model.probe import Prober
 from lorary.route.arrow import AMBIGUOUS_GAP
 from lorary.route.setting import Routing
@@ -36,7 +36,7 @@ class Seating:
         routing: the router in force, or the one that the rows' settings change.
         library: where the experts came from.
         seats: names in the order of their seats: fresh ones as `experts`, those that came live behind them.
-        rows: one setting per row of a batch, where they were given one by one.
+        row_settings: one setting per row of a batch, where they were given one by one.
         prepared: what rules need beyond weights, by kind; read from the library when a setting first needs it.
         live: experts that came live and are not the library's.
         num_blocks: how many `with lorary.routing` blocks are open.
@@ -52,8 +52,8 @@ class Seating:
     routing: Routing
     library: Library
     seats: tuple[str, ...]
-    rows: tuple[Routing, ...] | None = None
-    prepared: dict[str, Known] = field(default_factory=dict)
+    row_settings: tuple[Routing, ...] | None = None
+    prepared: dict[str, PreparedTensors] = field(default_factory=dict)
     live: dict[str, Adapter] = field(default_factory=dict)
     num_blocks: int = 0
     tokenizer: Any = None
@@ -93,4 +93,4 @@ def prober_of(model: Any) -> Prober | None:
 def has_row_settings(model: Any) -> bool:
     """Whether the rows of a batch have settings of their own, so that their number and order say which is whose."""
     state = getattr(model, STATE, None)
-    return state is not None and seating(model).rows is not None
+    return state is not None and seating(model).row_settings is not None

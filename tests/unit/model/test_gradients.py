@@ -153,7 +153,7 @@ def test_rows_of_a_router_can_be_trained(single: Any) -> None:
         lora = seating(single).layers["model.layers.0.self_attn.q_proj"].lora
         x, output = torch.randn(2, 32), torch.zeros(2, 32)
         lora(x, output)
-        rows = lora.gate.rows.requires_grad_()
+        rows = lora.gate.score_rows.requires_grad_()
         lora(x, output).square().sum().backward()
         assert rows.grad is not None
         assert rows.grad.any()
