@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import is_dataclass
 from functools import partial, wraps
 from types import CodeType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
@@ -38,7 +38,9 @@ def checked(function: Any = None, *, typechecker: Any = None) -> Any:
         if function.__code__ in _inner:
             return function
         _inner.add(function.__code__)
-    _resolve(function)
+    function.__annotations__ = {
+        name: _resolved(annotation, function.__globals__) for name, annotation in function.__annotations__.items()
+    }
     return _in_own_scope(function) if any(map(_names_an_array, function.__annotations__.values())) else _check(function)
 
 
@@ -53,13 +55,14 @@ def _in_own_scope(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def _resolve(function: Callable[..., Any]) -> None:
-    """Replace annotations that are text by what they name; one that names nothing yet is left to beartype."""
-    if any(isinstance(annotation, str) for annotation in function.__annotations__.values()):
-        try:
-            function.__annotations__ = get_type_hints(function, include_extras=True)
-        except NameError:
-            return
+def _resolved(annotation: Any, names: dict[str, Any]) -> Any:
+    """What an annotation that is text names: anything, where that is not there when the function is made."""
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, names)
+    except (NameError, AttributeError):
+        return Any
 
 
 def _names_an_array(annotation: Any) -> bool:
