@@ -18,8 +18,9 @@ from lorary.cli.grouped import GROUPS
 from lorary.data.builtin.catalogue import DEMO_TASKS, builtin_tasks
 from lorary.data.schema import FIELDS
 from lorary.evaluate.cells import Cell, CellFailure
+from lorary.evaluate.evaluation import ExpertLosses
 from lorary.evaluate.metrics import CHOICE_METRICS, TEXT_METRICS
-from lorary.evaluate.routing_accuracy import RoutingAccuracy
+from lorary.evaluate.routing_accuracy import RoutingAccuracy, RoutingUsage
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.evaluate.summary import Comparison, Mean, OracleGap
 from lorary.formats.peft_config import REFUSED
@@ -130,7 +131,9 @@ def test_every_option_of_the_large_commands_is_named() -> None:
 
 def test_every_key_of_the_results_is_named() -> None:
     text = page("evaluation.md")
-    kinds: tuple[Any, ...] = (Cell, CellFailure, Mean, Comparison, OracleGap, RoutingAccuracy, EvaluateSettings)
+    kinds: tuple[Any, ...] = (
+        Cell, CellFailure, Mean, Comparison, OracleGap, RoutingAccuracy, RoutingUsage, ExpertLosses, EvaluateSettings,
+    )  # fmt: skip
     keys = {field.name for kind in kinds for field in fields(kind)} - {"values"}
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
 

@@ -31,11 +31,11 @@ def cluster(
     from lorary.recipes.cluster import cluster as cluster_adapters
     from lorary.report.cluster_text import print_clusters
     from lorary.report.clusters import check_size, map_of, write_map
-    from lorary.report.shell import check_report
+    from lorary.report.shell import check_writable
 
     report = ClusterCommand(**options[ClusterCommand]).report
     if report:
-        check_report(Path(report))
+        check_writable(Path(report))
         check_size(len(Library.open(library)))
     result = cluster_adapters(library, **options[ClusterOptions])
     if report:

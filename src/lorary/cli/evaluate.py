@@ -60,12 +60,12 @@ def evaluate(
     from lorary.recipes.evaluate import evaluate as evaluate_routers
     from lorary.report.evaluation_page import report_of, write_report
     from lorary.report.export import evaluation_csv, evaluation_markdown
-    from lorary.report.shell import check_report, check_writable, write_page
+    from lorary.report.shell import check_writable, write_page
     from lorary.report.tables import print_evaluation
 
     command = EvaluateCommand(**options[EvaluateCommand])
     if command.report:
-        check_report(Path(command.report))
+        check_writable(Path(command.report))
     for file in filter(None, (command.csv, command.markdown)):
         check_writable(Path(file))
     evaluation = evaluate_routers(

@@ -1,6 +1,7 @@
 """`lorary generate`: parse, call one recipe, print the answer."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
@@ -57,5 +58,8 @@ def generate(
     )
     if as_json:
         print(json.dumps(asdict(answer)))
-    elif not is_streamed:
+        return
+    if not is_streamed:
         print(answer.text)
+    if answer.reason:
+        print(answer.reason, file=sys.stderr)

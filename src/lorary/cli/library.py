@@ -178,6 +178,46 @@ def prepare(
         print(f"{len(result.prepared)} experts prepared, {len(result.kept)} kept: {library}, {result.kind}")
 
 
+@dataclass(frozen=True)
+class TuneCommand:
+    """What is tried, and on what.
+
+    Args:
+        tasks: the experts' tasks: builtin, a .jsonl file, a folder or a data set's id.
+        routers: candidates, separated by commas, with settings of their own in brackets.
+        rows: validation rows of each task, at most.
+    """
+
+    tasks: str = flag("builtin", metavar="TASKS")
+    routers: str | None = None
+    rows: int = flag(8, least=1)
+
+
+@library_app.command("tune")
+@with_options
+def tune(
+    library: LibraryPath,
+    options: Annotated[OptionValues, CommandOptions((TuneCommand, BaseOptions, Output))],
+) -> None:
+    """Choose the default router by the experts' own validation rows, with and without the task's expert."""
+    from lorary.evaluate.tune import CANDIDATES
+    from lorary.recipes.tune import run_tune
+    from lorary.route.spec import split_specs
+
+    command = TuneCommand(**options[TuneCommand])
+    routers = CANDIDATES if command.routers is None else split_specs(command.routers)
+    load = BaseOptions(**options[BaseOptions])
+    tuned = run_tune(library, command.tasks, routers=routers, rows=command.rows, load=load)
+    if Output(**options[Output]).as_json:
+        print(json.dumps(asdict(tuned)))
+        return
+    width = max(len(candidate.router) for candidate in tuned.candidates)
+    print(f"{'router':<{width}}  known  masked    mean   over {len(tuned.tasks)} tasks, {tuned.rows} rows each at most")
+    for candidate in tuned.candidates:
+        print(f"{candidate.router:<{width}}  {candidate.known:5.3f}   {candidate.masked:5.3f}   {candidate.mean:5.3f}")
+    print(f"default router of {library}: {tuned.candidates[0].router}")
+
+
 @library_app.command("verify")
 def verify(library: LibraryPath, as_json: Json = False) -> None:
     """Check every file of a library against its recorded hash; exit code 1 if something is wrong."""

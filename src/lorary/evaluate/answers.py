@@ -27,11 +27,14 @@ class RowScores:
         loss: nats per target token (EOS included) of each row's target.
         metric: name of the task's metric.
         score: that metric for each row, in 0..1, higher is better.
+        answers: what each row was answered with: the text that was generated (of several samples the first), or the
+            option that was chosen.
     """
 
     loss: list[float]
     metric: str
     score: list[float]
+    answers: list[str]
 
 
 def score_rows(
@@ -42,6 +45,7 @@ def score_rows(
     metric: Metric,
     *,
     sandbox: Sandbox | None = None,
+    among: Sequence[Row] | None = None,
 ) -> RowScores:
     """Score a model on rows of one task.
 
@@ -53,6 +57,8 @@ def score_rows(
         metric: of the task. Where rows list no options to rank, exact match takes the place of a metric that ranks
             them, and the scores say so.
         sandbox: where generated programs run; without it `pass@k` is refused.
+        among: all rows of the task that are scored, where these are a part of them: they decide which metric is meant,
+            and how long an answer may be.
 
     Returns:
         The scores, in the order of the rows.
@@ -64,8 +70,9 @@ def score_rows(
     if not rows:
         raise TaskError("a task must have rows to be evaluated on", found="none")
     metric.check(rows, sandbox)
+    among = among or rows
     if isinstance(metric, ChoiceMetric):
-        if all(len(row.options) > 1 for row in rows):
+        if all(len(row.options) > 1 for row in among):
             return _score_choices(model, template, rows, metric)
         metric = EM  # nothing to rank: some classification tasks list no options
     assert isinstance(metric, AnswerMetric)
@@ -74,11 +81,11 @@ def score_rows(
     losses = answer_losses(model, examples)
     # What an answer says beyond the longest reference is not waited for, and not held against it.
     default = metric.decoding or Decoding(
-        max(len(template.encode(row.prompt, text).target_ids) for row in rows for text in row.references)
+        max(len(template.encode(row.prompt, text).target_ids) for row in among for text in row.references)
     )
     answers = _answers(model, tokenizer, template, rows, default, keep_breaks=metric.keep_breaks)
-    scores = [metric.score(row, answer, sandbox) for row, answer in zip(rows, answers, strict=True)]
-    return RowScores([loss.mean for loss in losses], metric.name, scores)
+    scores = [metric.score(row, samples, sandbox) for row, samples in zip(rows, answers, strict=True)]
+    return RowScores([loss.mean for loss in losses], metric.name, scores, [samples[0] for samples in answers])
 
 
 def _score_choices(model: Any, template: Template, rows: Sequence[Row], metric: ChoiceMetric) -> RowScores:
@@ -86,10 +93,10 @@ def _score_choices(model: Any, template: Template, rows: Sequence[Row], metric: 
     _check_cuts(rows, by_option)
     flat = iter(answer_losses(model, [example for options in by_option for example in options]))
     by_row: list[list[AnswerLoss]] = [[next(flat) for _ in row.options] for row in rows]
-    chosen = metric.choose(by_row)
-    scores = [float(row.options[best] in row.references) for row, best in zip(rows, chosen, strict=True)]
+    answers = [row.options[best] for row, best in zip(rows, metric.choose(by_row), strict=True)]
+    scores = [float(answer in row.references) for row, answer in zip(rows, answers, strict=True)]
     losses = [row_losses[row.options.index(row.target)].mean for row, row_losses in zip(rows, by_row, strict=True)]
-    return RowScores(losses, metric.name, scores)
+    return RowScores(losses, metric.name, scores, answers)
 
 
 def _check_cuts(rows: Sequence[Row], by_option: Sequence[Sequence[Example]]) -> None:

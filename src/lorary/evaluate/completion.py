@@ -10,12 +10,15 @@ from transformers import GenerationConfig, TextStreamer
 from lorary.data.template import Ids, make_template
 from lorary.data.text_of_ids import text_of_ids
 from lorary.errors import UsageError
+from lorary.evaluate.decisions import asks_base, decide, decides_once
 from lorary.evaluate.finite import finite_logits
 from lorary.evaluate.generation import left_pad, plain_generation, stop_ids
 from lorary.evaluate.sampling import Sampling
+from lorary.model.attach import routing
 from lorary.model.base import Base
 from lorary.model.seating import seating
 from lorary.model.trace import trace
+from lorary.route.setting import CHAT
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Answer:
         num_tokens: tokens generated, EOS counted.
         usage: mean routing weight of each expert over layers and tokens of prompt and answer; empty for routers that
             do not look at tokens.
+        confidence: for a router that decides for the whole request: the score of the best expert, in units of the rule.
+        reason: for such a router: one sentence on what it decided.
     """
 
     text: str
@@ -36,6 +41,8 @@ class Answer:
     router: str
     num_tokens: int
     usage: dict[str, float]
+    confidence: float | None = None
+    reason: str = ""
 
 
 def check_text(value: str, where: str) -> None:
@@ -67,13 +74,21 @@ def answer(
 ) -> Answer:
     """Answer one prompt with a routed model; see `run_generate`."""
     ids = prompt_ids(base, prompt, template, max_new_tokens)
-    with trace(base.model) as traced:
+    router, decision = seating(base.model).routing, None
+    if decides_once(base.model):
+        (decision,) = decide(base.model, [ids])
+        if asks_base(router, decision) and base.tokenizer.chat_template and template != CHAT:
+            decision = decision.of_base()
+            ids = prompt_ids(base, prompt, CHAT, max_new_tokens)
+    acting = router if decision is None else decision.setting(router)
+    with routing(base.model, acting), trace(base.model) as traced:
         new = complete(base, ids, max_new_tokens=max_new_tokens, sampling=sampling, stream=stream)
-    state = seating(base.model)
     text = text_of_ids(base.tokenizer, new, ids, special=False).strip()
-    label = "fixed" if state.routing.fixed is not None else state.routing.router
-    usage = traced.usage() if traced.layers else {}
-    return Answer(text, prompt, label, len(new), usage)
+    label = "fixed" if router.fixed is not None else router.router
+    if decision is not None:
+        usage = dict.fromkeys(seating(base.model).experts, 0.0) | dict(decision.weights)
+        return Answer(text, prompt, label, len(new), usage, decision.confidence, decision.sentence(router))
+    return Answer(text, prompt, label, len(new), traced.usage() if traced.layers else {})
 
 
 def prompt_ids(base: Base, prompt: str, template: str, max_new_tokens: int) -> Ids:

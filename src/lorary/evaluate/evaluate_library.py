@@ -94,7 +94,8 @@ def evaluate_libraries(
     names = library_names([library.path for library in libraries])
     for library in libraries:
         template_of(library, settings.template)
-    display, scored = display or Display(), ScoredCells()
+    display = display or Display()
+    scored = ScoredCells(rows={name: task.split("test")[: settings.rows] for name, task in tasks.items()})
     routers = list(dict.fromkeys((BASE, *settings.routers)))
     bases = [SeatedBase(base, library, force_base=force_base) for library in libraries]
     sandbox = make_sandbox(unsafe=settings.unsafe_code) if settings.allow_code else None

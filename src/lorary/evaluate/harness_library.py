@@ -16,7 +16,7 @@ from lorary.data.chat import chat_frame, warn_of_dates
 from lorary.display import Bar, Display
 from lorary.evaluate.base_key import content_of_base
 from lorary.evaluate.cache import ResultCache
-from lorary.evaluate.cells import ORACLE
+from lorary.evaluate.cells import OF_ROWS, ORACLE
 from lorary.evaluate.harness import HarnessModel, evaluate_tasks
 from lorary.evaluate.harness_cells import HarnessCell, cells_of
 from lorary.evaluate.recorded_tasks import tasks_of
@@ -46,7 +46,7 @@ class HarnessResult:
 
     def to_json(self) -> dict[str, Any]:
         """The document that `--json` prints."""
-        cells = [{key: value for key, value in asdict(cell).items() if key != "values"} for cell in self.cells]
+        cells = [{key: value for key, value in asdict(cell).items() if key not in OF_ROWS} for cell in self.cells]
         versions = {"lm_eval": version("lm_eval"), "lorary": version("lorary")}
         return {
             "library": self.library, "base": self.base, "settings": dict(self.settings), "versions": versions,

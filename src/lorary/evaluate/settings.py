@@ -20,7 +20,7 @@ class EvaluateSettings:
     Args:
         routers: which to score, separated by commas, with settings of their own in brackets: `arrow[top_k=2]`,
             `experts[a+b]`, `oracle`; `base` is always there.
-        top_k: experts per token and layer.
+        top_k: experts per token and layer; a router with another default of its own keeps it, unless its brackets say.
         temperature: divides the scores.
         mix: `outputs` or `factors`.
         route: further fields of `lorary.route.setting.FIELDS`. Routers that look at nothing take those alone that say
@@ -102,6 +102,7 @@ class EvaluateSettings:
                 f"router '{router}' looks at nothing and takes {list(_WITHOUT_LOOKING)} alone", found=meaningless
             )
         fields: dict[str, Any] = {"top_k": self.top_k, "temperature": self.temperature, "mix": self.mix}
+        fields.update(ROUTERS[router].defaults)
         fields.update(self.units.get(router, {}) if looks else {})
         fields.update({key: value for key, value in self.route.items() if looks or key in _WITHOUT_LOOKING})
         return {**fields, **overrides}

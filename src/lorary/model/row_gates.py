@@ -35,7 +35,7 @@ class RequestGate(nn.Module):
     @property
     def most(self) -> int:
         """Experts of a token at most."""
-        return self.request.choice.most(self.request.num_experts)
+        return self.request.most
 
     @property
     def reads_prototypes(self) -> bool:

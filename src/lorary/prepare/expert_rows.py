@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from lorary.data.schema import Row, Task
 from lorary.data.tasks import load_tasks
@@ -26,6 +27,12 @@ class ExpertRows:
 
     rows: tuple[Row, ...]
     hashes: Mapping[str, str]
+
+    @property
+    def tasks(self) -> Tensor:
+        """(rows,) int64, the number of each row's task, in the order of `hashes`."""
+        numbers = {name: number for number, name in enumerate(self.hashes)}
+        return torch.tensor([numbers[row.task] for row in self.rows])
 
 
 def rows_of_experts(
@@ -60,7 +67,7 @@ def rows_of_experts(
         raise UsageError("--map must name experts of the library", found=unknown[0], remedy=f"it has {library.names()}")
     hashes = {name: _tasks_of(library, name, mapped) for name in names}
     tasks = _load(reference, hashes, columns)
-    return {name: _draw(name, [tasks[task] for task in hashes[name]], num_rows, seed) for name in names}
+    return {name: draw_rows(name, [tasks[task] for task in hashes[name]], num_rows, seed) for name in names}
 
 
 def parse_mapping(text: str | None) -> dict[str, list[str]]:
@@ -123,7 +130,18 @@ def _load_tasks_of(reference: str, name: str, hashes: Mapping[str, str | None], 
         ) from error
 
 
-def _draw(name: str, tasks: Sequence[Task], num_rows: int, seed: int) -> ExpertRows:
+def draw_rows(name: str, tasks: Sequence[Task], num_rows: int, seed: int) -> ExpertRows:
+    """Training rows of an expert's tasks.
+
+    Args:
+        name: of the expert.
+        tasks: that it was trained on.
+        num_rows: training rows of each task, at most; drawn at random.
+        seed: of the draw, which depends on it and the task alone.
+
+    Raises:
+        TaskError: if a task has no training rows.
+    """
     rows: list[Row] = []
     for task in tasks:
         training = task.split("train")

@@ -10,6 +10,7 @@ from lorary.build.train_units import BuildContext
 from lorary.display import Display
 from lorary.library.opening import created_for
 from lorary.model.base import load_base
+from lorary.prepare.prepare_library import prepare_built
 from lorary.train.callbacks import Callback
 from lorary.train.executor import Executor
 
@@ -54,4 +55,7 @@ def run_build(
             library, tasks, run, display, loaded, base, tasks_reference, executor, source.workers, callbacks,
             tasks_columns=source.columns,
         )  # fmt: skip
-        return replace(build_experts(context, settings, method), overlap=None if shared is None else shared.to_json())
+        built = build_experts(context, settings, method)
+        with_base = loaded or load_base(base, dtype=run.dtype, device=run.device)
+        prepare_built(with_base, library, tasks, seed=settings.seed, display=display)
+        return replace(built, overlap=None if shared is None else shared.to_json())

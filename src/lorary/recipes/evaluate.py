@@ -74,7 +74,7 @@ def _settings(first: Library, options: Mapping[str, Any], route: Mapping[str, An
     """What was options, with the first library's default router and template where it was not."""
     default = Routing.of(**first.default_router)
     routed = without_router(default) | dict(route)
-    shared = {key: routed.pop(key) for key in ("top_k", "temperature", "mix")}
+    shared = {str(key): routed.pop(key) for key in ("top_k", "temperature", "mix") if key in routed}
     routers = options.get("routers", EvaluateSettings.routers)
     changes = {
         "template": template_of(first, options.get("template")),

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import fields
 
-from lorary.evaluate.cells import BASE, Cell, Column, columns_of, grouped_tasks, primary_cells
+from lorary.evaluate.cells import BASE, OF_ROWS, Cell, Column, columns_of, grouped_tasks, primary_cells
 from lorary.evaluate.evaluation import Evaluation
 from lorary.report.markup import by_name_words, hundredths, left_out_words
 from lorary.report.markup import markdown_text as md
@@ -22,7 +22,7 @@ READING = (
 
 def evaluation_csv(evaluation: Evaluation) -> str:
     """The cells as CSV with a head; a failed cell has no line."""
-    keys = [field.name for field in fields(Cell) if field.name != "values"]
+    keys = [field.name for field in fields(Cell) if field.name not in OF_ROWS]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(keys)
