@@ -139,7 +139,8 @@ class PrepareCommand:
     """What is prepared, and from what.
 
     Args:
-        tasks: the experts' data: builtin, a .jsonl file, a folder or a data set's id.
+        tasks: the experts' data: builtin, a .jsonl file, a folder or a data set's id; without it, contrast takes
+            prompts that ship with Lorary where experts have no builtin tasks.
         columns: columns of your own data that hold prompt and answer, such as source=question,target=reply.
         mapping: tasks of experts that name none themselves.
         experts: only these experts, by name, separated by commas.
@@ -175,7 +176,8 @@ def prepare(
     if Output(**options[Output]).as_json:
         print(json.dumps(asdict(result)))
     else:
-        print(f"{len(result.prepared)} experts prepared, {len(result.kept)} kept: {library}, {result.kind}")
+        source = " (from prompts that ship with Lorary; --tasks takes those of the tasks)" * result.is_from_yardstick
+        print(f"{len(result.prepared)} experts prepared, {len(result.kept)} kept: {library}, {result.kind}{source}")
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def evaluate_libraries(
     display = display or Display()
     scored = ScoredCells(rows={name: task.split("test")[: settings.rows] for name, task in tasks.items()})
     routers = list(dict.fromkeys((BASE, *settings.routers)))
-    bases = [SeatedBase(base, library, force_base=force_base) for library in libraries]
+    bases = [SeatedBase(base, library, template=settings.template, force_base=force_base) for library in libraries]
     sandbox = make_sandbox(unsafe=settings.unsafe_code) if settings.allow_code else None
     reported: set[CellFailure] = set()
     with display.bar("evaluating", len(bases) * len(tasks) * len(routers)) as bar:

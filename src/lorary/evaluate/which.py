@@ -248,7 +248,7 @@ def which_library(
     """
     check_prompts(prompts)
     name, max_new_tokens = template_of(library, settings.template), settings.max_new_tokens
-    attach(base.model, library, tokenizer=base.tokenizer, force_base=force_base, **route)
+    attach(base.model, library, tokenizer=base.tokenizer, template=name, force_base=force_base, **route)
     try:
         setting, label = seating(base.model).routing, _label(seating(base.model).routing)
         encoded = [_encode(base, prompt, name, max_new_tokens) for prompt in prompts]

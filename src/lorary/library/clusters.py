@@ -26,13 +26,14 @@ from lorary.library.files import encode_json, reported
 from lorary.library.handles import opened
 from lorary.library.layout import check_places
 from lorary.library.store import Library
+from lorary.library.target_groups import different_targets
 from lorary.tabular import ResultTable, Tabular
 
 KIND = "clusters"
 DOCUMENT = "clusters.json"
 COSINES = "cosines.safetensors"
 # To be raised when the same adapters and settings would get another answer: older ones are then not found any more.
-EDITION = 1
+EDITION = 2
 # Adapters whose cosines are kept, for a map: of ten thousand they would take 400 MB.
 MOST_MAPPED = 1000
 
@@ -170,6 +171,8 @@ def _cluster(library: Library, k: int | Literal["auto"], method: str, seed: int)
         clustering = cluster_adapters(names, load, k=k, method=method, seed=seed)
     # Ours only: what packages deprecate says nothing about the clusters.
     messages = [str(warning.message) for warning in caught if warning.category is UserWarning]
+    if groups := different_targets({name: library.shapes(name) for name in names}):
+        messages.append(f"the adapters adapt different layers, and clusters follow that before all else: {groups}")
     settings = {"seed": seed, "is_chosen": k == "auto", "warnings": messages}
     return clustering, settings
 

@@ -104,7 +104,7 @@ def embedding(setting: Routing, model: Any, tokenizer: Any) -> Embed:
     """
     if setting.options.features == "hidden":
         return hidden_embedding
-    return TextEmbedding(tokenizer or _own_tokenizer(model))
+    return TextEmbedding(tokenizer or own_tokenizer(model))
 
 
 def featured(
@@ -199,8 +199,12 @@ def decoder_of(model: Any) -> Any:
     return inner if is_alone and not language_paths(model) else backbone
 
 
-def _own_tokenizer(model: Any) -> Any:
-    """The tokenizer that lies beside the base's own files."""
+def own_tokenizer(model: Any) -> Any:
+    """The tokenizer that lies beside the base's own files.
+
+    Raises:
+        UsageError: if there is none.
+    """
     folder = Path(str(getattr(model, "name_or_path", "") or " "))
     try:
         if not folder.is_dir():

@@ -1,6 +1,6 @@
 """Training rows of the tasks of each expert: what the data of a router is measured on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +44,7 @@ def rows_of_experts(
     seed: int,
     columns: str | None = None,
 ) -> dict[str, ExpertRows]:
-    """Rows of the tasks of each expert: those its provenance names, or those that it is mapped to.
+    """Rows of the tasks of each expert: those its provenance names, else the task of its name, or what it is mapped to.
 
     Args:
         library: the library.
@@ -66,7 +66,8 @@ def rows_of_experts(
     if unknown := sorted(set(mapped) - set(library.names())):
         raise UsageError("--map must name experts of the library", found=unknown[0], remedy=f"it has {library.names()}")
     hashes = {name: _tasks_of(library, name, mapped) for name in names}
-    tasks = _load(reference, hashes, columns)
+    unnamed = [name for name in names if name not in mapped and not library.provenance(name)["tasks"]]
+    tasks = _load(reference, hashes, unnamed, columns)
     return {name: draw_rows(name, [tasks[task] for task in hashes[name]], num_rows, seed) for name in names}
 
 
@@ -90,23 +91,19 @@ def _tasks_of(library: Library, name: str, mapped: Mapped) -> dict[str, str | No
     if name in mapped:
         return dict.fromkeys(mapped[name])
     provenance = library.provenance(name)
-    if not provenance["tasks"]:
-        raise TaskError(
-            f"the tasks of expert '{name}' must be known, to prepare a router for it",
-            found="none in its provenance",
-            remedy=f"--map {name}=TASK, with --tasks where the task is",
-        )
     hashes = provenance.get("data_hashes", {})
-    return {task: hashes.get(task) for task in provenance["tasks"]}
+    return {task: hashes.get(task) for task in provenance["tasks"] or [name]}
 
 
-def _load(reference: str, hashes_of: Mapping[str, Mapping[str, str | None]], columns: str | None) -> Mapping[str, Task]:
+def _load(
+    reference: str, hashes_of: Mapping[str, Mapping[str, str | None]], unnamed: Collection[str], columns: str | None
+) -> Mapping[str, Task]:
     try:
         names = sorted({task for hashes in hashes_of.values() for task in hashes})
         tasks = load_tasks(reference, names=names, columns=columns)
     except UsageError:
         for name, hashes in hashes_of.items():  # once more, one by one, to say whose it is
-            _load_tasks_of(reference, name, hashes, columns)
+            _load_tasks_of(reference, name, hashes, columns, is_known=name not in unnamed)
         raise
     for name, hashes in hashes_of.items():
         for task, recorded in hashes.items():
@@ -119,10 +116,18 @@ def _load(reference: str, hashes_of: Mapping[str, Mapping[str, str | None]], col
     return tasks
 
 
-def _load_tasks_of(reference: str, name: str, hashes: Mapping[str, str | None], columns: str | None) -> None:
+def _load_tasks_of(
+    reference: str, name: str, hashes: Mapping[str, str | None], columns: str | None, *, is_known: bool
+) -> None:
     try:
         load_tasks(reference, names=sorted(hashes), columns=columns)
     except UsageError as error:
+        if not is_known:
+            raise TaskError(
+                f"the tasks of expert '{name}' must be known, to prepare a router for it",
+                found=f"none in its provenance, and no task of its name in '{reference}'",
+                remedy=f"--map {name}=TASK, with --tasks where the task is",
+            ) from error
         raise TaskError(
             f"the tasks of expert '{name}' must be in '{reference}'",
             found=f"{error.rule}; found: {error.found}",

@@ -58,7 +58,7 @@ def explain(
     template = template_of(library, settings.template)
     _check_names(library, settings.without or ())
     loaded = base_at_hand(library, base, load)
-    attach(loaded.model, library, tokenizer=loaded.tokenizer, force_base=load.force_base, **route)
+    attach(loaded.model, library, tokenizer=loaded.tokenizer, template=template, force_base=load.force_base, **route)
     try:
         return explain_library(loaded, texts, template, settings)
     finally:

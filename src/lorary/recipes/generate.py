@@ -53,7 +53,7 @@ def run_generate(
     library = Library.open(library_path)
     name = template_of(library, template)
     loaded = load_base(base_of(library, load.base), dtype=load.dtype, device=load.device)
-    attach(loaded.model, library, tokenizer=loaded.tokenizer, force_base=load.force_base, **route)
+    attach(loaded.model, library, tokenizer=loaded.tokenizer, template=name, force_base=load.force_base, **route)
     torch.manual_seed(seed)
     return answer(loaded, prompt, name, max_new_tokens=max_new_tokens, sampling=sampling, stream=stream)
 

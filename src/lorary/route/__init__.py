@@ -114,7 +114,7 @@ ROUTERS: Mapping[str, Rule] = {
     "contrast": Rule(
         "per request, the experts whose input space holds more of it than of the other experts' prompts",
         # The moments of all experts together settle sooner than the mean of one.
-        data=Data("contrast", holds="moments", is_joint=True, num_rows=16),
+        data=Data("contrast", holds="moments", is_joint=True, num_rows=16, has_yardstick=True),
         decides="request",
         pers=("request",),
         reads=frozenset({"row_space"}),

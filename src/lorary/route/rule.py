@@ -41,6 +41,7 @@ class Data:
         is_joint: whether it is measured for all experts together, so that a change of one changes all.
         is_optional: whether the rule runs without it too, and reads it with `calibrated` alone.
         num_rows: training rows of each task that it is measured on, where nobody says.
+        has_yardstick: for moments: whether prompts that ship with the package stand in where it was not prepared.
     """
 
     kind: str
@@ -48,6 +49,12 @@ class Data:
     is_joint: bool = False
     is_optional: bool = False
     num_rows: int = 100
+    has_yardstick: bool = False
+
+    @property
+    def yardstick_kind(self) -> str:
+        """The name under which a library keeps, expert by expert, what was measured on the prompts that stand in."""
+        return f"{self.kind}_yardstick"
 
 
 @dataclass(frozen=True)

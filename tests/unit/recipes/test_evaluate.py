@@ -232,16 +232,16 @@ def test_libraries_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -
 def test_a_router_that_cannot_run_fails_its_own_cells_and_is_said_once(
     base: Base, tested: dict[str, Task], make_library: Callable[..., Library], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = replace(SETTINGS, routers=("contrast", "experts[nobody]", "arrow"))
+    settings = replace(SETTINGS, routers=("centroid", "experts[nobody]", "arrow"))
     found = evaluate_library(base, make_library("lib", "a", "b"), tested, settings)
     failed = {(f.router, f.task): f for f in found.failures}
-    assert set(failed) == {(router, task) for router in ("contrast", "experts[nobody]") for task in "abc"}
-    assert "prepared" in failed["contrast", "a"].rule
-    assert failed["contrast", "a"].remedy
+    assert set(failed) == {(router, task) for router in ("centroid", "experts[nobody]") for task in "abc"}
+    assert "prepared" in failed["centroid", "a"].rule
+    assert failed["centroid", "a"].remedy
     assert {c.router for c in found.cells} == {"base", "arrow"}
-    with pytest.raises(LoraryError, match=r"6 of 12 cells could not be scored, the first of them lib, contrast, a"):
+    with pytest.raises(LoraryError, match=r"6 of 12 cells could not be scored, the first of them lib, centroid, a"):
         found.check()
-    assert capsys.readouterr().err.count("failed: lib, contrast") == 1
+    assert capsys.readouterr().err.count("failed: lib, centroid") == 1
 
 
 @pytest.mark.parametrize("task", ["a", "b"])  # an answer that is generated, and options that are ranked
