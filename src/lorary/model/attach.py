@@ -4,29 +4,34 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from lorary.adapter import Adapter
 from lorary.errors import LibraryError, LoraryError, UsageError
 from lorary.library.readers import READ_ATTEMPTS
 from lorary.library.store import Library
 from lorary.lora.seat import seat, unseat
-from lorary.model.apply import apply_routing, drop_pass_hooks
+from lorary.model.apply import applied, apply_routing, drop_pass_hooks
+from lorary.model.argument import check_model
+from lorary.model.changing import changing
 from lorary.model.layers import SeatedLayer, build_layers
-from lorary.model.seating import STATE, Seating, seating
-from lorary.model.verdict import check_computes, check_layers, settle_positions
+from lorary.model.saving import SaveWarning
+from lorary.model.seating import STATE, InForce, Seating, check_no_block, seating
+from lorary.model.verdict import check_computes, check_layers, settle
 from lorary.ops.choose import Mix
 from lorary.route.presets import merged, preset_fields
 from lorary.route.setting import Routing
 
 __all__ = ["Routing", "Seating", "attach", "detach", "routing", "seating"]
 
+Model = TypeVar("Model")
 Setting = str | Mapping[str, Any] | Routing
 
 
 def attach(
-    base_model: Any,
-    library: Library | str,
+    base_model: Model,
+    library: Library | str | Path,
     *,
     router: str | None = None,
     top_k: int | None = None,
@@ -37,7 +42,7 @@ def attach(
     tokenizer: Any = None,
     force_base: bool = False,
     **settings: Any,
-) -> Any:
+) -> Model:
     """Seat every adapter of a library in a model and let a router choose among them.
 
     The model is changed in place and returned: it remains the same PreTrainedModel, with its own `generate`. Experts
@@ -64,8 +69,9 @@ def attach(
         BaseModelError: if the model is not the library's base, or does not compute as Lorary supposes.
         AdapterError: if an adapter does not fit.
         RouterError: if the router does not exist or cannot run over these experts.
-        UsageError: if a setting does not exist or is out of range.
+        UsageError: if a setting does not exist or is out of range, or something else is given for model or library.
     """
+    check_model(base_model)
     library = library if isinstance(library, Library) else Library.open(library)
     given = {"router": router, "top_k": top_k, "temperature": temperature, "mix": mix, "experts": experts}
     start = library.default_router if preset is None else preset_fields(preset)
@@ -74,14 +80,14 @@ def attach(
 
 
 def seat_library(
-    model: Any,
+    model: Model,
     library: Library,
     wanted: Routing,
     *,
     seats: Sequence[str] | None = None,
     tokenizer: Any = None,
     force_base: bool = False,
-) -> Any:
+) -> Model:
     """Seat every adapter of a library in a model; see `attach`.
 
     Args:
@@ -100,16 +106,19 @@ def seat_library(
     library.check_base(model, force_base=force_base)
     verdict = check_computes(model, library.base.name, must_run=False)
     names, order, layers = _read_layers(model, library, seats)
-    state = Seating(names, layers, {}, wanted, library, order, tokenizer=tokenizer)
+    state = Seating(names, layers, {}, InForce(wanted), library, order, tokenizer=tokenizer)
+    state.base_handles = settle(model, verdict)
     try:
         apply_routing(model, state, wanted)
         handles = seat(model, {path: layer.lora for path, layer in layers.items()})
     except BaseException:
         drop_pass_hooks(state)
+        for handle in state.base_handles:
+            handle.remove()
         raise
     state.handles = dict(zip(layers, handles, strict=True))
-    state.position_handles = settle_positions(model, verdict)
     setattr(model, STATE, state)
+    state.base_handles.append(SaveWarning(model))
     _warn_of_ambiguity(state)
     return model
 
@@ -138,7 +147,7 @@ def _read_layers(
     return tuple(names), order, layers
 
 
-def detach(model: Any) -> Any:
+def detach(model: Model) -> Model:
     """Take the experts away again; the model computes what it did before `attach`.
 
     Args:
@@ -148,18 +157,27 @@ def detach(model: Any) -> Any:
         `model`.
 
     Raises:
-        UsageError: if no experts are seated in it.
+        UsageError: if no experts are seated in it, a `with lorary.routing` or `lorary.trace` block is open, or another
+            thread computes with it.
     """
     state = seating(model)
-    drop_pass_hooks(state)
-    unseat(model, list(state.layers), [*state.handles.values(), *state.position_handles])
-    delattr(model, STATE)
+    with changing(model):
+        check_no_block(state)
+        drop_pass_hooks(state)
+        unseat(model, list(state.layers), list(state.handles.values()))
+        for handle in state.base_handles:
+            handle.remove()
+        delattr(model, STATE)
     return model
 
 
 @contextmanager
-def routing(model: Any, setting: Setting | Sequence[Setting]) -> Iterator[Any]:
+def routing(model: Model, setting: Setting | Sequence[Setting]) -> Iterator[Model]:
     """Route by another setting inside a `with` block, or each row of a batch by one of its own.
+
+    The setting is in force in the thread, or asyncio task, that entered the block: several may use one model, each by a
+    setting of its own. A thread that is started inside the block does not stand in it, as with `torch.autocast`: it has
+    to enter one, or to be started with `contextvars.copy_context().run`.
 
     Args:
         model: a routed model.
@@ -175,19 +193,15 @@ def routing(model: Any, setting: Setting | Sequence[Setting]) -> Iterator[Any]:
         RouterError: if the setting cannot be used over these experts.
     """
     state = seating(model)
-    before, rows_before = state.routing, state.rows
+    before = state.routing
     if isinstance(setting, (str, Mapping, Routing)) or not isinstance(setting, Sequence):
-        apply_routing(model, state, merged(before, setting))
+        block = applied(model, state, merged(before, setting))
+    elif not setting:
+        raise UsageError("a list of routing settings must have one for each row", found="an empty list")
     else:
-        if not setting:
-            raise UsageError("a list of routing settings must have one for each row", found="an empty list")
-        apply_routing(model, state, before, [merged(before, one) for one in setting])
-    state.num_blocks += 1
-    try:
+        block = applied(model, state, before, [merged(before, one) for one in setting])
+    with block:
         yield model
-    finally:
-        state.num_blocks -= 1
-        apply_routing(model, state, before, rows_before)
 
 
 def _warn_of_ambiguity(state: Seating) -> None:

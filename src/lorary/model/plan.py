@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorary.errors import RouterError, UsageError
+from lorary.lora.context import PerThread
 from lorary.model.decision import Request, TokenDecision
 from lorary.model.features import embedding, featured
 from lorary.model.gates import ScoreGate, Seated, TokenGate
@@ -27,8 +29,8 @@ class Plan:
     """One setting, made ready: a gate or fixed weights for each layer."""
 
     gates: dict[str, nn.Module | Tensor]
-    request: Request | None = None
-    decision: TokenDecision | None = None
+    requests: PerThread[Request] | None = None
+    decisions: PerThread[TokenDecision] | None = None
 
 
 def make_plan(setting: Routing, state: Seating, model: Any, without: Mapping[str, Subtracted]) -> Plan:
@@ -58,25 +60,27 @@ def make_plan(setting: Routing, state: Seating, model: Any, without: Mapping[str
     if ROUTERS[setting.router].request is not None:
         embed = embedding(setting, model, state.tokenizer)
         by = featured(setting, embed, state.library, state.experts, state.layers, known)
-        return _request_plan(Request(len(state.experts), setting.choice(""), featured=by), state, {})
+        decided = partial(Request, len(state.experts), setting.choice(""), featured=by)
+        return _request_plan(PerThread(decided), state, {})
     scored = _score_gates(setting, state, without, known)
     if setting.decides == "token":
-        decision = TokenDecision()
-        return Plan(dict(_token_gates(setting, state, scored, decision)), decision=decision)
+        decisions = PerThread(TokenDecision)
+        return Plan(dict(_token_gates(setting, state, scored, decisions)), decisions=decisions)
     if setting.decides == "request":
         measures = ROUTERS[setting.router].measures
         at = setting.at or late_layer(list(state.layers))
         measured = {at: scored[at]} if measures == "last" else scored
-        return _request_plan(Request(len(state.experts), setting.choice(""), measures), state, measured)
+        decided = partial(Request, len(state.experts), setting.choice(""), measures)
+        return _request_plan(PerThread(decided), state, measured)
     return Plan(dict(scored))
 
 
-def _request_plan(request: Request, state: Seating, measured: Mapping[str, ScoreGate]) -> Plan:
+def _request_plan(requests: PerThread[Request], state: Seating, measured: Mapping[str, ScoreGate]) -> Plan:
     gates = {
-        path: RequestGate(request, Seated(layer.experts, len(state.experts)), measured.get(path))
+        path: RequestGate(requests, Seated(layer.experts, len(state.experts)), measured.get(path))
         for path, layer in state.layers.items()
     }
-    return Plan(dict(gates), request)
+    return Plan(dict(gates), requests)
 
 
 def constant_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
@@ -116,12 +120,12 @@ def _score_gates(
 
 
 def _token_gates(
-    setting: Routing, state: Seating, scored: Mapping[str, ScoreGate], decision: TokenDecision
+    setting: Routing, state: Seating, scored: Mapping[str, ScoreGate], decisions: PerThread[TokenDecision]
 ) -> dict[str, TokenGate]:
     num_experts = len(state.experts)
     return {
         path: TokenGate(
-            decision, path, Seated(layer.experts, num_experts), scored[path] if setting.at in (None, path) else None,
+            decisions, path, Seated(layer.experts, num_experts), scored[path] if setting.at in (None, path) else None,
             setting.choice("").most(num_experts),
         )
         for path, layer in state.layers.items()

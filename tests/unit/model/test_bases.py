@@ -173,8 +173,12 @@ def test_a_routed_model_can_be_offloaded(tiny_model: Make, library: Library) -> 
     accelerate = pytest.importorskip("accelerate")
     model = attach(tiny_model(), library, top_k=2)
     expected = logits(model)
+    with routing(model, "norm"):
+        other = logits(model)
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     assert torch.equal(logits(model), expected)
+    with routing(model, "norm"):
+        assert torch.equal(logits(model), other)
 
 
 @pytest.mark.parametrize("setting", ["arrow", "uniform", {"per": "token"}, {"per": "request"}, ["base", "norm"]])

@@ -98,7 +98,7 @@ def watched(model: Any, setting: Any, monkeypatch: pytest.MonkeyPatch, work: Cal
         with monkeypatch.context() as context:
             context.setattr("lorary.lora.gated.is_native", lambda _: False)
             for layer in seating(model).layers.values():
-                layer.lora.at_once = None
+                layer.lora.in_force.at_once = None
             return ours, work()
 
 
@@ -153,7 +153,7 @@ def test_rows_of_a_router_can_be_trained(single: Any) -> None:
         lora = seating(single).layers["model.layers.0.self_attn.q_proj"].lora
         x, output = torch.randn(2, 32), torch.zeros(2, 32)
         lora(x, output)
-        rows = lora.gate.rows.requires_grad_()
+        rows = lora.in_force.gate.rows.requires_grad_()
         lora(x, output).square().sum().backward()
         assert rows.grad is not None
         assert rows.grad.any()
