@@ -49,8 +49,9 @@ class Rows:
     def of(self, x: Tensor) -> Size | None:
         """(batch, seq) of a layer's input, None where its tokens are not those that its holder was given."""
         call = self._calls.own
-        is_known = call.size is not None and (call.is_running or is_backward())
-        return call.size if is_known and x.dim() == 2 and call.size.numel() == len(x) else None
+        if call.size is None or not (call.is_running or is_backward()):
+            return None
+        return call.size if x.dim() == 2 and call.size.numel() == len(x) else None
 
 
 class _Mark:

@@ -313,7 +313,7 @@ class GatedLora(nn.Module):
         return {**vars(self.in_force), "held": {}, "entered": None, "recorders": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "entered": Local(tuple)})
+        super().__setstate__({**state, "entered": Local(tuple)})  # type: ignore[no-untyped-call]
 
 
 def _plus(output: Tensor, delta: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def _apply(
             lora.fix(own[0], routing.mix)
             continue
         gates = [FixedGate(gate.to(lora.up)) if isinstance(gate, Tensor) else gate for gate in own]
-        gate = gates[0] if rows is None else RowGate(gates, of_row)
+        gate: Any = gates[0] if rows is None else RowGate(gates, of_row)
         lora.route_by(gate.to(lora.up.device), different[0].mix, general)
     is_probed = any(plan.requests is not None for plan in plans)
     return InForce(

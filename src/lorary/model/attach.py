@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+
+from torch import nn
 
 from lorary.adapter import Adapter
 from lorary.errors import LibraryError, LoraryError, UsageError
@@ -76,18 +78,19 @@ def attach(
     given = {"router": router, "top_k": top_k, "temperature": temperature, "mix": mix, "experts": experts}
     start = library.default_router if preset is None else preset_fields(preset)
     wanted = merged(Routing.of(**start), {key: value for key, value in given.items() if value is not None} | settings)
-    return seat_library(base_model, library, wanted, tokenizer=tokenizer, force_base=force_base)
+    routed: Model = seat_library(base_model, library, wanted, tokenizer=tokenizer, force_base=force_base)
+    return routed
 
 
 def seat_library(
-    model: Model,
+    model: Any,
     library: Library,
     wanted: Routing,
     *,
     seats: Sequence[str] | None = None,
     tokenizer: Any = None,
     force_base: bool = False,
-) -> Model:
+) -> Any:
     """Seat every adapter of a library in a model; see `attach`.
 
     Args:
@@ -160,11 +163,11 @@ def detach(model: Model) -> Model:
         UsageError: if no experts are seated in it, a `with lorary.routing` or `lorary.trace` block is open, or another
             thread computes with it.
     """
-    state = seating(model)
+    state, routed = seating(model), cast(nn.Module, model)
     with changing(model):
         check_no_block(state)
         drop_pass_hooks(state)
-        unseat(model, list(state.layers), list(state.handles.values()))
+        unseat(routed, list(state.layers), list(state.handles.values()))
         for handle in state.base_handles:
             handle.remove()
         delattr(model, STATE)

@@ -33,7 +33,7 @@ def make_probers(requests: Sequence[PerThread[Request] | None], of_row: Sequence
 
 
 def _make_prober(requests: Sequence[PerThread[Request] | None], of_row: Sequence[int], key: int) -> "Prober":
-    return Prober([each and each.own for each in requests], of_row, key)
+    return Prober([None if each is None else each.own for each in requests], of_row, key)
 
 
 class Prober:

@@ -159,10 +159,11 @@ def test_rows_of_a_router_can_be_trained(single: Any) -> None:
         assert rows.grad.any()
 
 
-def test_factors_given_for_one_call_are_those_that_count(single: Any) -> None:
+@pytest.mark.parametrize("setting", [{}, "norm", {"experts": ["a", "b"]}])
+def test_factors_given_for_one_call_are_those_that_count(single: Any, setting: Any) -> None:
     lora = seating(single).layers["model.layers.0.self_attn.q_proj"].lora
     x, output = torch.randn(2, 32), torch.zeros(2, 32)
-    with torch.no_grad():
+    with routing(single, setting), torch.no_grad():
         plain = lora(x, output)
         doubled = torch.func.functional_call(lora, {"up": lora.up * 2}, (x, output))
         assert torch.allclose(doubled, plain * 2, atol=1e-5)
