@@ -3,8 +3,9 @@
     python benchmarks/probe.py [--threads N] [--turns 7] [--cases load,build] [--json]
 
 Each call runs in a process of its own. `call` is the time of the call alone; `process` begins before the imports, which
-is what a user waits for. `base` is the same with the trial left out. The three take turns; figures are medians over
-the turns, and `spread` holds the least and the largest ratio of a turn.
+is what a user waits for. `base` is the same with the trial left out: the verdict of the first call is put in its
+place. The three take turns; figures are medians over the turns, and `spread` holds the least and the largest ratio of
+a turn.
 """
 
 import argparse
@@ -22,23 +23,25 @@ import harness
 CALLS = {
     "load": "load_base('embedded')",
     "build": "run_build('builtin', FOLDER + '/lib', preset('default', steps=4, upper_layers=6, val_rows=4), "
-    "names=['sentiment', 'last_word'])",
+    "source=BuildSource(names=('sentiment', 'last_word')))",
 }
 CHILD = """
 import time
 began = time.perf_counter()
-import sys, tempfile, warnings
+import json, sys, tempfile, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 import lorary
-from lorary.build.settings import preset
+from lorary.build.settings import BuildSource, preset
 from lorary.model import kept, verdict
 from lorary.model.base import load_base
 from lorary.recipes.build import run_build
 FOLDER, MODE = sys.argv[1:]
 kept._place = lambda key: Path(VERDICTS) / f"{key}.json"
 if MODE == "without":
-    verdict.verdict_of = lambda model: kept.Verdict()
+    (file,) = Path(VERDICTS).glob("*.json")
+    KEPT = kept.Verdict(**json.loads(file.read_text())["verdict"])
+    verdict.verdict_of = lambda model: KEPT
 started = time.perf_counter()
 CALL
 ended = time.perf_counter()
@@ -51,7 +54,7 @@ def seconds(case: str, mode: str, verdicts: str) -> dict[str, float]:
 
     Args:
         case: a key of `CALLS`.
-        mode: `without`, `first` or `second`.
+        mode: `first`, `second` or `without`, in this order.
         verdicts: folder of the verdicts that are kept.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +67,7 @@ def seconds(case: str, mode: str, verdicts: str) -> dict[str, float]:
 
 def measure(case: str, turns: int) -> list[dict[str, Any]]:
     """The first and the second time, each beside a call without the trial."""
-    times: dict[str, list[dict[str, float]]] = {"without": [], "first": [], "second": []}
+    times: dict[str, list[dict[str, float]]] = {"first": [], "second": [], "without": []}
     for _ in range(turns):
         with tempfile.TemporaryDirectory() as verdicts:
             for mode in times:

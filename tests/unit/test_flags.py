@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from lorary.cli.flags import CommandOptions, Given, with_options
+from lorary.cli.flags import CommandOptions, OptionValues, with_options
 from lorary.errors import UsageError, did_you_mean
 from lorary.flags import check_flags, check_methods, flag, helps_of, option_of
 
@@ -37,12 +37,12 @@ class Tea:
 
 
 def test_a_class_becomes_options_and_gives_what_was_given() -> None:
-    got: list[Given] = []
+    got: list[OptionValues] = []
     app = typer.Typer(rich_markup_mode=None)
 
     @app.command()
     @with_options
-    def tea(given: Annotated[Given, CommandOptions((Tea,))]) -> None:
+    def tea(given: Annotated[OptionValues, CommandOptions((Tea,))]) -> None:
         got.append(given)
 
     assert CliRunner().invoke(app, ["--num-cups", "3", "--names", "a, b", "--sugar", "1.5"]).exit_code == 0

@@ -112,9 +112,9 @@ def adapt_library(
     check_tasks(tasks, settings)
     pool = pool_of(library, settings)
     context = AdaptContext(base, into, tasks, settings, run or RunSettings(), display or Display(), pool)
-    for one in {each.path: each for each in (library, into, pool.library)}.values():
-        one.check_base(base.model)
-        template_of(one, settings.train.template)
+    for opened in {opened.path: opened for opened in (library, into, pool.library)}.values():
+        opened.check_base(base.model)
+        template_of(opened, settings.train.template)
     with into.build_lock():
         _check_results(context)
         kept = [task for task in sorted(tasks) if context.is_finished(task)]
@@ -136,10 +136,10 @@ def _check_results(context: AdaptContext) -> None:
     Raises:
         LibraryError: if two differ in case alone, among themselves or from an adapter of the library.
     """
-    there = {name.casefold(): name for name in context.into.names()}
+    names = {name.casefold(): name for name in context.into.names()}
     for task in sorted(context.tasks):
         name = context.settings.name_for(task)
-        other = there.setdefault(name.casefold(), name)
+        other = names.setdefault(name.casefold(), name)
         if other != name:
             raise LibraryError(
                 f"names of adapters in library '{context.into.path}' must differ in more than case",
@@ -164,17 +164,17 @@ def check_tasks(tasks: Mapping[str, Task], settings: AdaptSettings) -> None:
 
 def _result(context: AdaptContext, adapted: list[str], kept: list[str]) -> AdaptResult:
     names = {task: context.settings.name_for(task) for task in sorted(context.tasks)}
-    known = {task: context.into.provenance(name) for task, name in names.items()}
-    metrics = {task: about["metrics"] for task, about in known.items()}
+    records = {task: context.into.provenance(name) for task, name in names.items()}
+    metrics = {task: record["metrics"] for task, record in records.items()}
     keys = ("val_loss_base", "val_loss_start", "val_loss")
-    losses = {task: tuple(float(own[key]) for key in keys) for task, own in metrics.items()}
+    losses = {task: tuple(float(task_metrics[key]) for key in keys) for task, task_metrics in metrics.items()}
     return AdaptResult(
         str(context.into.path),
         context.settings.method,
         names,
-        {task: (own[0], own[1], own[2]) for task, own in losses.items()},
+        {task: (values[0], values[1], values[2]) for task, values in losses.items()},
         adapted,
         kept,
-        {task: list(about["parent_names"]) for task, about in known.items()},
-        {task: float(own.get("truncation_error", 0.0)) for task, own in metrics.items()},
+        {task: list(record["parent_names"]) for task, record in records.items()},
+        {task: float(task_metrics.get("truncation_error", 0.0)) for task, task_metrics in metrics.items()},
     )

@@ -97,13 +97,13 @@ class AdaptContext:
         tokenizer = content_of_tokenizer(self.base.tokenizer)
         other = other_build(self.into, self.unit(task), self.tasks, str(self.base.model.dtype), tokenizer)
         recorded = self.into.provenance(name).get(ADAPTATION)
-        known = {**recorded_adaptation(AdaptSettings()), **(recorded or {})}
-        wanted = self._identity()
+        identity = {**recorded_adaptation(AdaptSettings()), **(recorded or {})}
+        expected = self._identity()
         if recorded is None:
             other = "no result of lorary adapt"
-        elif known != wanted and other is None:
-            keys = sorted(key for key in {*known, *wanted} if known.get(key) != wanted.get(key))
-            other = ", ".join(f"other {key}: {known.get(key)!r} instead of {wanted.get(key)!r}" for key in keys)
+        elif identity != expected and other is None:
+            keys = sorted(key for key in {*identity, *expected} if identity.get(key) != expected.get(key))
+            other = ", ".join(f"other {key}: {identity.get(key)!r} instead of {expected.get(key)!r}" for key in keys)
         if other is not None:
             raise LibraryError(
                 f"library '{self.into.path}' must have the name '{name}' free for this adaptation",
@@ -112,20 +112,20 @@ class AdaptContext:
             )
         return True
 
-    def commit(self, task: str, modules: Mapping[str, LoraFactors], made: Mapping[str, Any]) -> None:
+    def commit(self, task: str, modules: Mapping[str, LoraFactors], outcome: Mapping[str, Any]) -> None:
         """Commit the result of a task, unless a run that was killed has done so just before.
 
         Args:
             task: its name.
             modules: factors by path.
-            made: `parents` (content hash by name), `metrics`, and whatever else is to be recorded.
+            outcome: `parents` (content hash by name), `metrics`, and whatever else is to be recorded.
         """
         unit, s = self.unit(task), self.settings
         if unit.name in self.into:
             return
-        parents: Mapping[str, str] = made["parents"]
-        told = {
-            **made,
+        parents: Mapping[str, str] = outcome["parents"]
+        provenance = {
+            **outcome,
             "method": unit.method,
             "tasks": [task],
             "families": {task: self.tasks[task].family},
@@ -141,7 +141,8 @@ class AdaptContext:
             "versions": {package: version(package) for package in ("lorary", "torch", "transformers")},
         }
         self.into.add_adapter(
-            new_adapter(unit.name, modules, self.base.files.name, dropout=s.train.dropout), json.loads(json.dumps(told))
+            new_adapter(unit.name, modules, self.base.files.name, dropout=s.train.dropout),
+            json.loads(json.dumps(provenance)),
         )
 
     def _identity(self) -> dict[str, Any]:

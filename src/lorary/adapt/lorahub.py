@@ -77,19 +77,19 @@ def _adapt_task(context: AdaptContext, task: str, names: Sequence[str]) -> None:
         for path, layer in mixed_layers(adapters).items()
     }
     modules = (sum_updates if mix == OUTPUTS else sum_factors)(adapters, weights)
-    made = {
+    outcome = {
         "parents": context.pool.hashes_of(names),
         "metrics": metrics,
         "mean_weights": dict(zip(names, best, strict=True)),
     }
-    commit_cut(context, task, modules, made, job.val)
+    commit_cut(context, task, modules, outcome, job.val)
 
 
 def _judge(
-    generations: Sequence[Generation], nothing: list[float], base_loss: float
+    generations: Sequence[Generation], zero_weights: list[float], base_loss: float
 ) -> tuple[list[float], dict[str, Any]]:
     """The weights of the lowest validation loss, no adapter at all among them, and how the search went."""
-    done, best, best_step, val_losses = 0, nothing, 0, [(0, base_loss)]
+    done, best, best_step, val_losses = 0, zero_weights, 0, [(0, base_loss)]
     for generation in generations:
         done += len(generation.candidates)
         if generation.val_loss < min(loss for _, loss in val_losses):
@@ -141,23 +141,25 @@ class _Mixtures:
 
 def _search(context: AdaptContext, job: Job, mixtures: _Mixtures, path: Path) -> list[Generation]:
     """All generations. Those that an interrupted run wrote down are told to the search again, and not tried."""
-    known = [Generation(**one) for one in read_json(path)["generations"]] if path.exists() else []
+    recorded = [Generation(**fields) for fields in read_json(path)["generations"]] if path.exists() else []
     generations: list[Generation] = []
     search, lowest, best, val_loss = mixtures.search, math.inf, list[float](), math.inf
     with seated(context.base.model, mixtures.stack, mixtures.settings):
         for number in range(search.num_generations):
             candidates = search.ask()
-            if number < len(known) and known[number].candidates == candidates:
-                losses = known[number].losses
+            if number < len(recorded) and recorded[number].candidates == candidates:
+                losses = recorded[number].losses
             else:
-                known, losses = known[:number], mixtures.losses(candidates, job.train)
+                recorded, losses = recorded[:number], mixtures.losses(candidates, job.train)
             values = [loss + context.settings.l1 * _size(c) for loss, c in zip(losses, candidates, strict=True)]
             search.tell(values)
             if min(values) < lowest:
                 lowest, best = min(values), candidates[values.index(min(values))]
-                (val_loss,) = [known[number].val_loss] if number < len(known) else mixtures.losses([best], job.val)
+                (val_loss,) = (
+                    [recorded[number].val_loss] if number < len(recorded) else mixtures.losses([best], job.val)
+                )
             generations.append(Generation(candidates, losses, best, val_loss))
-            if number >= len(known):
+            if number >= len(recorded):
                 document = {"generations": [vars(generation) for generation in generations]}
                 with reported(context.into.path):
                     replace_file(path, encode_json(document), path.with_suffix(".tmp"), follow_links=False)

@@ -66,12 +66,12 @@ def _learn(context: AdaptContext, names: Sequence[str], tasks: Sequence[str]) ->
     def commit(trained: TrainedUnit) -> None:
         task = task_of[trained.name]
         losses = {"val_loss_base": base_losses[task], "val_loss_start": trained.val_losses[0][1]}
-        made = {
+        outcome = {
             "parents": context.pool.hashes_of(names),
             "metrics": {**metrics_of(trained), **losses},
             "mean_weights": mean_weights(names, adapters, trained.extras),
         }
-        commit_cut(context, task, trained.adapters[trained.name], made, jobs[task].val)
+        commit_cut(context, task, trained.adapters[trained.name], outcome, jobs[task].val)
 
     # A truncated mixture is measured anew, when nothing is seated in the model any more.
     on_finish = commit if context.settings.rank is None else waiting.append
@@ -125,13 +125,15 @@ def initial_weights(
     Returns:
         By path, float64, one weight for each adapter that has the layer.
     """
-    own = [number for number, name in enumerate(names) if context.pool.is_of(name, task)]
+    task_members = [number for number, name in enumerate(names) if context.pool.is_of(name, task)]
     weights = {}
     for path, layer in mixed_layers(adapters).items():
         if context.settings.method == CAT:
             weights[path] = torch.full((len(layer.members),), 1.0 / len(names), dtype=torch.float64)
-        elif own:
-            weights[path] = torch.tensor([float(member == own[0]) for member in layer.members], dtype=torch.float64)
+        elif task_members:
+            weights[path] = torch.tensor(
+                [float(member == task_members[0]) for member in layer.members], dtype=torch.float64
+            )
         else:
             generator = keyed_generator("weights", context.settings.train.seed, path)
             draw = torch.rand(len(layer.members), generator=generator, dtype=torch.float64)
@@ -141,15 +143,15 @@ def initial_weights(
 
 def mean_weights(names: Sequence[str], adapters: Sequence[Factors], weights: Weights) -> dict[str, float]:
     """The weight of each adapter, averaged over the layers that it has."""
-    found: dict[str, list[float]] = {name: [] for name in names}
+    layer_weights: dict[str, list[float]] = {name: [] for name in names}
     for path, layer in mixed_layers(adapters).items():
         for member, weight in zip(layer.members, weights[path].tolist(), strict=True):
-            found[names[member]].append(weight)
-    return {name: sum(own) / len(own) for name, own in found.items()}
+            layer_weights[names[member]].append(weight)
+    return {name: sum(values) / len(values) for name, values in layer_weights.items()}
 
 
 def commit_cut(
-    context: AdaptContext, task: str, modules: Factors, made: Mapping[str, Any], val: Sequence[Example]
+    context: AdaptContext, task: str, modules: Factors, outcome: Mapping[str, Any], val: Sequence[Example]
 ) -> None:
     """Commit a mixture, brought to the rank that was asked for: then its loss is taken anew, and the error recorded.
 
@@ -159,17 +161,19 @@ def commit_cut(
         context: where; nothing may be seated in its model where a rank was asked for.
         task: its name.
         modules: factors of the mixture, by path.
-        made: as `AdaptContext.commit` takes it; its metrics are those of the whole mixture.
+        outcome: as `AdaptContext.commit` takes it; its metrics are those of the whole mixture.
         val: validation rows, encoded.
     """
     rank = context.settings.rank
     if rank is not None:
         cut = truncate(modules, rank, next(iter(modules.values())).scaling)
         loss = adapter_losses(context, {task: cut.modules}, val)[task]
-        whole = made["metrics"]["val_loss"]
-        metrics = {**made["metrics"], "val_loss": loss, "val_loss_whole": whole, "truncation_error": cut.error}
-        modules, made = cut.modules, {**made, "metrics": metrics}
+        loss_whole = outcome["metrics"]["val_loss"]
+        metrics = {**outcome["metrics"], "val_loss": loss, "val_loss_whole": loss_whole, "truncation_error": cut.error}
+        modules, outcome = cut.modules, {**outcome, "metrics": metrics}
         if loss > metrics["val_loss_base"]:
-            modules = {path: replace(own, lora_b=torch.zeros_like(own.lora_b)) for path, own in modules.items()}
-            made = {**made, "metrics": {**metrics, "val_loss": metrics["val_loss_base"], "val_loss_cut": loss}}
-    context.commit(task, modules, made)
+            modules = {
+                path: replace(factors, lora_b=torch.zeros_like(factors.lora_b)) for path, factors in modules.items()
+            }
+            outcome = {**outcome, "metrics": {**metrics, "val_loss": metrics["val_loss_base"], "val_loss_cut": loss}}
+    context.commit(task, modules, outcome)

@@ -35,7 +35,9 @@ class Pool:
     def get(self, name: str) -> Factors:
         """The factors of one of them, by path; where alpha is not above 0, lora_b holds it and the scaling is 1."""
         modules = self.library.get(name).modules
-        return {path: own if own.scaling > 0 else _with_scaling_one(own) for path, own in modules.items()}
+        return {
+            path: factors if factors.scaling > 0 else _with_scaling_one(factors) for path, factors in modules.items()
+        }
 
     def is_of(self, name: str, task: str) -> bool:
         """Whether one of them is the adapter of a task: trained on it and on nothing else."""
@@ -66,30 +68,30 @@ def pool_of(library: Library, settings: AdaptSettings) -> Pool:
     if settings.start_library is not None:
         library = Library.open(settings.start_library)
     named = (settings.start or JOINT,) if settings.method == JOINT else settings.experts
-    known = {name: library.provenance(name) for name in _checked(library, named, settings.method)}
+    records = {name: library.provenance(name) for name in _checked(library, named, settings.method)}
     if named is None:
-        known = {name: about for name, about in known.items() if ADAPTATION not in about}
-    if not known:
+        records = {name: record for name, record in records.items() if ADAPTATION not in record}
+    if not records:
         raise LibraryError(
             f"library '{library.path}' must hold adapters",
             found="none",
             remedy="lorary build, or lorary library add; lorary adapt --method lora needs none",
         )
-    hashes = {name: str(about["content_hash"]) for name, about in known.items()}
-    return Pool(library, hashes, {name: list(about["tasks"]) for name, about in known.items()})
+    hashes = {name: str(record["content_hash"]) for name, record in records.items()}
+    return Pool(library, hashes, {name: list(record["tasks"]) for name, record in records.items()})
 
 
 def _checked(library: Library, named: Sequence[str] | None, method: str) -> Sequence[str]:
-    there = library.names()
+    names = library.names()
     if named is None:
-        return there
-    if missing := [name for name in named if name not in there]:
+        return names
+    if missing := [name for name in named if name not in names]:
         option = "--start" if method == JOINT else "--experts"
-        others = f"name others with {option}: it has {', '.join(there[:10]) or 'none'}"
+        suggestion = f"name others with {option}: it has {', '.join(names[:10]) or 'none'}"
         raise LibraryError(
             f"library '{library.path}' must hold the adapters that are named",
             found=f"no adapter '{missing[0]}'",
-            remedy=did_you_mean(missing[0], there, remedy=others),
+            remedy=did_you_mean(missing[0], names, remedy=suggestion),
         )
     if not named or len(set(named)) != len(named):
         raise UsageError("--experts must name different adapters, at least one", found=list(named))

@@ -38,7 +38,10 @@ def retrieve(context: AdaptContext, tasks: Sequence[str]) -> dict[str, tuple[str
     if number is None or number >= len(names):
         return dict.fromkeys(tasks, names)
     scores = {"loss": _by_loss, "delta": _by_delta, "random": _by_chance}[s.retrieve](context, tasks)
-    best = {task: sorted(own, key=lambda name: (own[name], name))[:number] for task, own in scores.items()}
+    best = {
+        task: sorted(task_scores, key=lambda name: (task_scores[name], name))[:number]
+        for task, task_scores in scores.items()
+    }
     return {task: tuple(sorted(chosen)) for task, chosen in best.items()}
 
 
@@ -61,16 +64,16 @@ def _by_loss(context: AdaptContext, tasks: Sequence[str]) -> dict[str, dict[str,
     that the task is about. What is known of a task is kept until the adaptation ends.
     """
     path = context.state("-retrieved.json")
-    known: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
-    missing = [task for task in tasks if task not in known]
+    losses: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
+    missing = [task for task in tasks if task not in losses]
     with context.display.bar("looking for adapters", len(missing)) as bar:
         for task in missing:
             rows = context.job(task).train[: context.settings.retrieve_rows]
-            known[task] = losses_of(context, context.pool.names, rows)
+            losses[task] = losses_of(context, context.pool.names, rows)
             with reported(context.into.path):
-                replace_file(path, encode_json(known), path.with_suffix(".tmp"), follow_links=False)
+                replace_file(path, encode_json(losses), path.with_suffix(".tmp"), follow_links=False)
             bar.advance(task)
-    return {task: known[task] for task in tasks}
+    return {task: losses[task] for task in tasks}
 
 
 def losses_of(context: AdaptContext, names: Sequence[str], rows: Sequence[Example]) -> dict[str, float]:

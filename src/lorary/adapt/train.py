@@ -51,8 +51,8 @@ def adapt_nearest(context: AdaptContext, tasks: Sequence[str]) -> None:
 
 
 def _mean(context: AdaptContext, names: Sequence[str]) -> Start:
-    made = mean_of([context.pool.get(name) for name in names], context.settings.mix, context.settings.rank)
-    return Start(made.modules, context.pool.hashes_of(names), made.error)
+    mean = mean_of([context.pool.get(name) for name in names], context.settings.mix, context.settings.rank)
+    return Start(mean.modules, context.pool.hashes_of(names), mean.error)
 
 
 def train_from(context: AdaptContext, starts: Mapping[str, Start | None]) -> None:
@@ -69,9 +69,9 @@ def train_from(context: AdaptContext, starts: Mapping[str, Start | None]) -> Non
     base_losses: dict[str, float] = {}
     jobs, shapes = [], dict[str, tuple[int, int]]()
     for task in starts:
-        job, own = _job(context, task, starts[task])
+        job, job_shapes = _job(context, task, starts[task])
         jobs.append(job)
-        shapes |= own
+        shapes |= job_shapes
         base_losses[task] = context.base_loss(job.val)
     by_name = dict(zip((job.name for job in jobs), starts, strict=True))
 
@@ -80,7 +80,7 @@ def train_from(context: AdaptContext, starts: Mapping[str, Start | None]) -> Non
         start = starts[task]
         is_start = start is not None and trained.best_step == 0
         modules = start.modules if start is not None and is_start else trained.adapters[trained.name]
-        context.commit(task, modules, _made(trained, start, base_losses[task]))
+        context.commit(task, modules, _outcome(trained, start, base_losses[task]))
 
     with (
         context.display.bar(f"adapting to {len(jobs)} tasks", sum(job.num_steps for job in jobs)) as bar,
@@ -118,7 +118,7 @@ def _scaling(modules: Mapping[str, LoraFactors]) -> float:
     return next(iter(modules.values())).scaling
 
 
-def _made(trained: TrainedUnit, start: Start | None, base_loss: float) -> dict[str, Any]:
+def _outcome(trained: TrainedUnit, start: Start | None, base_loss: float) -> dict[str, Any]:
     metrics = {**metrics_of(trained), "val_loss_base": base_loss, "val_loss_start": trained.val_losses[0][1]}
     if start is None:
         return {"parents": {}, "metrics": metrics}

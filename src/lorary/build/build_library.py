@@ -93,10 +93,10 @@ def separate_tasks(
         if overlap != "report":
             raise UsageError("--overlap needs --held-out: the tasks to keep apart", found=f"--overlap {overlap} alone")
         return tasks, None
-    kept, found = keep_apart(tasks, held_out, overlap)
-    for line in found.lines():
+    separate, decontamination = keep_apart(tasks, held_out, overlap)
+    for line in decontamination.lines():
         display.say(line)
-    return kept, found
+    return separate, decontamination
 
 
 def build_library(

@@ -36,11 +36,11 @@ def choose_k(context: BuildContext, plans: Mapping[int, Sequence[ExpertSpec]]) -
         nats per target token) and `chosen`. The smallest k wins among equals.
     """
     path = context.library.path
-    table = known_choice(path, plans, context.tasks, context.asked_dtype)
+    table = known_choice(path, plans, context.tasks, context.requested_dtype)
     if table is None:
         check_clusters(context.library, [], context.tasks, context.base_dtype)
         table = _table(context, plans)
-        key = _key(plans, context.tasks, context.asked_dtype)
+        key = _key(plans, context.tasks, context.requested_dtype)
         save_derived(path, KIND, key, {DOCUMENT: encode_json({"table": table})})
     chosen = next(row["k"] for row in table if row["chosen"])
     check_clusters(context.library, plans[chosen], context.tasks, context.base_dtype)
@@ -59,7 +59,7 @@ def known_choice(
         library: folder of the library; it need not be there.
         plans: the experts, by number of clusters.
         tasks: all tasks, by name.
-        dtype: `BuildContext.asked_dtype` of the build.
+        dtype: `BuildContext.requested_dtype` of the build.
     """
     stored = load_derived(library, KIND, _key(plans, tasks, dtype))
     return None if stored is None else list(json.loads(stored[DOCUMENT])["table"])
@@ -88,7 +88,7 @@ def _table(context: BuildContext, plans: Mapping[int, Sequence[ExpertSpec]]) -> 
 
 
 def _folder(context: BuildContext, k: int, units: Sequence[ExpertSpec]) -> Path:
-    return candidate_folder(context.library.path, k, units, context.tasks, context.asked_dtype)
+    return candidate_folder(context.library.path, k, units, context.tasks, context.requested_dtype)
 
 
 def _create(context: BuildContext, path: Path) -> Library:
@@ -123,8 +123,8 @@ def mean_task_loss(context: BuildContext, library: Library, units: Sequence[Expe
 
 def _take_over(context: BuildContext, units: Sequence[ExpertSpec], folder: Path) -> None:
     """Commit the chosen experts, which were trained beside the library; any that are gone are trained again later."""
-    there = set(context.library.names())
-    missing = [unit for unit in units if unit.name not in there]
+    names = set(context.library.names())
+    missing = [unit for unit in units if unit.name not in names]
     if not missing or not (folder / LIBRARY_FILE).exists():
         return
     library = Library.open(folder)
@@ -132,5 +132,5 @@ def _take_over(context: BuildContext, units: Sequence[ExpertSpec], folder: Path)
     missing = [unit for unit in missing if unit.name in built]
     check_same_build(library, missing, context.tasks, context.base_dtype)
     for unit in missing:
-        told = {key: value for key, value in library.provenance(unit.name).items() if key not in COMPUTED}
-        context.library.add_adapter(library.get(unit.name), told)
+        provenance = {key: value for key, value in library.provenance(unit.name).items() if key not in COMPUTED}
+        context.library.add_adapter(library.get(unit.name), provenance)

@@ -50,12 +50,12 @@ def to_adapter(unit: ExpertSpec, modules: Mapping[str, LoraFactors], base: Base)
     settings = unit.settings
     # PEFT would look for factors of these names in the other parts of a multimodal model too.
     is_part = settings.upper_layers is not None or bool(language_paths(base.model))
-    whole = not is_part and ALL_LINEAR not in settings.target_modules
+    by_suffix = not is_part and ALL_LINEAR not in settings.target_modules
     config = new_config(
         base.files.name,
         rank=settings.rank,
         alpha=settings.alpha,
-        target_modules=sorted(settings.target_modules) if whole else sorted(modules),
+        target_modules=sorted(settings.target_modules) if by_suffix else sorted(modules),
         dropout=settings.dropout,
     )
     return Adapter(unit.name, modules, config, tensors_of(modules))
@@ -127,21 +127,21 @@ def other_build(
 
     Args and errors as for `check_same_build`.
     """
-    known = library.provenance(unit.name)
-    wanted: dict[str, Any] = {
+    provenance = library.provenance(unit.name)
+    expected: dict[str, Any] = {
         "settings": as_recorded(unit.settings),
         "data_hashes": {name: tasks[name].data_hash for name in unit.tasks},
     }
     if base_dtype is not None:
-        wanted["base_dtype"] = base_dtype
-    if tokenizer is not None and "tokenizer" in known:  # older experts do not say
-        wanted["tokenizer"] = tokenizer
-    if isinstance(known.get("settings"), Mapping):
-        known = {**known, "settings": recorded_settings(known["settings"])}
-    for key, value in wanted.items():
-        recorded, own = known.get(key), json.loads(json.dumps(value))
-        if recorded != own:
-            return f"other {key}: {_difference(recorded, own)}"
+        expected["base_dtype"] = base_dtype
+    if tokenizer is not None and "tokenizer" in provenance:  # older experts do not say
+        expected["tokenizer"] = tokenizer
+    if isinstance(provenance.get("settings"), Mapping):
+        provenance = {**provenance, "settings": recorded_settings(provenance["settings"])}
+    for key, value in expected.items():
+        recorded, normalised = provenance.get(key), json.loads(json.dumps(value))
+        if recorded != normalised:
+            return f"other {key}: {_difference(recorded, normalised)}"
     return None
 
 
@@ -159,27 +159,27 @@ def check_clusters(
     Raises:
         LibraryError: if it holds experts of clusters that are not among them, or of another build.
     """
-    there, planned = set(library.names()), {unit.name for unit in units}
-    others = sorted(name for name in there - planned if CLUSTER_NAME.fullmatch(name))
-    if others:
+    names, planned = set(library.names()), {unit.name for unit in units}
+    foreign = sorted(name for name in names - planned if CLUSTER_NAME.fullmatch(name))
+    if foreign:
         raise LibraryError(
             f"library '{library.path}' must hold the experts of one clustering",
-            found=f"{', '.join(others[:5])} of another",
+            found=f"{', '.join(foreign[:5])} of another",
             remedy="build into another library",
         )
-    check_same_build(library, [unit for unit in units if unit.name in there], tasks, base_dtype)
+    check_same_build(library, [unit for unit in units if unit.name in names], tasks, base_dtype)
 
 
-def _difference(recorded: Any, wanted: Any) -> str:
+def _difference(recorded: Any, expected: Any) -> str:
     if recorded is None:
         return "none recorded"
-    if not isinstance(recorded, Mapping) or not isinstance(wanted, Mapping):
-        return f"{recorded} instead of {wanted}"
-    keys = sorted(key for key in {*recorded, *wanted} if recorded.get(key) != wanted.get(key))
-    return ", ".join(f"{key} {recorded.get(key)!r} instead of {wanted.get(key)!r}" for key in keys[:5])
+    if not isinstance(recorded, Mapping) or not isinstance(expected, Mapping):
+        return f"{recorded} instead of {expected}"
+    keys = sorted(key for key in {*recorded, *expected} if recorded.get(key) != expected.get(key))
+    return ", ".join(f"{key} {recorded.get(key)!r} instead of {expected.get(key)!r}" for key in keys[:5])
 
 
 def val_losses(library: Library, names: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Validation loss of the bare base and of the expert, by name; mixtures of skills have none of their own."""
-    known = {name: library.provenance(name).get("metrics") for name in names}
-    return {name: (float(m["val_loss_base"]), float(m["val_loss"])) for name, m in known.items() if m}
+    metrics = {name: library.provenance(name).get("metrics") for name in names}
+    return {name: (float(m["val_loss_base"]), float(m["val_loss"])) for name, m in metrics.items() if m}

@@ -181,14 +181,14 @@ def make_job(unit: ExpertSpec, tasks: Mapping[str, Task], template: Template, ta
         val += encoded["val"]
         for key, rows in encoded.items():
             owners[key] += [number] * len(rows)
-    several = len(unit.tasks) > 1
+    is_multitask = len(unit.tasks) > 1
     return Job(
         name=unit.name,
         train=train,
         val=val,
         num_steps=num_steps(unit, tasks),
-        train_tasks=tuple(owners["train"]) if several else (),
-        val_tasks=tuple(owners["val"]) if several else (),
+        train_tasks=tuple(owners["train"]) if is_multitask else (),
+        val_tasks=tuple(owners["val"]) if is_multitask else (),
         task_weights=unit.settings.task_weights([owners["train"].count(n) for n in range(len(unit.tasks))]),
         rank=unit.settings.rank,
         alpha=unit.settings.alpha,

@@ -127,8 +127,8 @@ def planned_private(
         LibraryError: if the library holds adapters of these names that are not of these tasks, or of another build.
     """
     units = private_units(tasks, clusters.private_settings(settings))
-    there = set() if library is None else set(library.names())
-    taken = [unit for unit in units if unit.name in there]
+    names = set() if library is None else set(library.names())
+    taken = [unit for unit in units if unit.name in names]
     if library is None or not taken:
         return units
     if clusters.private is None:
@@ -158,9 +158,9 @@ def _open_private(path: Path, context: BuildContext) -> Library:
         base = context.base.model if context.base is not None else context.base_reference
         return Library.create(path, base, base_name=context.library.base.name)
     library = Library.open(path)
-    ours, theirs = context.library.base.fingerprint, library.base.fingerprint
-    differing = differing_fields(ours.configuration, theirs.configuration)
-    if theirs.digest != ours.digest or differing:
+    fingerprint, private_fingerprint = context.library.base.fingerprint, library.base.fingerprint
+    differing = differing_fields(fingerprint.configuration, private_fingerprint.configuration)
+    if private_fingerprint.digest != fingerprint.digest or differing:
         fields = f", {in_words(differing)}" if differing else ""
         raise LibraryError(
             f"the library of private adapters '{path}' must be over the base of '{context.library.path}'",
@@ -183,10 +183,12 @@ def _check_own(
 
 def _check_taken(library: Library, units: Sequence[ExpertSpec], tasks: Mapping[str, Task]) -> None:
     for name in (unit.name for unit in units):
-        known, own = library.provenance(name), {name: tasks[name].data_hash}
-        if known["tasks"] not in ([], [name]) or known.get("data_hashes", own) != own:
+        provenance, hashes = library.provenance(name), {name: tasks[name].data_hash}
+        if provenance["tasks"] not in ([], [name]) or provenance.get("data_hashes", hashes) != hashes:
             raise LibraryError(
                 f"adapter '{name}' of library '{library.path}' must be one of task '{name}' as it is now",
-                found=f"tasks {known['tasks']}, other data" if known["tasks"] == [name] else f"tasks {known['tasks']}",
+                found=f"tasks {provenance['tasks']}, other data"
+                if provenance["tasks"] == [name]
+                else f"tasks {provenance['tasks']}",
                 remedy="name another library with --private",
             )

@@ -63,11 +63,11 @@ def measure(model: Any, jobs: Sequence[Job], stack: FlatParameters, settings: Lo
         replace(job, num_steps=STEPS, val=job.val[:1], val_tasks=job.val_tasks[:1]) for job in jobs[: stack.num_slots]
     ]
     loop, speed = replace(settings, num_evals=1, patience=None), _Speed()
-    with _kept_bytes([*model.parameters(), stack.parameters]) as kept:
+    with _kept_bytes([*model.parameters(), stack.parameters]) as saved_bytes:
         train_queue(model, short, stack, loop, on_finish=lambda trained: None, callbacks=[speed])
     vectors = 5  # parameters, gradient, two moments, the best parameters
     state = vectors * stack.parameters.numel() * stack.parameters.element_size()
-    return Measurement(speed.tokens_per_s, _computed(model, short, loop), max(kept), state)
+    return Measurement(speed.tokens_per_s, _computed(model, short, loop), max(saved_bytes), state)
 
 
 def _computed(model: Any, jobs: Sequence[Job], settings: LoopSettings) -> float:
@@ -80,27 +80,27 @@ def _computed(model: Any, jobs: Sequence[Job], settings: LoopSettings) -> float:
 
 
 @contextmanager
-def _kept_bytes(own: Sequence[Tensor]) -> Iterator[list[int]]:
+def _kept_bytes(excluded: Sequence[Tensor]) -> Iterator[list[int]]:
     """Collects, for every backward pass, the bytes that were kept for it, parameters left out."""
-    parameters = {tensor.untyped_storage().data_ptr() for tensor in own}
+    parameters = {tensor.untyped_storage().data_ptr() for tensor in excluded}
     sums: list[int] = [0]
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
     is_backward = False
 
     def pack(tensor: Tensor) -> Tensor:
         nonlocal is_backward
         if is_backward:
-            kept.clear()
+            saved.clear()
             is_backward = False
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     def unpack(tensor: Tensor) -> Tensor:
         nonlocal is_backward
         if not is_backward:
-            sums.append(sum(kept.values()))
+            sums.append(sum(saved.values()))
             is_backward = True
         return tensor
 

@@ -55,9 +55,9 @@ def poly_settings(method: str, *, splits: int | None = None, **changes: Any) -> 
     Raises:
         UsageError: if method and splits disagree, or a value is out of range.
     """
-    given = {key: value for key, value in changes.items() if value is not None}
+    options = {key: value for key, value in changes.items() if value is not None}
     default = 1 if method == POLY else MHR_SPLITS
-    settings = PolySettings(splits=default if splits is None else splits, **given)
+    settings = PolySettings(splits=default if splits is None else splits, **options)
     if settings.method != method:
         raise UsageError(
             "--method poly has 1 split and mhr has 2 or more",
@@ -127,20 +127,20 @@ def method_settings(
     # It knows tasks and adapters, and so torch, which an option's help does without.
     from lorary.build.jobs import read_overrides
 
-    given = {key: value for key, value in mbc.items() if value is not None}
+    options = {key: value for key, value in mbc.items() if value is not None}
     learnt = {**poly, "mu": mu or None, "per_task": per_task or None}
     is_poly, is_mbc = method in (POLY, MHR), method == MBC
-    _refuse_foreign(method, MBC, [] if is_mbc else list(given))
+    _refuse_foreign(method, MBC, [] if is_mbc else list(options))
     _refuse_foreign(method, "poly or mhr", [] if is_poly else [k for k, v in learnt.items() if v is not None])
     _refuse_foreign(method, "joint, mbc, poly or mhr", ["sampling"] if sampling and method == "private" else [])
-    _refuse_idle(given)
-    if "k" in given:
-        given["k"] = parse_k(given["k"])
+    _refuse_idle(options)
+    if "k" in options:
+        options["k"] = parse_k(options["k"])
     if preset == "paper-2024":
-        given = {"method": "paper-2024", **given}
+        options = {"method": "paper-2024", **options}
     return MethodSettings(
         method,
-        ClusterSettings(**given),
+        ClusterSettings(**options),
         poly_settings(method, **poly) if is_poly else PolySettings(),
         read_overrides(overrides) if overrides else {},
         mu,
@@ -155,10 +155,10 @@ def _refuse_foreign(method: str, owner: str, options: Sequence[str]) -> None:
         )
 
 
-def _refuse_idle(given: Mapping[str, Any]) -> None:
+def _refuse_idle(options: Mapping[str, Any]) -> None:
     """Refuse options of clusters that the way clusters are found would not look at."""
-    by = given.get("by", "mbc")
-    idle = [key for key in given if by in CLUSTER_BY and by not in NEEDED_BY.get(key, CLUSTER_BY)]
+    by = options.get("by", "mbc")
+    idle = [key for key in options if by in CLUSTER_BY and by not in NEEDED_BY.get(key, CLUSTER_BY)]
     if idle:
         owners = " or ".join(NEEDED_BY[idle[0]])
         raise UsageError(f"{_options(idle)} needs --cluster-by {owners}", found=by, remedy="leave it out")

@@ -32,12 +32,12 @@ class Stage:
     Args:
         name: in words.
         units: the experts.
-        there: names of those that are there already, trained as this build would train them.
+        existing: names of those that are there already, trained as this build would train them.
     """
 
     name: str
     units: Sequence[ExpertSpec]
-    there: frozenset[str] = frozenset()
+    existing: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class _Place:
         """Units against what a folder holds; an expert of another build is refused as the build itself would."""
         library = self.opened(path)
         names = set() if library is None else set(library.names())
-        there = [unit for unit in units if unit.name in names]
+        existing = [unit for unit in units if unit.name in names]
         if library is not None:
-            check_same_build(library, there, self.tasks, self.dtype)
-        return Stage(name, units, frozenset(unit.name for unit in there))
+            check_same_build(library, existing, self.tasks, self.dtype)
+        return Stage(name, units, frozenset(unit.name for unit in existing))
 
 
 def plan_stages(
@@ -134,9 +134,9 @@ def _mbc_stages(
     if clusters.by == "mbc":
         private = place.opened(private_folder(place.path, clusters))
         units = planned_private(private, place.tasks, settings, clusters, place.dtype)
-        there = frozenset() if private is None else frozenset(private.names())
-        stages.append(Stage("private adapters", units, there))
-        if private is not None and not there >= set(place.tasks):
+        existing = frozenset() if private is None else frozenset(private.names())
+        stages.append(Stage("private adapters", units, existing))
+        if private is not None and not existing >= set(place.tasks):
             private = None
     plans, are_known = _plans(place, settings, clusters, overrides, private)
     if not are_known:
@@ -171,19 +171,19 @@ def _plans(
     """Experts by number of clusters, and whether these are known: recorded, or what a baseline says."""
     plans, are_known = {}, True
     for k in numbers_of(clusters):
-        found = None
+        clustering = None
         if private is not None or clusters.by != "mbc":
-            found = known_clusters(place.path, place.tasks, private, clusters, k)
-        if found is not None:
-            units = cluster_units(found.labels, settings, found.parents, found.origin)
-            plans[found.k] = override(units, overrides)
+            clustering = known_clusters(place.path, place.tasks, private, clusters, k)
+        if clustering is not None:
+            units = cluster_units(clustering.labels, settings, clustering.parents, clustering.origin)
+            plans[clustering.k] = override(units, overrides)
             continue
         are_known = False
         number = k or min(ASSUMED_K, len(place.tasks))
         even = cluster_units({name: i % number for i, name in enumerate(sorted(place.tasks))}, settings, {}, {})
-        given = overrides
+        applicable = overrides
         if k is None:
             place.notes.append(f"--k auto is not known before the private adapters are: {number} is assumed")
-            given = {name: own for name, own in overrides.items() if name in {unit.name for unit in even}}
-        plans[number] = override(even, given)
+            applicable = {name: changes for name, changes in overrides.items() if name in {unit.name for unit in even}}
+        plans[number] = override(even, applicable)
     return plans, are_known

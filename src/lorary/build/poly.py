@@ -64,19 +64,19 @@ def is_finished(
         LibraryError: if it holds a skill of another build.
     """
     names = skill_names(poly.skills)
-    there = [name for name in names if name in library]
-    check_same_build(library, [replace(unit, name=name) for name in there], tasks, base_dtype)
-    wanted = asdict(poly)
-    for name in there:
+    existing = [name for name in names if name in library]
+    check_same_build(library, [replace(unit, name=name) for name in existing], tasks, base_dtype)
+    expected = asdict(poly)
+    for name in existing:
         recorded = library.provenance(name).get("assignment", {})
-        other = [key for key, value in wanted.items() if recorded.get(key) != value]
+        other = [key for key, value in expected.items() if recorded.get(key) != value]
         if other:
             raise LibraryError(
                 f"library '{library.path}' must not hold '{name}' from another build",
-                found=", ".join(f"{key} {recorded.get(key)} instead of {wanted[key]}" for key in other),
+                found=", ".join(f"{key} {recorded.get(key)} instead of {expected[key]}" for key in other),
                 remedy="build into another library",
             )
-    assignment = find_assignment(library) if len(there) == len(names) else None
+    assignment = find_assignment(library) if len(existing) == len(names) else None
     return assignment is not None and (assignment.tasks, tuple(assignment.skills)) == (unit.tasks, names)
 
 
@@ -99,24 +99,24 @@ def commit_skills(
     Raises:
         LibraryError: if a skill's name is taken by another adapter, or the library cannot be written.
     """
-    told = {**provenance_of(unit, trained, tasks, base), "assignment": asdict(poly)}
+    provenance = {**provenance_of(unit, trained, tasks, base), "assignment": asdict(poly)}
     hashes = {}
     for name, modules in trained.adapters.items():
         adapter = to_adapter(replace(unit, name=name), modules, base)
-        hashes[name] = commit_once(library, adapter, told)
+        hashes[name] = commit_once(library, adapter, provenance)
     assignment = Assignment(unit.tasks, hashes, trained.extras)
-    kept = ("settings", "assignment", "data_hashes", "base_dtype")
-    save_assignment(library, assignment, {key: told[key] for key in kept})
+    shared_keys = ("settings", "assignment", "data_hashes", "base_dtype")
+    save_assignment(library, assignment, {key: provenance[key] for key in shared_keys})
     return assignment
 
 
-def commit_once(library: Library, adapter: Adapter, told: Mapping[str, Any]) -> str:
+def commit_once(library: Library, adapter: Adapter, provenance: Mapping[str, Any]) -> str:
     """Commit an adapter unless it is there already, with the same content: what was killed half-way is repeated.
 
     Args:
         library: where it goes.
         adapter: from memory.
-        told: its provenance.
+        provenance: its provenance.
 
     Returns:
         The hash of its content.
@@ -126,5 +126,5 @@ def commit_once(library: Library, adapter: Adapter, told: Mapping[str, Any]) -> 
     """
     digest = content_hash(adapter.config, adapter.tensors)
     if adapter.name not in library or library.provenance(adapter.name)["content_hash"] != digest:
-        library.add_adapter(adapter, told)
+        library.add_adapter(adapter, provenance)
     return digest

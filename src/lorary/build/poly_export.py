@@ -51,9 +51,9 @@ def check_exports(
         LibraryError: if a name is taken by an adapter that is no such mixture.
     """
     exported = {MU: (f"{poly.method}-mu", unit.tasks)} if mu else {}
-    own = {name.casefold() for name in (*skill_names(poly.skills), *exported)}
+    reserved = {name.casefold() for name in (*skill_names(poly.skills), *exported)}
     for task in unit.tasks if per_task else ():
-        if task.casefold() in own:
+        if task.casefold() in reserved:
             raise UsageError("--per-task needs tasks of other names than the skills and their mean", found=task,
                              remedy="leave it out, or name the task otherwise")  # fmt: skip
         exported[task] = (f"{poly.method}-task", (task,))
@@ -134,9 +134,13 @@ def _export(
     assignment: Assignment,
 ) -> str:
     first = next(iter(assignment.skills))
-    known = library.provenance(first)
-    told: dict[str, Any] = {key: known[key] for key in INHERITED if key in known}
-    told |= {key: {task: known[key][task] for task in tasks} for key in ("families", "data_hashes") if key in known}
-    told |= {"method": method, "tasks": list(tasks), "parents": list(assignment.skills.values())}
-    commit_once(library, Adapter(name, modules, library.get(first).config, tensors_of(modules)), told)
+    skill_provenance = library.provenance(first)
+    provenance: dict[str, Any] = {key: skill_provenance[key] for key in INHERITED if key in skill_provenance}
+    provenance |= {
+        key: {task: skill_provenance[key][task] for task in tasks}
+        for key in ("families", "data_hashes")
+        if key in skill_provenance
+    }
+    provenance |= {"method": method, "tasks": list(tasks), "parents": list(assignment.skills.values())}
+    commit_once(library, Adapter(name, modules, library.get(first).config, tensors_of(modules)), provenance)
     return name

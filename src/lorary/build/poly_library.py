@@ -78,4 +78,4 @@ def _train(context: BuildContext, unit: ExpertSpec, poly: PolySettings) -> None:
 
 
 def _key(context: BuildContext, unit: ExpertSpec, poly: PolySettings) -> str:
-    return build_key([unit], context.tasks, 1, f"{context.asked_dtype} {json.dumps(asdict(poly))}")
+    return build_key([unit], context.tasks, 1, f"{context.requested_dtype} {json.dumps(asdict(poly))}")

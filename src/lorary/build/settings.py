@@ -206,14 +206,14 @@ def preset(name: str, **changes: Any) -> BuildSettings:
         UsageError: if there is no such preset, or a value is out of range.
     """
     check_choice("a preset", name, tuple(PRESETS))
-    given = {key: value for key, value in changes.items() if value is not None}
-    if "steps" in given and "epochs" in given:
+    overrides = {key: value for key, value in changes.items() if value is not None}
+    if "steps" in overrides and "epochs" in overrides:
         raise UsageError(
-            "--steps and --epochs must not be given together", found=f"{given['steps']}, {given['epochs']}"
+            "--steps and --epochs must not be given together", found=f"{overrides['steps']}, {overrides['epochs']}"
         )
-    fields = {**PRESETS[name], **given}
-    if "epochs" in given:
+    fields = {**PRESETS[name], **overrides}
+    if "epochs" in overrides:
         fields["steps"] = None
-    elif "steps" in given:
+    elif "steps" in overrides:
         fields["epochs"] = None
     return replace(BuildSettings(), **fields)

@@ -132,7 +132,7 @@ def train_shard(
     """
     settings = shard.units[0].settings
     targets = {unit.name: targets_of(base, unit.settings) for unit in shard.units}
-    shapes = {path: shape for own in targets.values() for path, shape in own.items()}
+    shapes = {path: shape for unit_targets in targets.values() for path, shape in unit_targets.items()}
     template = template_for(base, settings)
     jobs = [make_job(unit, tasks, template, frozenset(targets[unit.name])) for unit in shard.units]
     by_name = {unit.name: unit for unit in shard.units}

@@ -60,13 +60,13 @@ def cluster_tasks(context: BuildContext, private: Library | None, clusters: Clus
     if load_derived(path, KIND, key) is None:
         document = _labels(context.tasks, private, clusters, k, context.display)
         save_derived(path, KIND, key, {DOCUMENT: encode_json({**document, **key["settings"]})})
-    found = known_clusters(path, context.tasks, private, clusters, k)
-    assert found is not None
-    labels = list(found.labels.values())
+    assignment = known_clusters(path, context.tasks, private, clusters, k)
+    assert assignment is not None
+    labels = list(assignment.labels.values())
     sizes = sorted((labels.count(label) for label in set(labels)), reverse=True)
     folder = derived_folder(path, KIND, key)
     context.display.say(f"{len(sizes)} clusters of {', '.join(map(str, sizes))} tasks: {folder}")
-    return found
+    return assignment
 
 
 def known_clusters(
@@ -131,17 +131,17 @@ def _labels(
 def _labels_of_adapters(
     names: list[str], private: Library, clusters: ClusterSettings, k: int | None, display: Display
 ) -> dict[str, Any]:
-    found = cluster_adapters(names, private.get, k=k or "auto", method=clusters.method, seed=clusters.seed)
-    labels = dict(zip(found.names, found.labels, strict=True))
-    if found.zero:
+    clustering = cluster_adapters(names, private.get, k=k or "auto", method=clusters.method, seed=clusters.seed)
+    labels = dict(zip(clustering.names, clustering.labels, strict=True))
+    if clustering.zero:
         # They resemble nothing, not even each other; but every task must have an expert.
-        display.say(f"adapters that learnt nothing share a cluster of their own: {', '.join(found.zero)}")
-        labels |= dict.fromkeys(found.zero, found.k)
+        display.say(f"adapters that learnt nothing share a cluster of their own: {', '.join(clustering.zero)}")
+        labels |= dict.fromkeys(clustering.zero, clustering.k)
     return {
         "labels": labels,
-        "cohesion": list(found.cohesion),
-        "silhouette": found.silhouette,
-        "stability": found.stability,
-        "zero": list(found.zero),
-        "duplicates": [list(group) for group in found.duplicates],
+        "cohesion": list(clustering.cohesion),
+        "silhouette": clustering.silhouette,
+        "stability": clustering.stability,
+        "zero": list(clustering.zero),
+        "duplicates": [list(group) for group in clustering.duplicates],
     }

@@ -61,7 +61,7 @@ class BuildContext:
         return None if self.base is None else str(self.base.model.dtype)
 
     @property
-    def asked_dtype(self) -> str:
+    def requested_dtype(self) -> str:
         """What a build is keyed by: the same wherever it runs, so that another executor goes on where one ended."""
         return self.run.dtype if self.base_reference else f"{self.run.dtype} {self.base_dtype}"
 
@@ -86,8 +86,8 @@ def train_units(context: BuildContext, units: Sequence[ExpertSpec]) -> tuple[lis
         TrainError: if the training cannot go on.
     """
     library = context.library
-    there = set(library.names())
-    kept = [unit for unit in units if unit.name in there]
+    names = set(library.names())
+    kept = [unit for unit in units if unit.name in names]
     # Where other processes train, the experts themselves say on what, and must agree.
     dtype = context.base_dtype or (library.provenance(kept[0].name).get("base_dtype") if kept else None)
     tokenizer = content_of_tokenizer(context.base.tokenizer) if kept and context.base is not None else None
@@ -95,12 +95,12 @@ def train_units(context: BuildContext, units: Sequence[ExpertSpec]) -> tuple[lis
     if kept:
         context.display.say(f"{len(kept)} of {len(units)} experts are in the library already")
     _train_pending(context, units, dtype)
-    return [unit.name for unit in units if unit.name not in there], [unit.name for unit in kept]
+    return [unit.name for unit in units if unit.name not in names], [unit.name for unit in kept]
 
 
 def _train_pending(context: BuildContext, units: Sequence[ExpertSpec], dtype: str | None) -> None:
     path = context.library.path
-    key = build_key(units, context.tasks, context.run.window, context.asked_dtype)
+    key = build_key(units, context.tasks, context.run.window, context.requested_dtype)
     # Long ones first, so that no single one is left running at the end.
     order = sorted(units, key=lambda unit: (-num_steps(unit, context.tasks), unit.name))
     by_name = {unit.name: unit for unit in units}
@@ -117,8 +117,8 @@ def _train_pending(context: BuildContext, units: Sequence[ExpertSpec], dtype: st
 
 
 def _missing(library: Library, units: Sequence[ExpertSpec]) -> list[str]:
-    there = set(library.names())
-    return [unit.name for unit in units if unit.name not in there]
+    names = set(library.names())
+    return [unit.name for unit in units if unit.name not in names]
 
 
 def _num_shards(num_pending: int, context: BuildContext) -> int:

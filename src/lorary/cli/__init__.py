@@ -27,7 +27,7 @@ def main() -> None:
         code = _flushed() or code
     except BaseException as error:
         # Libraries make errors of their own of a signal, in the midst of an import for example.
-        if ending.seen is not None or isinstance(error, KeyboardInterrupt):
+        if ending.signal_number is not None or isinstance(error, KeyboardInterrupt):
             code = INTERRUPTED
         elif not isinstance(error, Exception) or ("--debug" in sys.argv and not hasattr(error, "format_message")):
             raise
@@ -35,7 +35,7 @@ def main() -> None:
             code = _said(error)
     ending.is_over = True
     code = ending.code or code
-    if ending.seen is not None or code == INTERRUPTED:
+    if ending.signal_number is not None or code == INTERRUPTED:
         ending.say()
         # Python kills itself by SIGINT at its end where an interruption left code that was run from a text, as that of
         # dataclasses is; the next such code makes it forget.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from lorary.adapt.settings import LORA, AdaptSettings, adapt_settings
 from lorary.build.settings import BuildSettings, RunSettings, preset
-from lorary.cli.flags import CommandOptions, Given, with_options
+from lorary.cli.flags import CommandOptions, OptionValues, with_options
 from lorary.cli.options import LibraryPath, Output, Preset, TasksReference
 from lorary.errors import UsageError
 from lorary.flags import flag, option_of
@@ -37,8 +37,8 @@ class AdaptCommand:
 def adapt(
     library: LibraryPath,
     tasks: TasksReference,
-    given: Annotated[
-        Given,
+    options: Annotated[
+        OptionValues,
         CommandOptions(
             (AdaptCommand, AdaptSettings, Preset, BuildSettings, RunSettings, Output),
             omit={BuildSettings: ("rank", "init", "sampling")},
@@ -52,7 +52,7 @@ def adapt(
     from lorary.library.store import Library
     from lorary.recipes.adapt import run_adapt
 
-    train, changes = dict(given[BuildSettings]), dict(given[AdaptSettings])
+    train, changes = dict(options[BuildSettings]), dict(options[AdaptSettings])
     method = changes.pop("method", LORA)
     if method != LORA and changes.get("retrieve") != "delta" and (idle := [key for key in _LAYERS if key in train]):
         raise UsageError(
@@ -64,10 +64,10 @@ def adapt(
         changes["zero_shot"] = train.pop("steps") == 0
     if "template" not in train:
         train["template"] = template_of(Library.open(library), None)
-    settings = adapt_settings(method, preset(Preset(**given[Preset]).preset, **train), **changes)
-    command, run = AdaptCommand(**given[AdaptCommand]), RunSettings(**given[RunSettings])
+    settings = adapt_settings(method, preset(Preset(**options[Preset]).preset, **train), **changes)
+    command, run = AdaptCommand(**options[AdaptCommand]), RunSettings(**options[RunSettings])
     result = run_adapt(library, tasks, settings, names=command.names, into=command.into, base=command.base, run=run)
-    print(json.dumps(asdict(result))) if Output(**given[Output]).as_json else _print(result)
+    print(json.dumps(asdict(result))) if Output(**options[Output]).as_json else _print(result)
 
 
 def _print(result: "AdaptResult") -> None:

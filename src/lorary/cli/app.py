@@ -32,8 +32,8 @@ app = typer.Typer(
 app.add_typer(library_app, name="library")
 
 
-def _version(wanted: bool | None) -> None:
-    if wanted:
+def _version(value: bool | None) -> None:
+    if value:
         print(f"lorary {__version__}")
         raise typer.Exit
 

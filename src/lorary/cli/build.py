@@ -10,7 +10,7 @@ import typer
 from lorary.build.cluster_settings import ClusterSettings
 from lorary.build.methods import MHR_SPLITS, MethodSettings, PolySettings, method_settings
 from lorary.build.settings import BuildSettings, BuildSource, RunSettings, preset
-from lorary.cli.flags import CommandOptions, Given, with_options
+from lorary.cli.flags import CommandOptions, OptionValues, with_options
 from lorary.cli.options import Output, Preset, TasksReference
 from lorary.errors import UsageError
 from lorary.flags import flag
@@ -53,8 +53,8 @@ _SETTINGS = (BuildCommand, BuildSource, Preset, MethodSettings, BuildSettings, C
 @with_options
 def build(
     tasks: TasksReference,
-    given: Annotated[
-        Given,
+    options: Annotated[
+        OptionValues,
         CommandOptions(
             (*_SETTINGS, RunSettings, Output),
             defaults={"splits": str(MHR_SPLITS)},
@@ -65,22 +65,22 @@ def build(
     ] = None,
 ) -> None:
     """Train a library of experts. Run it again to go on after an interruption."""
-    command, source = BuildCommand(**given[BuildCommand]), BuildSource(**given[BuildSource])
-    as_json, name = Output(**given[Output]).as_json, Preset(**given[Preset]).preset
-    library, settings = command.folder(folder), preset(name, **given[BuildSettings])
+    command, source = BuildCommand(**options[BuildCommand]), BuildSource(**options[BuildSource])
+    as_json, name = Output(**options[Output]).as_json, Preset(**options[Preset]).preset
+    library, settings = command.folder(folder), preset(name, **options[BuildSettings])
     method = method_settings(
         preset=name,
         overrides=command.overrides,
-        mbc=given[ClusterSettings],
-        poly=given[PolySettings],
-        sampling=given[BuildSettings].get("sampling"),
-        **given[MethodSettings],
+        mbc=options[ClusterSettings],
+        poly=options[PolySettings],
+        sampling=options[BuildSettings].get("sampling"),
+        **options[MethodSettings],
     )
     if command.executor == "local" and source.workers is not None:
         raise UsageError("--workers needs --executor ray", found="--executor local", remedy="leave it out")
-    if method.is_poly and given[BuildSettings].get("init") == "shared":
+    if method.is_poly and options[BuildSettings].get("init") == "shared":
         raise UsageError("--init must be own for skills, which would stay alike", found="shared", remedy="leave it out")
-    run = RunSettings(**given[RunSettings])
+    run = RunSettings(**options[RunSettings])
     if command.dry_run:
         from lorary.recipes.estimate import run_estimate
 

@@ -18,15 +18,15 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 class Ending:
-    """The handler of the signals that end the command, and what it has seen.
+    """The handler of the signals that end the command, and the first that came.
 
     Args:
-        seen: the first signal that came.
+        signal_number: the first signal that came, None before it.
         is_over: whether there is nothing left to unwind.
     """
 
     def __init__(self) -> None:
-        self.seen: int | None = None
+        self.signal_number: int | None = None
         self.is_over = False
         self._is_said = False
         self._unraisable = sys.unraisablehook
@@ -45,7 +45,7 @@ class Ending:
     @property
     def code(self) -> int | None:
         """The exit code that the first signal asks for; None where none came."""
-        return None if self.seen is None else CODES[signal.Signals(self.seen)]
+        return None if self.signal_number is None else CODES[signal.Signals(self.signal_number)]
 
     def say(self) -> None:
         """Say on stderr, once, what ended the command."""
@@ -58,13 +58,13 @@ class Ending:
         if self._is_said:
             return ""
         self._is_said = True
-        return f"{WORDS[signal.Signals(self.seen or signal.SIGINT)]}: run the same command to go on from here"
+        return f"{WORDS[signal.Signals(self.signal_number or signal.SIGINT)]}: run the same command to go on from here"
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.seen is not None or self.is_over:
-            self.seen = self.seen or number
+        if self.signal_number is not None or self.is_over:
+            self.signal_number = self.signal_number or number
             self._end_at_once()
-        self.seen = number
+        self.signal_number = number
         raise KeyboardInterrupt
 
     def _end_at_once(self) -> None:
@@ -75,7 +75,7 @@ class Ending:
 
     def _end_unraisable(self, unraisable: "sys.UnraisableHookArgs") -> None:
         """A signal that came where Python cannot raise it (in a finaliser) would be printed there and forgotten."""
-        if self.seen is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
+        if self.signal_number is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
             self._end_at_once()
         self._unraisable(unraisable)
 

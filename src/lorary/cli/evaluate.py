@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from lorary.cli.flags import CommandOptions, Given, with_options
+from lorary.cli.flags import CommandOptions, OptionValues, with_options
 from lorary.cli.harness import evaluate_harness
 from lorary.cli.options import LibraryPath, Output, RouterFields, TasksReference
 from lorary.cli.route import route_fields
@@ -37,8 +37,8 @@ class EvaluateCommand:
 def evaluate(
     library: LibraryPath,
     tasks: TasksReference,
-    given: Annotated[
-        Given,
+    options: Annotated[
+        OptionValues,
         CommandOptions(
             (EvaluateCommand, EvaluateSettings, RouterFields, BaseOptions, HarnessSettings, Output),
             omit={EvaluateSettings: ("top_k", "temperature", "mix"), HarnessSettings: ("rows",)},
@@ -47,8 +47,8 @@ def evaluate(
     ],
 ) -> None:
     """Score routers on tasks, beside the base model; finished cells are not computed again."""
-    if given[HarnessSettings]:
-        evaluate_harness(library, tasks, given)
+    if options[HarnessSettings]:
+        evaluate_harness(library, tasks, options)
         return
     from lorary.library.store import Library
     from lorary.recipes.evaluate import run_evaluate
@@ -58,7 +58,7 @@ def evaluate(
     from lorary.report.tables import print_evaluation
     from lorary.route.spec import split_specs
 
-    command, settings = EvaluateCommand(**given[EvaluateCommand]), dict(given[EvaluateSettings])
+    command, settings = EvaluateCommand(**options[EvaluateCommand]), dict(options[EvaluateSettings])
     routers = settings.pop("routers", ",".join(defaults_of(EvaluateSettings)["routers"]))
     if command.report:
         check_report(Path(command.report))
@@ -70,8 +70,8 @@ def evaluate(
         also=command.also,
         routers=split_specs(routers),
         names=command.names,
-        load=BaseOptions(**given[BaseOptions]),
-        route=route_fields(**given[RouterFields]),
+        load=BaseOptions(**options[BaseOptions]),
+        route=route_fields(**options[RouterFields]),
         **settings,
     )
     if command.report:
@@ -81,7 +81,7 @@ def evaluate(
         write_page(Path(command.csv), evaluation_csv(evaluation))
     if command.markdown:
         write_page(Path(command.markdown), evaluation_markdown(evaluation))
-    if Output(**given[Output]).as_json:
+    if Output(**options[Output]).as_json:
         print(json.dumps(evaluation.to_json(), allow_nan=False))
     else:
         print_evaluation(evaluation)

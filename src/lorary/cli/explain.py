@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from lorary.cli.flags import CommandOptions, Given, with_options
+from lorary.cli.flags import CommandOptions, OptionValues, with_options
 from lorary.cli.options import LibraryPath, Output, RouterChoice, RouterFields
 from lorary.cli.route import route_fields
 from lorary.errors import UsageError
@@ -43,7 +43,7 @@ class ExplainCommand:
 @with_options
 def explain(
     library: LibraryPath,
-    given: Annotated[Given, CommandOptions((ExplainCommand, RouterChoice, RouterFields, BaseOptions, Output))],
+    options: Annotated[OptionValues, CommandOptions((ExplainCommand, RouterChoice, RouterFields, BaseOptions, Output))],
 ) -> None:
     """Show how prompts are routed: which experts, where, how surely, and what the answer owes them."""
     from lorary.evaluate.explain_trace import Prompt, read_prompts
@@ -53,7 +53,7 @@ def explain(
     from lorary.report.explanation_json import explanation_json
     from lorary.report.shell import check_writable
 
-    command, load = ExplainCommand(**given[ExplainCommand]), BaseOptions(**given[BaseOptions])
+    command, load = ExplainCommand(**options[ExplainCommand]), BaseOptions(**options[BaseOptions])
     prompt, prompts, answer, report = command.prompt, command.prompts, command.answer, command.report
     if (prompt is None) == (prompts is None):
         raise UsageError(
@@ -63,21 +63,21 @@ def explain(
         raise UsageError("--answer goes with --prompt", found="--prompts", remedy="give answers in the file")
     if report:
         check_writable(Path(report))
-    wanted = [Prompt(prompt, answer)] if prompt is not None else read_prompts(str(prompts))
+    requests = [Prompt(prompt, answer)] if prompt is not None else read_prompts(str(prompts))
     explanation = run_explain(
         library,
-        wanted,
+        requests,
         against=command.against,
         without=command.without,
         most=command.most,
         template=command.template,
         max_new_tokens=command.max_new_tokens,
         load=load,
-        **route_fields(**given[RouterChoice], **given[RouterFields]),
+        **route_fields(**options[RouterChoice], **options[RouterFields]),
     )
     if report:
         write_explanation(Path(report), explanation)
-    if Output(**given[Output]).as_json:
+    if Output(**options[Output]).as_json:
         print(json.dumps(explanation_json(explanation), allow_nan=False))
         return
     print_explanation(explanation)

@@ -11,15 +11,15 @@ import typer
 from lorary.flags import Flag, defaults_of, flags_of, helps_of, option_of
 
 # By settings class, the fields that were given, parsed.
-Given = Mapping[type, Mapping[str, Any]]
+OptionValues = Mapping[type, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class CommandOptions:
-    """Marks the one parameter of a command that stands for the options of its settings classes; it gets a `Given`.
+    """Marks the one parameter of a command that stands for the options of its settings classes; it gets `OptionValues`.
 
     Args:
-        settings: the classes. CommandOptions appear in the order of their fields.
+        settings: the classes. Options appear in the order of their fields.
         omit: by class, fields that the command does not ask for.
         methods: by field, the methods that look at it here, for the help.
         defaults: by field, what its default is called here, for the help.
@@ -38,20 +38,20 @@ class CommandOptions:
         parameters = {}
         for settings in self.settings:
             rules, helps, defaults = flags_of(settings), helps_of(settings), defaults_of(settings)
-            for each in fields(settings):
-                is_nested = is_dataclass(each.type) or get_origin(each.type) is Mapping
-                if each.name in self.omit.get(settings, ()) or rules[each.name].option == "" or is_nested:
+            for setting in fields(settings):
+                is_nested = is_dataclass(setting.type) or get_origin(setting.type) is Mapping
+                if setting.name in self.omit.get(settings, ()) or rules[setting.name].option == "" or is_nested:
                     continue
-                flag, option = rules[each.name], option_of(settings, each.name)
-                name = f"{settings.__name__}_{each.name}"
-                methods = self.methods.get(each.name, flag.methods)
-                sentence = f"{', '.join(methods)}: {helps[each.name]}" if methods else helps[each.name]
-                help_text = f"{sentence}{_default_text(self.defaults.get(each.name, defaults[each.name]))}"
+                flag, option = rules[setting.name], option_of(settings, setting.name)
+                name = f"{settings.__name__}_{setting.name}"
+                methods = self.methods.get(setting.name, flag.methods)
+                sentence = f"{', '.join(methods)}: {helps[setting.name]}" if methods else helps[setting.name]
+                help_text = f"{sentence}{_default_text(self.defaults.get(setting.name, defaults[setting.name]))}"
                 annotation = Annotated[  # type: ignore[valid-type]
-                    _kind(each.type, flag) | None, typer.Option(option, metavar=flag.metavar, help=help_text)
+                    _kind(setting.type, flag) | None, typer.Option(option, metavar=flag.metavar, help=help_text)
                 ]
                 kind = inspect.Parameter.KEYWORD_ONLY
-                parameters[name] = settings, each, inspect.Parameter(name, kind, default=None, annotation=annotation)
+                parameters[name] = settings, setting, inspect.Parameter(name, kind, default=None, annotation=annotation)
         return parameters
 
 
@@ -69,12 +69,12 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**values: Any) -> None:
-        given: dict[type, dict[str, Any]] = {settings: {} for settings in classes}
-        for name, (settings, each, _) in options.items():
+        option_values: dict[type, dict[str, Any]] = {settings: {} for settings in classes}
+        for name, (settings, setting, _) in options.items():
             value = values.pop(name)
             if value is not None:
-                given[settings][each.name] = _parsed(each, value)
-        command(**values, **{group: given})
+                option_values[settings][setting.name] = _parsed(setting, value)
+        command(**values, **{group: option_values})
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -100,11 +100,11 @@ def _kind(annotation: Any, flag: Flag) -> Any:
     return str if flag.parse else kinds[0]
 
 
-def _parsed(each: "Field[Any]", value: Any) -> Any:
-    parse = each.metadata["flag"].parse if "flag" in each.metadata else None
+def _parsed(setting: "Field[Any]", value: Any) -> Any:
+    parse = setting.metadata["flag"].parse if "flag" in setting.metadata else None
     if parse is not None:
         return parse(value)
-    if _is_tuple(each.type):
+    if _is_tuple(setting.type):
         return tuple(value if isinstance(value, list) else split_names(value) or ())
     return value
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lorary.cli.flags import CommandOptions, Given, with_options
+from lorary.cli.flags import CommandOptions, OptionValues, with_options
 from lorary.cli.options import LibraryPath, Output, RouterChoice, RouterFields
 from lorary.cli.route import route_fields
 from lorary.recipes.base_options import BaseOptions
@@ -35,20 +35,22 @@ class GenerateCommand:
 def generate(
     library: LibraryPath,
     prompt: Annotated[str, typer.Option(help="text to answer")],
-    given: Annotated[Given, CommandOptions((RouterChoice, RouterFields, GenerateCommand, BaseOptions, Output))],
+    options: Annotated[
+        OptionValues, CommandOptions((RouterChoice, RouterFields, GenerateCommand, BaseOptions, Output))
+    ],
 ) -> None:
     """Answer a prompt with the routed library."""
     from lorary.recipes.generate import run_generate
 
-    as_json, changes = Output(**given[Output]).as_json, dict(given[GenerateCommand])
+    as_json, changes = Output(**options[Output]).as_json, dict(options[GenerateCommand])
     is_streamed = changes.pop("stream", False)
     answer = run_generate(
         library,
         prompt,
         stream=is_streamed and not as_json,
-        load=BaseOptions(**given[BaseOptions]),
+        load=BaseOptions(**options[BaseOptions]),
         **changes,
-        **route_fields(**given[RouterChoice], **given[RouterFields]),
+        **route_fields(**options[RouterChoice], **options[RouterFields]),
     )
     if as_json:
         print(json.dumps(asdict(answer)))

@@ -20,10 +20,10 @@ class GroupedCommands(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands of each group; one that is in no group stands at the end."""
         grouped = {name for names in GROUPS.values() for name in names}
-        others = [name for name in self.commands if name not in grouped]
+        ungrouped = [name for name in self.commands if name not in grouped]
         groups = {heading: [name for name in names if name in self.commands] for heading, names in GROUPS.items()}
         width = max(map(len, self.commands))
-        for heading, names in {**groups, "Commands": others}.items():
+        for heading, names in {**groups, "Commands": ungrouped}.items():
             if names:
                 with formatter.section(heading):
                     helps = [(name.ljust(width), self.commands[name].get_short_help_str(200)) for name in names]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorary.cli.flags import CommandOptions, Given, with_options
+from lorary.cli.flags import CommandOptions, OptionValues, with_options
 from lorary.cli.grouped import GroupedCommands
 from lorary.cli.options import BASE_HELP, ForceBase, Json, LibraryPath, Output, Route
 from lorary.cli.route import route_fields
@@ -136,13 +136,13 @@ def prepare(
     router: Annotated[
         str, typer.Option(help="centroid, phatgoose, contrast, task-predictor, retrieval, or norm to calibrate it")
     ],
-    given: Annotated[Given, CommandOptions((PrepareCommand, BaseOptions, Output))],
+    options: Annotated[OptionValues, CommandOptions((PrepareCommand, BaseOptions, Output))],
 ) -> None:
     """Compute what a router needs beyond weights from the experts' own data; run it again to go on."""
     from lorary.recipes.prepare import run_prepare
 
-    result = run_prepare(library, router, load=BaseOptions(**given[BaseOptions]), **given[PrepareCommand])
-    if Output(**given[Output]).as_json:
+    result = run_prepare(library, router, load=BaseOptions(**options[BaseOptions]), **options[PrepareCommand])
+    if Output(**options[Output]).as_json:
         print(json.dumps(asdict(result)))
     else:
         print(f"{len(result.prepared)} experts prepared, {len(result.kept)} kept: {library}, {result.kind}")

@@ -40,9 +40,9 @@ def _parse_weights(text: str | None) -> dict[str, float] | None:
         return None
     try:
         pairs = [part.rsplit("=", 1) for part in text.split(",")]
-        found = {name.strip(): float(weight) for name, weight in pairs}
+        weights = {name.strip(): float(weight) for name, weight in pairs}
     except ValueError:
         raise UsageError("--weights must give NAME=W, separated by commas", found=text) from None
-    if len(found) < len(pairs):
+    if len(weights) < len(pairs):
         raise UsageError("--weights must name each adapter once", found=text)
-    return found
+    return weights

@@ -65,12 +65,12 @@ def reproduce(
 
 
 def _print(result: "ReproduceResult") -> None:
-    for found in result.document["answers"]:
-        print(found["ask"])
-        for line in found["lines"]:
+    for answer in result.document["answers"]:
+        print(answer["ask"])
+        for line in answer["lines"]:
             print(f"  {line}")
-        if found["unfinished"]:
-            print(f"  unfinished: {', '.join(found['unfinished'])}")
+        if answer["unfinished"]:
+            print(f"  unfinished: {', '.join(answer['unfinished'])}")
     for name, state in result.stages.items():
         if state not in ("done", "skipped"):
             print(f"{state}: {name}")

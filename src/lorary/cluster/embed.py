@@ -80,8 +80,8 @@ def embedding_of_gram(
     for _ in range(POWER_ITERATIONS):
         basis = torch.linalg.qr(gram @ basis).Q
     values, vectors = torch.linalg.eigh(basis.mT @ gram @ basis)
-    kept = values > values.max() * 1e-14  # linearly dependent rows add directions of length zero
-    projected = gram @ basis @ (vectors[:, kept] / values[kept].sqrt())
+    is_independent = values > values.max() * 1e-14  # linearly dependent rows add directions of length zero
+    projected = gram @ basis @ (vectors[:, is_independent] / values[is_independent].sqrt())
     left, singular, _ = torch.linalg.svd(projected, full_matrices=False)
     embedding = left[:, :components] * singular[:components]
     return torch.nn.functional.normalize(embedding, dim=1)
@@ -95,24 +95,24 @@ def _sparsified(adapter: Adapter, sparsity: float) -> dict[str, Factors]:
     flat = torch.cat([factor.float().flatten() for _, f in adapter for factor in (f.lora_a, f.lora_b)])
     sizes = flat.abs()
     threshold = float(np.quantile(sizes.numpy(), sparsity))
-    kept = ~(sizes <= threshold)  # numbers that are not finite stay, to be refused with the other methods
-    if sizes.any() and not kept.any():
+    mask = ~(sizes <= threshold)  # numbers that are not finite stay, to be refused with the other methods
+    if sizes.any() and not mask.any():
         raise AdapterError(
             f"adapter '{adapter.name}' must have numbers beyond the quantile {sparsity} of their magnitudes",
             found=f"all of magnitude {threshold} or less",
             remedy="use the method 'delta'",
         )
-    parts = iter(torch.where(kept, flat, 0.0).split([t.numel() for _, f in adapter for t in (f.lora_a, f.lora_b)]))
+    parts = iter(torch.where(mask, flat, 0.0).split([t.numel() for _, f in adapter for t in (f.lora_a, f.lora_b)]))
     return {path: (next(parts).view(f.rank, f.d_in), next(parts).view(f.rank, f.d_out)) for path, f in adapter}
 
 
 def _check_ranks(adapter: Adapter, first: dict[str, tuple[str, int]]) -> None:
     """Refuse an adapter whose rank at a layer differs from that of the adapters before."""
     for path, factors in adapter:
-        other, rank = first.setdefault(path, (adapter.name, factors.rank))
+        first_name, rank = first.setdefault(path, (adapter.name, factors.rank))
         if factors.rank != rank:
             raise AdapterError(
-                f"adapters '{other}' and '{adapter.name}' must have one rank at layer '{path}' to be flattened",
+                f"adapters '{first_name}' and '{adapter.name}' must have one rank at layer '{path}' to be flattened",
                 found=f"{rank} and {factors.rank}",
                 remedy="use the method 'delta', which compares adapters of any ranks",
             )

@@ -119,13 +119,13 @@ def try_candidates(
         UsageError: if there is no number to try.
     """
     number = len(similarity)
-    asked = [k for k in CANDIDATES if k <= max(2, number // 2)] if candidates is None else sorted({*candidates})
-    judged = [_judge(similarity, k, seed) for k in asked if 2 <= k < number]
+    counts = [k for k in CANDIDATES if k <= max(2, number // 2)] if candidates is None else sorted({*candidates})
+    judged = [_judge(similarity, k, seed) for k in counts if 2 <= k < number]
     tried = tuple(candidate for candidate in judged if candidate is not None)
     if not tried:
         raise UsageError(
             "k 'auto' needs a number of clusters from 2 on that is smaller than the number of different adapters",
-            found=f"{number} adapters that differ and compute something, candidates {asked}",
+            found=f"{number} adapters that differ and compute something, candidates {counts}",
             remedy="give k as a number",
         )
     return tried

@@ -215,10 +215,10 @@ def _nearest(names: tuple[str, ...], whole: Tensor, position: Sequence[int]) -> 
     """The most similar adapters of each, those that compute nothing left out."""
     is_zero = torch.tensor(position) < 0
     alive = (~is_zero).nonzero().flatten().tolist()
-    found: dict[str, list[tuple[str, float]]] = {name: [] for name in names}
+    neighbours: dict[str, list[tuple[str, float]]] = {name: [] for name in names}
     for i in alive:
         row = whole[i].double().masked_fill(is_zero, -torch.inf)
         row[i] = -torch.inf
         values, places = row.topk(min(NEAREST, len(alive) - 1))
-        found[names[i]] = [(names[j], value) for j, value in zip(places.tolist(), values.tolist(), strict=True)]
-    return found
+        neighbours[names[i]] = [(names[j], value) for j, value in zip(places.tolist(), values.tolist(), strict=True)]
+    return neighbours

@@ -49,8 +49,8 @@ class DeltaSketcher:
         total = torch.zeros(self.size, self.size)
         for path, factors in adapter:
             shape = (factors.d_in, factors.d_out)
-            other, known = self._first.setdefault(path, (adapter.name, shape))
-            check_shape((other, adapter.name), path, known, shape)
+            first_name, first_shape = self._first.setdefault(path, (adapter.name, shape))
+            check_shape((first_name, adapter.name), path, first_shape, shape)
             dtype = torch.promote_types(factors.lora_a.dtype, torch.float32)
             right = factors.lora_a.to(dtype) @ self._probe(path, "in", factors.d_in).to(dtype)
             left = factors.lora_b.to(dtype).mT @ self._probe(path, "out", factors.d_out).to(dtype)

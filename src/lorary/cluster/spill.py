@@ -143,21 +143,21 @@ class FactorSpill:
             target.copy_(buffer)
 
 
-def check_shape(names: tuple[str, str], path: str, known: tuple[int, int], found: tuple[int, int]) -> None:
+def check_shape(names: tuple[str, str], path: str, expected: tuple[int, int], actual: tuple[int, int]) -> None:
     """Refuse an adapter whose layer has another shape than in the adapters before.
 
     Args:
         names: of the first adapter that has the layer, and of this one.
         path: of the layer.
-        known: (d_in, d_out) in the first adapter.
-        found: (d_in, d_out) in this one.
+        expected: (d_in, d_out) in the first adapter.
+        actual: (d_in, d_out) in this one.
 
     Raises:
         AdapterError: if they differ.
     """
-    if found != known:
+    if actual != expected:
         raise AdapterError(
             f"adapters '{names[0]}' and '{names[1]}' must have the same (d_in, d_out) at layer '{path}' to be compared",
-            found=f"{known} and {found}",
+            found=f"{expected} and {actual}",
             remedy="compare adapters of one base model only",
         )

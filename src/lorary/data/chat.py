@@ -37,9 +37,9 @@ def render_chat(tokenizer: Any, message: str, chat_template: str | None = None) 
         UsageError: if the template takes no such message.
     """
     messages = [{"role": "user", "content": message}]
-    other = {} if chat_template is None else {"chat_template": chat_template}
+    override = {} if chat_template is None else {"chat_template": chat_template}
     try:
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **other))
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **override))
     except Exception as error:  # whatever a template raises: it is a program of its own
         raise UsageError(
             "the base model's chat template must take a user's message alone",
@@ -54,10 +54,12 @@ def chat_frame(tokenizer: Any) -> ChatFrame:
     Raises:
         UsageError: as for `render_chat`.
     """
-    one, other = render_chat(tokenizer, "0"), render_chat(tokenizer, "1")
-    common = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    is_lasting = _undated(tokenizer) in (None, one) and all(render_chat(tokenizer, "0") == one for _ in range(2))
-    return ChatFrame(one, one[:common], is_lasting)
+    first, second = render_chat(tokenizer, "0"), render_chat(tokenizer, "1")
+    common = next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
+    is_lasting = _undated(tokenizer) in (None, first) and all(render_chat(tokenizer, "0") == first for _ in range(2))
+    return ChatFrame(first, first[:common], is_lasting)
 
 
 def _undated(tokenizer: Any) -> str | None:

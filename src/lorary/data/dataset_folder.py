@@ -102,15 +102,15 @@ def _configs(folder: Path) -> list[dict[str, Any]]:
 
 def _chosen(configs: Sequence[dict[str, Any]], config: str | None, folder: Path) -> dict[str, Any]:
     names = [str(entry.get("config_name", "default")) for entry in configs]
-    wanted = [entry for entry, name in zip(configs, names, strict=True) if config is not None and name == config]
+    matches = [entry for entry, name in zip(configs, names, strict=True) if config is not None and name == config]
     if config is None:
-        wanted = [entry for entry, name in zip(configs, names, strict=True)
+        matches = [entry for entry, name in zip(configs, names, strict=True)
                   if entry.get("default") is True or name == "default" or len(configs) == 1]  # fmt: skip
-    if not wanted:
+    if not matches:
         raise UsageError(f"data folder {folder} has several configurations, one of which must be meant",
                          found=config or "none named", remedy=f"there are {', '.join(names)[:200]}; keep the one "
                          "that is meant in the README, or mark it 'default: true'")  # fmt: skip
-    return wanted[0]
+    return matches[0]
 
 
 def _patterns(named: object, where: str) -> dict[str, list[str]]:
@@ -197,14 +197,14 @@ def check_inside(path: Path, folder: Path) -> None:
 
 def _by_name(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     """The files of each split by the names of files and folders: the Hub's own rules, in their order."""
-    kept = _one_kind(folder, files)
-    paths = {path.relative_to(folder).as_posix(): path for path in kept}
+    candidates = _one_kind(folder, files)
+    paths = {path.relative_to(folder).as_posix(): path for path in candidates}
     sharded: dict[str, list[Path]] = {}
     for name, path in paths.items():
         if match := SHARDED.fullmatch(name):
             sharded.setdefault(match["split"], []).append(path)
     if sharded:
-        return _told(folder, kept, sharded)
+        return _checked_splits(folder, candidates, sharded)
     for form in (r"(.*/)?(?:[^/]*{edge})?{word}({edge}[^/]*)?/.*", r"(.*/)?(?:[^/]*{edge})?{word}{edge}[^/]*"):
         splits: dict[str, list[Path]] = {}
         for split, words in WORDS.items():
@@ -212,18 +212,18 @@ def _by_name(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
             if named := [path for name, path in paths.items() if shape.fullmatch(name)]:
                 splits[split] = named
         if splits:
-            return _told(folder, kept, splits)
-    return {"train": kept}
+            return _checked_splits(folder, candidates, splits)
+    return {"train": candidates}
 
 
-def _told(folder: Path, kept: Sequence[Path], splits: dict[str, list[Path]]) -> dict[str, list[Path]]:
+def _checked_splits(folder: Path, candidates: Sequence[Path], splits: dict[str, list[Path]]) -> dict[str, list[Path]]:
     """The splits, and a warning of files that are in none; a file that is in two is refused."""
     placed = [path for paths in splits.values() for path in paths]
     if len(set(placed)) < len(placed):
         twice = next(path for path in placed if placed.count(path) > 1)
         raise TaskError(f"{twice}: a data file must be of one split by its name", found=", ".join(
             split for split, paths in splits.items() if twice in paths), remedy="rename it")  # fmt: skip
-    _warn_of(folder, [path for path in kept if path not in set(placed)], "their names say no split")
+    _warn_of(folder, [path for path in candidates if path not in set(placed)], "their names say no split")
     return splits
 
 
@@ -241,26 +241,26 @@ def _one_kind(folder: Path, files: Sequence[Path]) -> list[Path]:
     return by_kind[kind]
 
 
-def _warn_of(folder: Path, left: Sequence[Path], why: str) -> None:
-    if left:
-        names = ", ".join(path.relative_to(folder).as_posix() for path in left[:5])
-        warnings.warn(f"data folder {folder}: {len(left)} files are left out ({names}): {why}", stacklevel=2)
+def _warn_of(folder: Path, skipped: Sequence[Path], reason: str) -> None:
+    if skipped:
+        names = ", ".join(path.relative_to(folder).as_posix() for path in skipped[:5])
+        warnings.warn(f"data folder {folder}: {len(skipped)} files are left out ({names}): {reason}", stacklevel=2)
 
 
 def _matching(patterns: Iterable[str], folder: Path, files: Sequence[Path], where: str) -> list[Path]:
-    found: dict[Path, None] = {}
+    matched: dict[Path, None] = {}
     for pattern in patterns:
         parts = PurePosixPath(pattern).parts
-        own = [path for path in files if _fits(path.relative_to(folder).parts, parts)]
-        if not own:
+        matches = [path for path in files if _fits(path.relative_to(folder).parts, parts)]
+        if not matches:
             raise TaskError(f"{where}: 'data_files' must name files that are there", found=shorten(pattern),
                             remedy="correct the path, relative to the folder")  # fmt: skip
-        if strange := [path for path in own if path.suffix.lower() not in READERS]:
+        if strange := [path for path in matches if path.suffix.lower() not in READERS]:
             raise TaskError(f"{where}: a data file must end in {', '.join(READERS)}",
                             found=str(strange[0].relative_to(folder)),
                             remedy="archives, pickled data and scripts are never opened: unpack it")  # fmt: skip
-        found.update(dict.fromkeys(own))
-    return list(found)
+        matched.update(dict.fromkeys(matches))
+    return list(matched)
 
 
 def _fits(path: Sequence[str], pattern: Sequence[str]) -> bool:

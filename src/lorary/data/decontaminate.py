@@ -40,10 +40,10 @@ class Decontamination:
             return ["overlap with held-out tasks: none"]
         lines = [f"overlap with held-out tasks ({self.mode}), in runs of {self.ngram} words:"]
         for pair in self.overlaps:
-            why = [f"both name {pair.name}"] if pair.name else []
+            reasons = [f"both name {pair.name}"] if pair.name else []
             if pair.example:
-                why.append(f"text in {pair.train_rows} rows and {pair.heldout_rows}, such as '{pair.example}'")
-            lines.append(f"  {pair.train} and {pair.heldout}: {'; '.join(why)}")
+                reasons.append(f"text in {pair.train_rows} rows and {pair.heldout_rows}, such as '{pair.example}'")
+            lines.append(f"  {pair.train} and {pair.heldout}: {'; '.join(reasons)}")
         if self.dropped:
             lines.append(f"  left out: {', '.join(self.dropped)}")
         if self.dropped_rows:
@@ -74,28 +74,28 @@ def decontaminate(
         raise UsageError(f"--overlap must be one of {', '.join(MODES)}", found=mode)
     if ngram < 2:
         raise UsageError("a run of words must have at least 2", found=ngram)
-    found = find_overlaps(train, heldout, ngram=ngram)
+    overlaps = find_overlaps(train, heldout, ngram=ngram)
     if mode == "report":
-        return dict(train), Decontamination(mode, ngram, found.pairs)
-    named = {pair.train for pair in found.pairs}
-    kept = (
+        return dict(train), Decontamination(mode, ngram, overlaps.pairs)
+    named = {pair.train for pair in overlaps.pairs}
+    remaining = (
         {name: task for name, task in train.items() if name not in named}
         if mode == "drop"
-        else {name: task for name, task in _without_rows(train, found).items() if all(map(task.split, SEEN))}
+        else {name: task for name, task in _without_rows(train, overlaps).items() if all(map(task.split, SEEN))}
     )
-    if train and not kept:
+    if train and not remaining:
         raise TaskError(
             "training tasks must be left once what overlaps held-out tasks is gone",
             found=f"all {len(train)} overlap: {', '.join(sorted(named)[:5])}",
             remedy="--overlap report shows how; train on other tasks, or hold out others",
         )
-    rows = {name: sum(map(len, found.rows[name].values())) for name in sorted(found.rows)}
-    return kept, Decontamination(
+    rows = {name: sum(map(len, overlaps.rows[name].values())) for name in sorted(overlaps.rows)}
+    return remaining, Decontamination(
         mode,
         ngram,
-        found.pairs,
-        sorted(set(train) - set(kept)),
-        {name: number for name, number in rows.items() if name in kept and mode == "drop-rows"},
+        overlaps.pairs,
+        sorted(set(train) - set(remaining)),
+        {name: number for name, number in rows.items() if name in remaining and mode == "drop-rows"},
     )
 
 
@@ -115,16 +115,18 @@ def keep_apart(train: Mapping[str, Task], reference: str, mode: str) -> tuple[di
     return decontaminate(train, heldout or tasks, mode=mode)
 
 
-def _without_rows(train: Mapping[str, Task], found: Overlaps) -> dict[str, Task]:
+def _without_rows(train: Mapping[str, Task], overlaps: Overlaps) -> dict[str, Task]:
     return {
-        name: task if name not in found.rows else replace(task, rows={**task.rows, **_clean(task, found.rows[name])})
+        name: task
+        if name not in overlaps.rows
+        else replace(task, rows={**task.rows, **_clean(task, overlaps.rows[name])})
         for name, task in train.items()
     }
 
 
 def _clean(task: Task, marked: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    gone = {split: set(rows) for split, rows in marked.items()}
+    removed = {split: set(rows) for split, rows in marked.items()}
     return {
         split: tuple(row for place, row in enumerate(task.split(split)) if place not in rows)
-        for split, rows in gone.items()
+        for split, rows in removed.items()
     }

@@ -81,7 +81,7 @@ def embed_texts(texts: Sequence[str], *, encoder: str | Path | None = None) -> F
     model, tokenizer = _load(encoder_folder() if encoder is None else Path(encoder))
     limit = min(MAX_TOKENS, int(getattr(model.config, "max_position_embeddings", MAX_TOKENS)))
     by_length = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
-    found: dict[int, Tensor] = {}
+    vectors: dict[int, Tensor] = {}
     for start in range(0, len(texts), BATCH_SIZE):
         members = by_length[start : start + BATCH_SIZE]
         batch = tokenizer(
@@ -90,8 +90,8 @@ def embed_texts(texts: Sequence[str], *, encoder: str | Path | None = None) -> F
         mask = batch["attention_mask"][..., None].float()
         states = model(**batch).last_hidden_state.float()
         means = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
-        found.update(zip(members, torch.nn.functional.normalize(means, dim=1), strict=True))
-    return torch.stack([found[i] for i in range(len(texts))])
+        vectors.update(zip(members, torch.nn.functional.normalize(means, dim=1), strict=True))
+    return torch.stack([vectors[i] for i in range(len(texts))])
 
 
 def encoder_folder() -> Path:
@@ -150,9 +150,9 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         raise _unusable(folder, f"model.safetensors: {error}") from error
 
 
-def _unusable(folder: Path, found: str) -> BaseModelError:
+def _unusable(folder: Path, finding: str) -> BaseModelError:
     return BaseModelError(
         f"{folder} must hold a text encoder: config.json, model.safetensors and a tokenizer",
-        found=found,
+        found=finding,
         remedy="name another folder, or leave it out for the packaged encoder",
     )

@@ -62,8 +62,8 @@ def _splits(reference: str | Path) -> Iterator[tuple[str, Iterable[Mapping[str, 
     path = Path(reference)
     if path.exists():
         files = data_files(path) if path.is_dir() else DataFiles({"train": [path]})
-        for name, own in files.splits.items():
-            yield name, (row for file in own for row in read_table(file, files.delimiter))
+        for name, split_files in files.splits.items():
+            yield name, (row for file in split_files for row in read_table(file, files.delimiter))
     else:
         yield from _load(str(reference)).items()
 
@@ -74,17 +74,17 @@ def _load(reference: str) -> Mapping[str, Any]:
 
     name, _, config = reference.partition(":")
     try:
-        found = datasets.load_dataset(name, config or None)
-        if any(rows.info.builder_name == "csv" for rows in found.values()):
+        data_set = datasets.load_dataset(name, config or None)
+        if any(rows.info.builder_name == "csv" for rows in data_set.values()):
             # Texts as they stand, where `datasets` would make numbers of them, and nothing of NA.
-            found = datasets.load_dataset(name, config or None, dtype=str, keep_default_na=False)
+            data_set = datasets.load_dataset(name, config or None, dtype=str, keep_default_na=False)
     except Exception as error:  # The loader passes on what its readers, the Hub and the network raise: no common class.
         raise TaskError(
             f"data set '{reference}' must load with the package 'datasets'",
             found=f"{type(error).__name__}: {shorten(str(error), 200)}",
             remedy="check the id (user/name or user/name:config), the network and, for private ones, the login",
         ) from error
-    loaded: Mapping[str, Any] = found
+    loaded: Mapping[str, Any] = data_set
     return loaded
 
 

@@ -114,19 +114,19 @@ def find_overlaps(train: Mapping[str, Task], heldout: Mapping[str, Task], *, ngr
     index = _Index(list(heldout.values()), ngram)
     pairs, rows = [], {}
     for task in train.values():
-        found = index.find(task)
-        if found.rows:
-            rows[task.name] = found.rows
-        for place, other in enumerate(heldout):
-            name, shared = shared_name(task.name, other), found.by_task.get(place)
+        matches = index.find(task)
+        if matches.rows:
+            rows[task.name] = matches.rows
+        for place, heldout_name in enumerate(heldout):
+            name, shared = shared_name(task.name, heldout_name), matches.by_task.get(place)
             if shared is not None:
-                pairs.append(Overlap(task.name, other, name, *shared))
+                pairs.append(Overlap(task.name, heldout_name, name, *shared))
             elif name is not None:
-                pairs.append(Overlap(task.name, other, name))
+                pairs.append(Overlap(task.name, heldout_name, name))
     return Overlaps(sorted(pairs, key=lambda pair: (pair.train, pair.heldout)), rows)
 
 
-def shared_name(one: str, other: str) -> str | None:
+def shared_name(first: str, second: str) -> str | None:
     """The data set that two names of tasks mention, or the name that both are; None where there is none.
 
     >>> shared_name("ai2_arc_ARC_Easy_1_0_0", "arc_easy")
@@ -134,11 +134,11 @@ def shared_name(one: str, other: str) -> str | None:
     >>> shared_name("drop_2_0_0", "task123_drop")
     'drop'
     """
-    both = _data_sets(one) & _data_sets(other)
-    if both:
-        return min(both)
-    mine, theirs = _name_parts(one), _name_parts(other)
-    return "_".join(mine) if mine and mine == theirs else None
+    common = _data_sets(first) & _data_sets(second)
+    if common:
+        return min(common)
+    first_parts, second_parts = _name_parts(first), _name_parts(second)
+    return "_".join(first_parts) if first_parts and first_parts == second_parts else None
 
 
 def _name_parts(name: str) -> list[str]:
@@ -167,7 +167,7 @@ def _folded(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Matches:
     by_task: Mapping[int, tuple[int, int, str]]
     rows: Mapping[str, list[int]]
 
@@ -192,10 +192,10 @@ class _Index:
 
     def _task_runs(self, place: int, texts: Sequence[list[str]]) -> np.ndarray:
         """(hash, task, row, word) of each run of a held-out task that is content, the first of each row."""
-        seen: dict[bytes, int] = {}
+        first_rows: dict[bytes, int] = {}
         for row, text in enumerate(texts):
             self._whole.setdefault(_key(text), []).append((place, row))
-            seen.setdefault(_key(text), row)
+            first_rows.setdefault(_key(text), row)
         hashes, rows, starts = self._runs(texts)
         runs = np.empty(len(hashes), _RUN)
         runs["hash"], runs["task"], runs["row"], runs["start"] = hashes, place, rows, starts
@@ -205,10 +205,10 @@ class _Index:
         runs = runs[is_first]
         # A row that comes again says nothing about what is an instruction.
         is_new = np.zeros(len(texts), bool)
-        is_new[list(seen.values())] = True
+        is_new[list(first_rows.values())] = True
         _, inverse = np.unique(runs["hash"], return_inverse=True)
         counts = np.bincount(inverse, weights=is_new[runs["row"]], minlength=0)
-        most = min(MOST_ROWS, max(len(seen) // 2, 1))
+        most = min(MOST_ROWS, max(len(first_rows) // 2, 1))
         return runs[counts[inverse] <= most]
 
     def _runs(self, texts: Sequence[list[str]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -232,20 +232,20 @@ class _Index:
             hashes = hashes * _FACTOR + values[places + step]
         return hashes, rows[places], starts[places]
 
-    def find(self, task: Task) -> _Found:
+    def find(self, task: Task) -> _Matches:
         """What a training task shares with the held-out tasks."""
         train_rows: dict[int, set[tuple[str, int]]] = {}
         heldout_rows: dict[int, set[int]] = {}
         example: dict[int, str] = {}
         for split in SEEN:
             for start, texts in _chunks(task.split(split)):
-                for row, other, other_row, words in self._shared(texts):
-                    train_rows.setdefault(other, set()).add((split, start + row))
-                    heldout_rows.setdefault(other, set()).add(other_row)
-                    example.setdefault(other, " ".join(words))
+                for row, heldout_task, heldout_row, words in self._shared(texts):
+                    train_rows.setdefault(heldout_task, set()).add((split, start + row))
+                    heldout_rows.setdefault(heldout_task, set()).add(heldout_row)
+                    example.setdefault(heldout_task, " ".join(words))
         marked = set().union(*train_rows.values()) if train_rows else set()
-        by_split = {split: sorted(row for own, row in marked if own == split) for split in SEEN}
-        return _Found(
+        by_split = {split: sorted(row for row_split, row in marked if row_split == split) for split in SEEN}
+        return _Matches(
             {place: (len(rows), len(heldout_rows[place]), example[place]) for place, rows in train_rows.items()},
             {split: rows for split, rows in by_split.items() if rows},
         )
@@ -258,11 +258,12 @@ class _Index:
             hit = self._hashes[place] == hashes
             bounds = (np.searchsorted(self._table["hash"], hashes[hit], side).tolist() for side in ("left", "right"))
             for row, left, right in zip(rows[hit].tolist(), *bounds, strict=True):
-                for _, other, other_row, start in self._table[left:right].tolist():
-                    yield row, other, other_row, self._texts[other][other_row][start : start + self._ngram]
+                for _, heldout_task, heldout_row, start in self._table[left:right].tolist():
+                    words = self._texts[heldout_task][heldout_row][start : start + self._ngram]
+                    yield row, heldout_task, heldout_row, words
         for row, text in enumerate(texts):
-            for other, other_row in self._whole.get(_key(text), ()):
-                yield row, other, other_row, text[: self._ngram]
+            for heldout_task, heldout_row in self._whole.get(_key(text), ()):
+                yield row, heldout_task, heldout_row, text[: self._ngram]
 
 
 def _key(text: Sequence[str]) -> bytes:

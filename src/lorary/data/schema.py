@@ -206,10 +206,10 @@ def _choices(value: object, name: str, target: str, where: str) -> tuple[str, ..
         raise _field_error(where, name, "be a list of texts", value, "write a JSON list")
     choices = tuple(_text(item, name, where) for item in value)
     if target not in choices:
-        found = f"target {shorten(target)}, {name} {shorten(value)}"
+        finding = f"target {shorten(target)}, {name} {shorten(value)}"
         raise TaskError(
             f"{where}: field '{name}' must contain the target",
-            found=found,
+            found=finding,
             remedy="spell the target exactly as it stands there, or add it",
         )
     if len(set(choices)) != len(choices):

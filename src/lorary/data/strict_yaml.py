@@ -14,18 +14,18 @@ MAX_BYTES = 1024 * 1024
 MAX_VALUES = 100_000
 
 
-def strict_yaml(text: str, what: str) -> Any:
+def strict_yaml(text: str, label: str) -> Any:
     """The content of a YAML file, of plain types; keys are texts.
 
     Args:
         text: of the file.
-        what: it is, for the error.
+        label: what the error calls the file.
 
     Raises:
         UsageError: if it is too large, no YAML, a key comes twice in a mapping, or a value could not be written again.
     """
     if len(text) > MAX_BYTES:
-        raise UsageError(f"{what} must have at most {MAX_BYTES:,} characters", found=f"{len(text):,}")
+        raise UsageError(f"{label} must have at most {MAX_BYTES:,} characters", found=f"{len(text):,}")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -37,8 +37,8 @@ def strict_yaml(text: str, what: str) -> Any:
         json.dumps(read, ensure_ascii=False, default=str).encode()
     # Values that are not what their tag or form promises (`!!bool maybe`, a 13th month) are no YAMLError.
     except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
-        found = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(f"{what} must be YAML", found=found[:300]) from error
+        finding = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"{label} must be YAML", found=finding[:300]) from error
     return read
 
 

@@ -85,8 +85,8 @@ def _read_json(path: Path) -> Iterator[Columns]:
     """A list of objects, an object of lists (the columns), or an object a line."""
     data = read_regular(path, max_bytes=MAX_JSON_BYTES)
     begin = data.removeprefix(b"\xef\xbb\xbf").lstrip()
-    first, _, rest = begin.partition(b"\n")
-    if first.rstrip().startswith(b"{") and first.rstrip().endswith(b"}") and rest.strip():
+    first, _, remainder = begin.partition(b"\n")
+    if first.rstrip().startswith(b"{") and first.rstrip().endswith(b"}") and remainder.strip():
         yield from _read_lines(path)
         return
     check_openings(begin, str(path))
@@ -167,8 +167,8 @@ def _check_rows(number: int, path: Path) -> None:
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> TaskError:
-    found = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return TaskError(f"{path} must be {kind} that can be read", found=found, remedy="copy or download it again")
+    finding = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return TaskError(f"{path} must be {kind} that can be read", found=finding, remedy="copy or download it again")
 
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}

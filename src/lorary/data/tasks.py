@@ -39,18 +39,18 @@ def load_tasks(reference: str | Path, *, names: Sequence[str] | None = None) -> 
         UsageError: if nothing is there, or a name is not among the tasks (near matches are listed).
         TaskError: if rows, a manifest or a data set do not follow the format.
     """
-    wanted = None if names is None else frozenset(names)
+    selection = None if names is None else frozenset(names)
     path = Path(reference)
     if reference == BUILTIN:
         tasks = builtin_tasks()
     elif path.is_dir():
-        tasks = _load_folder(path, wanted)
+        tasks = _load_folder(path, selection)
     elif path.exists() and not is_dataset_path(path):
         tasks = _gather(iter_rows(path), str(path))
     elif not path.exists() and is_suite(str(reference)):
-        known = suite_tasks(str(reference))
-        _check_names(known, wanted, str(reference))
-        tasks = load_suite(str(reference), known if wanted is None else wanted)
+        suite = suite_tasks(str(reference))
+        _check_names(suite, selection, str(reference))
+        tasks = load_suite(str(reference), suite if selection is None else selection)
     else:
         if not path.exists() and not _is_dataset_id(str(reference)):
             raise UsageError(
@@ -60,7 +60,7 @@ def load_tasks(reference: str | Path, *, names: Sequence[str] | None = None) -> 
                 remedy="check the path",
             )
         tasks = _gather(read_dataset(reference), str(reference))
-    return _select(tasks, wanted, str(reference))
+    return _select(tasks, selection, str(reference))
 
 
 def _is_dataset_id(reference: str) -> bool:
@@ -70,9 +70,9 @@ def _is_dataset_id(reference: str) -> bool:
     return DATASET_ID.fullmatch(reference) is not None and not is_path
 
 
-def _load_folder(folder: Path, wanted: frozenset[str] | None) -> dict[str, Task]:
+def _load_folder(folder: Path, selection: frozenset[str] | None) -> dict[str, Task]:
     if (folder / MANIFEST).is_file():
-        return _load_manifest(folder, wanted)
+        return _load_manifest(folder, selection)
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         if not is_dataset_folder(folder):
@@ -85,10 +85,10 @@ def _load_folder(folder: Path, wanted: frozenset[str] | None) -> dict[str, Task]
     for file in files:
         if file.is_symlink():
             check_inside(file, folder)
-    named = [file for file in files if file.stem in (wanted or ())]
-    if wanted is not None and {file.stem for file in named} == wanted:
+    named = [file for file in files if file.stem in (selection or ())]
+    if selection is not None and {file.stem for file in named} == selection:
         tasks = _load_files(named)
-        if wanted <= tasks.keys():
+        if selection <= tasks.keys():
             return tasks
     return _load_files(files)
 
@@ -108,10 +108,10 @@ def _load_files(files: Sequence[Path]) -> dict[str, Task]:
     return tasks
 
 
-def _load_manifest(folder: Path, wanted: frozenset[str] | None) -> dict[str, Task]:
+def _load_manifest(folder: Path, selection: frozenset[str] | None) -> dict[str, Task]:
     entries = read_manifest(folder)
-    _check_names(entries.keys(), wanted, str(folder / MANIFEST))
-    chosen = entries if wanted is None else {name: entries[name] for name in wanted}
+    _check_names(entries.keys(), selection, str(folder / MANIFEST))
+    chosen = entries if selection is None else {name: entries[name] for name in selection}
     tasks: dict[str, Task] = {}
     for file in sorted({entry.file for entry in chosen.values()}):
         declared = {name for name, entry in entries.items() if entry.file == file}
@@ -143,19 +143,19 @@ def _group(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return grouped
 
 
-def _select(tasks: dict[str, Task], wanted: frozenset[str] | None, where: str) -> dict[str, Task]:
-    _check_names(tasks.keys(), wanted, where)
-    return {name: tasks[name] for name in sorted(tasks if wanted is None else wanted)}
+def _select(tasks: dict[str, Task], selection: frozenset[str] | None, where: str) -> dict[str, Task]:
+    _check_names(tasks.keys(), selection, where)
+    return {name: tasks[name] for name in sorted(tasks if selection is None else selection)}
 
 
-def _check_names(known: Collection[str], wanted: frozenset[str] | None, where: str) -> None:
-    unknown = sorted((wanted or frozenset()) - set(known))
+def _check_names(available: Collection[str], selection: frozenset[str] | None, where: str) -> None:
+    unknown = sorted((selection or frozenset()) - set(available))
     if not unknown:
         return
-    near = sorted({match for name in unknown for match in difflib.get_close_matches(name, known, n=3)})
-    listed = ", ".join(near or sorted(known)[:10])
+    near = sorted({match for name in unknown for match in difflib.get_close_matches(name, available, n=3)})
+    listed = ", ".join(near or sorted(available)[:10])
     raise UsageError(
-        f"{where}: the tasks named must be among its {len(known)} tasks",
+        f"{where}: the tasks named must be among its {len(available)} tasks",
         found=", ".join(shorten(name) for name in unknown[:5]),
         remedy=f"{'did you mean' if near else 'there are, for example,'} {listed}{'?' if near else ''}",
     )

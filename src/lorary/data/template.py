@@ -90,14 +90,14 @@ class Template:
         is_prefix = whole[: len(prompt)] == prompt
         pieces = whole[len(prompt) :] if is_prefix else _continuation(self.tokenizer, answer)
         target_ids = (*pieces, int(self.tokenizer.eos_token_id))
-        kept = self._keep_right(prompt, self.max_length - len(target_ids))
-        if not kept:
+        prompt_ids = self._keep_right(prompt, self.max_length - len(target_ids))
+        if not prompt_ids:
             raise TaskError(
                 f"a target must leave room for a prompt within max_length {self.max_length}",
                 found=f"{len(target_ids)} tokens with EOS: {shorten(target)}",
                 remedy="raise max_length, or remove the row",
             )
-        return Example(prompt_ids=kept, target_ids=target_ids, truncated=len(prompt) - len(kept))
+        return Example(prompt_ids=prompt_ids, target_ids=target_ids, truncated=len(prompt) - len(prompt_ids))
 
     def _tokenise(self, text: str) -> Ids:
         return self.leading + _pieces(self.tokenizer, text)
@@ -203,12 +203,12 @@ def _continuation(tokenizer: Tokenizer, text: str) -> Ids:
     return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else _pieces(tokenizer, text)
 
 
-def num_common(one: Sequence[object], other: Sequence[object]) -> int:
+def num_common(first: Sequence[object], second: Sequence[object]) -> int:
     """How many items two sequences share from the left on.
 
     Args:
-        one: token ids, or anything that can be compared.
-        other: likewise.
+        first: token ids, or anything that can be compared.
+        second: likewise.
     """
-    pairs = zip(one, other, strict=False)
-    return next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    pairs = zip(first, second, strict=False)
+    return next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

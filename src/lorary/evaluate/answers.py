@@ -77,18 +77,18 @@ def score_rows(
         max(len(template.encode(row.source, text).target_ids) for row in rows for text in row.references)
     )
     answers = _answers(model, tokenizer, template, rows, default, keep_breaks=metric.keep_breaks)
-    scores = [metric.score(row, own, sandbox) for row, own in zip(rows, answers, strict=True)]
+    scores = [metric.score(row, answer, sandbox) for row, answer in zip(rows, answers, strict=True)]
     return RowScores([loss.mean for loss in losses], metric.name, scores)
 
 
 def _score_choices(model: Any, template: Template, rows: Sequence[Row], metric: ChoiceMetric) -> RowScores:
     by_option = [[template.encode(source, answer) for source, answer in scored_pairs(row)] for row in rows]
     _check_cuts(rows, by_option)
-    flat = iter(answer_losses(model, [example for own in by_option for example in own]))
+    flat = iter(answer_losses(model, [example for options in by_option for example in options]))
     by_row: list[list[AnswerLoss]] = [[next(flat) for _ in row.options] for row in rows]
     chosen = metric.choose(by_row)
     scores = [float(row.options[best] in row.references) for row, best in zip(rows, chosen, strict=True)]
-    losses = [own[row.options.index(row.target)].mean for row, own in zip(rows, by_row, strict=True)]
+    losses = [row_losses[row.options.index(row.target)].mean for row, row_losses in zip(rows, by_row, strict=True)]
     return RowScores(losses, metric.name, scores)
 
 
@@ -98,15 +98,15 @@ def _check_cuts(rows: Sequence[Row], by_option: Sequence[Sequence[Example]]) -> 
     Raises:
         TaskError: if there are such: the first of them would always win.
     """
-    for row, own in zip(rows, by_option, strict=True):
-        left = {(example.prompt_ids, example.target_ids) for example in own}
-        if len(left) < len(own) and any(example.truncated for example in own):
+    for row, options in zip(rows, by_option, strict=True):
+        left = {(example.prompt_ids, example.target_ids) for example in options}
+        if len(left) < len(options) and any(example.truncated for example in options):
             raise TaskError(
                 f"options of task '{row.task}' must differ within max_length",
                 found=f"two that are the same once cut, of '{shorten(row.source)}'",
                 remedy="raise max_length, or remove the row",
             )
-    warn_of_cuts(rows[0].task, [max(own, key=lambda example: example.truncated) for own in by_option])
+    warn_of_cuts(rows[0].task, [max(options, key=lambda example: example.truncated) for options in by_option])
 
 
 def _answers(
@@ -156,9 +156,11 @@ def _fitted(
         return prompts, max_new_tokens
     least = len(template.head) + 1
     if max_new_tokens > context - least:
-        asked, max_new_tokens = max_new_tokens, min(context // 2, context - least)
+        requested, max_new_tokens = max_new_tokens, min(context // 2, context - least)
         if is_asked:
-            message = f"task '{rows[0].task}': answers have at most {max_new_tokens} of the {asked} tokens they ask for"
+            message = (
+                f"task '{rows[0].task}': answers have at most {max_new_tokens} of the {requested} tokens they ask for"
+            )
             warnings.warn(f"{message}, since the base has {context} positions", stacklevel=2)
     room = context - max_new_tokens
     cut = [

@@ -75,18 +75,18 @@ class ResultCache:
         except OSError as error:
             raise LibraryError(f"results must be readable at '{self._path}'", found=error) from error
 
-    def key(self, *, with_experts: bool = True, **what: Any) -> str:
+    def key(self, *, with_experts: bool = True, **inputs: Any) -> str:
         """Hash of everything that decides a value: experts, base, software, task data and settings.
 
         Args:
             with_experts: False for a value of the base alone, which is the same beside any library.
-            what: values of JSON.
+            inputs: values of JSON.
         """
         document = {
             "experts": self._hashes if with_experts else {},
             "base": self._base,
             "versions": self._versions,
-            **what,
+            **inputs,
         }
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 

@@ -83,13 +83,13 @@ class Column(NamedTuple):
     library: str | None
     router: str
 
-    def label(self, *, several: bool) -> str:
+    def label(self, *, with_library: bool) -> str:
         """What to call it.
 
         Args:
-            several: whether libraries must be told apart.
+            with_library: whether libraries must be told apart.
         """
-        return f"{self.library}: {self.router}" if several and self.library is not None else self.router
+        return f"{self.library}: {self.router}" if with_library and self.library is not None else self.router
 
 
 def column_of(cell: Cell | CellFailure) -> Column:
@@ -99,17 +99,17 @@ def column_of(cell: Cell | CellFailure) -> Column:
 
 def columns_of(cells: Iterable[Cell]) -> list[Column]:
     """Whom the cells score: the base first, the others in the order in which they come."""
-    found = dict.fromkeys(map(column_of, cells))
-    return sorted(found, key=lambda column: column.router != BASE)
+    columns = dict.fromkeys(map(column_of, cells))
+    return sorted(columns, key=lambda column: column.router != BASE)
 
 
 def primary_cells(cells: Iterable[Cell]) -> dict[tuple[Column, str], Cell]:
     """The cells that count, by column and task; of the base on a task the first."""
-    found: dict[tuple[Column, str], Cell] = {}
+    primary: dict[tuple[Column, str], Cell] = {}
     for cell in cells:
         if cell.primary:
-            found.setdefault((column_of(cell), cell.task), cell)
-    return found
+            primary.setdefault((column_of(cell), cell.task), cell)
+    return primary
 
 
 def libraries_of(cells: Sequence[Cell]) -> list[str]:
@@ -124,6 +124,6 @@ def grouped_tasks(cells: Iterable[Cell]) -> dict[str, list[str]]:
         if cell.primary:
             splits.setdefault(cell.task, set()).add(cell.split)
     groups: dict[str, list[str]] = {split: [] for split in (*SPLITS, MIXED)}
-    for task, own in splits.items():
-        groups[next(iter(own)) if len(own) == 1 else MIXED].append(task)
+    for task, task_splits in splits.items():
+        groups[next(iter(task_splits)) if len(task_splits) == 1 else MIXED].append(task)
     return {split: tasks for split, tasks in groups.items() if tasks}

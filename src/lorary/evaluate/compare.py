@@ -186,12 +186,12 @@ class Columns(Generic[ColumnT]):
     def gap_closed(self, column: ColumnT, whole: ColumnT, base: ColumnT, tasks: Sequence[str]) -> GapClosed:
         """How much of the gap between base and `whole` a column closes, over tasks of which all have the same rows."""
         tasks = sorted(tasks)
-        gaps, gains = (self._means(each, tasks) - self._means(base, tasks) for each in (whole, column))
+        gaps, gains = (self._means(compared, tasks) - self._means(base, tasks) for compared in (whole, column))
         gap, gain = float(gaps.mean()), float(gains.mean())
         closed, narrow, wide = None, _NONE, _NONE
         if self.difference(whole, base, tasks).verdict == "ahead":
             drawn = self._flipped(tuple(tasks))
-            gain_flipped, gap_flipped = (drawn[each][:, 0] - drawn[base][:, 0] for each in (column, whole))
+            gain_flipped, gap_flipped = (drawn[compared][:, 0] - drawn[base][:, 0] for compared in (column, whole))
             closed, narrow = gain / gap, _ends(flip_test(gain, gap, gain_flipped, gap_flipped))
             wide = _ends(flip_test(gain, gap, *flipped_tasks(np.stack([gains, gaps], axis=1)).T))
         return GapClosed(gap=gap, gain=gain, closed=closed, low=narrow[0], high=narrow[1], tasks_low=wide[0],

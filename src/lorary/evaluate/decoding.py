@@ -42,11 +42,11 @@ def decoding_of(row: Row, default: Decoding) -> Decoding:
     Raises:
         TaskError: naming the field, if it does not exist or its value is out of range.
     """
-    asked = row.extra.get(FIELD, {})
-    if not isinstance(asked, Mapping):
-        raise TaskError(f"'{FIELD}' in extra of task '{row.task}' must be an object", found=shorten(asked))
+    generation = row.extra.get(FIELD, {})
+    if not isinstance(generation, Mapping):
+        raise TaskError(f"'{FIELD}' in extra of task '{row.task}' must be an object", found=shorten(generation))
     names = [field.name for field in fields(Decoding)]
-    for name, value in asked.items():
+    for name, value in generation.items():
         if name not in names or not _CHECKS[name](value):
             raise TaskError(
                 f"'{FIELD}' in extra of task '{row.task}' may give max_new_tokens (1 to {MOST_TOKENS:,}), "
@@ -54,7 +54,7 @@ def decoding_of(row: Row, default: Decoding) -> Decoding:
                 f"stop (a list of texts), temperature (0, or {LOWEST} to {HIGHEST:g}) and top_p (above 0, at most 1)",
                 found=f"{name}: {shorten(value)}",
             )
-    return replace(default, **{name: _KINDS[name](value) for name, value in asked.items()})
+    return replace(default, **{name: _KINDS[name](value) for name, value in generation.items()})
 
 
 def sample_seeds(row: Row, num_samples: int) -> list[int]:

@@ -11,7 +11,7 @@ from lorary.evaluate.cells import BASE, CellFailure
 from lorary.evaluate.evaluation import Evaluation, ScoredCells, evaluation_of
 from lorary.evaluate.sandbox import make_sandbox
 from lorary.evaluate.scorer import Scorer
-from lorary.evaluate.seated_base import KnownBase, SeatedBase, known
+from lorary.evaluate.seated_base import KnownBase, SeatedBase, known_base
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.opening import template_of
 from lorary.library.store import Library
@@ -89,7 +89,7 @@ def evaluate_libraries(
     Raises:
         UsageError: if there is no library, or one is named twice.
     """
-    base = known(base) if isinstance(base, Base) else base
+    base = known_base(base) if isinstance(base, Base) else base
     names = library_names([library.path for library in libraries])
     for library in libraries:
         template_of(library, settings.template)
@@ -97,22 +97,22 @@ def evaluate_libraries(
     routers = list(dict.fromkeys((BASE, *settings.routers)))
     bases = [SeatedBase(base, library, force_base=force_base) for library in libraries]
     sandbox = make_sandbox(unsafe=settings.unsafe_code) if settings.allow_code else None
-    said: set[CellFailure] = set()
+    reported: set[CellFailure] = set()
     with display.bar("evaluating", len(bases) * len(tasks) * len(routers)) as bar:
         for name, seated in zip(names, bases, strict=True):
             scorer = Scorer(seated, name, settings, [other.cache for other in bases if other is not seated], sandbox)
             with seated:
                 for task in tasks.values():
                     for router in routers:
-                        _say(scorer.score(task, router, scored), display, said)
+                        _say(scorer.score(task, router, scored), display, reported)
                         bar.advance(f"{task.name} {router}")
     return evaluation_of(scored, settings, names, base.name)
 
 
-def _say(failure: CellFailure | None, display: Display, said: set[CellFailure]) -> None:
+def _say(failure: CellFailure | None, display: Display, reported: set[CellFailure]) -> None:
     """Show why a cell failed; a router that cannot run over a library fails on every task, which is said once."""
-    if failure is None or (kind := replace(failure, task="")) in said:
+    if failure is None or (kind := replace(failure, task="")) in reported:
         return
-    said.add(kind)
-    what = f"{failure.library}, {failure.router}, {failure.task}"
-    display.say(f"failed: {what}: {failure.rule}" + (f" (found: {failure.found})" if failure.found else ""))
+    reported.add(kind)
+    cell = f"{failure.library}, {failure.router}, {failure.task}"
+    display.say(f"failed: {cell}: {failure.rule}" + (f" (found: {failure.found})" if failure.found else ""))

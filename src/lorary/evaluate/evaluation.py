@@ -77,13 +77,13 @@ class Evaluation:
             split: `held_in`, `held_out`, or `mixed` where libraries differ.
             library: whose; the first where None.
         """
-        whose = library or self.libraries[0]
-        return next((m.mean for m in self.means if (m.library, m.router, m.split) == (whose, router, split)), None)
+        name = library or self.libraries[0]
+        return next((m.mean for m in self.means if (m.library, m.router, m.split) == (name, router, split)), None)
 
     def left_out_pairs(self) -> list[tuple[str, str]]:
         """Task and router, as it is called, of each failure that takes a task out of all figures."""
-        several = len(self.libraries) > 1
-        return [(e["task"], Column(e["library"], e["router"]).label(several=several)) for e in self.left_out]
+        with_library = len(self.libraries) > 1
+        return [(e["task"], Column(e["library"], e["router"]).label(with_library=with_library)) for e in self.left_out]
 
     def to_json(self) -> dict[str, Any]:
         """The document that `--json` prints."""
@@ -174,9 +174,9 @@ def combine(evaluations: Sequence[Evaluation]) -> Evaluation:
     return evaluation_of(scored, replace(first.settings, routers=tuple(routers)), list(libraries), first.base)
 
 
-def _add(kept: list[Any], more: Sequence[Any], *keys: str) -> None:
-    keys_kept = {tuple(getattr(entry, key) for key in keys) for entry in kept}
-    kept += [entry for entry in more if tuple(getattr(entry, key) for key in keys) not in keys_kept]
+def _add(entries: list[Any], added: Sequence[Any], *keys: str) -> None:
+    entry_keys = {tuple(getattr(entry, key) for key in keys) for entry in entries}
+    entries += [entry for entry in added if tuple(getattr(entry, key) for key in keys) not in entry_keys]
 
 
 def _one_primary(cells: Sequence[Cell]) -> list[Cell]:
@@ -186,8 +186,8 @@ def _one_primary(cells: Sequence[Cell]) -> list[Cell]:
         key = (cell.library, cell.router, cell.task)
         if cell.primary and (key not in best or cell.value > best[key].value):
             best[key] = cell
-    kept = {id(cell) for cell in best.values()}
-    return [replace(cell, primary=id(cell) in kept) if cell.primary else cell for cell in cells]
+    primary_ids = {id(cell) for cell in best.values()}
+    return [replace(cell, primary=id(cell) in primary_ids) if cell.primary else cell for cell in cells]
 
 
 def _check_same_data(cells: Sequence[Cell]) -> None:
@@ -203,10 +203,10 @@ def _check_same_data(cells: Sequence[Cell]) -> None:
             )
 
 
-def _check_same_cells(kept: Sequence[Cell], more: Sequence[Cell]) -> None:
+def _check_same_cells(cells: Sequence[Cell], added: Sequence[Cell]) -> None:
     """Refuse two libraries of one name, of which one would be lost."""
-    values = {(c.library, c.router, c.task, c.metric, c.template): (c.value, c.n, c.data) for c in kept}
-    for c in more:
+    values = {(c.library, c.router, c.task, c.metric, c.template): (c.value, c.n, c.data) for c in cells}
+    for c in added:
         before = values.get((c.library, c.router, c.task, c.metric, c.template))
         if before is not None and before != (c.value, c.n, c.data):
             raise UsageError(

@@ -107,16 +107,16 @@ def see(base: Base, prompt: Prompt, template: str, other: Routing | None, max_ne
     against = None
     if other is not None and weights is not None:
         with routing(base.model, other):
-            others, against, _ = _trace(base, example)
-        assert against is None or others == layers
+            other_layers, against, _ = _trace(base, example)
+        assert against is None or other_layers == layers
     parts = ["prompt"] * len(example.prompt_ids) + ["answer"] * (len(example.target_ids) - 1)
     texts = texts_of_ids(base.tokenizer, (*example.prompt_ids, *example.target_ids[:-1]))
     tokens = [SeenToken(*fields) for fields in zip(texts, parts, left_out, strict=True)]
-    given = prompt.answer is not None
-    seen = SeenPrompt(
-        prompt.text, answer, given, is_finished, len(example.target_ids), tokens, weights, against
+    is_given = prompt.answer is not None
+    recorded = SeenPrompt(
+        prompt.text, answer, is_given, is_finished, len(example.target_ids), tokens, weights, against
     )  # fmt: skip
-    return TracedPrompt(seen, example, layers)
+    return TracedPrompt(recorded, example, layers)
 
 
 def _example(base: Base, prompt: Prompt, template: str, max_new_tokens: int) -> Example:

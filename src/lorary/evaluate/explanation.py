@@ -191,7 +191,9 @@ class Explanation:
     @cached_property
     def without_each(self) -> list[Compared]:
         """The experts that were taken out, those that the answers need most first."""
-        return sorted((self._compared(*item) for item in self.without.items()), key=lambda one: one.change)
+        return sorted(
+            (self._compared(*item) for item in self.without.items()), key=lambda comparison: comparison.change
+        )
 
     @property
     def against_base(self) -> Compared:
@@ -216,19 +218,19 @@ class Explanation:
     def _other_shares(self) -> Tensor:
         return self._pooled("against")
 
-    def _pooled(self, which: str) -> Tensor:
-        kept = [getattr(prompt, which)[:, prompt.counted] for prompt in self.prompts]
-        return as_shares(torch.cat(kept, dim=1))
+    def _pooled(self, attribute: str) -> Tensor:
+        weights = [getattr(prompt, attribute)[:, prompt.counted] for prompt in self.prompts]
+        return as_shares(torch.cat(weights, dim=1))
 
     def _grouped(self, labels: Sequence[str]) -> list[LayerGroup]:
         names = list(dict.fromkeys(labels))
         return [self._group(name, [i for i, label in enumerate(labels) if label == name]) for name in names]
 
     def _group(self, name: str, layers: Sequence[int]) -> LayerGroup:
-        own = self.shares[list(layers)].flatten(0, 1)
+        shares = self.shares[list(layers)].flatten(0, 1)
         if not self.compares:
-            return LayerGroup(name, measure(own), None)
-        return LayerGroup(name, measure(own), agreement(own, self._other_shares[list(layers)].flatten(0, 1)))
+            return LayerGroup(name, measure(shares), None)
+        return LayerGroup(name, measure(shares), agreement(shares, self._other_shares[list(layers)].flatten(0, 1)))
 
 
 def _check_weights(weights: Tensor | None, layers: Sequence[str], tokens: int, experts: int) -> None:
@@ -239,8 +241,8 @@ def _check_weights(weights: Tensor | None, layers: Sequence[str], tokens: int, e
             f"routing weights must be (layers, tokens, experts) = {(len(layers), tokens, experts)}",
             found=tuple(weights.shape),
         )
-    for path, own in zip(layers, weights, strict=True):
-        if not bool(own.isfinite().all()):
+    for path, layer_weights in zip(layers, weights, strict=True):
+        if not bool(layer_weights.isfinite().all()):
             raise RouterError(
                 f"routing weights must be finite numbers, at layer '{path}' too",
                 found="NaN",

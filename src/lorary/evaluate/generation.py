@@ -89,8 +89,8 @@ def stop_ids(model: Any, tokenizer: Any) -> list[int]:
 
 def eos_ids(generation_config: Any) -> list[int]:
     """Ids that end an answer by a generation config, sorted; none where it names none, or is None."""
-    own = getattr(generation_config, "eos_token_id", None)
-    return sorted({int(i) for i in (own if isinstance(own, list) else [own]) if i is not None})
+    eos = getattr(generation_config, "eos_token_id", None)
+    return sorted({int(i) for i in (eos if isinstance(eos, list) else [eos]) if i is not None})
 
 
 @contextmanager
@@ -104,13 +104,13 @@ def plain_generation(model: Any, tokenizer: Any) -> Iterator[None]:
         model: a transformers model for causal language modelling.
         tokenizer: its tokenizer.
     """
-    own = model.generation_config
+    defaults = model.generation_config
     stops = stop_ids(model, tokenizer)
     model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = defaults
 
 
 class _Stops(StoppingCriteria):
@@ -152,7 +152,7 @@ class Sampler(LogitsProcessor):
         cumulative = ordered.cumsum(-1)
         ordered = ordered.masked_fill(cumulative - ordered >= self._top_p, 0.0)  # the likeliest token always stays
         cumulative = ordered.cumsum(-1)
-        draws = torch.cat([torch.rand(1, generator=own, dtype=torch.float64) for own in self._generators])
+        draws = torch.cat([torch.rand(1, generator=generator, dtype=torch.float64) for generator in self._generators])
         target = draws.to(scores.device)[:, None] * cumulative[:, -1:]
         place = torch.searchsorted(cumulative, target, right=True)
         last = (ordered > 0).sum(-1, keepdim=True) - 1

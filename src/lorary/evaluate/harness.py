@@ -70,23 +70,24 @@ class HarnessModel(HFLM):
 
     def _check_lengths(self, requests: Sequence[Any]) -> None:
         for request in requests:
-            given = _hf.normalize_gen_kwargs(dict(request.args[1]), self.max_gen_toks)
-            asked, whole = given["max_gen_toks"], given.get("max_length", 1)
-            for name, value in (("max_gen_toks", asked), ("max_length", whole)):
+            arguments = _hf.normalize_gen_kwargs(dict(request.args[1]), self.max_gen_toks)
+            answer_length, total_length = arguments["max_gen_toks"], arguments.get("max_length", 1)
+            for name, value in (("max_gen_toks", answer_length), ("max_length", total_length)):
                 if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                     raise TaskError(
                         f"{name} of task '{request.task_name}' must be a whole number above 0", found=shorten(value)
                     )
-            if whole > self.max_length:
+            if total_length > self.max_length:
                 raise TaskError(
                     f"prompt and answer of task '{request.task_name}' must fit the base's {self.max_length} positions",
-                    found=f"max_length {whole}", remedy="a copy of the task with max_gen_toks in place of max_length",
+                    found=f"max_length {total_length}",
+                    remedy="a copy of the task with max_gen_toks in place of max_length",
                 )  # fmt: skip
-            if asked >= self.max_length:
+            if answer_length >= self.max_length:
                 raise TaskError(
                     f"an answer to task '{request.task_name}' must leave room for a prompt in the base's "
                     f"{self.max_length} positions",
-                    found=f"max_gen_toks {asked}",
+                    found=f"max_gen_toks {answer_length}",
                     remedy="a base with a longer context, or a copy of the task with a smaller max_gen_toks",
                 )
 
@@ -117,7 +118,7 @@ class HarnessModel(HFLM):
             _check_sums(task, answers)
             return answers
 
-        return run() if self._recall is None else self._recall(kind, task, [each.args for each in requests], run)
+        return run() if self._recall is None else self._recall(kind, task, [request.args for request in requests], run)
 
     def _loglikelihood_tokens(
         self,
@@ -140,8 +141,8 @@ class HarnessModel(HFLM):
                 found=f"{len(continuation)} tokens: {shorten(self.tok_decode(continuation))}",
                 remedy="look at the task's choices and its target_delimiter",
             )
-        kept = tuple(context)[-(self.max_length + 1 - len(continuation)) :]
-        return Example(kept, tuple(continuation), len(context) - len(kept))
+        prompt = tuple(context)[-(self.max_length + 1 - len(continuation)) :]
+        return Example(prompt, tuple(continuation), len(context) - len(prompt))
 
 
 def _check_sums(task: str, answers: Sequence[Any]) -> None:
@@ -217,10 +218,10 @@ def evaluate_tasks(
     np.random.seed(SEED)
     torch.manual_seed(SEED)
     for task in tasks["tasks"].values():
-        own = task.get_config("num_fewshot")
-        task.set_config(key="num_fewshot", value=(own or 0) if shots is None or own == 0 else shots)
+        num_fewshot = task.get_config("num_fewshot")
+        task.set_config(key="num_fewshot", value=(num_fewshot or 0) if shots is None or num_fewshot == 0 else shots)
         task.set_fewshot_seed(seed=SEED)
-    found: Mapping[str, Any] = _evaluator.evaluate(
+    report: Mapping[str, Any] = _evaluator.evaluate(
         lm=model, task_dict=tasks, limit=rows, log_samples=False, apply_chat_template=chat, fewshot_as_multiturn=chat
     )
-    return found
+    return report

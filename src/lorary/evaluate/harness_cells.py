@@ -28,12 +28,12 @@ class HarnessCell(Cell):
 
 
 def cells_of(
-    found: Mapping[str, Any], seconds: Mapping[str, float], held_in: Collection[str], **labels: Any
+    report: Mapping[str, Any], seconds: Mapping[str, float], held_in: Collection[str], **labels: Any
 ) -> list[HarnessCell]:
     """All metrics of all tasks and groups of one router, in the order of the harness.
 
     Args:
-        found: what the harness's `evaluate` gave.
+        report: what the harness's `evaluate` gave.
         seconds: that each task took.
         held_in: tasks that experts were trained on.
         labels: `library`, `router` and `template`.
@@ -41,7 +41,7 @@ def cells_of(
     Returns:
         The cells; `primary` are all that might count, of which `choose_primary` takes one.
     """
-    return [cell for task in found["results"] for cell in _of_task(task, found, seconds, held_in, labels)]
+    return [cell for task in report["results"] for cell in _of_task(task, report, seconds, held_in, labels)]
 
 
 def choose_primary(cells: Sequence[HarnessCell]) -> list[HarnessCell]:
@@ -70,18 +70,18 @@ def choose_primary(cells: Sequence[HarnessCell]) -> list[HarnessCell]:
 
 def _of_task(
     task: str,
-    found: Mapping[str, Any],
+    report: Mapping[str, Any],
     seconds: Mapping[str, float],
     held_in: Collection[str],
     labels: Mapping[str, Any],
 ) -> Iterator[HarnessCell]:
-    results = found["results"][task]
-    members = _members(task, found)
+    results = report["results"][task]
+    members = _members(task, report)
     for name, value in results.items():
         metric, _, kind = name.partition(",")
         if not kind or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
-        is_score = found["higher_is_better"].get(task, {}).get(metric) is not False and 0 <= value <= 1
+        is_score = report["higher_is_better"].get(task, {}).get(metric) is not False and 0 <= value <= 1
         stderr = _number(results.get(f"{metric}_stderr,{kind}"))
         low, high = value - NORMAL * (stderr or 0.0), value + NORMAL * (stderr or 0.0)
         yield HarnessCell(
@@ -94,18 +94,18 @@ def _of_task(
             value=float(value),
             low=max(low, 0.0) if is_score else low,
             high=min(high, 1.0) if is_score else high,
-            n=sum(int(found["n-samples"][member]["effective"]) for member in members),
+            n=sum(int(report["n-samples"][member]["effective"]) for member in members),
             seconds=sum(seconds.get(member, 0.0) for member in members),
             filter=kind,
             stderr=stderr,
-            shots=int(found["n-shot"].get(task) or 0),
+            shots=int(report["n-shot"].get(task) or 0),
         )
 
 
-def _members(task: str, found: Mapping[str, Any]) -> list[str]:
+def _members(task: str, report: Mapping[str, Any]) -> list[str]:
     """The tasks below a group; a task is its own only member."""
-    below = found.get("group_subtasks", {}).get(task)
-    return [leaf for member in below for leaf in _members(member, found)] if below else [task]
+    below = report.get("group_subtasks", {}).get(task)
+    return [leaf for member in below for leaf in _members(member, report)] if below else [task]
 
 
 def _number(value: object) -> float | None:

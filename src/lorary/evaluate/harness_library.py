@@ -84,12 +84,12 @@ class HarnessRun:
             routing(self.base.model, setting),
         ):
             model = HarnessModel(self.base.model, self.base.tokenizer, self._recall(setting, seconds, bar))
-            found = evaluate_tasks(model, self.tasks, rows=self.rows, shots=self.shots, chat=self.chat)
+            report = evaluate_tasks(model, self.tasks, rows=self.rows, shots=self.shots, chat=self.chat)
         labels = {
             "library": self.library.name, "router": router, "template": "chat" if self.chat else "plain",
             "prefix": self._prefix,
         }  # fmt: skip
-        return cells_of(found, seconds, self._held_in, **labels)
+        return cells_of(report, seconds, self._held_in, **labels)
 
     def _recall(self, setting: Routing, seconds: dict[str, float], bar: Bar) -> Callable[..., list[Any]]:
         """Answers out of the library's results, keyed by all that decides them, the very requests included."""
@@ -100,17 +100,17 @@ class HarnessRun:
         }  # fmt: skip
 
         def recall(kind: str, task: str, requests: Sequence[Any], compute: Callable[[], list[Any]]) -> list[Any]:
-            asked = hashlib.sha256(json.dumps(requests, default=str).encode()).hexdigest()
-            key = self._cache.key(harness=kind, requests=asked, **conditions)
-            found = self._cache.get(key)
-            if found is None:
+            digest = hashlib.sha256(json.dumps(requests, default=str).encode()).hexdigest()
+            key = self._cache.key(harness=kind, requests=digest, **conditions)
+            cached = self._cache.get(key)
+            if cached is None:
                 started = time.perf_counter()
-                found = {"answers": compute(), "seconds": time.perf_counter() - started}
-                self._cache.put(key, found)
+                cached = {"answers": compute(), "seconds": time.perf_counter() - started}
+                self._cache.put(key, cached)
             if task not in seconds:
                 bar.advance(task)
-            seconds[task] = seconds.get(task, 0.0) + found["seconds"]
-            return list(found["answers"])
+            seconds[task] = seconds.get(task, 0.0) + cached["seconds"]
+            return list(cached["answers"])
 
         return recall
 
@@ -122,10 +122,10 @@ def harness_settings(
     if ORACLE in routers:
         display.say("oracle: left out, it is for tasks with rows to choose an expert by")
     default = Routing.of(**library.default_router)
-    asked = without_router(default) | dict(route)
-    own = {key: asked.pop(key) for key in ("top_k", "temperature", "mix")}
-    known = tuple(dict.fromkeys(("base", *(router for router in routers if router != ORACLE))))
-    return EvaluateSettings(routers=known, route=asked, units=in_units(default), **own)
+    fields = without_router(default) | dict(route)
+    choice = {key: fields.pop(key) for key in ("top_k", "temperature", "mix")}
+    names = tuple(dict.fromkeys(("base", *(router for router in routers if router != ORACLE))))
+    return EvaluateSettings(routers=names, route=fields, units=in_units(default), **choice)
 
 
 @contextmanager

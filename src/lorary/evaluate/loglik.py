@@ -17,7 +17,7 @@ from lorary.model.seating import has_row_settings, prober_of
 
 # What each model was found to allow, since finding out takes three short passes: up to how many tokens, by what its
 # answer depends on.
-_FOUND: "WeakKeyDictionary[Any, dict[tuple[Any, ...], int]]" = WeakKeyDictionary()
+_PACKED_LENGTHS: "WeakKeyDictionary[Any, dict[tuple[Any, ...], int]]" = WeakKeyDictionary()
 
 
 class AnswerLoss(NamedTuple):
@@ -72,8 +72,10 @@ def answer_losses(model: Any, examples: Sequence[Example], max_tokens: int = 204
         is_greedy = logits.argmax(dim=1) == batch.labels
         rows = [piece.name for piece in micro.pieces]  # targets lie in the order of the rows' pieces
         counts = [len(examples[row].target_ids) for row in rows]
-        for row, own, greedy in zip(rows, losses.split(counts), is_greedy.cpu().split(counts), strict=True):
-            results[row] = AnswerLoss(float(own.sum()), len(own), float(own[-1]), bool(greedy.all()))
+        for row, row_losses, greedy in zip(rows, losses.split(counts), is_greedy.cpu().split(counts), strict=True):
+            results[row] = AnswerLoss(
+                float(row_losses.sum()), len(row_losses), float(row_losses[-1]), bool(greedy.all())
+            )
     return [results[row] for row in range(len(examples))]
 
 
@@ -87,11 +89,11 @@ def _layouts(model: Any, examples: Sequence[Example], max_tokens: int) -> Iterat
 
 
 def _packed_length(model: Any, longest: int) -> int:
-    found = _FOUND.setdefault(model, {})
+    lengths = _PACKED_LENGTHS.setdefault(model, {})
     key = (longest, model.config.get_text_config(decoder=True)._attn_implementation, model.dtype, model.device)
-    if key not in found:
-        found[key] = packed_length(model, longest)
-    return found[key]
+    if key not in lengths:
+        lengths[key] = packed_length(model, longest)
+    return lengths[key]
 
 
 def _prompts(batch: Batch) -> Tensor:

@@ -68,11 +68,11 @@ def trace_prompt(base: Base, prompt: str, template: str, router: str, max_new_to
         The trace.
     """
     with routing(base.model, router):
-        made = answer(base, prompt, template, max_new_tokens=max_new_tokens)
-        ids = make_template(template, base.tokenizer).encode(prompt, made.text or " ")
+        completion = answer(base, prompt, template, max_new_tokens=max_new_tokens)
+        ids = make_template(template, base.tokenizer).encode(prompt, completion.text or " ")
         tokens = [*ids.prompt_ids, *ids.target_ids]
         with torch.no_grad(), trace(base.model) as traced:
             base.model(input_ids=torch.tensor([tokens], device=base.model.device), use_cache=False)
     words = texts_of_ids(base.tokenizer, tokens)
     weights = traced.stacked()[:, 0]
-    return RoutedPrompt(prompt, made.text, words, traced.layers, list(traced.experts), weights)
+    return RoutedPrompt(prompt, completion.text, words, traced.layers, list(traced.experts), weights)

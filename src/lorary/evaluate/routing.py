@@ -88,19 +88,21 @@ class RoutingAgreement(NamedTuple):
     divergence: float
 
 
-def agreement(one: Float[Tensor, "pairs outcomes"], other: Float[Tensor, "pairs outcomes"]) -> RoutingAgreement:
+def agreement(
+    shares: Float[Tensor, "pairs outcomes"], other_shares: Float[Tensor, "pairs outcomes"]
+) -> RoutingAgreement:
     """Compare two routers on the same pairs.
 
     Args:
-        one: shares of `as_shares`, at least one pair.
-        other: those of another router.
+        shares: shares of `as_shares`, at least one pair.
+        other_shares: those of another router.
     """
-    same = (one.argmax(dim=-1) == other.argmax(dim=-1)).double().mean()
-    first, second = one[:, :-1] > 0, other[:, :-1] > 0
-    either = (first | second).sum(dim=-1)
-    overlap = torch.where(either > 0, (first & second).sum(dim=-1) / either.clamp_min(1), 1.0)
-    divergence = (entropy((one + other) / 2) - (entropy(one) + entropy(other)) / 2) / log(2)
-    return RoutingAgreement(float(same), float(overlap.mean()), float(divergence.clamp(0, 1).mean()))
+    top1 = (shares.argmax(dim=-1) == other_shares.argmax(dim=-1)).double().mean()
+    first, second = shares[:, :-1] > 0, other_shares[:, :-1] > 0
+    union = (first | second).sum(dim=-1)
+    overlap = torch.where(union > 0, (first & second).sum(dim=-1) / union.clamp_min(1), 1.0)
+    divergence = (entropy((shares + other_shares) / 2) - (entropy(shares) + entropy(other_shares)) / 2) / log(2)
+    return RoutingAgreement(float(top1), float(overlap.mean()), float(divergence.clamp(0, 1).mean()))
 
 
 class ExpertUse(NamedTuple):
@@ -147,18 +149,18 @@ def expert_use(
     """
     in_layer = reach.sum(dim=1).clamp_min(1)  # (layers,)
     leader = shares.argmax(dim=-1)
-    found = []
+    uses = []
     for expert in range(reach.shape[1]):
         layers = reach[:, expert]
         if not bool(layers.any()):
-            found.append(ExpertUse(0, 0.0, 0.0, 0.0, 0.0))
+            uses.append(ExpertUse(0, 0.0, 0.0, 0.0, 0.0))
             continue
-        own = shares[layers, :, expert]
+        expert_shares = shares[layers, :, expert]
         leads = (leader[layers] == expert).double().mean()
         equal = (1 / in_layer[layers]).double().mean()
-        values = (float(value) for value in (own.mean(), equal, (own > 0).double().mean(), leads))
-        found.append(ExpertUse(int(layers.sum()), *values))
-    return found
+        values = (float(value) for value in (expert_shares.mean(), equal, (expert_shares > 0).double().mean(), leads))
+        uses.append(ExpertUse(int(layers.sum()), *values))
+    return uses
 
 
 def norm_ratios(norms: Float[Tensor, "states tokens"]) -> Float[Tensor, " tokens"]:

@@ -93,11 +93,11 @@ def _traced(
     counts = mask.bool()
     counts[:, 0] &= mask.sum(dim=1) == 1
     position = state.experts.index(expert)
-    found = []
+    by_layer = []
     for path in (path for path in layers if path in traced.layers):
         shares = as_shares(traced.weights(path)[counts])
-        found.append((shares[:, position], (shares.argmax(dim=-1) == position).double()))
-    return found
+        by_layer.append((shares[:, position], (shares.argmax(dim=-1) == position).double()))
+    return by_layer
 
 
 def _right_padded(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

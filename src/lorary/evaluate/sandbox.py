@@ -135,10 +135,10 @@ class Sandbox:
             return [_program("unshare"), *user, *kinds, "--fork", "--kill-child=KILL", "--", *launch]
         if self.isolation == "bubblewrap":
             binds = [part for path in _paths() for part in _bind(path)]
-            own = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+            options = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
             # Its folder is the one place to write to: what bubblewrap puts into /dev has no bound.
             places = ["--dev", "/dev", "--remount-ro", "/dev", "--size", str(self.limits.disk_bytes)]
-            return [_program("bwrap"), *own, *binds, *places, "--tmpfs", "/work", *launch]
+            return [_program("bwrap"), *options, *binds, *places, "--tmpfs", "/work", *launch]
         return launch
 
     def _job(self, program: str, folder: str, uid: int | None) -> dict[str, object]:
@@ -176,21 +176,21 @@ def make_sandbox(*, unsafe: bool = False) -> Sandbox:
     Raises:
         UsageError: if nothing isolates here and unsafe running is not consented to, or does not work either.
     """
-    found = isolation()
-    if found == "none" and not unsafe:
+    kind = isolation()
+    if kind == "none" and not unsafe:
         raise UsageError(
             "generated code may only run isolated: by bubblewrap, or by Linux namespaces (util-linux unshare)",
             found="neither works here",
             remedy="install bubblewrap; or --unsafe-code, in a machine or container that may be lost",
         )
-    made = Sandbox(found)
-    if found == "none" and not _works(made):
+    sandbox = Sandbox(kind)
+    if kind == "none" and not _works(sandbox):
         # Root gives every program a user of its own even here: nothing else would bound its processes.
         raise UsageError(
             "generated code must find the Python standard library", found=f"{sys.base_prefix} is closed to other users",
             remedy="run as an ordinary user, or with a Python that all users may read",
         )  # fmt: skip
-    return made
+    return sandbox
 
 
 @lru_cache(maxsize=1)
@@ -215,9 +215,9 @@ def _program(name: str) -> str:
 
 def _paths() -> list[str]:
     """The system's and Python's own files, those that exist; where a link leads to Python, both it and its end."""
-    both = dict.fromkeys((os.path.realpath(sys.base_prefix), sys.base_prefix))
-    own = [python for python in both if not any(Path(python).is_relative_to(path) for path in SYSTEM)]
-    return [path for path in (*SYSTEM, *own) if os.path.lexists(path)]
+    prefixes = dict.fromkeys((os.path.realpath(sys.base_prefix), sys.base_prefix))
+    outside = [python for python in prefixes if not any(Path(python).is_relative_to(path) for path in SYSTEM)]
+    return [path for path in (*SYSTEM, *outside) if os.path.lexists(path)]
 
 
 def _is_root() -> bool:

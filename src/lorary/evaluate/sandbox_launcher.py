@@ -48,7 +48,7 @@ FORBIDDEN: dict[str, tuple[int, dict[str, int]]] = {
 }  # fmt: skip
 IS_LINUX = sys.platform == "linux"
 # Most bytes that are read of what a program reports.
-MOST_SAID = 65536
+MOST_OUTPUT = 65536
 
 
 def main() -> None:
@@ -87,12 +87,12 @@ def run(job: dict[str, Any], writing: int) -> None:
         if name == "RLIMIT_NPROC" and not job["isolated"] and job["uid"] is None:
             value += num_tasks(os.getuid())
         limit(name, value)
-    program, nonce, error, own = job.pop("program"), job.pop("nonce"), None, os.getpid()
+    program, nonce, error, pid = job.pop("program"), job.pop("nonce"), None, os.getpid()
     try:
         exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
     except BaseException as raised:
         error = f"{type(raised).__name__}: {raised}"[:500]
-    if os.getpid() == own:  # what the program forked comes here too
+    if os.getpid() == pid:  # what the program forked comes here too
         os.write(writing, json.dumps({"nonce": nonce, "error": error}).encode())
 
 
@@ -176,10 +176,10 @@ def set_read_only(path: str, depth: int) -> None:
     check(LIBC.syscall(MOUNT_SETATTR, AT_FDCWD, path.encode(), depth, attributes, size), path)
 
 
-def check(result: int, what: str) -> None:
+def check(result: int, call: str) -> None:
     """Raise what the C library reports."""
     if result != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), what)
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), call)
 
 
 def watch(child: int, reading: int, job: dict[str, Any]) -> dict[str, str]:
@@ -191,18 +191,18 @@ def watch(child: int, reading: int, job: dict[str, Any]) -> dict[str, str]:
             return {"status": "timeout", "detail": f"{job['wall_s']} s of wall time"}
         time.sleep(0.002)
     os.set_blocking(reading, False)
-    said = b""
+    output = b""
     with suppress(BlockingIOError):
-        said = os.read(reading, MOST_SAID)
-    return judge(ended[1], said, job["nonce"])
+        output = os.read(reading, MOST_OUTPUT)
+    return judge(ended[1], output, job["nonce"])
 
 
-def judge(status: int, said: bytes, nonce: str) -> dict[str, str]:
+def judge(status: int, output: bytes, nonce: str) -> dict[str, str]:
     """The verdict on a child that ended."""
     if os.WIFSIGNALED(status):
         return {"status": "killed", "detail": signal.Signals(os.WTERMSIG(status)).name}
     try:
-        report = json.loads(said)
+        report = json.loads(output)
         is_ours = report["nonce"] == nonce
     except (ValueError, TypeError, KeyError):
         is_ours = False
@@ -231,12 +231,12 @@ def end_children(child: int) -> None:
 
 def num_tasks(uid: int) -> int:
     """Threads that a user runs already: without a namespace or a user of its own, they count as the program's."""
-    found = 0
+    count = 0
     for pid in os.listdir("/proc") if os.path.isdir("/proc") else []:
         with suppress(OSError):
             if pid.isdigit() and os.stat(f"/proc/{pid}").st_uid == uid:
-                found += len(os.listdir(f"/proc/{pid}/task"))
-    return found
+                count += len(os.listdir(f"/proc/{pid}/task"))
+    return count
 
 
 def children() -> list[int]:

@@ -57,13 +57,13 @@ class Scorer:
         seated: SeatedBase,
         name: str,
         settings: EvaluateSettings,
-        others: Sequence[ResultCache],
+        other_caches: Sequence[ResultCache],
         sandbox: Sandbox | None = None,
     ) -> None:
-        self._seated, self._name, self._settings, self._others = seated, name, settings, others
+        self._seated, self._name, self._settings, self._other_caches = seated, name, settings, other_caches
         self._sandbox = sandbox
         self._cache = seated.cache
-        self._own = experts_by_task(seated.library.describe())
+        self._expert_of_task = experts_by_task(seated.library.describe())
 
     def score(self, task: Task, router: str, scored: ScoredCells) -> CellFailure | None:
         """Score one router on one task, and look at its routing.
@@ -114,7 +114,7 @@ class Scorer:
         s = self._settings
         if router != ORACLE:
             return self._cells(task, router, s.setting(router), s.template)
-        expert = self._own.get(task.name) or self._best_expert(task)
+        expert = self._expert_of_task.get(task.name) or self._best_expert(task)
         return self._cells(task, router, Routing(experts=[expert]), s.template, expert)
 
     def _cells(self, task: Task, router: str, setting: Routing, template: str, expert: str | None = None) -> list[Cell]:
@@ -129,15 +129,15 @@ class Scorer:
         def make(base: Base) -> list[dict[str, Any]]:
             return [asdict(cell) for cell in self._score(base, task, router, setting, template, metric)]
 
-        cells = self._remembered(key, make, self._others if router == BASE else ())
+        cells = self._remembered(key, make, self._other_caches if router == BASE else ())
         # What names the cell and is no part of its value may have changed since it was scored.
         labels = {
             "library": self._name, "router": router, "expert": expert, "family": task.family, "data": task.data_hash,
-            "split": "held_in" if task.name in self._own else "held_out",
+            "split": "held_in" if task.name in self._expert_of_task else "held_out",
         }  # fmt: skip
         return [Cell(**{**cell, **labels}) for cell in cells]
 
-    def _remembered(self, key: str, make: Callable[[Base], Any], others: Sequence[ResultCache] = ()) -> Any:
+    def _remembered(self, key: str, make: Callable[[Base], Any], other_caches: Sequence[ResultCache] = ()) -> Any:
         """A value that was computed before, here or beside another library; else it is made, and kept here.
 
         What goes wrong while it is made concerns this cell alone; what goes wrong around it (another base than the
@@ -146,7 +146,7 @@ class Scorer:
         value = self._cache.get(key)
         if value is not None:
             return value
-        value = next((value for other in others if (value := other.get(key)) is not None), None)
+        value = next((value for cache in other_caches if (value := cache.get(key)) is not None), None)
         if value is None:
             base = self._seated.loaded()
             try:
@@ -165,8 +165,8 @@ class Scorer:
         if not rows:
             raise TaskError(f"task '{task.name}' must have test rows to be evaluated on", found="none")
         with routing(base.model, setting), finite_logits(base.model), measured(base.model.device) as cost:
-            made = self._template(base, template)
-            scores = score_rows(base.model, base.tokenizer, made, rows, metric, sandbox=self._sandbox)
+            prompt_template = self._template(base, template)
+            scores = score_rows(base.model, base.tokenizer, prompt_template, rows, metric, sandbox=self._sandbox)
         _check_finite(scores, task.name)
         cells = []
         for name, values, primary in (("loss", scores.loss, False), (scores.metric, scores.score, True)):
@@ -186,7 +186,7 @@ class Scorer:
                     n=len(values),
                     seconds=cost.seconds,
                     template=template,
-                    prefix=made.prefix,
+                    prefix=prompt_template.prefix,
                     peak_bytes=cost.peak_bytes,
                     values=values,
                 )
@@ -222,7 +222,7 @@ class Scorer:
 
     def _accuracy(self, task: Task, router: str) -> list[RoutingAccuracy]:
         """How much of the routing goes to the task's own expert; nothing where it has none, or nothing is chosen."""
-        s, expert = self._settings, self._own.get(task.name)
+        s, expert = self._settings, self._expert_of_task.get(task.name)
         rows = task.split("test")[: s.routing_rows]
         if router in (BASE, ORACLE) or expert is None or not rows:
             return []
@@ -247,8 +247,12 @@ class Scorer:
 
     def _conditions(self, template: str) -> dict[str, Any]:
         """What decides a score beside experts, task and router; a chat template may write another prompt each day."""
-        asked = {"max_length": self._settings.max_length, "device": self._seated.device, "dtype": self._seated.dtype}
-        return {**asked, "prompt": self._seated.chat_prompt} if template == "chat" else asked
+        conditions = {
+            "max_length": self._settings.max_length,
+            "device": self._seated.device,
+            "dtype": self._seated.dtype,
+        }
+        return {**conditions, "prompt": self._seated.chat_prompt} if template == "chat" else conditions
 
     def _prepared(self, setting: Routing) -> dict[str, Any]:
         """What the router read beyond weights: prepared anew from other data, it scores anew."""
@@ -299,8 +303,8 @@ def is_out_of_memory(error: Exception) -> bool:
 def _failure(error: Exception, library: str, router: str, task: str) -> CellFailure:
     if isinstance(error, LoraryError):
         return CellFailure(library, router, task, error.rule, error.found, error.remedy)
-    found = (str(error).splitlines() or [type(error).__name__])[0]
-    return CellFailure(library, router, task, "the work must fit the device's memory", found)
+    message = (str(error).splitlines() or [type(error).__name__])[0]
+    return CellFailure(library, router, task, "the work must fit the device's memory", message)
 
 
 def _reason(failure: CellFailure) -> str:

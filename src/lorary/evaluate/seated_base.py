@@ -40,7 +40,7 @@ class KnownBase:
     load: Callable[[], Base]
 
 
-def known(base: Base) -> KnownBase:
+def known_base(base: Base) -> KnownBase:
     """What is known of a model in memory."""
     return KnownBase(
         base.files.name,
@@ -71,17 +71,17 @@ def known_unloaded(reference: str, *, dtype: str, device: str) -> KnownBase:
     kind = choose_dtype(dtype, where)
     files = resolve_base(reference)
     if kind not in (torch.float32, torch.float64):
-        return known(load_base(files, dtype=dtype, device=device))
+        return known_base(load_base(files, dtype=dtype, device=device))
     digest, content = fingerprint_of_folder(files.path).digest, content_of_files(files)
     tokenizer = load_tokenizer(files)
 
     @cache
     def load() -> Base:
         base = load_base(files, dtype=dtype, device=device)
-        if (found := fingerprint_of_model(base.model).digest) != digest:
+        if (loaded_digest := fingerprint_of_model(base.model).digest) != digest:
             raise BaseModelError(
                 f"base model {files.path} must be in memory what its files say",
-                found=f"{found[:12]}, not {digest[:12]}",
+                found=f"{loaded_digest[:12]}, not {digest[:12]}",
             )
         return base
 

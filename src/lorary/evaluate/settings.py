@@ -91,20 +91,20 @@ class EvaluateSettings:
         if "preset" in spec.fields:
             beside = {key: value for key, value in spec.fields.items() if key != "preset"}
             return Routing.of(**{**preset_fields(spec.fields["preset"]), "router": spec.name, **beside})
-        return Routing.of(spec.name, **self._asked(spec.name, spec.fields))
+        return Routing.of(spec.name, **self._routing_fields(spec.name, spec.fields))
 
-    def _asked(self, router: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _routing_fields(self, router: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
         from lorary.route import ROUTERS
 
         looks = ROUTERS[router].weights is None
-        if meaningless := sorted(set(given) - {*_WITHOUT_LOOKING} if not looks else ()):
+        if meaningless := sorted(set(overrides) - {*_WITHOUT_LOOKING} if not looks else ()):
             raise UsageError(
                 f"router '{router}' looks at nothing and takes {list(_WITHOUT_LOOKING)} alone", found=meaningless
             )
-        asked: dict[str, Any] = {"top_k": self.top_k, "temperature": self.temperature, "mix": self.mix}
-        asked.update(self.units.get(router, {}) if looks else {})
-        asked.update({key: value for key, value in self.route.items() if looks or key in _WITHOUT_LOOKING})
-        return {**asked, **given}
+        fields: dict[str, Any] = {"top_k": self.top_k, "temperature": self.temperature, "mix": self.mix}
+        fields.update(self.units.get(router, {}) if looks else {})
+        fields.update({key: value for key, value in self.route.items() if looks or key in _WITHOUT_LOOKING})
+        return {**fields, **overrides}
 
 
 @dataclass(frozen=True)

@@ -119,18 +119,18 @@ def flip_test(value: float, unit: float, flipped: Floats, flipped_unit: Floats) 
         flipped_unit: (throws,) the same throws of the unit.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        both = np.stack([(value - flipped) / (unit - flipped_unit), (value + flipped) / (unit + flipped_unit)])
+        bounds = np.stack([(value - flipped) / (unit - flipped_unit), (value + flipped) / (unit + flipped_unit)])
     # A throw that leaves the unit as large as it is, is as extreme for every ratio.
     never = np.abs(flipped_unit) >= unit * (1 - HAIR)
-    lows, highs = np.where(never, -np.inf, both.min(axis=0)), np.where(never, np.inf, both.max(axis=0))
+    lows, highs = np.where(never, -np.inf, bounds.min(axis=0)), np.where(never, np.inf, bounds.max(axis=0))
     for exact in (0.0, value / unit):
         lows, highs = (np.where(np.abs(ends - exact) < HAIR, exact, ends) for ends in (lows, highs))
     # The smallest and largest ratio at which so many throws are as extreme that the test does not reject it.
-    kept = ceil((1 - LEVEL) * len(flipped) - HAIR)
+    num_inside = ceil((1 - LEVEL) * len(flipped) - HAIR)
     return FlipTest(
         p=float(((lows <= 0) & (highs >= 0)).mean()),
-        low=float(np.sort(lows)[kept - 1]),
-        high=float(np.sort(highs)[-kept]),
+        low=float(np.sort(lows)[num_inside - 1]),
+        high=float(np.sort(highs)[-num_inside]),
     )
 
 

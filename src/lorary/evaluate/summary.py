@@ -168,8 +168,8 @@ class CellSummary:
                     for task in tasks:
                         if (cell := cells.get((column, task))) and task not in self._left_out:
                             groups.setdefault(cell.family if by_family else None, []).append(task)
-                    for family, own in groups.items():
-                        mean = vars(columns.mean(column, own))
+                    for family, group_tasks in groups.items():
+                        mean = vars(columns.mean(column, group_tasks))
                         yield Mean(library=library, router=column.router, split=split, family=family, **mean)
 
     def _paired(self, split: str, *columns: Column) -> list[str]:

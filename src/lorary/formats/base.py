@@ -142,9 +142,9 @@ def _not_on_hub(repo: str, revision: str | None, error: Exception) -> BaseModelE
         remedy = f"check the spelling, or log in with `hf auth login` if it is private; otherwise {ANY_OF_FOUR}"
     else:
         remedy = f"check the network, or {ANY_OF_FOUR} that is on this machine"
-    wanted = repo if revision is None else f"{repo}@{revision}"
+    reference = repo if revision is None else f"{repo}@{revision}"
     return BaseModelError(
-        f"the base model '{wanted}' is no folder here, so it must be on the Hugging Face Hub or in its local cache",
+        f"the base model '{reference}' is no folder here, so it must be on the Hugging Face Hub or in its local cache",
         found=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:400] if str(error).strip() else ''}",
         remedy=remedy,
     )
@@ -161,13 +161,13 @@ def check_folder(folder: Path, *, name: str | None = None) -> None:
         BaseModelError: without config.json, without safetensors weights (pickled ones are never opened), or with a
             model that is of an unknown family, an encoder-decoder, or no language model.
     """
-    called = name or str(folder)
-    config = read_config(folder, called, remedy=ANY_OF_FOUR)
-    _check_family(config, called)
-    check_layers(config, weight_files(folder, called), called)
+    label = name or str(folder)
+    config = read_config(folder, label, remedy=ANY_OF_FOUR)
+    _check_family(config, label)
+    check_layers(config, weight_files(folder, label), label)
 
 
-def _check_family(config: Mapping[str, Any], called: str) -> None:
+def _check_family(config: Mapping[str, Any], label: str) -> None:
     # Imported here: it takes seconds, and only a base model that is being resolved needs it.
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -177,18 +177,18 @@ def _check_family(config: Mapping[str, Any], called: str) -> None:
     family = str(config.get("model_type"))
     if config.get("is_encoder_decoder"):
         raise BaseModelError(
-            f"the base model {called} must be decoder-only",
+            f"the base model {label} must be decoder-only",
             found=f"an encoder-decoder of the family '{family}'",
             remedy="use a causal language model",
         )
     if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return
     if family in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-        found = f"model_type '{family}', an encoder-decoder"
+        finding = f"model_type '{family}', an encoder-decoder"
     else:
-        found = f"model_type '{family}'"
+        finding = f"model_type '{family}'"
     raise BaseModelError(
-        f"unknown family of base model: {called} must be a causal language model that transformers has code for",
-        found=found,
+        f"unknown family of base model: {label} must be a causal language model that transformers has code for",
+        found=finding,
         remedy="use another base model, or a newer transformers if it brings this family",
     )

@@ -35,12 +35,12 @@ MOST_LABELS = 10_000
 _ELSEWHERE = ("transformers_weights", "configuration_files")
 
 
-def read_config(folder: Path, called: str, remedy: str = AGAIN) -> dict[str, Any]:
+def read_config(folder: Path, label: str, remedy: str = AGAIN) -> dict[str, Any]:
     """The fields of config.json, checked for what no model can have.
 
     Args:
         folder: of the model.
-        called: the model in error messages.
+        label: the model in error messages.
         remedy: what to do where there is no config.json.
 
     Raises:
@@ -50,31 +50,31 @@ def read_config(folder: Path, called: str, remedy: str = AGAIN) -> dict[str, Any
         config = read_json(folder / CONFIG_FILE)
     except FileNotFoundError as error:
         raise BaseModelError(
-            f"the base model {called} must hold {CONFIG_FILE}", found="no such file", remedy=remedy
+            f"the base model {label} must hold {CONFIG_FILE}", found="no such file", remedy=remedy
         ) from error
     except (OSError, ValueError) as error:
         raise BaseModelError(
-            f"{CONFIG_FILE} of the base model {called} must be readable JSON",
+            f"{CONFIG_FILE} of the base model {label} must be readable JSON",
             found=getattr(error, "strerror", None) or error,
             remedy=AGAIN,
         ) from error
     if not isinstance(config, dict):
         raise BaseModelError(
-            f"{CONFIG_FILE} of the base model {called} must be a JSON object",
+            f"{CONFIG_FILE} of the base model {label} must be a JSON object",
             found=type(config).__name__,
             remedy=AGAIN,
         )
     for name in _LABELS & config.keys():
-        _check_labels(name, config[name], called)
+        _check_labels(name, config[name], label)
     for name, value in _fields(config):
-        _check_field(name, value, called)
+        _check_field(name, value, label)
     return config
 
 
-def _check_labels(name: str, value: Any, called: str) -> None:
+def _check_labels(name: str, value: Any, label: str) -> None:
     number = len(value) if isinstance(value, dict | list) else value
     if isinstance(number, int) and number > MOST_LABELS:
-        raise _out_of_range(name, f"{number:,} labels", called, f"be {MOST_LABELS:,} at most")
+        raise _out_of_range(name, f"{number:,} labels", label, f"be {MOST_LABELS:,} at most")
 
 
 def _fields(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -90,34 +90,34 @@ def _fields(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, config
 
 
-def _check_field(name: str, value: Any, called: str) -> None:
+def _check_field(name: str, value: Any, label: str) -> None:
     if name in _ELSEWHERE and value is not None:
         raise BaseModelError(
-            f"the weights of the base model {called} must lie in {SINGLE_FILE} or the files that {INDEX_FILE} names",
+            f"the weights of the base model {label} must lie in {SINGLE_FILE} or the files that {INDEX_FILE} names",
             found=f"'{name}' in {CONFIG_FILE}, which names other files",
             remedy="save the model again with save_pretrained() of transformers",
         )
     if name in _SIZES and value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise _out_of_range(name, value, called, "be a whole number from 1")
+        raise _out_of_range(name, value, label, "be a whole number from 1")
     if isinstance(value, int) and abs(value) > 2**63:
-        raise _out_of_range(name, f"a number of {len(hex(value)) - 2} hexadecimal digits", called, "fit 64 bits")
+        raise _out_of_range(name, f"a number of {len(hex(value)) - 2} hexadecimal digits", label, "fit 64 bits")
     if value == "NaN" or (isinstance(value, float) and math.isnan(value)):
-        raise _out_of_range(name, "NaN", called, "be a number")
+        raise _out_of_range(name, "NaN", label, "be a number")
     # Mamba's limits of a time step may lie at infinity.
     is_infinite = value in ("Infinity", "-Infinity") or (isinstance(value, float) and math.isinf(value))
     if is_infinite and not name.endswith(("limit", "limits")):
-        raise _out_of_range(name, value, called, "be finite")
+        raise _out_of_range(name, value, label, "be finite")
 
 
-def _out_of_range(name: str, value: object, called: str, rule: str) -> BaseModelError:
+def _out_of_range(name: str, value: object, label: str, rule: str) -> BaseModelError:
     return BaseModelError(
-        f"'{name}' in {CONFIG_FILE} of the base model {called} must {rule}",
+        f"'{name}' in {CONFIG_FILE} of the base model {label} must {rule}",
         found=value if not isinstance(value, str) else repr(value[:80]),
         remedy=AGAIN,
     )
 
 
-def check_layers(config: Mapping[str, Any], files: Mapping[str, Path], called: str) -> None:
+def check_layers(config: Mapping[str, Any], files: Mapping[str, Path], label: str) -> None:
     """Refuse a configuration of more layers than the checkpoint has tensors, before anything is built from it.
 
     Raises:
@@ -125,28 +125,28 @@ def check_layers(config: Mapping[str, Any], files: Mapping[str, Path], called: s
     """
     for name, value in _fields(dict(config)):
         if name in _LAYERS and isinstance(value, int) and value > max(MANY_LAYERS, len(files)):
-            raise _out_of_range(name, value, called, f"be borne out by its {len(files)} tensors")
+            raise _out_of_range(name, value, label, f"be borne out by its {len(files)} tensors")
 
 
-def weight_files(folder: Path, called: str) -> dict[str, Path]:
+def weight_files(folder: Path, label: str) -> dict[str, Path]:
     """The file that holds each tensor of a checkpoint.
 
     Args:
         folder: holds model.safetensors, or model.safetensors.index.json and the files that it names.
-        called: the model in error messages.
+        label: the model in error messages.
 
     Raises:
         BaseModelError: if there is neither, the index names anything but safetensors files of this folder, or one of
             these is missing or damaged; names the file.
     """
     if (folder / SINGLE_FILE).exists():
-        return dict.fromkeys(_tensors_in(folder / SINGLE_FILE, called), folder / SINGLE_FILE)
-    names = shard_names(folder, called)
-    stored = {name: set(_tensors_in(folder / name, called)) for name in sorted(set(names.values()))}
+        return dict.fromkeys(_tensors_in(folder / SINGLE_FILE, label), folder / SINGLE_FILE)
+    names = shard_names(folder, label)
+    stored = {name: set(_tensors_in(folder / name, label)) for name in sorted(set(names.values()))}
     for tensor, name in names.items():
         if tensor not in stored[name]:
             raise BaseModelError(
-                f"the file {name} of the base model {called} must hold what {INDEX_FILE} says",
+                f"the file {name} of the base model {label} must hold what {INDEX_FILE} says",
                 found=f"no tensor {tensor}",
                 remedy=AGAIN,
             )
@@ -154,7 +154,7 @@ def weight_files(folder: Path, called: str) -> dict[str, Path]:
     return {tensor: folder / name for name, tensors in stored.items() for tensor in tensors}
 
 
-def shard_names(folder: Path, called: str) -> dict[str, str]:
+def shard_names(folder: Path, label: str) -> dict[str, str]:
     """The file name of each tensor by the index of a checkpoint.
 
     Raises:
@@ -164,10 +164,10 @@ def shard_names(folder: Path, called: str) -> dict[str, str]:
         index = read_json(folder / INDEX_FILE)
         names = dict(index.get("weight_map", {}))
     except FileNotFoundError as error:
-        raise _no_weights(folder, called) from error
+        raise _no_weights(folder, label) from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise BaseModelError(
-            f"{INDEX_FILE} of the base model {called} must be a JSON object that names the file of each tensor",
+            f"{INDEX_FILE} of the base model {label} must be a JSON object that names the file of each tensor",
             found=getattr(error, "strerror", None) or error,
             remedy=AGAIN,
         ) from error
@@ -175,7 +175,7 @@ def shard_names(folder: Path, called: str) -> dict[str, str]:
         is_plain = isinstance(name, str) and name == Path(name).name and "\\" not in name and "\0" not in name
         if not is_plain or not name.endswith(".safetensors") or name.startswith("."):
             raise BaseModelError(
-                f"{INDEX_FILE} of the base model {called} must name safetensors files of its own folder only; "
+                f"{INDEX_FILE} of the base model {label} must name safetensors files of its own folder only; "
                 "pickled weights are never opened",
                 found=f"{str(name)[:120]!r} for the tensor {tensor[:120]}",
                 remedy="save it again with save_pretrained() of transformers, which writes safetensors",
@@ -183,7 +183,7 @@ def shard_names(folder: Path, called: str) -> dict[str, str]:
     return names
 
 
-def _tensors_in(file: Path, called: str) -> list[str]:
+def _tensors_in(file: Path, label: str) -> list[str]:
     try:
         # A FIFO or a device would hold up the reader of safetensors for ever.
         open_regular(file).close()
@@ -192,16 +192,16 @@ def _tensors_in(file: Path, called: str) -> list[str]:
     except (OSError, ValueError, SafetensorError) as error:
         is_missing = isinstance(error, FileNotFoundError)
         raise BaseModelError(
-            f"the weights of the base model {called} must load from {file.name} of its folder",
+            f"the weights of the base model {label} must load from {file.name} of its folder",
             found="no such file" if is_missing else getattr(error, "strerror", None) or str(error)[:300],
             remedy=AGAIN,
         ) from error
 
 
-def _no_weights(folder: Path, called: str) -> BaseModelError:
+def _no_weights(folder: Path, label: str) -> BaseModelError:
     pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
     return BaseModelError(
-        f"the base model {called} must have its weights as safetensors; pickled weights are never opened",
+        f"the base model {label} must have its weights as safetensors; pickled weights are never opened",
         found=", ".join(pickled) or f"no {SINGLE_FILE} and no {INDEX_FILE}",
         remedy="save it again with save_pretrained() of transformers, which writes safetensors",
     )

@@ -203,10 +203,10 @@ def _unpack(gguf_file: Path) -> tuple[Any, Any, dict[str, Any]]:
     return tokenizer, model, report
 
 
-def _unreadable(gguf_file: Path, found: str) -> BaseModelError:
+def _unreadable(gguf_file: Path, finding: str) -> BaseModelError:
     return BaseModelError(
         f"the GGUF file {gguf_file} must hold a causal language model of a family that transformers can convert",
-        found=found.strip().splitlines()[0][:300],
+        found=finding.strip().splitlines()[0][:300],
         remedy="download the file again if it may be cut off, or name the model's transformers folder or Hub id",
     )
 
@@ -263,9 +263,9 @@ def _missing(names: Collection[str]) -> str | None:
 
 def _stray(folder: Path, names: Collection[str]) -> str | None:
     """What transformers might load with the copy, or instead of it: any file of no known origin."""
-    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", MANIFEST)))
-    others = [name for name in others if name not in names]
-    return f"{others[0]} does not belong to it" if others else None
+    strays = sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", MANIFEST)))
+    strays = [name for name in strays if name not in names]
+    return f"{strays[0]} does not belong to it" if strays else None
 
 
 def _changed(folder: Path, manifest: dict[str, Any]) -> str | None:

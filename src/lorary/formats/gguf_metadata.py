@@ -238,11 +238,11 @@ def _window_pattern(_metadata: Metadata, config: Any, value: Any) -> bool:
     if not kinds:
         return False
     if isinstance(value, list):
-        wanted = [bool(entry) for entry in value]
+        pattern = [bool(entry) for entry in value]
     else:
-        wanted = [bool((layer + 1) % value) if value else False for layer in range(len(kinds))]
-    config.layer_types = ["sliding_attention" if is_sliding else "full_attention" for is_sliding in wanted]
-    return len(wanted) == len(kinds)
+        pattern = [bool((layer + 1) % value) if value else False for layer in range(len(kinds))]
+    config.layer_types = ["sliding_attention" if is_sliding else "full_attention" for is_sliding in pattern]
+    return len(pattern) == len(kinds)
 
 
 def _softcap(field: str) -> Check:

@@ -75,9 +75,9 @@ def apply_rope(architecture: str, keys: Mapping[str, Any], tensors: Mapping[str,
     if scale:
         if "original_max_position_embeddings" in scale and hasattr(config, "original_max_position_embeddings"):
             config.original_max_position_embeddings = scale["original_max_position_embeddings"]
-        kept = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
+        base_fields = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
         rope.clear()
-        rope.update(kept | scale)
+        rope.update(base_fields | scale)
 
 
 def _set_width(architecture: str, keys: Mapping[str, Any], config: Any, rope: dict[str, Any]) -> None:

@@ -125,7 +125,7 @@ def _refused(name: str, key: str, tensors: Mapping[str, Tensor], reason: Reason 
 
 
 def _factors_of(name: str, selection: Selection, path: str, lora_a: Tensor, lora_b: Tensor) -> LoraFactors:
-    def found() -> str:
+    def description() -> str:
         return f"lora_A {lora_a.dtype} {tuple(lora_a.shape)}, lora_B {lora_b.dtype} {tuple(lora_b.shape)}"
 
     if not selection.has(path):
@@ -137,19 +137,19 @@ def _factors_of(name: str, selection: Selection, path: str, lora_a: Tensor, lora
     if {lora_a.ndim, lora_b.ndim} <= {0, 1} or (0 in (*lora_a.shape, *lora_b.shape)):
         raise AdapterError(
             f"adapter '{name}' must have at {path} two matrices (rank, d_in) and (d_out, rank), rank at least 1",
-            found=f"{found()}: empty, as DeepSpeed ZeRO-3 and FSDP leave them where weights are not gathered",
+            found=f"{description()}: empty, as DeepSpeed ZeRO-3 and FSDP leave them where weights are not gathered",
             remedy="gather the weights before save_pretrained, and save the adapter again",
         )
     if not (lora_a.ndim == 2 and lora_b.ndim == 2 and lora_a.shape[0] == lora_b.shape[1]):
         raise AdapterError(
             f"adapter '{name}' must have at {path} two matrices (rank, d_in) and (d_out, rank), rank at least 1",
-            found=found(),
+            found=description(),
             remedy="only linear layers can be adapted here; factors of convolutions are refused",
         )
     if lora_a.dtype != lora_b.dtype or lora_a.dtype not in FLOAT_DTYPES:
         raise AdapterError(
             f"adapter '{name}' must have both factors at {path} in one dtype of 16, 32 or 64-bit floats",
-            found=found(),
+            found=description(),
             remedy="cast the adapter to one dtype and save it again",
         )
     return LoraFactors(lora_a, lora_b, selection.scaling(path, int(lora_a.shape[0])))
@@ -192,19 +192,19 @@ def encode_adapter(adapter: Adapter) -> dict[str, bytes]:
     }
     written = parse_adapter(adapter.name, files)
     for path in sorted(set(adapter.modules) | set(written.modules)):
-        here, there = adapter.modules.get(path), written.modules.get(path)
-        if here is None or there is None or not _are_equal(here, there):
+        trained, parsed = adapter.modules.get(path), written.modules.get(path)
+        if trained is None or parsed is None or not _are_equal(trained, parsed):
             raise AdapterError(
                 f"adapter '{adapter.name}' must have at {path} the factors and the scaling that its files would give",
-                found=f"scaling {here and here.scaling} in memory, {there and there.scaling} by its files",
+                found=f"scaling {trained and trained.scaling} in memory, {parsed and parsed.scaling} by its files",
                 remedy="set r, lora_alpha and their patterns to what was trained; leave `tensors` out after a change",
             )
     return files
 
 
-def _are_equal(here: LoraFactors, there: LoraFactors) -> bool:
-    factors = ((here.lora_a, there.lora_a), (here.lora_b, there.lora_b))
-    return here.scaling == there.scaling and all(torch.equal(left.detach().cpu(), right) for left, right in factors)
+def _are_equal(first: LoraFactors, second: LoraFactors) -> bool:
+    factors = ((first.lora_a, second.lora_a), (first.lora_b, second.lora_b))
+    return first.scaling == second.scaling and all(torch.equal(left.detach().cpu(), right) for left, right in factors)
 
 
 def write_adapter(adapter: Adapter, folder: str | Path) -> None:

@@ -66,11 +66,11 @@ def check_config(name: str, config: Mapping[str, Any]) -> None:
         AdapterError: naming the field, its value and what to do.
     """
     if config.get("peft_type") != "LORA":
-        other = reason_of_config(config)
+        format_reason = reason_of_config(config)
         raise AdapterError(
             f"adapter '{name}' must be a LoRA: peft_type must be LORA",
-            found=other.found if other else repr(config.get("peft_type"))[:200],
-            remedy=other.remedy if other else "train a LoRA, or convert the adapter to one",
+            found=format_reason.found if format_reason else repr(config.get("peft_type"))[:200],
+            remedy=format_reason.remedy if format_reason else "train a LoRA, or convert the adapter to one",
         )
     _check_initialisation(name, config.get("init_lora_weights", True))
     for field, value in config.items():

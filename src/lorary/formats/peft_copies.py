@@ -50,16 +50,16 @@ def check_copies(
         AdapterError: naming the weight, and whether its vocabulary or its values are others.
     """
     for name, copy in copies.items():
-        own = weights.get(name)
-        if own is None:
+        weight = weights.get(name)
+        if weight is None:
             raise AdapterError(
                 f"adapter '{adapter.name}' must hold nothing but pairs of factors, and copies of the base's weights",
                 found=f"{name[:200]} {tuple(copy.shape)}, which the base '{base}' lacks",
                 remedy="retrain without embeddings, DoRA, biases and modules_to_save",
             )
-        check_copied_shape(adapter.name, name, tuple(copy.shape), tuple(own.shape), base)
-        dtype = own.dtype if is_cast and own.dtype.itemsize < copy.dtype.itemsize else copy.dtype
-        if not torch.equal(own.to("cpu", dtype), copy.to(dtype)):
+        check_copied_shape(adapter.name, name, tuple(copy.shape), tuple(weight.shape), base)
+        dtype = weight.dtype if is_cast and weight.dtype.itemsize < copy.dtype.itemsize else copy.dtype
+        if not torch.equal(weight.to("cpu", dtype), copy.to(dtype)):
             raise other_values(adapter.name, name, base)
 
 

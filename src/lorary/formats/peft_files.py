@@ -20,6 +20,7 @@ from lorary.formats.peft_reasons import (
     reason_of_folder,
     reason_of_weights,
 )
+from lorary.ops.finite import is_finite
 from lorary.reading import open_regular, parse_json, read_regular
 
 PREFIX = "base_model.model."
@@ -57,10 +58,10 @@ def read_files(folder: Path, name: str) -> dict[str, bytes]:
                 found=folder / PICKLE_FILE,
                 remedy=reason.remedy,
             ) from error
-        where, why = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or error
+        where, cause = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or error
         raise AdapterError(
             f"adapter '{name}' must be a folder with {CONFIG_FILE} and {WEIGHTS_FILE}",
-            found=f"{where}: {why}" + (f"; the folder holds {reason.found}" if reason else ""),
+            found=f"{where}: {cause}" + (f"; the folder holds {reason.found}" if reason else ""),
             remedy=reason.remedy if reason else "give the folder that PEFT's save_pretrained wrote",
         ) from error
 
@@ -119,10 +120,10 @@ def _check_finite(name: str, data: bytes, tensors: Mapping[str, Tensor]) -> None
         # All numbers at once, as they lie in the file behind its header: a hundredth of the calls.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # bytes cannot be written to; nobody does
-            if bool(torch.frombuffer(data, dtype=dtypes.pop(), offset=start).isfinite().all()):
+            if is_finite(torch.frombuffer(data, dtype=dtypes.pop(), offset=start)):
                 return
     for key, tensor in tensors.items():
-        if tensor.dtype in FLOAT_DTYPES and not bool(torch.isfinite(tensor).all()):
+        if tensor.dtype in FLOAT_DTYPES and not is_finite(tensor):
             raise AdapterError(
                 f"adapter '{name}' must have finite weights",
                 found=f"NaN or infinity in {key}",
@@ -145,7 +146,7 @@ def read_shapes(folder: Path, name: str) -> dict[str, Shape]:
         with open_regular(folder / WEIGHTS_FILE):  # safetensors would wait for a pipe, and read a device without end
             pass
         with safetensors.safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-            found = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+            key_shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
     except (OSError, RuntimeError, SafetensorError) as error:  # a file that vanishes is a RuntimeError
         raise AdapterError(
             f"adapter '{name}': {WEIGHTS_FILE} must be a whole safetensors file",
@@ -153,12 +154,12 @@ def read_shapes(folder: Path, name: str) -> dict[str, Shape]:
             remedy="copy the adapter again: the file is truncated or damaged",
         ) from error
     factors: dict[str, dict[str, list[int]]] = {}
-    for key, shape in found.items():
+    for key, shape in key_shapes.items():
         if (place := place_of(key)) is not None:
             factors.setdefault(place.path, {})[place.factor] = shape
     shapes = {}
-    for path, own in factors.items():
-        down, up = own.get("A", []), own.get("B", [])
+    for path, pair in factors.items():
+        down, up = pair.get("A", []), pair.get("B", [])
         if len(down) == len(up) == 2:
             shapes[path] = Shape(down[0], down[1], up[0])
     return shapes

@@ -31,8 +31,8 @@ def new_adapter(
         alpha=alpha,
         target_modules=sorted(modules),
         dropout=dropout,
-        rank_pattern={path: own for path, (own, _) in sorted(pairs.items()) if own != rank},
-        alpha_pattern={path: own for path, (_, own) in sorted(pairs.items()) if own != alpha},
+        rank_pattern={path: layer_rank for path, (layer_rank, _) in sorted(pairs.items()) if layer_rank != rank},
+        alpha_pattern={path: layer_alpha for path, (_, layer_alpha) in sorted(pairs.items()) if layer_alpha != alpha},
     )
     exact = {path: LoraFactors(f.lora_a, f.lora_b, pairs[path][1] / f.rank) for path, f in modules.items()}
     return Adapter(name, exact, config, tensors_of(exact))

@@ -81,8 +81,8 @@ def reason_of_folder(folder: Path) -> Reason | None:
     except OSError:
         return None
     if inner:
-        which = ", ".join(inner[:3]) + (" and others" if len(inner) > 3 else "")
-        return Reason(f"adapters in folders below it: {which}", f"give one of these folders: {folder / inner[0]}")
+        examples = ", ".join(inner[:3]) + (" and others" if len(inner) > 3 else "")
+        return Reason(f"adapters in folders below it: {examples}", f"give one of these folders: {folder / inner[0]}")
     # The shards of an adapter are counted in their names.
     shards = any(re.fullmatch(r"adapter_model-\d+-of-\d+\.safetensors", name) for name in names)
     if shards:
@@ -143,6 +143,6 @@ def reason_of_key(key: str, keys: Sequence[str]) -> Reason | None:
     for pattern, reason in _BY_KEY:
         if re.search(pattern, key[:1000]):
             return reason
-    if not any("lora" in other.lower() for other in keys):
+    if not any("lora" in candidate.lower() for candidate in keys):
         return Reason("weights of a whole model or of layers, and no LoRA factors", "give the folder of the adapter")
     return None

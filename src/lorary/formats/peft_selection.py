@@ -142,7 +142,7 @@ def _ends_with(path: str, key: str) -> bool:
     """Whether a path is a key of word characters and dots, or ends with it after a dot; its dots stand for any sign."""
     start = len(path) - len(key)
     is_whole = start == 0 or (start > 0 and path[start - 1] == ".")
-    return is_whole and all(sign in (".", own) for sign, own in zip(key, path[start:], strict=True))
+    return is_whole and all(sign in (".", character) for sign, character in zip(key, path[start:], strict=True))
 
 
 def _compile(expression: str) -> Any:

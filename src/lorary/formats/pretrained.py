@@ -34,19 +34,19 @@ FREE_ENTRIES = 2**28
 
 
 @contextmanager
-def bare_folder(folder: Path, called: str) -> Iterator[Path]:
+def bare_folder(folder: Path, label: str) -> Iterator[Path]:
     """A folder that holds the configuration and the weights of a base model as links, and nothing else.
 
     Args:
         folder: of the base model.
-        called: the model in error messages.
+        label: the model in error messages.
 
     Raises:
         BaseModelError: if configuration or weights are not there, or name what they may not.
         UsageError: if there is no room for a temporary folder.
     """
-    config, files = read_config(folder, called), weight_files(folder, called)
-    check_layers(config, files, called)
+    config, files = read_config(folder, label), weight_files(folder, label)
+    check_layers(config, files, label)
     _forget_outside_padding(config)
     with ExitStack() as stack:
         try:
@@ -58,7 +58,7 @@ def bare_folder(folder: Path, called: str) -> Iterator[Path]:
                 (bare / INDEX_FILE).symlink_to((folder / INDEX_FILE).resolve())
         except OSError as error:
             raise UsageError(
-                f"a temporary folder must take the configuration of the base model {called}, and links to its weights",
+                f"a temporary folder must take the configuration of the base model {label}, and links to its weights",
                 found=f"{error.filename}: {error.strerror}",
                 remedy="free some space, or set TMPDIR to a folder that can be written",
             ) from error
@@ -85,12 +85,12 @@ def empty_model(folder: Path) -> Any:
         return _empty(bare, str(folder))
 
 
-def load_pretrained(folder: Path, called: str, dtype: Any = "auto", **settings: Any) -> tuple[Any, Mapping[str, Any]]:
+def load_pretrained(folder: Path, label: str, dtype: Any = "auto", **settings: Any) -> tuple[Any, Mapping[str, Any]]:
     """The model of a folder on the CPU, and transformers' account of which weights it missed or left over.
 
     Args:
         folder: holds config.json and safetensors.
-        called: the model in error messages.
+        label: the model in error messages.
         dtype: of its weights; as stored by default.
         settings: further arguments of `from_pretrained`.
 
@@ -100,11 +100,11 @@ def load_pretrained(folder: Path, called: str, dtype: Any = "auto", **settings: 
     # Imported here: it takes seconds, and commands that only look at files come through this room.
     from transformers import AutoModelForCausalLM
 
-    ends = _ids_that_end(folder, called)
-    with bare_folder(folder, called) as bare:
-        empty = _empty(bare, called)
-        _check_size(empty, bare, called)
-        _check_kinds(empty, weight_files(bare, called), called)
+    ends = _ids_that_end(folder, label)
+    with bare_folder(folder, label) as bare:
+        empty = _empty(bare, label)
+        _check_size(empty, bare, label)
+        _check_kinds(empty, weight_files(bare, label), label)
         try:
             with quiet_transformers():
                 model, report = AutoModelForCausalLM.from_pretrained(
@@ -118,13 +118,13 @@ def load_pretrained(folder: Path, called: str, dtype: Any = "auto", **settings: 
                     **settings,
                 )
         except Exception as error:  # transformers raises all kinds over a file that it cannot read
-            if "mismatch" in str(error) and (other := _other_shape(empty, weight_files(bare, called))):
+            if "mismatch" in str(error) and (mismatch := _other_shape(empty, weight_files(bare, label))):
                 raise BaseModelError(
-                    f"the weights of the base model {called} must have the shapes that its {CONFIG_FILE} asks for",
-                    found=other,
+                    f"the weights of the base model {label} must have the shapes that its {CONFIG_FILE} asks for",
+                    found=mismatch,
                     remedy=AGAIN,
                 ) from error
-            raise not_loaded("weights", called, folder, error) from error
+            raise not_loaded("weights", label, folder, error) from error
     model.name_or_path = model.config.name_or_path = str(folder)
     if model.generation_config is not None:
         model.generation_config = plain_generation(model.generation_config)
@@ -133,21 +133,23 @@ def load_pretrained(folder: Path, called: str, dtype: Any = "auto", **settings: 
     return model, report
 
 
-def plain_generation(own: Any) -> Any:
+def plain_generation(config: Any) -> Any:
     """The generation configuration of a model without what its checkpoint likes to sample with.
 
     Args:
-        own: a `GenerationConfig`.
+        config: a `GenerationConfig`.
 
     Returns:
         Another, that says which tokens begin, end and pad a text, and leaves all else at transformers' defaults.
     """
     from transformers import GenerationConfig  # as above
 
-    return GenerationConfig(eos_token_id=own.eos_token_id, bos_token_id=own.bos_token_id, pad_token_id=own.pad_token_id)
+    return GenerationConfig(
+        eos_token_id=config.eos_token_id, bos_token_id=config.bos_token_id, pad_token_id=config.pad_token_id
+    )
 
 
-def _empty(bare: Path, called: str) -> Any:
+def _empty(bare: Path, label: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -158,13 +160,13 @@ def _empty(bare: Path, called: str) -> Any:
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # as above
         raise BaseModelError(
-            f"transformers must be able to build the base model {called} from its {CONFIG_FILE}",
+            f"transformers must be able to build the base model {label} from its {CONFIG_FILE}",
             found=_first_line(error),
             remedy=f"{AGAIN}; a family newer than the installed transformers needs a newer one",
         ) from error
 
 
-def _check_size(model: Any, bare: Path, called: str) -> None:
+def _check_size(model: Any, bare: Path, label: str) -> None:
     """Refuse a configuration of more weights than the checkpoint can hold, before memory is taken for them."""
     num_bytes = sum(file.stat().st_size for file in bare.glob("*.safetensors"))
     num_weights = sum(parameter.numel() for parameter in model.parameters())
@@ -172,20 +174,20 @@ def _check_size(model: Any, bare: Path, called: str) -> None:
     most = WEIGHTS_PER_BYTE * num_bytes
     if num_weights > most or num_entries > most + FREE_ENTRIES:
         raise BaseModelError(
-            f"the sizes in {CONFIG_FILE} of the base model {called} must be those of its weights",
+            f"the sizes in {CONFIG_FILE} of the base model {label} must be those of its weights",
             found=f"{max(num_weights, num_entries):,} weights by the configuration, {num_bytes:,} bytes in the files",
             remedy=AGAIN,
         )
 
 
-def _check_kinds(empty: Any, files: Mapping[str, Path], called: str) -> None:
+def _check_kinds(empty: Any, files: Mapping[str, Path], label: str) -> None:
     """Refuse weights that are stored as whole or complex numbers: without a quantisation they would be cast."""
     if getattr(empty.config, "quantization_config", None) is not None:
         return
     for name, _, tensor in _stored(empty, files):
         if not (kind := str(tensor.get_dtype())).startswith(("F", "BF")):
             raise BaseModelError(
-                f"the weights of the base model {called} must be stored as floating-point numbers",
+                f"the weights of the base model {label} must be stored as floating-point numbers",
                 found=f"{name} is stored as {kind}, and {CONFIG_FILE} names no quantization_config",
                 remedy=f"{AGAIN}, or save it again with save_pretrained() of transformers",
             )
@@ -210,7 +212,7 @@ def _stored(empty: Any, files: Mapping[str, Path]) -> Iterator[tuple[str, Any, A
                 yield name, parameter, opened[files[stored]].get_slice(stored)
 
 
-def _ids_that_end(folder: Path, called: str) -> int | list[int] | None:
+def _ids_that_end(folder: Path, label: str) -> int | list[int] | None:
     """The tokens that end an answer by generation_config.json, the one thing that is taken from there."""
     try:
         document = read_json(folder / "generation_config.json")
@@ -219,31 +221,31 @@ def _ids_that_end(folder: Path, called: str) -> int | list[int] | None:
         return None
     except (OSError, ValueError, AttributeError) as error:
         raise BaseModelError(
-            f"generation_config.json of the base model {called} must be a JSON object: it says what ends an answer",
+            f"generation_config.json of the base model {label} must be a JSON object: it says what ends an answer",
             found=getattr(error, "strerror", None) or error,
             remedy=f"{AGAIN}, or remove the file",
         ) from error
     listed = ends if isinstance(ends, list) else [ends]
     if ends is not None and any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in listed):
         raise BaseModelError(
-            f"'eos_token_id' in generation_config.json of the base model {called} must be token ids",
+            f"'eos_token_id' in generation_config.json of the base model {label} must be token ids",
             found=str(ends)[:120],
             remedy=f"{AGAIN}, or remove the file",
         )
     return ends or None if isinstance(ends, list) else ends
 
 
-def not_loaded(part: str, called: str, folder: Path, error: Exception) -> BaseModelError:
+def not_loaded(part: str, label: str, folder: Path, error: Exception) -> BaseModelError:
     """What to say where transformers cannot load a part of a base model.
 
     Args:
         part: of it, in a word.
-        called: the model in error messages.
+        label: the model in error messages.
         folder: where it lies.
         error: what transformers raised.
     """
     return BaseModelError(
-        f"the {part} of the base model {called} must load from {folder}",
+        f"the {part} of the base model {label} must load from {folder}",
         found=_first_line(error),
         remedy=f"{AGAIN}; a family newer than the installed transformers needs a newer one",
     )

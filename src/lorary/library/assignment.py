@@ -65,20 +65,20 @@ class Assignment:
         return "poly" if self.num_splits == 1 else "mhr"
 
 
-def save_assignment(library: Library, assignment: Assignment, told: Mapping[str, Any]) -> None:
+def save_assignment(library: Library, assignment: Assignment, build: Mapping[str, Any]) -> None:
     """Put an assignment beside its skills, atomically; one that is there already stays untouched.
 
     Args:
         library: holds the skills.
         assignment: as trained.
-        told: what else its builder knows (settings, hashes of the data), as values of JSON.
+        build: what else its builder knows (settings, hashes of the data), as values of JSON.
 
     Raises:
         LibraryError: if the library cannot be written.
     """
     tensors = safetensors.torch.save({path: logits.contiguous() for path, logits in assignment.logits.items()})
     document = {
-        "build": dict(told),
+        "build": dict(build),
         "format_version": FORMAT_VERSION,
         "logits_axes": ["tasks", "splits", "skills"],
         "method": assignment.method,
@@ -105,11 +105,11 @@ def load_assignment(library: Library) -> Assignment:
     assignment = find_assignment(library)
     if assignment is not None:
         return assignment
-    others = [_changed_skills(library, _parse(library, entry)) for entry in iterate_derived(library.path, KIND)]
+    changes = [_changed_skills(library, _parse(library, entry)) for entry in iterate_derived(library.path, KIND)]
     raise LibraryError(
         f"library {library.path} must hold the assignment of its skills",
-        found=f"one for other weights of {others[-1]}" if others else "none",
-        remedy="restore these skills, or build anew" if others else "build it with `lorary build --method poly`",
+        found=f"one for other weights of {changes[-1]}" if changes else "none",
+        remedy="restore these skills, or build anew" if changes else "build it with `lorary build --method poly`",
     )
 
 
@@ -136,11 +136,11 @@ def _key(assignment: Assignment, tensors: bytes) -> dict[str, Any]:
 
 def _changed_skills(library: Library, assignment: Assignment) -> str:
     """Names of the skills that are gone or have other weights now."""
-    here = set(library.names())
+    names = set(library.names())
     return ", ".join(
         name
         for name, digest in assignment.skills.items()
-        if name not in here or library.provenance(name)["content_hash"] != digest
+        if name not in names or library.provenance(name)["content_hash"] != digest
     )
 
 

@@ -62,51 +62,51 @@ def record_of(base: str | Path | nn.Module, base_name: str | None = None) -> Bas
     return BaseRecord(base_name or files.name, files.revision, fingerprint_of_folder(files.path))
 
 
-def check_same_base(record: BaseRecord, found: Fingerprint, what: str, *, force_base: bool) -> None:
+def check_same_base(record: BaseRecord, current: Fingerprint, label: str, *, force_base: bool) -> None:
     """Check that a model is the base of a library, or close enough to it.
 
     Args:
         record: the library's base.
-        found: fingerprint of the model at hand.
-        what: the model at hand, in words.
+        current: fingerprint of the model at hand.
+        label: the model at hand, in words.
         force_base: let a model of other, unrelated weights pass with a warning.
 
     Raises:
         BaseModelError: if architecture or shapes differ, or the weights are unrelated and not forced.
     """
     recorded = record.fingerprint
-    relation = compare(recorded, found)
+    relation = compare(recorded, current)
     if relation == "different":
         raise BaseModelError(
-            f"{what} must have the architecture and shapes of the library's base model '{record.name}'",
-            found=f"{_in_words(found)}, the library's base is {_in_words(recorded)}",
+            f"{label} must have the architecture and shapes of the library's base model '{record.name}'",
+            found=f"{_in_words(current)}, the library's base is {_in_words(recorded)}",
             remedy=f"use '{record.name}', or make a library for the other model",
         )
     if relation == "unrelated" and not force_base:
         raise BaseModelError(
-            f"{what} must have the weights of the library's base model '{record.name}'",
+            f"{label} must have the weights of the library's base model '{record.name}'",
             found="the same shapes, but unrelated values",
             remedy=f"use '{record.name}', or force it (--force-base) if you know that they belong together",
         )
     if relation != "same":
         kind = "related to" if relation == "related" else "unrelated to"
-        difference = _difference(recorded, found)
+        difference = _difference(recorded, current)
         warnings.warn(
-            f"{what} is {kind} the library's base model '{record.name}', not equal to it: {difference}", stacklevel=3
+            f"{label} is {kind} the library's base model '{record.name}', not equal to it: {difference}", stacklevel=3
         )
 
 
-def _difference(recorded: Fingerprint, found: Fingerprint) -> str:
-    differing = differing_fields(recorded.configuration, found.configuration)
+def _difference(recorded: Fingerprint, current: Fingerprint) -> str:
+    differing = differing_fields(recorded.configuration, current.configuration)
     fields = f"its configuration has other values ({in_words(differing)})"
-    common = recorded.samples.keys() & found.samples.keys()
+    common = recorded.samples.keys() & current.samples.keys()
     effect = "Results will differ from those the adapters were trained for."
-    if all(recorded.samples[name] == found.samples[name] for name in common):
-        if recorded.samples == found.samples:
+    if all(recorded.samples[name] == current.samples[name] for name in common):
+        if recorded.samples == current.samples:
             return f"{fields}. {effect}"
         unread = "not all of its weights can be read, since they are quantised or offloaded"
         return f"{unread}, and {fields}. {effect}" if differing else f"{unread}."
-    dtypes = "" if recorded.dtype == found.dtype else f" (dtype from {recorded.dtype} to {found.dtype})"
+    dtypes = "" if recorded.dtype == current.dtype else f" (dtype from {recorded.dtype} to {current.dtype})"
     weights = f"its weights have other values{dtypes}"
     return f"{weights}, and {fields}. {effect}" if differing else f"{weights}. {effect}"
 
@@ -133,69 +133,69 @@ def check_fit(adapter: Adapter, record: BaseRecord) -> None:
     check_whole(adapter, [path for path in base.layers if is_language(path, base.language)], placed)
 
 
-def check_origin(adapter: Adapter, own: Mapping[str, Any], record: BaseRecord, *, force_base: bool) -> None:
+def check_origin(adapter: Adapter, provenance: Mapping[str, Any], record: BaseRecord, *, force_base: bool) -> None:
     """Check what an adapter from elsewhere says about the base model that it was trained on.
 
     Args:
         adapter: as read.
-        own: the provenance.json that lies beside it, or an empty mapping.
+        provenance: the provenance.json that lies beside it, or an empty mapping.
         record: the library's base.
         force_base: let other weights of the same shapes pass.
 
     Raises:
         BaseModelError: if it can be told that it was trained on other weights, and they are not forced.
     """
-    what, digest = f"the base model of adapter '{adapter.name}'", record.fingerprint.digest
-    recorded = own.get("base")
-    own_digest = recorded.get("fingerprint") if isinstance(recorded, Mapping) else None
+    label, digest = f"the base model of adapter '{adapter.name}'", record.fingerprint.digest
+    recorded = provenance.get("base")
+    origin_digest = recorded.get("fingerprint") if isinstance(recorded, Mapping) else None
     named = adapter.config.get("base_model_name_or_path")
-    if own_digest is None and named in (None, "", record.name):
+    if origin_digest is None and named in (None, "", record.name):
         return
-    if own_digest == digest:
-        _warn_of_configuration(str(recorded.get("name")) if isinstance(recorded, Mapping) else "", record, what)
+    if origin_digest == digest:
+        _warn_of_configuration(str(recorded.get("name")) if isinstance(recorded, Mapping) else "", record, label)
         return
-    if own_digest is not None:
+    if origin_digest is not None:
         if not force_base:
             raise BaseModelError(
-                f"{what} must be the library's, '{record.name}'",
+                f"{label} must be the library's, '{record.name}'",
                 found=f"its provenance names '{recorded and recorded.get('name')}', with another fingerprint",
                 remedy="add it to a library of that model, or force it (--force-base)",
             )
     elif is_file(Path(str(named)) / "config.json"):
-        _compare_with_folder(str(named), record, f"{what}, {named},", force_base=force_base)
+        _compare_with_folder(str(named), record, f"{label}, {named},", force_base=force_base)
     else:
         warnings.warn(
-            f"{what} is '{str(named)[:200]}' by its configuration, and that cannot be compared with the library's base "
-            f"'{record.name}' by name; its shapes fit, so it is taken.",
+            f"{label} is '{str(named)[:200]}' by its configuration, and that cannot be compared with the library's "
+            f"base '{record.name}' by name; its shapes fit, so it is taken.",
             stacklevel=4,
         )
 
 
-def _warn_of_configuration(source: str, record: BaseRecord, what: str) -> None:
+def _warn_of_configuration(source: str, record: BaseRecord, label: str) -> None:
     """Warn where the weights that an adapter was trained on are the library's, but under another configuration."""
     if source == record.name or not is_file(Path(source) / "config.json"):
         return
     with suppress(BaseModelError):  # what lies there now need not be what lay there then
-        found = fingerprint_of_folder(source)
-        if found.digest == record.fingerprint.digest:
-            check_same_base(record, found, f"{what}, {source},", force_base=False)
+        current = fingerprint_of_folder(source)
+        if current.digest == record.fingerprint.digest:
+            check_same_base(record, current, f"{label}, {source},", force_base=False)
 
 
-def _compare_with_folder(folder: str, record: BaseRecord, what: str, *, force_base: bool) -> None:
+def _compare_with_folder(folder: str, record: BaseRecord, label: str, *, force_base: bool) -> None:
     """Compare the library's base with a model on disk; one that cannot be read passes by force, with a warning."""
     try:
-        found = fingerprint_of_folder(folder)
+        current = fingerprint_of_folder(folder)
     except Exception as error:  # transformers lets through whatever a configuration without sense comes to
         if not force_base:
             raise BaseModelError(
-                f"{what} must be readable to be compared with the library's, '{record.name}'",
+                f"{label} must be readable to be compared with the library's, '{record.name}'",
                 found=(error.found if isinstance(error, BaseModelError) else None)
                 or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
                 remedy="restore that model, or force it (--force-base) if you know that it is the library's",
             ) from error
         warnings.warn(
-            f"{what} cannot be read, and so not be compared with the library's, '{record.name}': taken by force.",
+            f"{label} cannot be read, and so not be compared with the library's, '{record.name}': taken by force.",
             stacklevel=5,
         )
         return
-    check_same_base(record, found, what, force_base=force_base)
+    check_same_base(record, current, label, force_base=force_base)

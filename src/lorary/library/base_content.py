@@ -34,8 +34,8 @@ def content_of_model(model: nn.Module) -> str:
         64 hexadecimal digits.
     """
     # What is offloaded to the disk has no values here.
-    there = ((name, tensor) for name, tensor in _tensors(model) if not tensor.is_meta)
-    return _hash(model, {name: _sample(plain_tensor(tensor)) for name, tensor in there})
+    tensors = ((name, tensor) for name, tensor in _tensors(model) if not tensor.is_meta)
+    return _hash(model, {name: _sample(plain_tensor(tensor)) for name, tensor in tensors})
 
 
 def content_of_folder(path: str | Path) -> str:
@@ -48,30 +48,30 @@ def content_of_folder(path: str | Path) -> str:
     model = empty_model(folder)
     files, samples = weight_files(folder, str(folder)), dict[str, list[float]]()
     prefix = str(getattr(model, "base_model_prefix", ""))
-    wanted: dict[Path, list[tuple[str, str, tuple[int, ...]]]] = {}
+    entries: dict[Path, list[tuple[str, str, tuple[int, ...]]]] = {}
     for name, tensor in _tensors(model):
         stored = stored_name(name, prefix, files)
         if stored is None:
             return content_of_model(loaded_model(folder))
-        wanted.setdefault(files[stored], []).append((name, stored, tuple(tensor.shape)))
-    for file, names in wanted.items():
+        entries.setdefault(files[stored], []).append((name, stored, tuple(tensor.shape)))
+    for file, names in entries.items():
         with safe_open(file, framework="pt") as tensors:
             for name, stored, shape in names:
-                found = _sample_stored(tensors, stored, shape)
-                if found is None:
+                sample = _sample_stored(tensors, stored, shape)
+                if sample is None:
                     return content_of_model(loaded_model(folder))
-                samples[name] = found
+                samples[name] = sample
     return _hash(model, samples)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters of the bare base by name; of tied ones the first."""
     base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    seen: set[int] = set()
+    visited: set[int] = set()
     for path, module in bare_modules(base):
         for name, parameter in module.named_parameters(path, recurse=False, remove_duplicate=False):
-            if id(parameter) not in seen and parameter.numel():
-                seen.add(id(parameter))
+            if id(parameter) not in visited and parameter.numel():
+                visited.add(id(parameter))
                 yield name, parameter
 
 
@@ -97,7 +97,7 @@ def _positions(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 def _hash(model: nn.Module, samples: dict[str, list[float]]) -> str:
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    known = base.config.to_dict() if hasattr(base, "config") else {}
-    config = {key: value for key, value in known.items() if key not in NOT_CONTENT and not key.startswith("_")}
+    fields = base.config.to_dict() if hasattr(base, "config") else {}
+    config = {key: value for key, value in fields.items() if key not in NOT_CONTENT and not key.startswith("_")}
     document = json.dumps([type(base).__name__, config, samples], sort_keys=True, default=str)
     return hashlib.sha256(document.encode()).hexdigest()

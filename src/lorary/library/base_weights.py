@@ -45,10 +45,10 @@ def base_weights(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
     try:
         model = empty_model(folder)
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        wanted = [name for name in names if name in parameters]
-        found = _stored(folder, wanted, parameters, str(getattr(model, "base_model_prefix", "")))
-        if found is None:
-            return _of(loaded_model(folder), wanted)
+        present = [name for name in names if name in parameters]
+        weights = _stored(folder, present, parameters, str(getattr(model, "base_model_prefix", "")))
+        if weights is None:
+            return _of(loaded_model(folder), present)
     except BaseModelError:
         raise
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
@@ -57,7 +57,7 @@ def base_weights(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
             found=f"{type(error).__name__}: {str(error)[:300]}",
             remedy="repair the base model's folder, or save the adapter with save_embedding_layers=False",
         ) from error
-    return found
+    return weights
 
 
 def weights_of_model(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
@@ -80,16 +80,18 @@ def _stored(
 ) -> dict[str, Tensor] | None:
     """The weights as the checkpoint has them; None where it names or shapes one of them otherwise."""
     files = weight_files(folder, str(folder))
-    found = {}
+    weights = {}
     for name in names:
         # A head that is tied to the embedding is stored under the embedding's name.
-        tied = [other for other, weight in parameters.items() if weight is parameters[name]]
-        stored = next((key for one in (name, *tied) if (key := stored_name(one, prefix, files)) is not None), None)
+        tied = [alias for alias, weight in parameters.items() if weight is parameters[name]]
+        stored = next(
+            (key for candidate in (name, *tied) if (key := stored_name(candidate, prefix, files)) is not None), None
+        )
         if stored is None:
             return None
         with safe_open(files[stored], framework="pt") as file:
             tensors: Any = file
-            found[name] = tensors.get_tensor(stored)
-        if found[name].shape != parameters[name].shape:
+            weights[name] = tensors.get_tensor(stored)
+        if weights[name].shape != parameters[name].shape:
             return None
-    return found
+    return weights

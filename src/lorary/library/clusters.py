@@ -43,7 +43,7 @@ class ClusterResult:
     Args:
         library: the library's folder.
         base: name of its base model.
-        found: the document that is stored: names, labels, k, cohesion, silhouette, ... (see docs/clusters.md).
+        document: as it is stored: names, labels, k, cohesion, silhouette, ... (see docs/clusters.md).
         cosine: similarity of all adapters in the order of the names, float32; None where there are too many for a map.
         families: family of each adapter whose provenance knows exactly one.
         folder: where the document lies; None where the library cannot be written.
@@ -52,7 +52,7 @@ class ClusterResult:
 
     library: str
     base: str
-    found: Mapping[str, Any]
+    document: Mapping[str, Any]
     cosine: Tensor | None
     families: Mapping[str, str]
     folder: Path | None
@@ -61,21 +61,21 @@ class ClusterResult:
     @property
     def labels(self) -> dict[str, int]:
         """Cluster of each adapter by name; -1 for those that compute nothing."""
-        return dict(zip(self.found["names"], self.found["labels"], strict=True))
+        return dict(zip(self.document["names"], self.document["labels"], strict=True))
 
     def agreement(self) -> ClusterAgreement | None:
         """How far clusters and families agree; None where fewer than two families are known."""
         labels = self.labels
-        known = [name for name in self.families if labels[name] >= 0]
-        families = [self.families[name] for name in known]
-        return agreement([labels[name] for name in known], families) if len(set(families)) > 1 else None
+        clustered = [name for name in self.families if labels[name] >= 0]
+        families = [self.families[name] for name in clustered]
+        return agreement([labels[name] for name in clustered], families) if len(set(families)) > 1 else None
 
     def to_json(self) -> dict[str, Any]:
         """The document of `lorary cluster --json`."""
-        told = {key: value for key, value in self.found.items() if key not in ("names", "labels")}
+        fields = {key: value for key, value in self.document.items() if key not in ("names", "labels")}
         with_families = self.agreement()
         return {
-            **told,
+            **fields,
             "library": self.library,
             "assignments": self.labels,
             "families": dict(self.families),
@@ -105,29 +105,31 @@ def cluster_library(
         AdapterError: if an adapter is damaged, or two cannot be compared by the method.
     """
     _check_readable(library)
-    known = {name: library.provenance(name) for name in library.names()}
-    if len(known) < 2:
+    provenances = {name: library.provenance(name) for name in library.names()}
+    if len(provenances) < 2:
         raise LibraryError(
             f"library {library.path} must have at least two adapters to cluster",
-            found=len(known),
+            found=len(provenances),
             remedy=f"add some with `lorary library add {library.path} PATH`",
         )
-    hashes = {name: provenance["content_hash"] for name, provenance in known.items()}
+    hashes = {name: provenance["content_hash"] for name, provenance in provenances.items()}
     key = {"adapters": hashes, "edition": EDITION, "k": k, "method": method, "seed": seed}
     files = load_derived(library.path, KIND, key)
     is_stored = files is not None
     if files is None:
         files = _encoded(*_cluster(library, k, method, seed))
         is_kept = _keep(library, key, files)
-    found = json.loads(files[DOCUMENT])
-    for message in found["warnings"]:
+    document = json.loads(files[DOCUMENT])
+    for message in document["warnings"]:
         warnings.warn(message, stacklevel=2)
     return ClusterResult(
         library=str(library.path),
         base=library.base.name,
-        found=found,
+        document=document,
         cosine=read_tensors(files[COSINES])["cosine"] if COSINES in files else None,
-        families={name: family for name, own in known.items() if (family := _family(own)) is not None},
+        families={
+            name: family for name, provenance in provenances.items() if (family := _family(provenance)) is not None
+        },
         folder=derived_folder(library.path, KIND, key) if is_stored or is_kept else None,
         is_stored=is_stored,
     )
@@ -146,14 +148,14 @@ def _cluster(library: Library, k: int | Literal["auto"], method: str, seed: int)
 
         clustering = cluster_adapters(names, load, k=k, method=method, seed=seed)
     # Ours only: what packages deprecate says nothing about the clusters.
-    told = [str(warning.message) for warning in caught if warning.category is UserWarning]
-    asked = {"seed": seed, "is_chosen": k == "auto", "warnings": told}
-    return clustering, asked
+    messages = [str(warning.message) for warning in caught if warning.category is UserWarning]
+    settings = {"seed": seed, "is_chosen": k == "auto", "warnings": messages}
+    return clustering, settings
 
 
-def _encoded(clustering: Clustering, asked: Mapping[str, Any]) -> dict[str, bytes]:
+def _encoded(clustering: Clustering, settings: Mapping[str, Any]) -> dict[str, bytes]:
     document = {
-        **asked,
+        **settings,
         "names": list(clustering.names),
         "labels": list(clustering.labels),
         "k": clustering.k,

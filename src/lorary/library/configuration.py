@@ -50,37 +50,39 @@ def _matters(field: str) -> bool:
     return not is_inert
 
 
-def differing_fields(recorded: Mapping[str, Any] | None, found: Mapping[str, Any] | None) -> dict[str, tuple[Any, Any]]:
+def differing_fields(
+    recorded: Mapping[str, Any] | None, current: Mapping[str, Any] | None
+) -> dict[str, tuple[Any, Any]]:
     """By name, the fields in which two configurations differ, with both values.
 
     A field that one side lacks was brought or dropped by another version of transformers, and stands at its default.
 
     Args:
         recorded: as `configuration_of` gives it, or None where an older Lorary recorded none.
-        found: likewise.
+        current: likewise.
     """
-    return {} if recorded is None or found is None else dict(_differing(recorded, found, ""))
+    return {} if recorded is None or current is None else dict(_differing(recorded, current, ""))
 
 
 def _differing(
-    recorded: Mapping[str, Any], found: Mapping[str, Any], prefix: str
+    recorded: Mapping[str, Any], current: Mapping[str, Any], prefix: str
 ) -> Iterator[tuple[str, tuple[Any, Any]]]:
     # Only the fields of a configuration have defaults; an entry that the parameters of RoPE lack is a difference.
     has_defaults = not prefix or "model_type" in recorded
-    names = recorded.keys() & found.keys() if has_defaults else recorded.keys() | found.keys()
+    names = recorded.keys() & current.keys() if has_defaults else recorded.keys() | current.keys()
     for name in sorted(names):
-        one, other = recorded.get(name), found.get(name)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            yield from _differing(one, other, f"{prefix}{name}.")
-        elif not _equal(one, other):
-            yield f"{prefix}{name}", (one, other)
+        old, new = recorded.get(name), current.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differing(old, new, f"{prefix}{name}.")
+        elif not _equal(old, new):
+            yield f"{prefix}{name}", (old, new)
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(first: Any, second: Any) -> bool:
     """Whether two values are one, for a model that may keep its numbers in single precision, as GGUF files do."""
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-6)
-    return bool(one == other)
+    if isinstance(first, float) and isinstance(second, float):
+        return math.isclose(first, second, rel_tol=1e-6)
+    return bool(first == second)
 
 
 def in_words(differing: Mapping[str, tuple[Any, Any]]) -> str:
@@ -89,6 +91,6 @@ def in_words(differing: Mapping[str, tuple[Any, Any]]) -> str:
     >>> in_words({"rms_norm_eps": (1e-06, 0.1)})
     'rms_norm_eps from 1e-06 to 0.1'
     """
-    words = [f"{name} from {str(one)[:60]} to {str(other)[:60]}" for name, (one, other) in differing.items()]
+    words = [f"{name} from {str(old)[:60]} to {str(new)[:60]}" for name, (old, new) in differing.items()]
     more = f" and {len(words) - 4} more" if len(words) > 4 else ""
     return ", ".join(words[:4]) + more

@@ -170,8 +170,8 @@ def _stable(folder: Path, read: Callable[[Folder], Read]) -> Read | None:
                 try:
                     return read(held)
                 except (LibraryError, OSError) as error:
-                    with opened(folder, follow_links=False) as again:
-                        if os.path.sameopenfile(held.descriptor, again.descriptor):
+                    with opened(folder, follow_links=False) as current:
+                        if os.path.sameopenfile(held.descriptor, current.descriptor):
                             raise error if isinstance(error, LibraryError) else _damaged(folder, error) from error
         except FileNotFoundError:
             return None
@@ -206,8 +206,8 @@ def _entry(held: Folder) -> DerivedEntry:
             files[name] = held.read(name, max_bytes=None)
         except OSError as error:
             raise _damaged(held.path, f"{name}: {error.strerror}") from error
-        if (found := sha256(files[name])) != recorded:
-            raise _damaged(held.path, f"{name} has sha256 {found}, not {recorded}")
+        if (digest := sha256(files[name])) != recorded:
+            raise _damaged(held.path, f"{name} has sha256 {digest}, not {recorded}")
     return DerivedEntry(kind, key, files)
 
 
@@ -215,7 +215,9 @@ def _is_plain(name: str) -> bool:
     return Path(name).name == name and "\0" not in name and name not in ("", "..", ENTRY_FILE)
 
 
-def _damaged(folder: Path, found: object) -> LibraryError:
+def _damaged(folder: Path, finding: object) -> LibraryError:
     return LibraryError(
-        f"{folder} must hold what was derived, unchanged", found=found, remedy="delete the folder and compute it again"
+        f"{folder} must hold what was derived, unchanged",
+        found=finding,
+        remedy="delete the folder and compute it again",
     )

@@ -94,10 +94,10 @@ def check_vacant(folder: Path) -> None:
             found=f"{folder} is a library already",
             remedy="open it, or choose another path",
         )
-    if os.path.isdir(folder) and (others := sorted({entry.name for entry in folder.iterdir()} - OWN_TRACES)):
+    if os.path.isdir(folder) and (entries := sorted({entry.name for entry in folder.iterdir()} - OWN_TRACES)):
         raise LibraryError(
             "a new library must get a folder of its own",
-            found=f"{folder} holds {others[0]}" + (f" and {len(others) - 1} more" if len(others) > 1 else ""),
+            found=f"{folder} holds {entries[0]}" + (f" and {len(entries) - 1} more" if len(entries) > 1 else ""),
             remedy="choose a path that does not exist yet",
         )
 

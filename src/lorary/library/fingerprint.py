@@ -233,12 +233,12 @@ def sampled_positions(num_rows: int, num_columns: int) -> tuple[Tensor, Tensor]:
     return torch.tensor([at // num_columns for at in flat]), torch.tensor([at % num_columns for at in flat])
 
 
-def compare(recorded: Fingerprint, found: Fingerprint) -> Relation:
+def compare(recorded: Fingerprint, current: Fingerprint) -> Relation:
     """How the base model at hand relates to the recorded one.
 
     Args:
         recorded: of the base that the library or the adapter was made for.
-        found: of the base at hand.
+        current: of the base at hand.
 
     Returns:
         "same": equal shapes, sampled values and configuration. "related": equal shapes, other values that correlate
@@ -246,14 +246,14 @@ def compare(recorded: Fingerprint, found: Fingerprint) -> Relation:
         configuration. "unrelated": equal shapes, values that do not correlate. "different": another architecture or
         other shapes.
     """
-    if (recorded.architecture, recorded.shapes) != (found.architecture, found.shapes):
+    if (recorded.architecture, recorded.shapes) != (current.architecture, current.shapes):
         return "different"
-    if recorded.samples == found.samples:
-        return "related" if differing_fields(recorded.configuration, found.configuration) else "same"
-    common = sorted(set(recorded.samples) & set(found.samples))
+    if recorded.samples == current.samples:
+        return "related" if differing_fields(recorded.configuration, current.configuration) else "same"
+    common = sorted(set(recorded.samples) & set(current.samples))
     if not common:
         return "related"
-    cosines = [_cosine(recorded.samples[name], found.samples[name]) for name in common]
+    cosines = [_cosine(recorded.samples[name], current.samples[name]) for name in common]
     return "related" if sum(cosines) / len(cosines) >= RELATED_COSINE else "unrelated"
 
 

@@ -34,10 +34,10 @@ def fingerprint_of_folder(path: str | Path) -> Fingerprint:
         dtype = "unknown"
         for name, weight in skeleton.matrices.items():
             stored = stored_name(name, str(getattr(model, "base_model_prefix", "")), files)
-            if stored is None or (found := _sample(files[stored], stored, tuple(weight.shape))) is None:
+            if stored is None or (sample := _sample(files[stored], stored, tuple(weight.shape))) is None:
                 return fingerprint_of_model(loaded_model(folder))
-            dtype = dtype if samples else found[0]
-            samples[name] = found[1]
+            dtype = dtype if samples else sample[0]
+            samples[name] = sample[1]
     except UsageError:  # no room for a temporary folder: nothing is said of the base
         raise
     except Exception as error:  # transformers raises all kinds over a folder that it cannot read

@@ -56,21 +56,21 @@ def misfit(
         base: what to call the base.
         layers: dotted paths of the base model's linear layers.
     """
-    found = (factors.d_in, factors.d_out)
+    shape = (factors.d_in, factors.d_out)
     remedy = "add it to a library of the base model that it was trained on"
     if expected is None:
-        there = "has no linear layer there"
-        alike = next((own for own in layers if own.endswith(f".{path}") or path.endswith(f".{own}")), None)
-        if alike is not None:
-            there += f", but one at {alike}"
+        description = "has no linear layer there"
+        match = next((layer for layer in layers if layer.endswith(f".{path}") or path.endswith(f".{layer}")), None)
+        if match is not None:
+            description += f", but one at {match}"
             remedy = (
                 "its keys lack or repeat a part of the path: save it from the model that PEFT knows, without wrappers"
             )
         elif ".experts." in path:
-            there += ": its experts may be bare parameters in this version of transformers"
+            description += ": its experts may be bare parameters in this version of transformers"
             remedy = "train it on this base with the transformers of now, on layers that are modules"
     else:
-        there = f"has (d_in, d_out) {expected}"
+        description = f"has (d_in, d_out) {expected}"
         if factors.d_in == expected[0] and not any(map(str.isdigit, path.split("."))):
             try:
                 check_copied_shape(name, path, (factors.d_out, factors.d_in), expected[::-1], base)
@@ -78,7 +78,7 @@ def misfit(
                 return error
     return AdapterError(
         f"adapter '{name}' must fit the base model '{base}' at {path[:200]}",
-        found=f"the adapter has (d_in, d_out) {found}, the base {there}",
+        found=f"the adapter has (d_in, d_out) {shape}, the base {description}",
         remedy=remedy,
     )
 

@@ -140,12 +140,12 @@ def delete(root: Folder, name: str) -> None:
 
 
 def _check_free(root: Folder, name: str) -> None:
-    for taken in _entries(root):
+    for existing in _entries(root):
         # Some file systems do not tell upper case from lower, and a library must be able to move there.
-        if taken.casefold() == name.casefold():
+        if existing.casefold() == name.casefold():
             raise LibraryError(
                 f"each adapter of library {root.path} must have a name of its own, upper and lower case counted as one",
-                found=f"'{name}' is taken by '{taken}'",
+                found=f"'{name}' is taken by '{existing}'",
                 remedy="replace that adapter, remove it first, or give another name (--name)",
             )
 

@@ -47,22 +47,24 @@ def kind_of(path: str | Path, *, folder: int | None = None) -> Kind | None:
     return _KINDS.get(stat.S_IFMT(mode), "device")
 
 
-def check_kind(path: Path, wanted: Kind, found: Kind | None) -> None:
+def check_kind(path: Path, expected: Kind, actual: Kind | None) -> None:
     """Check that a path of a library is what it has to be, or that nothing is there.
 
     Args:
         path: for the error.
-        wanted: what it has to be.
-        found: from `kind_of`.
+        expected: what it has to be.
+        actual: from `kind_of`.
 
     Raises:
         LibraryError: naming the path and what stands there.
     """
-    if found not in (None, wanted):
+    if actual not in (None, expected):
         raise LibraryError(
-            f"{path} must be readable as a plain {wanted}: no link in a library is followed",
-            found=f"a {found}",
-            remedy="copy what it leads to into its place" if found == "symbolic link" else "move it out of the library",
+            f"{path} must be readable as a plain {expected}: no link in a library is followed",
+            found=f"a {actual}",
+            remedy="copy what it leads to into its place"
+            if actual == "symbolic link"
+            else "move it out of the library",
         )
 
 
@@ -133,15 +135,15 @@ class Folder:
         """What stands under a name in here; None where there is nothing."""
         return kind_of(name, folder=self.descriptor)
 
-    def check(self, name: str, wanted: Kind) -> bool:
+    def check(self, name: str, expected: Kind) -> bool:
         """Whether something stands under a name.
 
         Raises:
             LibraryError: if it is not what it has to be.
         """
-        found = self.kind(name)
-        check_kind(self.path / name, wanted, found)
-        return found is not None
+        actual = self.kind(name)
+        check_kind(self.path / name, expected, actual)
+        return actual is not None
 
     def names(self) -> list[str]:
         """All names in here, sorted."""

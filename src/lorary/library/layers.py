@@ -20,17 +20,17 @@ class LayerShapes:
     """Which linear layers a model has, and their sizes.
 
     Args:
-        rows: by path with numbers replaced by `*`: (d_in, d_out, the numbers that stand for each `*`).
+        patterns: by path with numbers replaced by `*`: (d_in, d_out, the numbers that stand for each `*`).
     """
 
-    rows: Mapping[str, tuple[int, int, tuple[tuple[int, ...], ...]]]
+    patterns: Mapping[str, tuple[int, int, tuple[tuple[int, ...], ...]]]
 
     @classmethod
     def of(cls, linears: Mapping[str, tuple[int, int]]) -> "LayerShapes":
         """Collapse a table of all layers.
 
-        Layers that share a pattern share a row only if they are equal in size and stand at every combination of the
-        row's numbers; otherwise each gets a row of its own, so that nothing is claimed that the model does not have.
+        Layers that share a pattern share an entry only if they are equal in size and stand at every combination of the
+        entry's numbers; otherwise each gets an entry of its own, so that no layer is claimed that the model lacks.
 
         Args:
             linears: (d_in, d_out) by dotted path.
@@ -38,37 +38,37 @@ class LayerShapes:
         groups: dict[str, list[str]] = {}
         for path in linears:
             groups.setdefault(NUMBER.sub("*", path), []).append(path)
-        rows: dict[str, tuple[int, int, tuple[tuple[int, ...], ...]]] = {}
+        patterns: dict[str, tuple[int, int, tuple[tuple[int, ...], ...]]] = {}
         for pattern, paths in groups.items():
             columns = list(zip(*(map(int, NUMBER.findall(path)) for path in paths), strict=True))
             numbers = tuple(tuple(sorted(set(column))) for column in columns)
             if len({linears[path] for path in paths}) == 1 and len(paths) == prod(map(len, numbers)):
-                rows[pattern] = (*linears[paths[0]], numbers)
+                patterns[pattern] = (*linears[paths[0]], numbers)
             else:
-                rows.update({path: (*linears[path], ()) for path in paths})
-        return cls(dict(sorted(rows.items())))
+                patterns.update({path: (*linears[path], ()) for path in paths})
+        return cls(dict(sorted(patterns.items())))
 
     def shape(self, path: str) -> tuple[int, int] | None:
         """(d_in, d_out) of the linear layer at a dotted path, None where the model has none there."""
-        if path in self.rows and not self.rows[path][2]:
-            return self.rows[path][:2]
-        d_in, d_out, numbers = self.rows.get(NUMBER.sub("*", path), (0, 0, ()))
-        found = [int(number) for number in NUMBER.findall(path)]
-        if not numbers or len(found) != len(numbers):
+        if path in self.patterns and not self.patterns[path][2]:
+            return self.patterns[path][:2]
+        d_in, d_out, numbers = self.patterns.get(NUMBER.sub("*", path), (0, 0, ()))
+        indices = [int(number) for number in NUMBER.findall(path)]
+        if not numbers or len(indices) != len(numbers):
             return None
-        if not all(number in column for number, column in zip(found, numbers, strict=True)):
+        if not all(number in column for number, column in zip(indices, numbers, strict=True)):
             return None
         return d_in, d_out
 
     def __iter__(self) -> Iterator[str]:
         """The dotted paths of all layers."""
-        for pattern, (_, _, numbers) in self.rows.items():
+        for pattern, (_, _, numbers) in self.patterns.items():
             for combination in product(*numbers):
                 parts = pattern.split("*") if numbers else [pattern]
                 yield "".join(part for pair in zip(parts, [*map(str, combination), ""], strict=True) for part in pair)
 
     def to_json(self) -> dict[str, Any]:
-        """Rows as objects: d_in, d_out, count, and for each `*` the numbers as ranges ("0-29")."""
+        """Entries as objects: d_in, d_out, count, and for each `*` the numbers as ranges ("0-29")."""
         return {
             pattern: {
                 "count": prod(map(len, numbers)),
@@ -76,7 +76,7 @@ class LayerShapes:
                 "d_out": d_out,
                 "numbers": [_to_ranges(column) for column in numbers],
             }
-            for pattern, (d_in, d_out, numbers) in self.rows.items()
+            for pattern, (d_in, d_out, numbers) in self.patterns.items()
         }
 
     @classmethod
@@ -84,20 +84,20 @@ class LayerShapes:
         """The inverse of `to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError: if a row is not as `to_json` writes it, or claims too many layers.
+            KeyError, TypeError, ValueError: if an entry is not as `to_json` writes it, or claims too many layers.
         """
         if not isinstance(document, Mapping):
             raise TypeError(f"layers must be an object, not a {type(document).__name__}")
-        rows, num_layers = {}, 0
-        for pattern, row in sorted(document.items()):
-            numbers = tuple(_from_ranges(column) for column in row["numbers"])
+        patterns, num_layers = {}, 0
+        for pattern, entry in sorted(document.items()):
+            numbers = tuple(_from_ranges(column) for column in entry["numbers"])
             num_layers += prod(map(len, numbers))
             if numbers and pattern.count("*") != len(numbers):
                 raise ValueError(f"the row {pattern[:80]!r} of layers must have numbers for each *")
             if num_layers > MOST_LAYERS:
                 raise ValueError(f"the row {pattern[:80]!r} of layers makes them more than {MOST_LAYERS:,}")
-            rows[pattern] = (int(row["d_in"]), int(row["d_out"]), numbers)
-        return cls(rows)
+            patterns[pattern] = (int(entry["d_in"]), int(entry["d_out"]), numbers)
+        return cls(patterns)
 
 
 def _to_ranges(numbers: Sequence[int]) -> str:

@@ -23,8 +23,8 @@ def check_places(library: Folder) -> None:
     Raises:
         LibraryError: naming the first folder or file that is a link or something else.
     """
-    for name, wanted in PLACES.items():
-        library.check(name, wanted)
+    for name, kind in PLACES.items():
+        library.check(name, kind)
 
 
 def check_tree(folder: Path) -> None:
@@ -34,8 +34,8 @@ def check_tree(folder: Path) -> None:
         LibraryError: naming the first link, FIFO, socket or device.
     """
     check_kind(folder, "folder", kind_of(folder))
-    for path, found in odd_entries(folder):
-        check_kind(path, "file", found)
+    for path, kind in odd_entries(folder):
+        check_kind(path, "file", kind)
 
 
 def odd_entries(folder: Path) -> Iterator[tuple[Path, Kind]]:
@@ -45,6 +45,6 @@ def odd_entries(folder: Path) -> Iterator[tuple[Path, Kind]]:
     for above, folders, files in os.walk(folder, followlinks=False):
         for name in sorted([*folders, *files]):
             path = Path(above, name)
-            found = kind_of(path)
-            if found not in (None, "folder", "file"):
-                yield path, found
+            kind = kind_of(path)
+            if kind not in (None, "folder", "file"):
+                yield path, kind

@@ -85,11 +85,11 @@ def read_current(library: Path) -> dict[str, Any]:
     return document
 
 
-def damaged_document(path: Path, found: str) -> LibraryError:
+def damaged_document(path: Path, finding: str) -> LibraryError:
     """The refusal of a library.json that Lorary did not write."""
     return LibraryError(
         f"{path} must say format_version, base and default_router as Lorary writes them",
-        found=found,
+        found=finding,
         remedy="restore it from a copy: it is damaged",
     )
 
@@ -98,16 +98,16 @@ def _check_is_library(path: Path) -> None:
     try:
         is_folder = stat.S_ISDIR(os.stat(path).st_mode)
     except FileNotFoundError:
-        found, remedy = "nothing is there", "check the path, or make a library with `lorary build`"
+        finding, remedy = "nothing is there", "check the path, or make a library with `lorary build`"
     except OSError as error:
-        found, remedy = error.strerror or str(error), "check the path"
+        finding, remedy = error.strerror or str(error), "check the path"
     else:
         if is_folder and os.path.lexists(path / LIBRARY_FILE):
             return
-        found, remedy = "it is a file", "give the folder of a library"
+        finding, remedy = "it is a file", "give the folder of a library"
         if is_folder:
-            found, remedy = f"no {LIBRARY_FILE} in it", f"give the folder of a library, or restore its {LIBRARY_FILE}"
-    raise LibraryError(f"{path} must be a library", found=found, remedy=remedy)
+            finding, remedy = f"no {LIBRARY_FILE} in it", f"give the folder of a library, or restore its {LIBRARY_FILE}"
+    raise LibraryError(f"{path} must be a library", found=finding, remedy=remedy)
 
 
 def check_path(path: object, what: str) -> None:
@@ -166,9 +166,9 @@ def check_provenance(name: str, provenance: Mapping[str, Any]) -> None:
         raise _unusable(name, "rank and num_parameters as counts", [provenance["rank"], provenance["num_parameters"]])
 
 
-def _unusable(name: str, rule: str, found: object) -> LibraryError:
+def _unusable(name: str, rule: str, value: object) -> LibraryError:
     return LibraryError(
         f"{PROVENANCE_FILE} of adapter '{name}' must give {rule}",
-        found=ascii(found)[:200],
+        found=ascii(value)[:200],
         remedy="restore the file from a copy, or remove the adapter and add it again",
     )

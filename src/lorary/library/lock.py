@@ -63,7 +63,7 @@ def build_lock(library: Path) -> Iterator[None]:
         check_places(root)
     for name in (BUILD_FOLDER, LOGS):
         check_tree(library / name)
-    with _alone(library, "build", f"library {library}"):
+    with _exclusive(library, "build", f"library {library}"):
         yield
 
 
@@ -79,13 +79,13 @@ def study_lock(folder: Path) -> Iterator[None]:
     """
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder, "run", f"study {folder}"):
+    with _exclusive(folder, "run", f"study {folder}"):
         yield
 
 
 @contextmanager
-def _alone(folder: Path, what: str, where: str) -> Iterator[None]:
-    lock_file, pid_file = f".{what}.lock", f".{what}.pid"
+def _exclusive(folder: Path, activity: str, where: str) -> Iterator[None]:
+    lock_file, pid_file = f".{activity}.lock", f".{activity}.pid"
     with ExitStack() as stack:
         with reported(folder):
             root = stack.enter_context(opened(folder))
@@ -95,9 +95,9 @@ def _alone(folder: Path, what: str, where: str) -> Iterator[None]:
                 lock = FileLock(folder / lock_file).acquire(timeout=0)
             except Timeout as error:  # an OSError too, so it is caught before `reported` sees it
                 raise LibraryError(
-                    f"one {what} at a time may run on {where}",
-                    found=f"a {what} holds it, process {holder_of(folder / pid_file) or 'unknown'}",
-                    remedy=f"wait for that {what}, or stop it: what it finished is kept",
+                    f"one {activity} at a time may run on {where}",
+                    found=f"a {activity} holds it, process {holder_of(folder / pid_file) or 'unknown'}",
+                    remedy=f"wait for that {activity}, or stop it: what it finished is kept",
                 ) from error
         with lock, _pid_written(root, pid_file):
             yield

@@ -42,8 +42,8 @@ def _open_or_create(path: str, base: str | None) -> tuple[Library, bool]:
                 raise
     library = Library.open(path)
     if base is not None and base != library.base.name:
-        found = fingerprint_of_folder(resolve_base(base).path)
-        check_same_base(library.base, found, f"--base {base}", force_base=False)
+        fingerprint = fingerprint_of_folder(resolve_base(base).path)
+        check_same_base(library.base, fingerprint, f"--base {base}", force_base=False)
     return library, False
 
 
@@ -80,8 +80,8 @@ def _remove_unused(library: Library, *, keep_folder: bool) -> None:
     """Remove a library that nothing was put into, unless another build has begun on it meanwhile."""
     with suppress(LibraryError), library.build_lock():
         # What the next run takes up: a checkpoint, adapters of an earlier stage, candidates that were tried.
-        kept = ("**/*.safetensors", "*-search-*.json", "*-retrieved.json")
-        is_started = any(any((library.path / BUILD_FOLDER).glob(pattern)) for pattern in kept)
+        patterns = ("**/*.safetensors", "*-search-*.json", "*-retrieved.json")
+        is_started = any(any((library.path / BUILD_FOLDER).glob(pattern)) for pattern in patterns)
         if not library.names() and not is_started:
             with opened(library.path) as folder:
                 for name in folder.names():
@@ -90,7 +90,7 @@ def _remove_unused(library: Library, *, keep_folder: bool) -> None:
                 library.path.rmdir()
 
 
-def template_of(library: Library, asked: str | None) -> str:
+def template_of(library: Library, requested: str | None) -> str:
     """The prompt template to use: the one asked for, else the one all experts were trained with, else plain.
 
     Raises:
@@ -101,15 +101,15 @@ def template_of(library: Library, asked: str | None) -> str:
         template = library.provenance(name).get("template")
         if template is not None:
             trained.setdefault(str(template), name)
-    wanted = asked or next(iter(sorted(trained)), "plain")
+    chosen = requested or next(iter(sorted(trained)), "plain")
     for template, name in trained.items():
-        if template != wanted:
+        if template != chosen:
             raise LibraryError(
                 f"expert '{name}' must be used with the template it was trained with",
-                found=f"trained with {template}, in use {wanted}",
+                found=f"trained with {template}, in use {chosen}",
                 remedy=f"--template {template}",
             )
-    return wanted
+    return chosen
 
 
 def base_of(library: Library, base: str | None) -> str:

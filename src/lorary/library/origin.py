@@ -34,17 +34,17 @@ def check_not_stacked(
     named = adapter.config.get("base_model_name_or_path")
     if not isinstance(named, str) or named in ("", base):
         return False
-    other = _adapter_called(named, source, base, names)
-    if other is None:
+    parent = _adapter_called(named, source, base, names)
+    if parent is None:
         return False
     if not force_base:
         raise BaseModelError(
             f"adapter '{adapter.name}' must have been trained on a base model, not on top of another adapter",
-            found=f"base_model_name_or_path = {named[:200]!r}, which is {other}",
+            found=f"base_model_name_or_path = {named[:200]!r}, which is {parent}",
             remedy="merge that adapter into the base and make a library over the result, or force it (--force-base)",
         )
     warnings.warn(
-        f"adapter '{adapter.name}' was trained on top of {other}, and is taken without it: by force.", stacklevel=4
+        f"adapter '{adapter.name}' was trained on top of {parent}, and is taken without it: by force.", stacklevel=4
     )
     return True
 

@@ -29,11 +29,11 @@ def place(paths: Iterable[str], base: Fingerprint) -> dict[str, str | None]:
     """
     placed: dict[str, str | None] = {}
     for path in paths:
-        own = path if base.layers.shape(path) is not None else _newer(path, base.architecture)
-        if base.layers.shape(own) is None:
+        base_path = path if base.layers.shape(path) is not None else _newer(path, base.architecture)
+        if base.layers.shape(base_path) is None:
             placed[path] = path
         else:
-            placed[path] = own if is_language(own, base.language) else None
+            placed[path] = base_path if is_language(base_path, base.language) else None
     return placed
 
 
@@ -69,15 +69,15 @@ def placed_layers(name: str, layers: Mapping[str, Value], base: Fingerprint) -> 
         AdapterError: as there.
     """
     placed: dict[str, Value] = {}
-    for path, own in place(layers, base).items():
-        if own in placed:
+    for path, base_path in place(layers, base).items():
+        if base_path in placed:
             raise AdapterError(
                 f"adapter '{name}' must have one pair of factors for a layer",
-                found=f"{path} and another path that mean {own}",
+                found=f"{path} and another path that mean {base_path}",
                 remedy="take one of them out of its weights",
             )
-        if own is not None:
-            placed[own] = layers[path]
+        if base_path is not None:
+            placed[base_path] = layers[path]
     if layers and not placed:
         raise AdapterError(
             f"adapter '{name}' must adapt the base's language model, {' and '.join(base.language)}",
@@ -96,8 +96,8 @@ def _renamings(architecture: str) -> tuple[Any, ...]:
 
     kind = getattr(transformers, architecture, None)
     family = getattr(getattr(kind, "config_class", None), "model_type", None)
-    own = get_checkpoint_conversion_mapping(architecture) or get_checkpoint_conversion_mapping(family) or ()
-    steps = (*own, *(get_checkpoint_conversion_mapping("legacy") or ()))
+    conversions = get_checkpoint_conversion_mapping(architecture) or get_checkpoint_conversion_mapping(family) or ()
+    steps = (*conversions, *(get_checkpoint_conversion_mapping("legacy") or ()))
     return tuple(step for step in steps if type(step) is WeightRenaming)
 
 

@@ -74,8 +74,8 @@ def save_prepared(library: Library, kind: str, key: Key, prepared: Prepared) -> 
         LibraryError: if the library cannot be written.
     """
     tensors = {name: tensor.contiguous().cpu() for name, tensor in prepared.tensors.items()}
-    made = {"made_of": dict(prepared.made_of), "notes": dict(prepared.notes)}
-    files = {TENSORS_FILE: safetensors.torch.save(tensors), MADE_FILE: encode_json(made)}
+    record = {"made_of": dict(prepared.made_of), "notes": dict(prepared.notes)}
+    files = {TENSORS_FILE: safetensors.torch.save(tensors), MADE_FILE: encode_json(record)}
     return save_derived(library.path, kind, key, files)
 
 
@@ -89,11 +89,11 @@ def load_prepared(library: Library, kind: str, key: Key) -> Prepared | None:
     if files is None:
         return None
     try:
-        made = parse_json(files[MADE_FILE])
+        record = parse_json(files[MADE_FILE])
         tensors = safetensors.torch.load(files[TENSORS_FILE])
         if wrong := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
             raise ValueError(f"NaN or infinity in {wrong[0]}")
-        return Prepared(tensors, made["made_of"], made["notes"])
+        return Prepared(tensors, record["made_of"], record["notes"])
     except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise LibraryError(
             f"{derived_folder(library.path, kind, key)} must hold {TENSORS_FILE} and {MADE_FILE}, as they were written",

@@ -48,10 +48,10 @@ class Presence:
             raise self._gone("a library of another base model is there")
         self._file = file
 
-    def _gone(self, found: str) -> LibraryError:
+    def _gone(self, finding: str) -> LibraryError:
         return LibraryError(
             f"library {self._library} must stay where it was opened",
-            found=found,
+            found=finding,
             remedy="open the library where it is now",
         )
 

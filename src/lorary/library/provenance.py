@@ -14,7 +14,7 @@ COMPUTED = ("base", "content_hash", "files", "num_parameters", "rank")
 
 
 def new_provenance(
-    adapter: Adapter, files: Mapping[str, bytes], base: Mapping[str, str], told: Mapping[str, Any]
+    adapter: Adapter, files: Mapping[str, bytes], base: Mapping[str, str], details: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The provenance of an adapter that enters a library. It holds no time, so that equal builds are equal bytes.
 
@@ -22,23 +22,23 @@ def new_provenance(
         adapter: as read from `files`.
         files: PEFT's two files by name.
         base: name and fingerprint digest of the base model.
-        told: what the caller knows: `tasks`, and any of settings, seed, metrics, data hashes, template, parents, ...
+        details: what the caller knows: `tasks`, and any of settings, seed, metrics, data hashes, template, parents, ...
 
     Returns:
         A document for JSON.
 
     Raises:
-        UsageError: if `told` sets a key that the library computes, or `tasks` is not a list of names.
+        UsageError: if `details` sets a key that the library computes, or `tasks` is not a list of names.
     """
-    if taken := sorted(set(told) & set(COMPUTED)):
+    if reserved := sorted(set(details) & set(COMPUTED)):
         raise UsageError(
-            f"provenance of adapter '{adapter.name}' may not set what the library computes", found=", ".join(taken)
+            f"provenance of adapter '{adapter.name}' may not set what the library computes", found=", ".join(reserved)
         )
-    tasks = told.get("tasks", [])
+    tasks = details.get("tasks", [])
     if not isinstance(tasks, (list, tuple)) or not all(isinstance(task, str) for task in tasks):
         raise UsageError(f"provenance of adapter '{adapter.name}' must give tasks as a list of names", found=tasks)
     return {
-        **told,
+        **details,
         "tasks": list(tasks),
         "base": dict(base),
         "content_hash": content_hash(adapter.config, adapter.tensors),
@@ -71,11 +71,11 @@ def encode_provenance(name: str, provenance: Mapping[str, Any]) -> bytes:
     return data
 
 
-def imported_provenance(own: Mapping[str, Any], adapter: Adapter, source: str) -> dict[str, Any]:
+def imported_provenance(provenance: Mapping[str, Any], adapter: Adapter, source: str) -> dict[str, Any]:
     """What to keep of the provenance that lies beside an adapter which comes from another library.
 
     Args:
-        own: its provenance.json, or an empty mapping where there is none of a library's making.
+        provenance: its provenance.json, or an empty mapping where there is none of a library's making.
         adapter: the adapter as read.
         source: name of the folder it comes from.
 
@@ -85,15 +85,15 @@ def imported_provenance(own: Mapping[str, Any], adapter: Adapter, source: str) -
     Raises:
         LibraryError: if that provenance describes other weights.
     """
-    recorded = own.get("content_hash")
-    found = content_hash(adapter.config, adapter.tensors)
-    if recorded not in (None, found):
+    recorded = provenance.get("content_hash")
+    digest = content_hash(adapter.config, adapter.tensors)
+    if recorded not in (None, digest):
         raise LibraryError(
             f"{PROVENANCE_FILE} beside adapter '{adapter.name}' must describe its weights",
-            found=f"content hash {recorded}, weights have {found}",
+            found=f"content hash {recorded}, weights have {digest}",
             remedy=f"copy the adapter again, or delete its {PROVENANCE_FILE} to import the weights alone",
         )
     if recorded is None:
         return {"source": source}
-    kept = {key: value for key, value in own.items() if key not in COMPUTED}
-    return {**kept, "source": source, "source_base": own.get("base")}
+    fields = {key: value for key, value in provenance.items() if key not in COMPUTED}
+    return {**fields, "source": source, "source_base": provenance.get("base")}

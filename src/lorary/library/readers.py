@@ -100,11 +100,11 @@ def _is_folder(library: Path, path: Path) -> bool:
     for number in range(1, len(parts) + 1):
         part = library.joinpath(*parts[:number])
         try:
-            found = kind_of(part)
+            kind = kind_of(part)
         except OSError as error:
             raise LibraryError(f"{part} must be readable", found=error.strerror) from error
-        check_kind(part, "folder", found)
-        if found is None:
+        check_kind(part, "folder", kind)
+        if kind is None:
             return False
     return True
 
@@ -136,19 +136,21 @@ def read_all(library: Path, read: Callable[[Path, str], Read]) -> dict[str, Read
     Raises:
         LibraryError: if the library cannot be read, or never holds still.
     """
-    kept: dict[str, tuple[Identity | None, Read | LoraryError]] = {}
+    readings: dict[str, tuple[Identity | None, Read | LoraryError]] = {}
     for _ in range(READ_ATTEMPTS):
         names = names_in(library)
-        kept = {name: kept[name] for name in names if name in kept and _is_still(library, name, kept[name][0])}
-        missing = [name for name in names if name not in kept]
+        readings = {
+            name: readings[name] for name in names if name in readings and _is_still(library, name, readings[name][0])
+        }
+        missing = [name for name in names if name not in readings]
         if not missing:
-            return {name: kept[name][1] for name in names}
+            return {name: readings[name][1] for name in names}
         for name in missing:
             try:
-                kept[name] = _read_identified(library, name, read)
+                readings[name] = _read_identified(library, name, read)
             except LoraryError as error:
                 # Left out by the next look if somebody removed it meanwhile, read anew if it is another one by then.
-                kept[name] = _identity(library / ADAPTERS / name), error
+                readings[name] = _identity(library / ADAPTERS / name), error
     raise LibraryError(
         f"the adapters of library {library} must hold still to be read together",
         found=f"some were replaced during each of {READ_ATTEMPTS} attempts",

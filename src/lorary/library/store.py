@@ -359,20 +359,20 @@ class Library:
         adapter = parse_adapter(name, files)
         beside = folder / PROVENANCE_FILE
         # Outside of a library links are ordinary: a download of a Hub repository is made of them.
-        own = read_json(beside, follow_links=True) if os.path.lexists(beside) else {}
+        provenance = read_json(beside, follow_links=True) if os.path.lexists(beside) else {}
         # The name of a folder may hold bytes that are no text.
-        told = imported_provenance(own, adapter, os.fsencode(source_name).decode("utf-8", "replace"))
+        details = imported_provenance(provenance, adapter, os.fsencode(source_name).decode("utf-8", "replace"))
         check_fit(adapter, self.base)
         _warn_of_silent_layers(adapter, self.base)
         if not check_not_stacked(adapter, folder, self.base.name, self.names(), force_base=force_base):
-            check_origin(adapter, own, self.base, force_base=force_base)
-        return self._commit(name, files, told, is_new=is_new)
+            check_origin(adapter, provenance, self.base, force_base=force_base)
+        return self._commit(name, files, details, is_new=is_new)
 
-    def _commit(self, name: str, files: Mapping[str, bytes], told: Mapping[str, Any], *, is_new: bool) -> str:
+    def _commit(self, name: str, files: Mapping[str, bytes], details: Mapping[str, Any], *, is_new: bool) -> str:
         adapter = parse_adapter(name, files)
         check_fit(adapter, self.base)
         base = {"name": self.base.name, "fingerprint": self.base.fingerprint.digest}
-        provenance = encode_provenance(name, new_provenance(adapter, files, base, told))
+        provenance = encode_provenance(name, new_provenance(adapter, files, base, details))
         with change(self._path, self.check_presence) as root:
             put(root, name, {**files, PROVENANCE_FILE: provenance}, is_new=is_new)
         return name
@@ -380,7 +380,7 @@ class Library:
 
 def _warn_of_silent_layers(adapter: Adapter, base: BaseRecord) -> None:
     """Say which layers of an adapter are left out, since no text reaches them."""
-    silent = [path for path, own in place(adapter.modules, base.fingerprint).items() if own is None]
+    silent = [path for path, base_path in place(adapter.modules, base.fingerprint).items() if base_path is None]
     if silent:
         warnings.warn(
             f"adapter '{adapter.name}' adapts {len(silent)} layers outside the language model of the base model "

@@ -64,37 +64,37 @@ def verify_library(library: Path, base: BaseRecord) -> list[Problem]:
     problems = [*_odd_places(library), *_stray_entries(library)]
     if all(kind_of(library / folder) in (None, "folder") for folder in (ADAPTERS, STAGING)):
         checked = read_all(library, lambda folder, name: list(_check(folder, name, base)))
-        for name, found in checked.items():
-            problems.extend([Problem.of(name, found)] if isinstance(found, LoraryError) else found)
+        for name, result in checked.items():
+            problems.extend([Problem.of(name, result)] if isinstance(result, LoraryError) else result)
     return sorted(dict.fromkeys(problems), key=lambda problem: problem.adapter)
 
 
 def _odd_places(library: Path) -> Iterator[Problem]:
     """What in a library is neither folder nor file where it has to be one; adapters are looked at on their own."""
-    for name, wanted in PLACES.items():
+    for name, expected in PLACES.items():
         paths = [(library / name, kind_of(library / name))]
-        if wanted == "folder":
+        if expected == "folder":
             paths.extend(path for path in odd_entries(library / name) if path[0].parent != library / ADAPTERS)
-        for path, found in paths:
+        for path, actual in paths:
             try:
-                check_kind(path, wanted if path == library / name else "file", found)
+                check_kind(path, expected if path == library / name else "file", actual)
             except LibraryError as error:
                 yield Problem.of(ascii(str(path.relative_to(library)))[1:-1], error)
 
 
 def _stray_entries(library: Path) -> Iterator[Problem]:
     adapters = library / ADAPTERS
-    seen: dict[str, str] = {}
+    spellings: dict[str, str] = {}
     for name in sorted(os.listdir(adapters)) if kind_of(adapters) == "folder" else []:
-        shown, found = ascii(name)[1:-1], kind_of(adapters / name)
-        if found is None:  # another process took it out meanwhile
+        shown, kind = ascii(name)[1:-1], kind_of(adapters / name)
+        if kind is None:  # another process took it out meanwhile
             continue
-        if not NAME.fullmatch(name) or found not in ("folder", "symbolic link"):
+        if not NAME.fullmatch(name) or kind not in ("folder", "symbolic link"):
             rule = f"{adapters} must hold folders of adapters only"
             yield Problem(shown, rule, f"{shown} is none", "move it out of the library")
-        elif (other := seen.setdefault(name.casefold(), name)) != name:
+        elif (earlier := spellings.setdefault(name.casefold(), name)) != name:
             rule = "names of adapters must differ in more than upper and lower case"
-            yield Problem(name, rule, f"'{other}' is there too", "rename one of the two folders")
+            yield Problem(name, rule, f"'{earlier}' is there too", "rename one of the two folders")
 
 
 def _check(folder: Path, name: str, base: BaseRecord) -> Iterator[Problem]:
@@ -127,7 +127,7 @@ def _check_content(folder: Path, name: str, provenance: Mapping[str, Any], base:
     check_fit(adapter, base)
 
 
-def _difference(name: str, what: str, recorded: object, found: object) -> Iterator[Problem]:
-    if recorded != found:
-        rule = f"adapter '{name}' must have the {what} that its provenance records ({recorded})"
-        yield Problem(name, rule, str(found), "restore the adapter from a copy, or remove it and add it again")
+def _difference(name: str, field: str, recorded: object, actual: object) -> Iterator[Problem]:
+    if recorded != actual:
+        rule = f"adapter '{name}' must have the {field} that its provenance records ({recorded})"
+        yield Problem(name, rule, str(actual), "restore the adapter from a copy, or remove it and add it again")

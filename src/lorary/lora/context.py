@@ -107,14 +107,14 @@ class PerThread(Generic[T]):
         self._local: Local[T | None] = Local(self._first)
 
     @property
-    def own(self) -> T:
+    def here(self) -> T:
         """That of the running thread; of the thread that called it, where a backward pass computes layers anew.
 
         Raises:
             UsageError: if a backward pass runs in another thread than the pass it belongs to.
         """
-        own = self._local.value
-        return self._missing() if own is None else own
+        value = self._local.value
+        return self._missing() if value is None else value
 
     def _first(self) -> T | None:
         if is_backward():
@@ -128,14 +128,14 @@ class PerThread(Generic[T]):
             self._local.value = made
             return made
         caller = _caller()
-        own = None if caller is None else self._made.get(caller.get(_THREAD, 0))
-        if own is None:
+        made = None if caller is None else self._made.get(caller.get(_THREAD, 0))
+        if made is None:
             raise UsageError(
                 "a backward pass that computes layers anew must run in the thread of its forward pass",
                 found="another thread, which knows none of that pass's decisions",
                 remedy="route every layer for itself (per='layer'), or leave gradient checkpointing out",
             )
-        return own
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         return {"make": self.make}

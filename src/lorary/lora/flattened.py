@@ -37,18 +37,18 @@ class Rows:
     def begin(self, _holder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook with keywords."""
         note_thread()
-        call = self._calls.own
+        call = self._calls.here
         states = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         call.size = states.shape[:2] if states is not None and states.dim() == 3 else None
         call.is_running = True
 
     def end(self, *_call: object) -> None:
         """A forward hook, also of calls that fail."""
-        self._calls.own.is_running = False
+        self._calls.here.is_running = False
 
     def of(self, x: Tensor) -> Size | None:
         """(batch, seq) of a layer's input, None where its tokens are not those that its holder was given."""
-        call = self._calls.own
+        call = self._calls.here
         if call.size is None or not (call.is_running or is_backward()):
             return None
         return call.size if x.dim() == 2 and call.size.numel() == len(x) else None

@@ -31,7 +31,7 @@ class Gate(Protocol):
 
     @property
     def reads_prototypes(self) -> bool:
-        """Whether the gate wants products with the prototypes; the others cost no rows."""
+        """Whether the gate wants products with the prototypes; the others cost no products."""
 
     @property
     def reads_z(self) -> bool:
@@ -43,7 +43,7 @@ class Gate(Protocol):
 
     @property
     def quick(self) -> Quick | None:
-        """The same in a form that compiled code knows, where there is one; without rows where it `reads_prototypes`."""
+        """The same in a form that compiled code knows, if there is one; without score rows if it `reads_prototypes`."""
 
-    def __call__(self, seen: LayerInput) -> Chosen | None:
+    def __call__(self, inputs: LayerInput) -> Chosen | None:
         """The experts of each token, or None to leave the layer's output as it is."""

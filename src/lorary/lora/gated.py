@@ -271,8 +271,8 @@ class GatedLora(nn.Module):
         prototype = self.num_ranks + expert
         self.down = remove_rows(remove_rows(self.down, prototype, prototype + 1), start, stop)
         self.up = remove_rows(self.up, start, stop)
-        others = torch.cat([self.expert_of_rank[:start], self.expert_of_rank[stop:]])
-        self.expert_of_rank = others - (others > expert).to(others.dtype)
+        remaining = torch.cat([self.expert_of_rank[:start], self.expert_of_rank[stop:]])
+        self.expert_of_rank = remaining - (remaining > expert).to(remaining.dtype)
         self._index()
 
     def _index(self) -> None:
@@ -304,9 +304,9 @@ class GatedLora(nn.Module):
 
     def _lend(self, lora: "GatedLora") -> None:
         """Give a block's module the experts that are here now: `torch.func` puts others in their place."""
-        own, other = self._buffers, lora._buffers
-        if own["down"] is not other["down"] or own["up"] is not other["up"]:
-            other.update({name: own[name] for name in _EXPERTS})
+        experts, borrowed = self._buffers, lora._buffers
+        if experts["down"] is not borrowed["down"] or experts["up"] is not borrowed["up"]:
+            borrowed.update({name: experts[name] for name in _EXPERTS})
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy made in a block routes as the block does; a trace records its own model alone.

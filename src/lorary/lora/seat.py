@@ -47,8 +47,8 @@ def device_of(layer: nn.Module, model: nn.Module) -> torch.device:
         model: the base model.
     """
     hook = getattr(layer, "_hf_hook", None)
-    for own in (hook, *getattr(hook, "hooks", ())):
-        place = getattr(own, "execution_device", None)
+    for device_hook in (hook, *getattr(hook, "hooks", ())):
+        place = getattr(device_hook, "execution_device", None)
         if place is not None:
             return torch.device(place)
     return next(chain(layer.parameters(), layer.buffers(), model.parameters())).device
@@ -132,7 +132,7 @@ def unseat(model: nn.Module, paths: list[str], handles: list[RemovableHandle]) -
         delattr(model.get_submodule(path), CHILD)
 
 
-def given_to(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+def input_of(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """What a linear layer was called with, by position or by keyword: `input` of nn.Linear, `x` of Conv1D.
 
     Args:
@@ -144,18 +144,18 @@ def given_to(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         AdapterError: if it is no tensor.
     """
     if args:
-        given = args[0]
+        hidden = args[0]
     else:
         name = next((name for name in ("input", "x") if name in kwargs), None)
-        given = kwargs[name or next((n for n in signature(layer.forward).parameters if n in kwargs), "")]
-    if not isinstance(given, Tensor):
-        raise _no_tensor("be given", layer, given)
-    return given
+        hidden = kwargs[name or next((n for n in signature(layer.forward).parameters if n in kwargs), "")]
+    if not isinstance(hidden, Tensor):
+        raise _no_tensor("be given", layer, hidden)
+    return hidden
 
 
 def _add_seated(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     child: Any = layer._modules[CHILD]  # twice as fast as the attribute, for each layer of each token
-    x = given_to(layer, args, kwargs)
+    x = input_of(layer, args, kwargs)
     if isinstance(output, Tensor):
         return child(x, output)
     # Some layers give their bias, or what they counted, beside what they computed.
@@ -166,7 +166,7 @@ def _add_seated(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
 
 
 def _add_by_rows(rows: Rows, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    x = given_to(layer, args, kwargs)
+    x = input_of(layer, args, kwargs)
     size = rows.of(x)
     if size is None or not isinstance(output, Tensor):
         return _add_seated(layer, args, kwargs, output)
@@ -174,9 +174,9 @@ def _add_by_rows(rows: Rows, layer: nn.Module, args: tuple[Any, ...], kwargs: di
     return child(x.unflatten(0, size), output.unflatten(0, size)).flatten(0, 1)
 
 
-def _no_tensor(what: str, layer: nn.Module, found: object) -> AdapterError:
+def _no_tensor(action: str, layer: nn.Module, value: object) -> AdapterError:
     return AdapterError(
-        f"a routed layer ({type(layer).__name__}) must {what} a tensor",
-        found=type(found).__name__,
+        f"a routed layer ({type(layer).__name__}) must {action} a tensor",
+        found=type(value).__name__,
         remedy="leave it out of the target modules",
     )

@@ -36,7 +36,7 @@ def find_targets(
         UsageError: if a target or a layer number matches nothing, or a target is a silent layer.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    found: dict[str, tuple[int, int]] = {}
+    shapes: dict[str, tuple[int, int]] = {}
     for path, module, shape in _linear_layers(model):
         if module is head:
             continue
@@ -45,15 +45,15 @@ def find_targets(
             continue
         number = layer_number(path)
         if layers is None or number in layers:
-            found[path] = shape
-    if quiet := [path for path in found if path in silent]:
+            shapes[path] = shape
+    if quiet := [path for path in shapes if path in silent]:
         raise UsageError(
             f"the output of every target module must reach the logits of {type(model).__name__}",
             found=f"{quiet[0]}, which no pass calls as a module, or whose output is dropped",
             remedy=f"leave it out of the target modules, or use {ALL_LINEAR}",
         )
-    _check_all_used(model, found, target_modules, layers, silent)
-    return found
+    _check_all_used(model, shapes, target_modules, layers, silent)
+    return shapes
 
 
 def num_layers(model: nn.Module) -> int:
@@ -68,13 +68,13 @@ def language_paths(model: nn.Module) -> tuple[str, ...]:
     Args:
         model: of transformers, or any other module, which is no multimodal one.
     """
-    whole: Any = model
-    config: Any = getattr(whole, "config", None)
+    multimodal: Any = model
+    config: Any = getattr(multimodal, "config", None)
     if not hasattr(config, "get_text_config") or getattr(config, "is_encoder_decoder", False):
         return ()
-    if config.get_text_config(decoder=True) is config or not hasattr(whole, "get_decoder"):
+    if config.get_text_config(decoder=True) is config or not hasattr(multimodal, "get_decoder"):
         return ()
-    decoder, head = whole.get_decoder(), whole.get_output_embeddings()
+    decoder, head = multimodal.get_decoder(), multimodal.get_output_embeddings()
     if decoder is model:
         return ()
     return tuple(path for path, module in model.named_modules() if module is decoder or (module is head is not None))
@@ -87,7 +87,7 @@ def is_language(path: str, language: Sequence[str]) -> bool:
         path: of the layer.
         language: as `language_paths` gives it.
     """
-    return not language or any(path == own or path.startswith(f"{own}.") for own in language)
+    return not language or any(path == part or path.startswith(f"{part}.") for part in language)
 
 
 def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[int, int]]]:
@@ -100,21 +100,21 @@ def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[int
 
 def _check_all_used(
     model: nn.Module,
-    found: dict[str, tuple[int, int]],
+    shapes: dict[str, tuple[int, int]],
     target_modules: Sequence[str],
     layers: Sequence[int] | None,
     silent: Collection[str],
 ) -> None:
-    names = {path.rsplit(".", 1)[-1] for path in found}
+    names = {path.rsplit(".", 1)[-1] for path in shapes}
     unused = [] if list(target_modules) == [ALL_LINEAR] else [t for t in target_modules if t not in names]
-    if unused or not found:
+    if unused or not shapes:
         linear = sorted({path.rsplit(".", 1)[-1] for path, _, _ in _linear_layers(model) if path not in silent})
         raise UsageError(
             f"every target module must name linear layers of {type(model).__name__}",
             found=unused or list(target_modules),
             remedy=f"it has {linear}, or use {ALL_LINEAR}",
         )
-    missing = sorted(set(layers or ()) - {layer_number(path) for path in found})
+    missing = sorted(set(layers or ()) - {layer_number(path) for path in shapes})
     if missing:
         raise UsageError("layer numbers must exist in the base model", found=missing)
 

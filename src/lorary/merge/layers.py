@@ -74,17 +74,19 @@ def mixed_layers(adapters: Sequence[Modules]) -> dict[str, MixedLayer]:
     for number, modules in enumerate(adapters):
         for path, factors in modules.items():
             members.setdefault(path, []).append((number, factors))
-    return {path: _layer(path, found) for path, found in members.items()}
+    return {path: _layer(path, entries) for path, entries in members.items()}
 
 
-def _layer(path: str, found: Sequence[tuple[int, LoraFactors]]) -> MixedLayer:
-    shapes = {(factors.d_in, factors.d_out) for _, factors in found}
+def _layer(path: str, entries: Sequence[tuple[int, LoraFactors]]) -> MixedLayer:
+    shapes = {(factors.d_in, factors.d_out) for _, factors in entries}
     if len(shapes) > 1:
         raise AdapterError(
             f"layer '{path}' must have one (d_in, d_out) in all adapters that are put together", found=sorted(shapes)
         )
     dtype = torch.float32
-    for _, factors in found:
+    for _, factors in entries:
         dtype = torch.promote_types(dtype, factors.lora_a.dtype)
-    members, own = zip(*found, strict=True)
-    return MixedLayer(members, tuple(LoraFactors(f.lora_a.to(dtype), f.lora_b.to(dtype), f.scaling) for f in own))
+    members, layer_factors = zip(*entries, strict=True)
+    return MixedLayer(
+        members, tuple(LoraFactors(f.lora_a.to(dtype), f.lora_b.to(dtype), f.scaling) for f in layer_factors)
+    )

@@ -55,8 +55,8 @@ def sum_factors(adapters: Sequence[Modules], weights: Mapping[str, Tensor]) -> d
     check_one_rank(layers)
     for path, layer in layers.items():
         lora_a, lora_b = layer.stacked()
-        own = weights[path].to(lora_a)
-        mixed_a, mixed_b = torch.tensordot(own, lora_a, dims=1), torch.tensordot(own, lora_b, dims=1)
+        coefficients = weights[path].to(lora_a)
+        mixed_a, mixed_b = torch.tensordot(coefficients, lora_a, dims=1), torch.tensordot(coefficients, lora_b, dims=1)
         summed[path] = LoraFactors(mixed_a, mixed_b, layer.scaling)
     return summed
 

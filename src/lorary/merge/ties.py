@@ -46,8 +46,8 @@ def merge_entries(entries: Float[Tensor, "experts parameters"], density: float) 
         entries: one row per adapter.
         density: share of each row to keep, the largest magnitudes; at least one entry is kept.
     """
-    kept = max(1, round(density * entries.shape[1]))
-    largest = entries.abs().topk(kept, dim=1).indices
+    num_kept = max(1, round(density * entries.shape[1]))
+    largest = entries.abs().topk(num_kept, dim=1).indices
     trimmed = torch.zeros_like(entries).scatter_(1, largest, entries.gather(1, largest))
     agrees = (trimmed.sign() == trimmed.sum(0).sign()) & (trimmed != 0)
     return (trimmed * agrees).sum(0) / agrees.sum(0).clamp_min(1)

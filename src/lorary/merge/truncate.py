@@ -30,14 +30,14 @@ def truncate(modules: Modules, rank: int, scaling: float = 1.0) -> Truncated:
     Returns:
         The factors in the dtypes they had, and the relative error: 0 where nothing was left out.
     """
-    kept, lost, total = {}, 0.0, 0.0
+    truncated, lost, total = {}, 0.0, 0.0
     for path, factors in modules.items():
         q_a, r_a = torch.linalg.qr(factors.lora_a.double().mT)
         q_b, r_b = torch.linalg.qr(factors.lora_b.double() * factors.scaling)
         left, values, right = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
         total += float(values.square().sum())
         if factors.rank <= rank:
-            kept[path] = factors
+            truncated[path] = factors
             continue
         lost += float(values[rank:].square().sum())
         directions = right[:rank] @ q_a.mT
@@ -45,5 +45,5 @@ def truncate(modules: Modules, rank: int, scaling: float = 1.0) -> Truncated:
         signs = (signed * directions).sum(1, keepdim=True).sign()
         root = (values[:rank] / scaling).sqrt()
         lora_a, lora_b = root[:, None] * signed, (q_b @ left[:, :rank]) * (root * signs[:, 0])
-        kept[path] = LoraFactors(lora_a.to(factors.lora_a), lora_b.to(factors.lora_b), scaling)
-    return Truncated(kept, (lost / total) ** 0.5 if total else 0.0)
+        truncated[path] = LoraFactors(lora_a.to(factors.lora_a), lora_b.to(factors.lora_b), scaling)
+    return Truncated(truncated, (lost / total) ** 0.5 if total else 0.0)

@@ -39,14 +39,16 @@ def apply_routing(model: Any, state: Seating, routing: Routing) -> None:
 
 
 @contextmanager
-def applied(model: Any, state: Seating, routing: Routing, rows: Sequence[Routing] | None = None) -> Iterator[None]:
+def applied(
+    model: Any, state: Seating, routing: Routing, row_settings: Sequence[Routing] | None = None
+) -> Iterator[None]:
     """Put settings in force for the code inside the context, in its thread or asyncio task alone.
 
     Args:
         model: that the experts are seated in.
         state: its seating.
-        routing: for all rows, or what `rows` were made from.
-        rows: one setting per row.
+        routing: for all rows, or what `row_settings` were made from.
+        row_settings: one setting per row.
 
     Raises:
         RouterError: if a setting cannot be used over these experts.
@@ -55,7 +57,7 @@ def applied(model: Any, state: Seating, routing: Routing, rows: Sequence[Routing
     block, layers = new_block(), state.layers
     with CHANGING:
         loras = {path: layer.lora.beside() for path, layer in layers.items()}
-        state.held[block] = _apply(model, state, loras, routing, rows)
+        state.held[block] = _apply(model, state, loras, routing, row_settings)
         for path, lora in loras.items():
             layers[path].lora.hold(block, lora)
         _set_pass_hooks(model, state)
@@ -78,11 +80,15 @@ def drop_pass_hooks(state: Seating) -> None:
 
 
 def _apply(
-    model: Any, state: Seating, loras: Mapping[str, GatedLora], routing: Routing, rows: Sequence[Routing] | None = None
+    model: Any,
+    state: Seating,
+    loras: Mapping[str, GatedLora],
+    routing: Routing,
+    row_settings: Sequence[Routing] | None = None,
 ) -> InForce:
     """Have modules route by settings; nothing has changed where it fails."""
     different: list[Routing] = []
-    for setting in rows or [routing]:
+    for setting in row_settings or [routing]:
         if setting not in different:
             different.append(setting)
     if len({setting.mix for setting in different}) > 1:
@@ -93,20 +99,20 @@ def _apply(
         )
     without = subtract_general(different[0], state.experts, state.layers)
     plans = [make_plan(setting, state, model, without) for setting in different]
-    of_row = [different.index(setting) for setting in rows or [routing]]
+    of_row = [different.index(setting) for setting in row_settings or [routing]]
     for path, lora in loras.items():
-        own = [plan.gates[path] for plan in plans]
+        layer_gates = [plan.gates[path] for plan in plans]
         general = without[path].module if path in without else None
-        if rows is None and general is None and isinstance(own[0], Tensor):
-            lora.fix(own[0], routing.mix)
+        if row_settings is None and general is None and isinstance(layer_gates[0], Tensor):
+            lora.fix(layer_gates[0], routing.mix)
             continue
-        gates = [FixedGate(gate.to(lora.up)) if isinstance(gate, Tensor) else gate for gate in own]
-        gate: Any = gates[0] if rows is None else RowGate(gates, of_row)
+        gates = [FixedGate(gate.to(lora.up)) if isinstance(gate, Tensor) else gate for gate in layer_gates]
+        gate: Any = gates[0] if row_settings is None else RowGate(gates, of_row)
         lora.route_by(gate.to(lora.up.device), different[0].mix, general)
     is_probed = any(plan.requests is not None for plan in plans)
     return InForce(
         routing,
-        None if rows is None else tuple(rows),
+        None if row_settings is None else tuple(row_settings),
         tuple(plan.decisions for plan in plans if plan.decisions is not None),
         make_probers([plan.requests for plan in plans], of_row) if is_probed else None,
     )

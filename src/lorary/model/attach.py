@@ -75,17 +75,19 @@ def attach(
     """
     check_model(base_model)
     library = library if isinstance(library, Library) else Library.open(library)
-    given = {"router": router, "top_k": top_k, "temperature": temperature, "mix": mix, "experts": experts}
+    options = {"router": router, "top_k": top_k, "temperature": temperature, "mix": mix, "experts": experts}
     start = library.default_router if preset is None else preset_fields(preset)
-    wanted = merged(Routing.of(**start), {key: value for key, value in given.items() if value is not None} | settings)
-    routed: Model = seat_library(base_model, library, wanted, tokenizer=tokenizer, force_base=force_base)
+    setting = merged(
+        Routing.of(**start), {key: value for key, value in options.items() if value is not None} | settings
+    )
+    routed: Model = seat_library(base_model, library, setting, tokenizer=tokenizer, force_base=force_base)
     return routed
 
 
 def seat_library(
     model: Any,
     library: Library,
-    wanted: Routing,
+    setting: Routing,
     *,
     seats: Sequence[str] | None = None,
     tokenizer: Any = None,
@@ -96,7 +98,7 @@ def seat_library(
     Args:
         model: changed in place.
         library: where the adapters are.
-        wanted: the router.
+        setting: the router.
         seats: the names in the order of their seats, where it is not that of the names.
         tokenizer: of the base, where a router may read text.
         force_base: accept unrelated weights of the same shapes.
@@ -109,10 +111,10 @@ def seat_library(
     library.check_base(model, force_base=force_base)
     verdict = check_computes(model, library.base.name, must_run=False)
     names, order, layers = _read_layers(model, library, seats)
-    state = Seating(names, layers, {}, InForce(wanted), library, order, tokenizer=tokenizer)
+    state = Seating(names, layers, {}, InForce(setting), library, order, tokenizer=tokenizer)
     state.base_handles = settle(model, verdict)
     try:
-        apply_routing(model, state, wanted)
+        apply_routing(model, state, setting)
         handles = seat(model, {path: layer.lora for path, layer in layers.items()})
     except BaseException:
         drop_pass_hooks(state)
@@ -202,18 +204,18 @@ def routing(model: Model, setting: Setting | Sequence[Setting]) -> Iterator[Mode
     elif not setting:
         raise UsageError("a list of routing settings must have one for each row", found="an empty list")
     else:
-        block = applied(model, state, before, [merged(before, one) for one in setting])
+        block = applied(model, state, before, [merged(before, row_setting) for row_setting in setting])
     with block:
         yield model
 
 
 def _warn_of_ambiguity(state: Seating) -> None:
     """Say which prototypes a hair's breadth of rounding could turn: routing by them is arbitrary."""
-    found = state.ambiguous()
-    if found:
-        expert, path, ratio = found[0]
+    ambiguous = state.ambiguous()
+    if ambiguous:
+        expert, path, ratio = ambiguous[0]
         message = (
-            f"{len(found)} prototypes are ambiguous, since their two largest singular values are nearly equal: "
+            f"{len(ambiguous)} prototypes are ambiguous, since their two largest singular values are nearly equal: "
             f"expert '{expert}' at {path} has σ2/σ1 = {ratio:.5f}"
         )
         warnings.warn(message, stacklevel=4)

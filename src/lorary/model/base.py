@@ -42,10 +42,10 @@ class Base:
     tokenizer: PreTrainedTokenizerBase
     files: BaseFiles
 
-    def most_tokens(self, asked: int) -> int:
+    def most_tokens(self, requested: int) -> int:
         """Tokens that a row may have: those asked for, or the base's context where that is shorter."""
         context = context_of(self.model)
-        return asked if context is None else min(asked, context)
+        return requested if context is None else min(requested, context)
 
 
 def load_base(reference: str | Path | BaseFiles = "embedded", *, dtype: str = "auto", device: str = "auto") -> Base:
@@ -182,12 +182,12 @@ def _settle_tokens(model: Any, tokenizer: Any, files: BaseFiles) -> None:
             found=f"none in {tokenizer.name_or_path}",
             remedy="set eos_token in its tokenizer_config.json",
         )
-    num_rows = embedded_tokens(model)
-    check_embedded(tokenizer, num_rows, files.name)
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= num_rows:
+    num_embeddings = embedded_tokens(model)
+    check_embedded(tokenizer, num_embeddings, files.name)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= num_embeddings:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     if model.generation_config is not None:
         # Said to `generate`, which would otherwise warn, or pad with an id of its own.
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    guard_embedding(model, tokenizer, num_rows)
+    guard_embedding(model, tokenizer, num_embeddings)

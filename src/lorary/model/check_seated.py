@@ -26,10 +26,10 @@ def check_unchanged(
         seated = {path: layer for path, layer in layers.items() if position in layer.experts}
         is_same = set(seated) == set(adapter.modules)
         for path, layer in seated.items() if is_same else ():
-            rows, factors = layer.rows(layer.experts.index(position)), adapter.modules[path]
+            rank_index, factors = layer.rank_index(layer.experts.index(position)), adapter.modules[path]
             up = factors.lora_b.mT.to(layer.lora.up) * factors.scaling
-            is_same = is_same and torch.equal(layer.lora.down[rows], factors.lora_a.to(layer.lora.down))
-            is_same = is_same and torch.equal(layer.lora.up[rows], up)
+            is_same = is_same and torch.equal(layer.lora.down[rank_index], factors.lora_a.to(layer.lora.down))
+            is_same = is_same and torch.equal(layer.lora.up[rank_index], up)
         if not is_same:
             raise LibraryError(
                 f"adapter '{name}' of library {library.path} must be what is seated in the model",

@@ -18,7 +18,7 @@ from lorary.formats.quiet import quiet_transformers
 from lorary.library.store import Library
 from lorary.lora.targets import language_paths
 from lorary.model.layers import SeatedLayer
-from lorary.model.prepared import REQUEST, Known, not_prepared
+from lorary.model.prepared import REQUEST, PreparedTensors, not_prepared
 from lorary.route import ROUTERS
 from lorary.route.setting import Routing
 
@@ -65,8 +65,8 @@ def mean_hidden(hidden: Float[Tensor, "batch seq d"], real: Bool[Tensor, "batch 
 
 def texts_of(tokenizer: Any, ids: Int[Tensor, "batch seq"], real: Bool[Tensor, "batch seq"]) -> list[str]:
     """The text of each row, without padding and special tokens."""
-    rows = [row[own].tolist() for row, own in zip(ids.cpu(), real.cpu(), strict=True)]
-    return [text_of_ids(tokenizer, row, special=False) for row in rows]
+    token_ids = [row[mask].tolist() for row, mask in zip(ids.cpu(), real.cpu(), strict=True)]
+    return [text_of_ids(tokenizer, row, special=False) for row in token_ids]
 
 
 def hidden_embedding(hidden: Tensor, ids: Tensor | None, real: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def featured(
     library: Library,
     experts: Sequence[str],
     layers: Mapping[str, SeatedLayer],
-    prepared: Known,
+    prepared: PreparedTensors,
 ) -> Featured:
     """Scores for whole requests, from what was prepared.
 
@@ -191,10 +191,10 @@ def decoder_of(model: Any) -> Any:
     Some models call the decoder inside of it and never itself (OPT, BART). Of a multimodal one it is all that comes
     before the head.
     """
-    whole = getattr(model, "base_model", model)
-    inner = getattr(whole, "decoder", None)
+    backbone = getattr(model, "base_model", model)
+    inner = getattr(backbone, "decoder", None)
     is_alone = inner is not None and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    return inner if is_alone and not language_paths(model) else whole
+    return inner if is_alone and not language_paths(model) else backbone
 
 
 def _own_tokenizer(model: Any) -> Any:

@@ -38,9 +38,9 @@ class Seated(nn.Module):
 
     def __init__(self, experts: Sequence[int], num_experts: int) -> None:
         super().__init__()
-        own = torch.tensor(list(experts))
-        self.register_buffer("experts", own, persistent=False)
-        seats = torch.full((num_experts,), -1).scatter(0, own, torch.arange(len(own)))
+        positions = torch.tensor(list(experts))
+        self.register_buffer("experts", positions, persistent=False)
+        seats = torch.full((num_experts,), -1).scatter(0, positions, torch.arange(len(positions)))
         self.register_buffer("seats", seats, persistent=False)
 
 
@@ -54,7 +54,7 @@ class ScoreGate(nn.Module):
         allowed: (experts,) bool, which experts of the layer may be used.
         input_norm: what is done to hidden states before scoring.
         candidates: for a rule of two stages.
-        rows: (experts, d_in), what the rule reads in place of the prototypes: prepared rows, tied prototypes.
+        score_rows: (experts, d_in), what the rule reads in place of the prototypes: prepared rows, tied prototypes.
         blocks: by kind, what it reads in place of the layer's small matrices.
         calibration: (experts, 2), mean and deviation of each expert's scores.
     """
@@ -68,7 +68,7 @@ class ScoreGate(nn.Module):
         *,
         input_norm: InputNorm = "none",
         candidates: int = 20,
-        rows: Tensor | None = None,
+        score_rows: Tensor | None = None,
         blocks: Mapping[str, Sequence[Block]] | None = None,
         calibration: Tensor | None = None,
     ) -> None:
@@ -78,9 +78,9 @@ class ScoreGate(nn.Module):
         self.num_ranks = layer.lora.num_ranks
         is_plain = choice == Choice(top_k=choice.top_k, temperature=choice.temperature)
         self.is_quick = rule.quick and is_plain and input_norm == "none" and blocks is None and calibration is None
-        own = layer.alive if rows is None else rows.any(dim=1)
-        self._keep("alive", (own.to(allowed.device) & allowed).to(down.device))
-        self._keep("rows", None if rows is None else rows.to(down).contiguous())
+        alive = layer.alive if score_rows is None else score_rows.any(dim=1)
+        self._keep("alive", (alive.to(allowed.device) & allowed).to(down.device))
+        self._keep("score_rows", None if score_rows is None else score_rows.to(down).contiguous())
         self._keep("calibration", None if calibration is None else calibration.to(down))
         # Only one kind of normalisation needs them, and they take a walk through all factors.
         self._keep("row_sums", down.sum(dim=1) if input_norm == "layer" else None)
@@ -96,8 +96,8 @@ class ScoreGate(nn.Module):
 
     @property
     def reads_prototypes(self) -> bool:
-        """Whether the rule reads rows and has none of its own."""
-        return "rows" in self.rule.reads and self.rows is None
+        """Whether the rule reads score rows and has none of its own."""
+        return "score_rows" in self.rule.reads and self.score_rows is None
 
     @property
     def reads_z(self) -> bool:
@@ -115,24 +115,24 @@ class ScoreGate(nn.Module):
         if not self.is_quick:
             return None
         candidates = min(self.candidates, len(self.alive))
-        return Quick(self.rows, self.matrices, self.alive, self.most, candidates, self.choice.temperature)
+        return Quick(self.score_rows, self.matrices, self.alive, self.most, candidates, self.choice.temperature)
 
-    def forward(self, seen: LayerInput) -> Chosen:
+    def forward(self, inputs: LayerInput) -> Chosen:
         """The experts of each token."""
-        return choose(self.scores(seen), self.choice)
+        return choose(self.scores(inputs), self.choice)
 
-    def scores(self, seen: LayerInput) -> Tensor:
+    def scores(self, inputs: LayerInput) -> Tensor:
         """Scores of each token, (tokens, experts)."""
-        z, projections = seen.z, seen.projections
+        z, projections = inputs.z, inputs.projections
         if self.input_norm != "none":
             num_ranks = self.num_ranks
-            sums = self.row_sums if self.row_sums is not None else seen.x.new_zeros(num_ranks + len(self.alive))
+            sums = self.row_sums if self.row_sums is not None else inputs.x.new_zeros(num_ranks + len(self.alive))
             if z is not None:
-                z = normalise_products(z, seen.x, sums[:num_ranks], self.input_norm)
+                z = normalise_products(z, inputs.x, sums[:num_ranks], self.input_norm)
             if projections is not None:
-                projections = normalise_products(projections, seen.x, sums[num_ranks:], self.input_norm)
-        if self.rows is not None:
-            projections = normalise(seen.x, self.input_norm) @ self.rows.mT
+                projections = normalise_products(projections, inputs.x, sums[num_ranks:], self.input_norm)
+        if self.score_rows is not None:
+            projections = normalise(inputs.x, self.input_norm) @ self.score_rows.mT
         reading = Reading(
             UNREAD if z is None else z, UNREAD if projections is None else projections, self.alive,
             self._blocks("row_space"), self._blocks("outputs"), self.calibration, self.candidates,
@@ -141,7 +141,7 @@ class ScoreGate(nn.Module):
         return self.rule.scores(reading)
 
     alive: Tensor
-    rows: Tensor | None
+    score_rows: Tensor | None
     matrices: Tensor | None
     calibration: Tensor | None
     row_sums: Tensor | None
@@ -185,7 +185,7 @@ class TokenGate(nn.Module):
     @property
     def decision(self) -> TokenDecision:
         """Of the thread that runs."""
-        return self.decisions.own
+        return self.decisions.here
 
     @property
     def reads_prototypes(self) -> bool:
@@ -197,10 +197,10 @@ class TokenGate(nn.Module):
         """Whether this layer decides, by a rule that reads the down-projections."""
         return self.decides is not None and self.decision.falls_to(self.layer) and self.decides.reads_z
 
-    def forward(self, seen: LayerInput) -> Chosen | None:
+    def forward(self, inputs: LayerInput) -> Chosen | None:
         """The experts of each token; None in a layer that runs before the decision."""
         if self.decides is None or not self.decision.falls_to(self.layer):
-            return self.decision.read(self.seated.seats, seen.x)
-        chosen: Chosen = self.decides(seen)
+            return self.decision.read(self.seated.seats, inputs.x)
+        chosen: Chosen = self.decides(inputs)
         self.decision.write(self.seated.experts, chosen, self.layer)
         return chosen

@@ -20,12 +20,12 @@ class Subtracted:
     """One layer without general knowledge.
 
     Args:
-        rows: (experts, d_in), prototypes; zero for general experts and those that do nothing.
+        score_rows: (experts, d_in), prototypes; zero for general experts and those that do nothing.
         blocks: `row_space` and `outputs`, to be read from an expert's own z and those of the general experts.
         module: takes it away from the mixture.
     """
 
-    rows: Tensor
+    score_rows: Tensor
     blocks: Mapping[str, Sequence[Block]]
     module: nn.Module
 
@@ -52,7 +52,7 @@ def subtract_general(
         return {}
     check_general(setting, experts, seated_ranks(experts, layers))
     positions = {experts.index(name) for name in setting.general.experts}
-    found = {}
+    subtracted = {}
     for path, layer in layers.items():
         general = [seat for seat, position in enumerate(layer.experts) if position in positions]
         zero = [experts[layer.experts[seat]] for seat in general if layer.scalings[seat] == 0]
@@ -61,8 +61,8 @@ def subtract_general(
                 f"general_mode='factors' needs the lora_b of expert '{zero[0]}' at {path}", found="a scaling of 0"
             )
         if general:
-            found[path] = _subtracted(setting, layer, general)
-    return found
+            subtracted[path] = _subtracted(setting, layer, general)
+    return subtracted
 
 
 def seated_ranks(experts: Sequence[str], layers: Mapping[str, SeatedLayer]) -> dict[str, dict[str, int]]:
@@ -93,12 +93,12 @@ def check_general(setting: Routing, experts: Sequence[str], ranks: Mapping[str, 
         )
     if not general or setting.general.mode == "delta":
         return
-    for path, own in ranks.items():
-        lacking = [name for name in general if name not in own]
-        if lacking or len(set(own.values())) > 1:
+    for path, expert_ranks in ranks.items():
+        lacking = [name for name in general if name not in expert_ranks]
+        if lacking or len(set(expert_ranks.values())) > 1:
             raise RouterError(
                 f"general_mode='factors' needs all experts of one rank, and each general one, at layer '{path}' too",
-                found=f"'{lacking[0]}' lacks the layer" if lacking else f"ranks {dict(own)}",
+                found=f"'{lacking[0]}' lacks the layer" if lacking else f"ranks {dict(expert_ranks)}",
                 remedy="general_mode='delta'",
             )
 
@@ -107,48 +107,48 @@ def _subtracted(setting: Routing, layer: SeatedLayer, general: Sequence[int]) ->
     lora, number = layer.lora, len(setting.general.experts or ())
     is_general = torch.tensor([seat in general for seat in range(len(layer.experts))])
     taken_from = layer.alive.cpu() & ~is_general
-    rows, blocks = _known(setting, layer, general, taken_from.nonzero().squeeze(1).tolist())
+    score_rows, blocks = _subtracted_reads(setting, layer, general, taken_from.nonzero().squeeze(1).tolist())
     module: nn.Module
     if setting.general.mode == "delta":
         module = DeltaSubtraction(lora.expert_of_rank.cpu(), is_general, taken_from, number, lora.up.dtype)
     else:
         module = FactorSubtraction(is_general, taken_from, torch.tensor(layer.scalings, dtype=lora.up.dtype))
-    return Subtracted(rows, blocks, module.to(lora.up.device))
+    return Subtracted(score_rows, blocks, module.to(lora.up.device))
 
 
-def _known(
-    setting: Routing, layer: SeatedLayer, general: Sequence[int], others: Sequence[int]
+def _subtracted_reads(
+    setting: Routing, layer: SeatedLayer, general: Sequence[int], seats: Sequence[int]
 ) -> tuple[Tensor, dict[str, list[Block]]]:
     """Prototypes and matrices of the experts that something is taken from, one factorisation for each rank."""
     lora = layer.lora
-    rows = torch.zeros_like(lora.down[lora.num_ranks :])
+    score_rows = torch.zeros_like(lora.down[lora.num_ranks :])
     blocks: dict[str, list[Block]] = {"row_space": [], "outputs": []}
     behind = torch.cat([_columns(layer, seat) for seat in general])
-    for rank in sorted({layer.ranks[seat] for seat in others}):
-        same = [seat for seat in others if layer.ranks[seat] == rank]
-        facts = _facts(setting, layer, general, same)
-        rows[same] = facts.prototypes.to(rows)
-        columns = torch.stack([torch.cat([_columns(layer, seat), behind]) for seat in same])
-        for kind, own in blocks.items():
-            own.append(Block(torch.tensor(same), columns, getattr(facts, kind).to(lora.up)))
-    return rows, blocks
+    for rank in sorted({layer.ranks[seat] for seat in seats}):
+        equal_rank = [seat for seat in seats if layer.ranks[seat] == rank]
+        facts = _facts(setting, layer, general, equal_rank)
+        score_rows[equal_rank] = facts.prototypes.to(score_rows)
+        columns = torch.stack([torch.cat([_columns(layer, seat), behind]) for seat in equal_rank])
+        for kind, kind_blocks in blocks.items():
+            kind_blocks.append(Block(torch.tensor(equal_rank), columns, getattr(facts, kind).to(lora.up)))
+    return score_rows, blocks
 
 
-def _facts(setting: Routing, layer: SeatedLayer, general: Sequence[int], same: Sequence[int]) -> Facts:
+def _facts(setting: Routing, layer: SeatedLayer, general: Sequence[int], seats: Sequence[int]) -> Facts:
     down, up = layer.lora.down, layer.lora.up.mT
-    own_a = torch.stack([down[layer.rows(seat)] for seat in same])
-    own_b = torch.stack([up[:, layer.rows(seat)] for seat in same])
-    general_a = [down[layer.rows(seat)] for seat in general]
-    general_b = [up[:, layer.rows(seat)] for seat in general]
+    expert_a = torch.stack([down[layer.rank_index(seat)] for seat in seats])
+    expert_b = torch.stack([up[:, layer.rank_index(seat)] for seat in seats])
+    general_a = [down[layer.rank_index(seat)] for seat in general]
+    general_b = [up[:, layer.rank_index(seat)] for seat in general]
     if setting.general.mode == "delta":
         return delta_facts(
-            own_a, own_b, torch.cat(general_a), torch.cat(general_b, dim=1) / len(setting.general.experts or ())
+            expert_a, expert_b, torch.cat(general_a), torch.cat(general_b, dim=1) / len(setting.general.experts or ())
         )
     stored = [matrix / layer.scalings[seat] for matrix, seat in zip(general_b, general, strict=True)]
-    scalings = torch.tensor([layer.scalings[seat] for seat in same], dtype=up.dtype, device=up.device)
-    return factor_facts(own_a, own_b, scalings, torch.stack(general_a), torch.stack(stored))
+    scalings = torch.tensor([layer.scalings[seat] for seat in seats], dtype=up.dtype, device=up.device)
+    return factor_facts(expert_a, expert_b, scalings, torch.stack(general_a), torch.stack(stored))
 
 
 def _columns(layer: SeatedLayer, seat: int) -> Tensor:
-    rows = layer.rows(seat)
-    return torch.arange(rows.start, rows.stop)
+    ranks = layer.rank_index(seat)
+    return torch.arange(ranks.start, ranks.stop)

@@ -15,6 +15,7 @@ from lorary.formats.peft_files import Shape
 from lorary.library.base_weights import is_plain, weights_of_model
 from lorary.lora.gated import GatedLora
 from lorary.lora.seat import device_of, find_linear, linear_shape
+from lorary.ops.finite import is_finite
 from lorary.ops.growable import append_rows, remove_rows, widen
 from lorary.route.facts import expert_facts
 
@@ -51,7 +52,7 @@ class SeatedLayer:
     scalings: tuple[float, ...]
     lora: GatedLora
 
-    def rows(self, seat: int) -> slice:
+    def rank_index(self, seat: int) -> slice:
         """Where the ranks of one seat lie."""
         start = sum(self.ranks[:seat])
         return slice(start, start + self.ranks[seat])
@@ -63,13 +64,13 @@ class SeatedLayer:
             position: in the order of names.
             factors: that fit the layer.
         """
-        down, up = self._own(factors)
+        down, up = self._seated_factors(factors)
         facts = expert_facts(down[None], up.mT[None])
         self.lora.append(down, facts.prototypes[0].to(down), up)
         width = max(self.row_space.shape[1], factors.rank)
-        for name, own in (("row_space", facts.row_space[0]), ("outputs", facts.outputs[0])):
+        for name, expert_matrix in (("row_space", facts.row_space[0]), ("outputs", facts.outputs[0])):
             matrix = widen(getattr(self, name), width)
-            setattr(self, name, append_rows(matrix, widen(own, width).to(matrix)))
+            setattr(self, name, append_rows(matrix, widen(expert_matrix, width).to(matrix)))
         self.alive = torch.cat([self.alive, self.lora.down[-1:].any(dim=1).to(self.alive.device)])
         self.gap = torch.cat([self.gap, facts.gap])
         self.experts, self.ranks = (*self.experts, position), (*self.ranks, factors.rank)
@@ -77,30 +78,30 @@ class SeatedLayer:
 
     def replace(self, seat: int, factors: LoraFactors) -> None:
         """Give a seat other factors of the same rank, in time of those alone."""
-        rows, (down, up) = self.rows(seat), self._own(factors)
+        rank_index, (down, up) = self.rank_index(seat), self._seated_factors(factors)
         facts = expert_facts(down[None], up.mT[None])
         prototype = facts.prototypes[0].to(down)
-        self.lora.down[rows], self.lora.up[rows] = down, up
+        self.lora.down[rank_index], self.lora.up[rank_index] = down, up
         self.lora.down[self.lora.num_ranks + seat] = prototype
         width = self.row_space.shape[1]
-        self.row_space[rows] = widen(facts.row_space[0], width).to(self.row_space)
-        self.outputs[rows] = widen(facts.outputs[0], width).to(self.outputs)
+        self.row_space[rank_index] = widen(facts.row_space[0], width).to(self.row_space)
+        self.outputs[rank_index] = widen(facts.outputs[0], width).to(self.outputs)
         self.alive[seat], self.gap[seat] = prototype.any(), facts.gap[0]
         self.scalings = (*self.scalings[:seat], factors.scaling, *self.scalings[seat + 1 :])
 
     def remove(self, seat: int) -> None:
         """Take the expert of one seat away; those behind it move up."""
-        rows = self.rows(seat)
-        self.lora.remove(seat, rows.start, rows.stop)
-        self.row_space = remove_rows(self.row_space, rows.start, rows.stop)
-        self.outputs = remove_rows(self.outputs, rows.start, rows.stop)
-        others = [other for other in range(len(self.experts)) if other != seat]
-        self.alive, self.gap = self.alive[others], self.gap[others]
-        self.experts = tuple(self.experts[other] for other in others)
-        self.ranks = tuple(self.ranks[other] for other in others)
-        self.scalings = tuple(self.scalings[other] for other in others)
+        rank_index = self.rank_index(seat)
+        self.lora.remove(seat, rank_index.start, rank_index.stop)
+        self.row_space = remove_rows(self.row_space, rank_index.start, rank_index.stop)
+        self.outputs = remove_rows(self.outputs, rank_index.start, rank_index.stop)
+        remaining = [index for index in range(len(self.experts)) if index != seat]
+        self.alive, self.gap = self.alive[remaining], self.gap[remaining]
+        self.experts = tuple(self.experts[index] for index in remaining)
+        self.ranks = tuple(self.ranks[index] for index in remaining)
+        self.scalings = tuple(self.scalings[index] for index in remaining)
 
-    def _own(self, factors: LoraFactors) -> tuple[Tensor, Tensor]:
+    def _seated_factors(self, factors: LoraFactors) -> tuple[Tensor, Tensor]:
         """lora_a, and lora_b transposed with its scaling, as they stand in the stacks."""
         return factors.lora_a.to(self.lora.down), factors.lora_b.mT.to(self.lora.up) * factors.scaling
 
@@ -175,8 +176,8 @@ def in_order(model: nn.Module, paths: Iterable[str]) -> list[str]:
 
     Duplicates stay in: a tied layer that two paths lead to is refused when it is seated, not dropped.
     """
-    wanted = set(paths)
-    return [name for name, _ in model.named_modules(remove_duplicate=False) if name in wanted]
+    routed = set(paths)
+    return [name for name, _ in model.named_modules(remove_duplicate=False) if name in routed]
 
 
 def late_layer(paths: Sequence[str]) -> str:
@@ -220,9 +221,9 @@ class _Stack:
 
     def put(self, position: int, factors: LoraFactors) -> None:
         """Copy the factors of one expert into its place, its scaling folded into lora_b."""
-        rows = self.slices[position]
-        self.down[rows].copy_(factors.lora_a)
-        self.up[rows].copy_(factors.lora_b.mT).mul_(factors.scaling)
+        rank_index = self.slices[position]
+        self.down[rank_index].copy_(factors.lora_a)
+        self.up[rank_index].copy_(factors.lora_b.mT).mul_(factors.scaling)
         self.scalings[position] = factors.scaling
 
     def seat(self) -> SeatedLayer:
@@ -231,7 +232,7 @@ class _Stack:
         Raises:
             AdapterError: if a factor, or lora_b with its scaling, is more than the dtype of the experts can hold.
         """
-        if not bool(self.down.isfinite().all() and self.up.isfinite().all()):
+        if not (is_finite(self.down) and is_finite(self.up)):
             self._refuse()
         experts, width = len(self.experts), int(self.ranks.max())
         prototypes, gap = self.down[-experts:], torch.zeros(experts, dtype=torch.float64)
@@ -239,14 +240,18 @@ class _Stack:
         outputs = torch.zeros_like(row_space)
         starts = self.ranks.cumsum(0) - self.ranks
         for rank in self.ranks.unique().tolist():  # batched factorisations of the experts of a rank
-            same = (self.ranks == rank).nonzero().squeeze(1)
+            equal_rank = (self.ranks == rank).nonzero().squeeze(1)
             most = max(1, _MOST_NUMBERS // (rank * (self.down.shape[1] + self.up.shape[1])))
-            for part in same.split(most):
-                rows = starts[part][:, None] + torch.arange(rank)  # (experts of this part, rank)
-                facts = expert_facts(self.down[rows], self.up[rows].mT)
+            for part in equal_rank.split(most):
+                rank_index = starts[part][:, None] + torch.arange(rank)  # (experts of this part, rank)
+                facts = expert_facts(self.down[rank_index], self.up[rank_index].mT)
                 prototypes[part], gap[part] = facts.prototypes.to(prototypes), facts.gap
-                row_space[rows] = widen(facts.row_space.flatten(0, 1), width).view(*rows.shape, width).to(row_space)
-                outputs[rows] = widen(facts.outputs.flatten(0, 1), width).view(*rows.shape, width).to(outputs)
+                row_space[rank_index] = (
+                    widen(facts.row_space.flatten(0, 1), width).view(*rank_index.shape, width).to(row_space)
+                )
+                outputs[rank_index] = (
+                    widen(facts.outputs.flatten(0, 1), width).view(*rank_index.shape, width).to(outputs)
+                )
         expert_of_rank = torch.arange(experts).repeat_interleave(self.ranks)
         lora = GatedLora(self.down.to(self.device), self.up.to(self.device), expert_of_rank.to(self.device))
         # These stay where they were computed: a router takes what it reads to the layer's device.
@@ -255,8 +260,8 @@ class _Stack:
         return SeatedLayer(self.experts, tuple(self.ranks.tolist()), alive, gap, row_space, outputs, scalings, lora)
 
     def _refuse(self) -> None:
-        for position, rows in self.slices.items():
-            if not bool(self.down[rows].isfinite().all() and self.up[rows].isfinite().all()):
+        for position, rank_index in self.slices.items():
+            if not (is_finite(self.down[rank_index]) and is_finite(self.up[rank_index])):
                 raise beyond(self.names[position], self.path, self.scalings[position])
 
 

@@ -28,6 +28,7 @@ from lorary.model.layers import beyond, build_layers, check_copies_of, in_order
 from lorary.model.prepared import paths_of
 from lorary.model.seating import Seating, check_no_block, seating
 from lorary.model.verdict import check_layers
+from lorary.ops.finite import is_finite
 
 
 def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = None) -> str:
@@ -136,17 +137,17 @@ def _replace_expert(model: Any, state: Seating, adapter: Adapter) -> str:
             remedy="attach with a router that needs weights alone",
         )
     position = state.experts.index(adapter.name)
-    own = {path: layer for path, layer in state.layers.items() if position in layer.experts}
-    if {path: layer.ranks[layer.experts.index(position)] for path, layer in own.items()} == {
+    seated_layers = {path: layer for path, layer in state.layers.items() if position in layer.experts}
+    if {path: layer.ranks[layer.experts.index(position)] for path, layer in seated_layers.items()} == {
         path: factors.rank for path, factors in adapter
     }:
-        for path, layer in own.items():
+        for path, layer in seated_layers.items():
             layer.replace(layer.experts.index(position), adapter.modules[path])
         state.live[adapter.name] = adapter
     else:
         _remove(model, state, adapter.name)
         _add(model, state, adapter)
-    state.prepared = {kind: _without(known, adapter.name) for kind, known in state.prepared.items()}
+    state.prepared = {kind: _without(tensors, adapter.name) for kind, tensors in state.prepared.items()}
     apply_routing(model, state, state.routing)
     return adapter.name
 
@@ -181,7 +182,7 @@ def _check_seated(state: Seating, name: str) -> None:
 def _check_fit(model: Any, adapter: Adapter) -> None:
     for path, factors in adapter:
         find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
-        if not bool((factors.lora_b.float() * factors.scaling).isfinite().all() and factors.lora_a.isfinite().all()):
+        if not (is_finite(factors.lora_b.float() * factors.scaling) and is_finite(factors.lora_a)):
             raise beyond(adapter.name, path, factors.scaling)
     check_layers(model, {adapter.name: [path for path, _ in adapter]})
 
@@ -192,8 +193,8 @@ def _check_ranks(state: Seating, adapter: Adapter) -> None:
         return
     for path, factors in adapter:
         layer = state.layers.get(path)
-        others = () if layer is None else zip(layer.experts, layer.ranks, strict=True)
-        if any(rank != factors.rank for expert, rank in others if state.experts[expert] != adapter.name):
+        seated = () if layer is None else zip(layer.experts, layer.ranks, strict=True)
+        if any(rank != factors.rank for expert, rank in seated if state.experts[expert] != adapter.name):
             raise RouterError(
                 f"mixing factors needs experts of one rank, at layer '{path}' too",
                 found=f"expert '{adapter.name}' has rank {factors.rank}",
@@ -206,13 +207,13 @@ def _check_general(state: Seating, name: str, adapter: Adapter | None) -> None:
     if state.routing.general.experts is None:
         return
     ranks = seated_ranks(state.experts, state.layers)
-    for own in ranks.values():
-        own.pop(name, None)
+    for expert_ranks in ranks.values():
+        expert_ranks.pop(name, None)
     for path, factors in adapter or ():
         ranks.setdefault(path, {})[name] = factors.rank
-    others = [other for other in state.experts if other != name]
-    names = others if adapter is None else [*others, name]
-    check_general(state.routing, names, {path: own for path, own in ranks.items() if own})
+    remaining = [other for other in state.experts if other != name]
+    names = remaining if adapter is None else [*remaining, name]
+    check_general(state.routing, names, {path: expert_ranks for path, expert_ranks in ranks.items() if expert_ranks})
 
 
 def _check_layers_stay(state: Seating, name: str, modules: Iterable[str]) -> None:
@@ -262,7 +263,7 @@ def _remove(model: Any, state: Seating, name: str) -> None:
     _renumber(state, tuple(other for other in state.experts if other != name))
     state.seats = tuple(other for other in state.seats if other != name)
     state.live.pop(name, None)
-    state.prepared = {kind: _without(known, name) for kind, known in state.prepared.items()}
+    state.prepared = {kind: _without(tensors, name) for kind, tensors in state.prepared.items()}
 
 
 def _renumber(state: Seating, names: tuple[str, ...]) -> None:
@@ -275,5 +276,5 @@ def _renumber(state: Seating, names: tuple[str, ...]) -> None:
     state.experts = names
 
 
-def _without(known: Mapping[str, Mapping[str, Tensor]], name: str) -> dict[str, Mapping[str, Tensor]]:
-    return {other: tensors for other, tensors in known.items() if other != name}
+def _without(prepared: Mapping[str, Mapping[str, Tensor]], name: str) -> dict[str, Mapping[str, Tensor]]:
+    return {other: tensors for other, tensors in prepared.items() if other != name}

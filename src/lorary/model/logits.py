@@ -9,7 +9,7 @@ from torch import Tensor
 from lorary.data.batching import Batch
 from lorary.data.packing import PACKED_LENGTH, Group, micro_batches
 from lorary.data.template import Example
-from lorary.lora.seat import given_to
+from lorary.lora.seat import input_of
 from lorary.model.row_attention import NAMES, attending_rows
 
 # Fields in which models say how far back their attention reaches, which attention to rows does not know.
@@ -32,10 +32,10 @@ def target_logits(model: Any, batch: Batch) -> Float[Tensor, "targets vocabulary
     """
 
     def keep_targets(head: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        hidden = given_to(head, args, kwargs)
-        kept = hidden[batch.rows, batch.positions].unsqueeze(0)
-        return (kept, *args[1:])[: len(args)], {
-            name: kept if value is hidden else value for name, value in kwargs.items()
+        hidden = input_of(head, args, kwargs)
+        target_states = hidden[batch.rows, batch.positions].unsqueeze(0)
+        return (target_states, *args[1:])[: len(args)], {
+            name: target_states if value is hidden else value for name, value in kwargs.items()
         }
 
     handle = model.get_output_embeddings().register_forward_pre_hook(keep_targets, with_kwargs=True)
@@ -108,8 +108,8 @@ def _packs_exactly(model: Any) -> bool:
     batches.append(batches[1]._replace(position_ids=None, places=None))
     try:
         with torch.no_grad():
-            wanted, found, wrong = (target_losses(model, batch) for batch in batches)
+            padded, packed, merged = (target_losses(model, batch) for batch in batches)
     except Exception:  # whatever a model raises at a layout it does not know, it cannot take it
         return False
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
-    return float((found - wanted).abs().max()) < tolerance * float((wrong - wanted).abs().max())
+    return float((packed - padded).abs().max()) < tolerance * float((merged - padded).abs().max())

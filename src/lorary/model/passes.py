@@ -41,7 +41,7 @@ class Passes:
             return
         note_thread()
         for decisions in self.state.in_force.decisions:
-            decisions.own.clear()
+            decisions.here.clear()
         if (prober := self.state.prober) is not None:
             prober(decoder, args, kwargs)
 

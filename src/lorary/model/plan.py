@@ -15,9 +15,9 @@ from lorary.model.features import embedding, featured
 from lorary.model.gates import ScoreGate, Seated, TokenGate
 from lorary.model.general_subtraction import Subtracted
 from lorary.model.layers import SeatedLayer, late_layer
-from lorary.model.prepared import Known, read_missing
+from lorary.model.prepared import PreparedTensors, read_missing
 from lorary.model.row_gates import RequestGate
-from lorary.model.row_settings import prepared_tensors, rows_for
+from lorary.model.row_settings import prepared_tensors, score_rows_for
 from lorary.model.seating import Seating
 from lorary.route import ROUTERS
 from lorary.route.fixed import fixed_weights
@@ -56,13 +56,13 @@ def make_plan(setting: Routing, state: Seating, model: Any, without: Mapping[str
         raise RouterError(
             f"per='{setting.decides}' needs a decoder-only model", found=type(model).__name__, remedy="per='layer'"
         )
-    known = read_missing(setting, state.library, state.experts, state.layers, state.live, state.prepared)
+    prepared = read_missing(setting, state.library, state.experts, state.layers, state.live, state.prepared)
     if ROUTERS[setting.router].request is not None:
         embed = embedding(setting, model, state.tokenizer)
-        by = featured(setting, embed, state.library, state.experts, state.layers, known)
+        by = featured(setting, embed, state.library, state.experts, state.layers, prepared)
         decided = partial(Request, len(state.experts), setting.choice(""), featured=by)
         return _request_plan(PerThread(decided), state, {})
-    scored = _score_gates(setting, state, without, known)
+    scored = _score_gates(setting, state, without, prepared)
     if setting.decides == "token":
         decisions = PerThread(TokenDecision)
         return Plan(dict(_token_gates(setting, state, scored, decisions)), decisions=decisions)
@@ -95,12 +95,12 @@ def constant_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
 
 
 def _score_gates(
-    setting: Routing, state: Seating, without: Mapping[str, Subtracted], prepared: Known
+    setting: Routing, state: Seating, without: Mapping[str, Subtracted], prepared: PreparedTensors
 ) -> dict[str, ScoreGate]:
     rule = ROUTERS[setting.router]
-    rows = rows_for(setting, rule, state.library, state.experts, state.layers, prepared)
-    if "rows" in rule.reads and rule.needs != "prepared":
-        rows.update({path: known.rows for path, known in without.items()})
+    score_rows = score_rows_for(setting, rule, state.library, state.experts, state.layers, prepared)
+    if "score_rows" in rule.reads and rule.needs != "prepared":
+        score_rows.update({path: subtracted.score_rows for path, subtracted in without.items()})
     calibration: Mapping[str, Tensor] = {}
     if setting.is_calibrated:
         calibration = prepared_tensors(setting, state.library, state.experts, state.layers, prepared)
@@ -108,13 +108,14 @@ def _score_gates(
     gates = {}
     for path, layer in state.layers.items():
         names = [state.experts[position] for position in layer.experts]
-        allowed, known = torch.tensor([setting.may_choose(name) for name in names]), without.get(path)
-        if known is not None:
-            allowed &= known.rows.any(dim=1).cpu()
+        allowed, subtracted = torch.tensor([setting.may_choose(name) for name in names]), without.get(path)
+        if subtracted is not None:
+            allowed &= subtracted.score_rows.any(dim=1).cpu()
         gates[path] = ScoreGate(
             rule, layer, setting.choice(path), allowed,
             input_norm=input_norm, candidates=setting.options.candidates,
-            rows=rows.get(path), blocks=None if known is None else known.blocks, calibration=calibration.get(path),
+            score_rows=score_rows.get(path), blocks=None if subtracted is None else subtracted.blocks,
+            calibration=calibration.get(path),
         )  # fmt: skip
     return gates
 

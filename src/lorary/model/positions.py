@@ -81,8 +81,8 @@ class _Shift:
 
     def __call__(self, _model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         """Add it to the positions that are given."""
-        given = kwargs.get("position_ids")
-        return None if given is None else (args, {**kwargs, "position_ids": given + self.shift})
+        positions = kwargs.get("position_ids")
+        return None if positions is None else (args, {**kwargs, "position_ids": positions + self.shift})
 
 
 def shift_positions(model: nn.Module, shift: int) -> list[RemovableHandle]:

@@ -12,7 +12,7 @@ from lorary.model.layers import SeatedLayer
 from lorary.route.setting import Routing
 
 # By expert, then by the path of the layer (or `REQUEST`): what rules need beyond weights.
-Known = Mapping[str, Mapping[str, Tensor]]
+PreparedTensors = Mapping[str, Mapping[str, Tensor]]
 # The path of what belongs to a whole request and to no layer.
 REQUEST = "request"
 
@@ -26,8 +26,8 @@ def paths_of(setting: Routing, modules: Iterable[str]) -> set[str]:
 
 def read_missing(
     setting: Routing, library: Library, experts: Sequence[str], layers: Mapping[str, SeatedLayer],
-    live: Collection[str], prepared: MutableMapping[str, Known],
-) -> Known:  # fmt: skip
+    live: Collection[str], prepared: MutableMapping[str, PreparedTensors],
+) -> PreparedTensors:  # fmt: skip
     """What a setting needs beyond weights, by expert; of what is missing, what the library has is read and kept.
 
     Args:

@@ -33,7 +33,7 @@ def make_probers(requests: Sequence[PerThread[Request] | None], of_row: Sequence
 
 
 def _make_prober(requests: Sequence[PerThread[Request] | None], of_row: Sequence[int], key: int) -> "Prober":
-    return Prober([None if each is None else each.own for each in requests], of_row, key)
+    return Prober([None if each is None else each.here for each in requests], of_row, key)
 
 
 class Prober:
@@ -64,30 +64,30 @@ class Prober:
 
         Assisted generation hands the prompt over together with the assistant's draft, and asks for those logits.
         """
-        kept = kwargs.get("logits_to_keep")
-        self._num_behind = kept - 1 if isinstance(kept, int) and kept > 1 else 0
+        num_logits = kwargs.get("logits_to_keep")
+        self._num_behind = num_logits - 1 if isinstance(num_logits, int) and num_logits > 1 else 0
 
     def __call__(self, decoder: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Probe if the pass that begins is a new request."""
-        given = {**dict(zip(signature(decoder.forward).parameters, args, strict=False)), **kwargs}
-        cache, self._is_decided, is_decided = cache_of(given), False, self._is_decided
+        arguments = {**dict(zip(signature(decoder.forward).parameters, args, strict=False)), **kwargs}
+        cache, self._is_decided, is_decided = cache_of(arguments), False, self._is_decided
         if is_filled(cache):
             self._recall(cache)
-        elif not (is_decided or self._goes_on(given)):
-            self._probe(decoder, given)
+        elif not (is_decided or self._goes_on(arguments)):
+            self._probe(decoder, arguments)
         self._keep(cache)
 
-    def decide(self, model: Any, given: Mapping[str, Any]) -> None:
+    def decide(self, model: Any, arguments: Mapping[str, Any]) -> None:
         """Decide by a whole prompt, of which the next pass brings the first piece.
 
         Args:
             model: whose decoder is probed.
-            given: what it would be given for the whole prompt, by name.
+            arguments: what it would be given for the whole prompt, by name.
         """
         decoder = decoder_of(model)
         names = signature(decoder.forward).parameters
         self._num_behind = 0
-        self._probe(decoder, {name: value for name, value in given.items() if name in names})
+        self._probe(decoder, {name: value for name, value in arguments.items() if name in names})
         self._ids, self._is_decided = None, True
 
     def mark(self, _decoder: torch.nn.Module, _args: tuple[Any, ...], output: Any) -> None:
@@ -100,7 +100,7 @@ class Prober:
     def _keep(self, cache: Any) -> None:
         """Write down in a cache what was decided for its request."""
         if hasattr(cache, "__dict__"):
-            vars(cache)[_DECIDED] = (self._key, [each and each.chosen for each in self.requests])
+            vars(cache)[_DECIDED] = (self._key, [request and request.chosen for request in self.requests])
 
     def _recall(self, cache: Any) -> None:
         """What was decided for the request that filled a cache; nothing for a cache of other settings."""
@@ -113,23 +113,23 @@ class Prober:
             if request is not None:
                 request.chosen = chosen
 
-    def _probe(self, decoder: torch.nn.Module, given: Mapping[str, Any]) -> None:
-        ids = given.get("input_ids")
+    def _probe(self, decoder: torch.nn.Module, arguments: Mapping[str, Any]) -> None:
+        ids = arguments.get("input_ids")
         try:
-            started = self._start(given)
+            started = self._start(arguments)
             with torch.no_grad():
-                hidden = decoder.forward(**{**given, **_uncached(given)})[0]
+                hidden = decoder.forward(**{**arguments, **_uncached(arguments)})[0]
             for request, rows in started:
                 request.see(hidden[rows.to(hidden.device)], None if ids is None else ids[rows.to(ids.device)])
                 request.finish()
         finally:
-            for each in self.requests:
-                if each is not None:
-                    each.stop()
+            for pending in self.requests:
+                if pending is not None:
+                    pending.stop()
 
-    def _start(self, given: Mapping[str, Any]) -> list[tuple[Request, Tensor]]:
+    def _start(self, arguments: Mapping[str, Any]) -> list[tuple[Request, Tensor]]:
         """Begin the probe of each request; its rows of the batch, (batch,) bool."""
-        real = self.prompt if self.prompt is not None else self._without_draft(real_tokens(given))
+        real = self.prompt if self.prompt is not None else self._without_draft(real_tokens(arguments))
         batch = len(real)
         of_row = torch.tensor(spread(self.of_row, batch) if len(self.of_row) > 1 else [*self.of_row] * batch)
         started = []
@@ -144,8 +144,8 @@ class Prober:
         is_prompt = torch.arange(real.shape[1], device=real.device) < real.shape[1] - self._num_behind
         return real & is_prompt
 
-    def _goes_on(self, given: Mapping[str, Any]) -> bool:
-        ids = given.get("input_ids")
+    def _goes_on(self, arguments: Mapping[str, Any]) -> bool:
+        ids = arguments.get("input_ids")
         old, self._ids = self._ids, ids
         length, self._length = self._length, 0 if ids is None else ids.shape[1]
         if old is None or ids is None or len(old) != len(ids) or ids.shape[1] != length + 1:
@@ -156,9 +156,9 @@ class Prober:
         return True
 
 
-def cache_of(given: Mapping[str, Any]) -> Any:
+def cache_of(arguments: Mapping[str, Any]) -> Any:
     """The cache among the arguments of a pass, by whatever name its family gives it; None where there is none."""
-    return next((given[name] for name in _CACHES if given.get(name) is not None), None)
+    return next((arguments[name] for name in _CACHES if arguments.get(name) is not None), None)
 
 
 def is_filled(cache: Any) -> bool:
@@ -204,21 +204,21 @@ def deciding_by(prober: Prober | None, prompt: Tensor) -> Iterator[None]:
         prober.prompt = before
 
 
-def real_tokens(given: Mapping[str, Any]) -> Tensor:
+def real_tokens(arguments: Mapping[str, Any]) -> Tensor:
     """Which tokens of a pass are no padding, (batch, seq) bool, from the attention mask in any of its forms.
 
     Args:
-        given: what the decoder was given, by name.
+        arguments: what the decoder was given, by name.
 
     Raises:
         UsageError: if it was given a mask of a kind that does not tell.
     """
-    inputs = given.get("input_ids")
-    inputs = given["inputs_embeds"] if inputs is None else inputs
+    inputs = arguments.get("input_ids")
+    inputs = arguments["inputs_embeds"] if inputs is None else inputs
     batch, seq = inputs.shape[:2]
-    mask = given.get("attention_mask")
+    mask = arguments.get("attention_mask")
     if isinstance(mask, Mapping):  # one for each kind of layer
-        mask = next((one for one in mask.values() if one is not None), None)
+        mask = next((layer_mask for layer_mask in mask.values() if layer_mask is not None), None)
     if mask is None:
         return torch.ones(batch, seq, dtype=torch.bool, device=inputs.device)
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
@@ -228,17 +228,17 @@ def real_tokens(given: Mapping[str, Any]) -> Tensor:
     if mask.dim() == 2:
         return mask[:, -seq:].bool()
     # A real token attends to itself: True in a mask of bools, 0 in one that is added.
-    itself = mask[:, 0].diagonal(dim1=1, dim2=2)[:, :seq]
-    return (itself if itself.dtype == torch.bool else itself == 0).expand(batch, seq)
+    diagonal = mask[:, 0].diagonal(dim1=1, dim2=2)[:, :seq]
+    return (diagonal if diagonal.dtype == torch.bool else diagonal == 0).expand(batch, seq)
 
 
-def _uncached(given: Mapping[str, Any]) -> dict[str, Any]:
+def _uncached(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that keep the probe out of the cache, whose empty places a mask may already show."""
-    changed: dict[str, Any] = {name: None for name in _CACHES if name in given} | {"use_cache": False}
-    seq = (given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]).shape[1]
-    mask = given.get("attention_mask")
+    changed: dict[str, Any] = {name: None for name in _CACHES if name in arguments} | {"use_cache": False}
+    seq = (arguments["inputs_embeds"] if arguments.get("input_ids") is None else arguments["input_ids"]).shape[1]
+    mask = arguments.get("attention_mask")
     if isinstance(mask, Mapping):
-        changed["attention_mask"] = {key: _cut(one, seq) for key, one in mask.items()}
+        changed["attention_mask"] = {key: _cut(layer_mask, seq) for key, layer_mask in mask.items()}
     elif mask is not None:
         changed["attention_mask"] = _cut(mask, seq)
     return changed

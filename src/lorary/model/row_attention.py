@@ -81,9 +81,9 @@ def attend_rows(
     sizes = [rows * longest for rows, longest in lorary_places.shapes]
     attended = []
     for shape, *blocks in zip(lorary_places.shapes, *(states.split(sizes) for states in spread), strict=True):
-        own = [block.unflatten(0, shape).transpose(1, 2) for block in blocks]  # (rows, heads, longest, head_dim)
-        mask = _causal(own[0]) if implementation == "eager" else None
-        attended.append(inner(module, *own, mask, **settings)[0].flatten(0, 1))
+        row_states = [block.unflatten(0, shape).transpose(1, 2) for block in blocks]  # (rows, heads, longest, head_dim)
+        mask = _causal(row_states[0]) if implementation == "eager" else None
+        attended.append(inner(module, *row_states, mask, **settings)[0].flatten(0, 1))
     return collect_states(torch.cat(attended), lorary_places)[None], None
 
 
@@ -93,9 +93,9 @@ for _implementation, _name in NAMES.items():
 
 def _inner(module: Any, implementation: str) -> Callable[..., Any]:
     """What the layer would call by itself; each file of transformers has an eager attention of its own."""
-    own: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    found: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, own)
-    return found
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    attention: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+    return attention
 
 
 def _causal(query: Tensor) -> Tensor:
@@ -139,8 +139,8 @@ class _Spread(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         _, tokens, owners, repeats = ctx.places
-        found = grad.index_select(0, owners)
-        return found.index_add_(0, tokens[repeats], grad.index_select(0, repeats)), None
+        grad_states = grad.index_select(0, owners)
+        return grad_states.index_add_(0, tokens[repeats], grad.index_select(0, repeats)), None
 
 
 class _Collect(torch.autograd.Function):
@@ -154,5 +154,5 @@ class _Collect(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        found = grad.new_zeros(len(ctx.places.tokens), *grad.shape[1:])
-        return found.index_copy_(0, ctx.places.owners, grad), None
+        grad_states = grad.new_zeros(len(ctx.places.tokens), *grad.shape[1:])
+        return grad_states.index_copy_(0, ctx.places.owners, grad), None

@@ -31,7 +31,7 @@ class RequestGate(nn.Module):
     @property
     def request(self) -> Request:
         """Of the thread that runs."""
-        return self.requests.own
+        return self.requests.here
 
     @property
     def is_probing(self) -> bool:
@@ -53,15 +53,15 @@ class RequestGate(nn.Module):
         """Whether the probe runs, for a rule that reads the down-projections."""
         return self.is_probing and self.probed is not None and self.probed.reads_z
 
-    def forward(self, seen: LayerInput) -> Chosen | None:
+    def forward(self, inputs: LayerInput) -> Chosen | None:
         """The experts of each token's row; None while it is probed, for the probe is of the bare base."""
-        batch, seq = rows_of(seen)
+        batch, seq = rows_of(inputs)
         if self.is_probing:
             if self.probed is not None:
-                scores = self.probed.scores(seen).view(batch, seq, -1)
+                scores = self.probed.scores(inputs).view(batch, seq, -1)
                 self.request.add(self.seated.experts, scores, self.probed.alive)
             return None
-        by_row = self.request.read(self.seated.seats, seen.x, batch)
+        by_row = self.request.read(self.seated.seats, inputs.x, batch)
         return Chosen(*(part.repeat_interleave(seq, dim=0) for part in by_row))
 
 
@@ -88,9 +88,9 @@ class FixedGate(nn.Module):
         """How many have a weight."""
         return len(self.experts)
 
-    def forward(self, seen: LayerInput) -> Chosen:
+    def forward(self, inputs: LayerInput) -> Chosen:
         """The experts, once for each token."""
-        num_tokens = seen.x.shape[0]
+        num_tokens = inputs.x.shape[0]
         return Chosen(self.experts.expand(num_tokens, -1), self.weights.expand(num_tokens, -1))
 
 
@@ -125,22 +125,22 @@ class RowGate(nn.Module):
         """Whether any row's gate does."""
         return any(bool(gate.reads_z) for gate in self.gates)
 
-    def forward(self, seen: LayerInput) -> Chosen | None:
+    def forward(self, inputs: LayerInput) -> Chosen | None:
         """The experts of each token; None while rows are probed."""
-        batch, seq = rows_of(seen)
-        of_row = torch.tensor(spread(self.of_row, batch), device=seen.x.device)
+        batch, seq = rows_of(inputs)
+        of_row = torch.tensor(spread(self.of_row, batch), device=inputs.x.device)
         probing = any(getattr(gate, "is_probing", False) for gate in self.gates)
-        experts = torch.zeros(batch, seq, self.most, dtype=torch.int64, device=seen.x.device)
-        weights = seen.x.new_zeros(batch, seq, self.most)
+        experts = torch.zeros(batch, seq, self.most, dtype=torch.int64, device=inputs.x.device)
+        weights = inputs.x.new_zeros(batch, seq, self.most)
         for number, gate in enumerate(self.gates):
             if probing and not getattr(gate, "is_probing", False):
                 continue
             rows = (of_row == number).nonzero().squeeze(1)
-            own = gate(_rows_only(seen, rows, batch))
-            if own is not None:
-                width = own.experts.shape[1]
-                experts[rows, :, :width] = own.experts.view(len(rows), seq, width)
-                weights[rows, :, :width] = own.weights.to(weights).view(len(rows), seq, width)
+            chosen = gate(_rows_only(inputs, rows, batch))
+            if chosen is not None:
+                width = chosen.experts.shape[1]
+                experts[rows, :, :width] = chosen.experts.view(len(rows), seq, width)
+                weights[rows, :, :width] = chosen.weights.to(weights).view(len(rows), seq, width)
         return None if probing else Chosen(experts.flatten(0, 1), weights.flatten(0, 1))
 
 
@@ -159,25 +159,25 @@ def spread(of_row: Sequence[int], batch: int) -> list[int]:
     return [number for number in of_row for _ in range(batch // len(of_row))]
 
 
-def rows_of(seen: LayerInput) -> tuple[int, int]:
+def rows_of(inputs: LayerInput) -> tuple[int, int]:
     """(batch, seq) of what a layer was given.
 
     Raises:
         RouterError: if rows cannot be told apart, as in the experts of a mixture.
     """
-    if len(seen.leading) != 2:
+    if len(inputs.leading) != 2:
         raise RouterError(
             "a decision for a row needs layers that are given (batch, seq, d_in)",
-            found=f"{(*seen.leading, seen.x.shape[-1])}",
+            found=f"{(*inputs.leading, inputs.x.shape[-1])}",
             remedy="route every layer for itself: per='layer', one setting for the batch",
         )
-    return seen.leading[0], seen.leading[1]
+    return inputs.leading[0], inputs.leading[1]
 
 
-def _rows_only(seen: LayerInput, rows: Tensor, batch: int) -> LayerInput:
+def _rows_only(inputs: LayerInput, rows: Tensor, batch: int) -> LayerInput:
     def pick(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.view(batch, -1, tensor.shape[-1])[rows].flatten(0, 1)
 
-    x = pick(seen.x)
+    x = pick(inputs.x)
     assert x is not None
-    return LayerInput(x, pick(seen.z), pick(seen.projections), torch.Size((len(rows), *seen.leading[1:])))
+    return LayerInput(x, pick(inputs.z), pick(inputs.projections), torch.Size((len(rows), *inputs.leading[1:])))

@@ -29,7 +29,7 @@ from lorary.model.apply import apply_routing
 from lorary.model.attach import seat_library
 from lorary.model.base import DTYPES, choose_device, load_model
 from lorary.model.check_seated import check_unchanged
-from lorary.model.prepared import Known
+from lorary.model.prepared import PreparedTensors
 from lorary.model.seating import Seating, seating
 from lorary.route.setting import Routing
 
@@ -99,15 +99,19 @@ def load(path: str | Path, *, device: str = "auto") -> Any:
     folder = Path(path)
     if not (folder / MODEL_FILE).is_file():
         raise UsageError(f"{folder} must be a saved routed model", found=f"no {MODEL_FILE} in it")
-    known = read_json(folder / MODEL_FILE, follow_links=True)
-    if known.get("format_version") != FORMAT_VERSION:
+    document = read_json(folder / MODEL_FILE, follow_links=True)
+    if document.get("format_version") != FORMAT_VERSION:
         raise LibraryError(
             f"{folder / MODEL_FILE} must have format version {FORMAT_VERSION}",
-            found=known.get("format_version"),
+            found=document.get("format_version"),
             remedy="pip install --upgrade lorary, or save the model again",
         )
     try:
-        base, wanted, seats = known["base"], Routing.of(**known["routing"]), [str(name) for name in known["seats"]]
+        base, setting, seats = (
+            document["base"],
+            Routing.of(**document["routing"]),
+            [str(name) for name in document["seats"]],
+        )
         reference, dtype, attention = base["reference"], DTYPES[base["dtype"]], base["attention"]
     except (KeyError, TypeError, UsageError) as error:
         raise LibraryError(
@@ -125,7 +129,7 @@ def load(path: str | Path, *, device: str = "auto") -> Any:
     seat_library(model, Library.open(folder / "library"), Routing("base"), seats=seats)
     state = seating(model)
     state.prepared = _read_prepared(folder)
-    apply_routing(model, state, wanted)
+    apply_routing(model, state, setting)
     return model
 
 
@@ -139,7 +143,7 @@ def _write(model: Any, state: Seating, target: Path, base: str | None) -> None:
                 state.tokenizer.save_pretrained(target / "base")
         check_folder(target / "base")
     # A model that was cast after it was loaded has cast these too, which loading would compute anew in float32.
-    write_file(target / BUFFERS_FILE, safetensors.torch.save(_own_buffers(model)))
+    write_file(target / BUFFERS_FILE, safetensors.torch.save(_unsaved_buffers(model)))
     if state.prepared:
         write_file(target / PREPARED_FILE, safetensors.torch.save(_flat(state)))
     document = {
@@ -159,17 +163,17 @@ def _write(model: Any, state: Seating, target: Path, base: str | None) -> None:
 @contextmanager
 def _plain_generation(model: Any) -> Iterator[None]:
     """Keep a base's own generation defaults out of what is saved: some cannot be saved, none is loaded."""
-    own = model.generation_config
-    model.generation_config = None if own is None else plain_generation(own)
+    defaults = model.generation_config
+    model.generation_config = None if defaults is None else plain_generation(defaults)
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = defaults
 
 
 def _reference(model: Any, state: Seating) -> str | None:
     """What to call the base by, where the files of that name hold this very model."""
-    found = fingerprint_of_model(model)
+    fingerprint = fingerprint_of_model(model)
     for name in (state.library.base.name, getattr(model, "name_or_path", "")):
         # A Hub id is not asked for: nothing talks to the network unless it is told to.
         is_local = name == "embedded" or Path(name or " ").exists()
@@ -177,7 +181,7 @@ def _reference(model: Any, state: Seating) -> str | None:
             continue
         try:
             files = resolve_base(name)
-            if compare(fingerprint_of_folder(files.path), found) == "same":
+            if compare(fingerprint_of_folder(files.path), fingerprint) == "same":
                 return files.name
         except LoraryError:
             continue
@@ -193,19 +197,19 @@ def _flat(state: Seating) -> dict[str, torch.Tensor]:
     }
 
 
-def _own_buffers(model: Any) -> dict[str, torch.Tensor]:
+def _unsaved_buffers(model: Any) -> dict[str, torch.Tensor]:
     """The base's buffers that are no part of its state dict, by name."""
-    found = {}
+    buffers = {}
     for path, module in bare_modules(model):
         for name in sorted(module._non_persistent_buffers_set):
             buffer = module._buffers[name]
             if buffer is not None:
                 # Copied: a file cannot hold one tensor under two names.
-                found[f"{path}.{name}".lstrip(".")] = buffer.detach().cpu().clone()
-    return found
+                buffers[f"{path}.{name}".lstrip(".")] = buffer.detach().cpu().clone()
+    return buffers
 
 
-def _read_prepared(folder: Path) -> dict[str, Known]:
+def _read_prepared(folder: Path) -> dict[str, PreparedTensors]:
     prepared: dict[str, Any] = {}
     if (folder / PREPARED_FILE).is_file():
         for key, tensor in _read_tensors(folder / PREPARED_FILE).items():

@@ -13,7 +13,7 @@ from lorary.model.argument import check_model
 from lorary.model.decision import TokenDecision
 from lorary.model.handle import Handle
 from lorary.model.layers import SeatedLayer
-from lorary.model.prepared import Known
+from lorary.model.prepared import PreparedTensors
 from lorary.model.probe import Prober
 from lorary.route.arrow import AMBIGUOUS_GAP
 from lorary.route.setting import Routing
@@ -27,13 +27,13 @@ class InForce:
 
     Args:
         routing: the router, or the one that the rows' settings change.
-        rows: one setting per row of a batch, where they were given one by one.
+        row_settings: one setting per row of a batch, where they were given one by one.
         decisions: for tokens, where a setting asks for that.
         probers: decide for requests, where a setting asks for that.
     """
 
     routing: Routing
-    rows: tuple[Routing, ...] | None = None
+    row_settings: tuple[Routing, ...] | None = None
     decisions: tuple[PerThread[TokenDecision], ...] = ()
     probers: PerThread[Prober] | None = None
 
@@ -64,7 +64,7 @@ class Seating:
     library: Library
     seats: tuple[str, ...]
     held: dict[int, InForce] = field(default_factory=dict)
-    prepared: dict[str, Known] = field(default_factory=dict)
+    prepared: dict[str, PreparedTensors] = field(default_factory=dict)
     live: dict[str, Adapter] = field(default_factory=dict)
     tokenizer: Any = None
     pass_handles: list[Handle] = field(default_factory=list)
@@ -84,15 +84,15 @@ class Seating:
     def prober(self) -> Prober | None:
         """Decides for requests in the thread that runs, where the setting in force asks for that."""
         probers = self.in_force.probers
-        return None if probers is None else probers.own
+        return None if probers is None else probers.here
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy made in a block routes as the block does.
         return {**vars(self), "default": self.in_force, "held": {}}
 
     def __repr__(self) -> str:
-        settings = [setting.to_json() for setting in self.in_force.rows or [self.routing]]
-        shown = settings if self.in_force.rows else settings[0]
+        settings = [setting.to_json() for setting in self.in_force.row_settings or [self.routing]]
+        shown = settings if self.in_force.row_settings else settings[0]
         return f"Seating({len(self.experts)} experts {list(self.experts)} in {len(self.layers)} layers, {shown})"
 
     def ambiguous(self) -> list[tuple[str, str, float]]:
@@ -141,4 +141,4 @@ def prober_of(model: Any) -> Prober | None:
 def has_row_settings(model: Any) -> bool:
     """Whether the rows of a batch have settings of their own, so that their number and order say which is whose."""
     state = getattr(model, STATE, None)
-    return state is not None and seating(model).in_force.rows is not None
+    return state is not None and seating(model).in_force.row_settings is not None

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from lorary.model.positions import text_config
 
 Rename = Callable[[str], str]
+_PLAIN = (bool, int, float, str, type(None))
+# The attributes that every module has, except whether it trains: no kind differs in them.
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
 
 
 @contextmanager
@@ -33,9 +36,9 @@ def shortened(model: Any) -> Iterator[Rename | None]:
     renamed: dict[str, str] = {}
     with ExitStack() as stack:
         for path, blocks, stand_ins in stacks:
-            kept = max(stand_ins) + 1
-            renamed |= {f"{path}.{number}.": f"{path}.{own}." for number, own in enumerate(stand_ins)}
-            stack.enter_context(_first(blocks, kept))
+            num_blocks = max(stand_ins) + 1
+            renamed |= {f"{path}.{number}.": f"{path}.{stand_in}." for number, stand_in in enumerate(stand_ins)}
+            stack.enter_context(_first(blocks, num_blocks))
         stack.enter_context(_passing_on(model.get_output_embeddings()))
         yield lambda path: _renamed(path, renamed)
 
@@ -69,7 +72,8 @@ def _kind(block: nn.Module, number: int) -> tuple[Any, ...]:
             tuple(
                 (key, value)
                 for key, value in vars(module).items()
-                if isinstance(value, (bool, int, float, str, type(None)))
+                if key not in _OF_EVERY_MODULE
+                and isinstance(value, _PLAIN)
                 and not (value == number and any(part in key for part in ("idx", "layer", "index")))
             ),
         )
@@ -79,12 +83,12 @@ def _kind(block: nn.Module, number: int) -> tuple[Any, ...]:
 
 @contextmanager
 def _first(blocks: nn.ModuleList, number: int) -> Iterator[None]:
-    whole = blocks._modules
-    blocks._modules = dict(list(whole.items())[:number])
+    modules = blocks._modules
+    blocks._modules = dict(list(modules.items())[:number])
     try:
         yield
     finally:
-        blocks._modules = whole
+        blocks._modules = modules
 
 
 @contextmanager

@@ -67,11 +67,11 @@ class Trace:
         """
         weights = {layer: self.weights(layer) for layer in self._recorded()}
         first = next(iter(weights))
-        for layer, own in weights.items():
-            if own.shape != weights[first].shape:
+        for layer, layer_weights in weights.items():
+            if layer_weights.shape != weights[first].shape:
                 raise UsageError(
                     "layers must be given the same tokens to be stacked",
-                    found=f"{own.shape[1]} at {layer}, {weights[first].shape[1]} at {first}",
+                    found=f"{layer_weights.shape[1]} at {layer}, {weights[first].shape[1]} at {first}",
                     remedy="take weights(layer) of each layer",
                 )
         return torch.stack(list(weights.values()))
@@ -101,18 +101,18 @@ class Trace:
             _join([], next(iter(self._steps)))
         return self.layers
 
-    def _begin(self, given: Mapping[str, Any]) -> None:
+    def _begin(self, arguments: Mapping[str, Any]) -> None:
         """A pass begins: note its padding, and forget what its cache has forgotten since the pass before.
 
         Args:
-            given: its arguments, by name.
+            arguments: its arguments, by name.
         """
-        mask, cache = given.get("attention_mask"), cache_of(given)
+        mask, cache = arguments.get("attention_mask"), cache_of(arguments)
         self._mask = mask.detach().bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
         length = cached_length(cache)
-        num_recorded = max((sum(one.shape[1] for one in steps) for steps in self._steps.values()), default=0)
-        whose, ahead = self._segment
-        if whose != id(cache) or not length:  # other text: what was recorded before it stays
+        num_recorded = max((sum(step.shape[1] for step in steps) for steps in self._steps.values()), default=0)
+        cache_id, ahead = self._segment
+        if cache_id != id(cache) or not length:  # other text: what was recorded before it stays
             self._segment = (None if cache is None else id(cache), num_recorded - length)
         elif (forgotten := num_recorded - ahead - length) > 0:
             for parts in (*self._steps.values(), *self._masks.values()):
@@ -185,7 +185,7 @@ def _join(passes: Sequence[Tensor], layer: str) -> Tensor:
             f"layer '{layer}' must have run inside the trace under a router that looks at tokens",
             found="no recorded weights",
         )
-    batch_sizes = sorted({len(one) for one in passes})
+    batch_sizes = sorted({len(step) for step in passes})
     if len(batch_sizes) > 1:
         raise UsageError(
             "all forward passes inside one trace must have one batch size",

@@ -161,14 +161,14 @@ def _company(model: Any, rows: Tensor, logits: Tensor) -> float:
         prompts[row, lengths[1] - length :], mask[row, lengths[1] - length :] = ids[:length], 1
     forced = torch.stack([ids[length : length + _NEW - 1] for length in lengths])
     with torch.no_grad(), _plain_generation(model):
-        found = model.generate(
+        step_logits = model.generate(
             input_ids=prompts, attention_mask=mask, max_new_tokens=_NEW, do_sample=False, use_cache=True,
             return_dict_in_generate=True, output_logits=True, logits_processor=LogitsProcessorList([_Forced(forced)]),
         ).logits  # fmt: skip
-    if bool(logits.isfinite().all()) and not all(bool(step.isfinite().all()) for step in found):
+    if bool(logits.isfinite().all()) and not all(bool(step.isfinite().all()) for step in step_logits):
         return math.inf
     steps = [
-        _distance(found[step][row], logits[0, length - 1 + step], logits)
+        _distance(step_logits[step][row], logits[0, length - 1 + step], logits)
         for row, length in enumerate(lengths)
         for step in range(_NEW)
     ]
@@ -176,9 +176,9 @@ def _company(model: Any, rows: Tensor, logits: Tensor) -> float:
 
 
 def _pad_id(model: Any) -> int:
-    own = getattr(text_config(model), "pad_token_id", None)
+    pad_id = getattr(text_config(model), "pad_token_id", None)
     size = int(model.get_input_embeddings().num_embeddings)
-    return own if isinstance(own, int) and 0 <= own < size else 0
+    return pad_id if isinstance(pad_id, int) and 0 <= pad_id < size else 0
 
 
 class _Forced(LogitsProcessor):
@@ -200,10 +200,10 @@ class _Forced(LogitsProcessor):
         return scores.new_zeros(len(scores), size).scatter(1, token, 1.0)
 
 
-def _distance(found: Tensor, wanted: Tensor, scale: Tensor) -> float:
+def _distance(logits: Tensor, reference: Tensor, scale: Tensor) -> float:
     """Largest difference by the spread of all logits; NaN where they are not finite."""
     spread = scale.max() - scale.min()
-    return float((found - wanted).abs().max() / spread.clamp_min(torch.finfo(scale.dtype).tiny))
+    return float((logits - reference).abs().max() / spread.clamp_min(torch.finfo(scale.dtype).tiny))
 
 
 def _tolerance(model: Any, layers: Mapping[str, nn.Module]) -> float:
@@ -314,9 +314,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _plain_generation(model: Any) -> Iterator[None]:
     """Without the base's own generation defaults, which would sample, search or stop."""
-    own = model.generation_config
+    defaults = model.generation_config
     model.generation_config = GenerationConfig(pad_token_id=_pad_id(model))
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = defaults

@@ -41,7 +41,7 @@ _DIRECTIONS = {"is_causal": True, "is_decoder": True, "use_bidirectional_attenti
 _RUNS = "must run on token ids alone, and generate"
 _WEIGHTS = "must have weights that its layers can compute with"
 
-_known: dict[str, Verdict] = {}
+_verdicts: dict[str, Verdict] = {}
 
 
 def verdict_of(model: Any) -> Verdict:
@@ -53,8 +53,8 @@ def verdict_of(model: Any) -> Verdict:
     if not _can_be_tried(model):
         return Verdict()
     key = _key(model)
-    if key in _known:
-        return _known[key]
+    if key in _verdicts:
+        return _verdicts[key]
     if any(CHILD in module._modules for module in model.modules()):
         return Verdict()
     verdict = read_verdict(key, model)
@@ -63,7 +63,7 @@ def verdict_of(model: Any) -> Verdict:
         if is_final:
             write_verdict(key, verdict)
     if verdict.rule != _WEIGHTS:
-        _known[key] = verdict
+        _verdicts[key] = verdict
     return verdict
 
 
@@ -207,8 +207,8 @@ def _with_longer(model: Any, outcome: Outcome) -> Outcome:
         longer = run_trial(model, length=_LONGER)
     except Exception:  # it may be too long for the model
         return outcome
-    both = outcome.reaching, longer.reaching
-    reaching = None if both[0] is None or both[1] is None else both[0] | both[1]
+    reached = outcome.reaching, longer.reaching
+    reaching = None if reached[0] is None or reached[1] is None else reached[0] | reached[1]
     return replace(outcome, called=outcome.called | longer.called, reaching=reaching)
 
 
@@ -219,10 +219,10 @@ def _judge(model: Any, outcome: Outcome, rename: Any = str) -> Verdict:
     config = text_config(model)
     if outcome.looks_ahead:
         settings = [f"{name}={value}" for name in _DIRECTIONS if (value := getattr(config, name, None)) is not None]
-        said = f" ({', '.join(settings)} in its configuration)" if settings else ""
+        directions = f" ({', '.join(settings)} in its configuration)" if settings else ""
         rule = "must be causal: a token must not change what is computed for tokens before it"
         fault = f"changing the last token moved the logits of earlier ones by {outcome.causality:.2g} of their range"
-        return replace(sound, fault=fault + said, rule=rule)
+        return replace(sound, fault=fault + directions, rule=rule)
     if outcome.failure:
         return replace(sound, fault=outcome.failure, rule=_RUNS)
     if outcome.company > outcome.tolerance:

@@ -38,9 +38,9 @@ def remove_rows(matrix: Tensor, start: int, stop: int) -> Tensor:
     Returns:
         (n - stop + start, ...), a view of the storage of `matrix`.
     """
-    kept = matrix.shape[0] - (stop - start)
-    matrix[start:kept] = matrix[stop:].clone()
-    return matrix[:kept]
+    num_left = matrix.shape[0] - (stop - start)
+    matrix[start:num_left] = matrix[stop:].clone()
+    return matrix[:num_left]
 
 
 def widen(matrix: Tensor, width: int) -> Tensor:

@@ -50,12 +50,12 @@ class _AddLowRank(torch.autograd.Function):
             up,
             strict=True,
         )
-        for own_output, own_x, own_z, own_result, own_down, own_up in spans:
-            torch.mm(own_x.to(down.dtype), own_down.mT, out=own_z)
+        for slot_output, slot_x, slot_z, slot_result, slot_down, slot_up in spans:
+            torch.mm(slot_x.to(down.dtype), slot_down.mT, out=slot_z)
             if output.dtype == up.dtype:
-                torch.addmm(own_output, own_z, own_up, out=own_result)
+                torch.addmm(slot_output, slot_z, slot_up, out=slot_result)
             else:
-                torch.add(own_output, (own_z @ own_up).to(output.dtype), out=own_result)
+                torch.add(slot_output, (slot_z @ slot_up).to(output.dtype), out=slot_result)
         ctx.lengths = lengths
         ctx.save_for_backward(x, z, down, up)
         return result
@@ -66,13 +66,13 @@ class _AddLowRank(torch.autograd.Function):
         x, z, down, up = ctx.saved_tensors
         grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if ctx.needs_input_grad[1] else None
         grad_down, grad_up = torch.empty_like(down), torch.empty_like(up)
-        own_grads, own_xs, own_zs = (t.reshape(-1, t.shape[-1]).split(ctx.lengths) for t in (grad, x, z))
+        slot_grads, slot_xs, slot_zs = (t.reshape(-1, t.shape[-1]).split(ctx.lengths) for t in (grad, x, z))
         into = None if grad_x is None else grad_x.view(-1, x.shape[-1]).split(ctx.lengths)
-        for i, (own_grad, own_x, own_z) in enumerate(zip(own_grads, own_xs, own_zs, strict=True)):
-            wide = own_grad.to(up.dtype)
+        for i, (slot_grad, slot_x, slot_z) in enumerate(zip(slot_grads, slot_xs, slot_zs, strict=True)):
+            wide = slot_grad.to(up.dtype)
             grad_z = wide @ up[i].mT
-            torch.mm(grad_z.mT, own_x.to(down.dtype), out=grad_down[i])
-            torch.mm(own_z.mT, wide, out=grad_up[i])
+            torch.mm(grad_z.mT, slot_x.to(down.dtype), out=grad_down[i])
+            torch.mm(slot_z.mT, wide, out=grad_up[i])
             if into is not None and x.dtype == down.dtype:
                 torch.mm(grad_z, down[i], out=into[i])
             elif into is not None:

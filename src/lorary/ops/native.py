@@ -270,10 +270,10 @@ def _built() -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Aside and renamed: two processes that compile at once each put a whole file there.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+            built = Path(folder) / path.name
+            command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
             subprocess.run(command, capture_output=True, check=True, timeout=120)
-            made.replace(path)
+            built.replace(path)
     return path
 
 

@@ -11,10 +11,10 @@ from lorary.prepare.retrieval import mean_prompt
 from lorary.prepare.task_predictor import expert_prompts, fitted_predictor
 
 MEASURES: Mapping[str, Measure] = {
-    "norm": Measure(each=expert_norms),
-    "centroid": Measure(each=expert_centroids),
-    "phatgoose": Measure(each=expert_gates, decided_by=("steps", "batch_size", "learning_rate")),
+    "norm": Measure(per_expert=expert_norms),
+    "centroid": Measure(per_expert=expert_centroids),
+    "phatgoose": Measure(per_expert=expert_gates, decided_by=("steps", "batch_size", "learning_rate")),
     "contrast": Measure(pooled=pooled_contrast),
-    "task-predictor": Measure(each=expert_prompts, fit=fitted_predictor),
-    "retrieval": Measure(each=mean_prompt),
+    "task-predictor": Measure(per_expert=expert_prompts, fit=fitted_predictor),
+    "retrieval": Measure(per_expert=mean_prompt),
 }

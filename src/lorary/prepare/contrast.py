@@ -91,10 +91,10 @@ class _Watch:
         self._count = 0
         self._mean = self._squares = torch.zeros(len(layer.experts), dtype=torch.float64)
 
-    def __call__(self, seen: LayerInput) -> None:
-        batch, seq = rows_of(seen)
-        real = self.real.to(seen.x.device)[..., None]
-        scores = self._scored.scores(seen).view(batch, seq, -1).double()
+    def __call__(self, inputs: LayerInput) -> None:
+        batch, seq = rows_of(inputs)
+        real = self.real.to(inputs.x.device)[..., None]
+        scores = self._scored.scores(inputs).view(batch, seq, -1).double()
         sums = scores.masked_fill(~(real & self._scored.alive), 0.0).sum(dim=1)
         self._add((sums / real.sum(dim=1)).cpu())
 
@@ -112,11 +112,11 @@ class _Watch:
         """(experts, 2) means and deviations, for experts of these names at this path."""
         measured = self._scored.alive.cpu() & (self._count > 0)
         deviation = (self._squares / max(self._count - 1, 1)).sqrt()
-        same = measured & (deviation <= _ROUNDING * self._mean)
-        if bool(same.any()):
+        constant = measured & (deviation <= _ROUNDING * self._mean)
+        if bool(constant.any()):
             raise TaskError(
                 f"the experts' prompts must differ, for a deviation of the scores of expert "
-                f"'{names[int(same.nonzero()[0])]}' at {path}",
+                f"'{names[int(constant.nonzero()[0])]}' at {path}",
                 found=f"{self._count} prompts on which it scores the same",
                 remedy="raise --rows",
             )

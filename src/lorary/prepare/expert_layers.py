@@ -54,8 +54,8 @@ class _WatchGate:
     def __init__(self, look: Callable[[Tensor, Tensor, Tensor], None], lengths: Tensor) -> None:
         self._look, self._lengths = look, lengths
 
-    def __call__(self, seen: LayerInput) -> Chosen:
-        batch, seq = rows_of(seen)
-        assert seen.z is not None
-        self._look(seen.x.view(batch, seq, -1), seen.z.view(batch, seq, -1), self._lengths.to(seen.x.device))
-        return Chosen(torch.zeros_like(seen.x[:, :1], dtype=torch.int64), torch.ones_like(seen.x[:, :1]))
+    def __call__(self, inputs: LayerInput) -> Chosen:
+        batch, seq = rows_of(inputs)
+        assert inputs.z is not None
+        self._look(inputs.x.view(batch, seq, -1), inputs.z.view(batch, seq, -1), self._lengths.to(inputs.x.device))
+        return Chosen(torch.zeros_like(inputs.x[:, :1], dtype=torch.int64), torch.ones_like(inputs.x[:, :1]))

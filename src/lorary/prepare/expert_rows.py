@@ -51,9 +51,9 @@ def rows_of_experts(
     """
     if unknown := sorted(set(mapped) - set(library.names())):
         raise UsageError("--map must name experts of the library", found=unknown[0], remedy=f"it has {library.names()}")
-    wanted = {name: _tasks_of(library, name, mapped) for name in names}
-    tasks = _load(reference, wanted)
-    return {name: _draw(name, [tasks[task] for task in wanted[name]], num_rows, seed) for name in names}
+    hashes = {name: _tasks_of(library, name, mapped) for name in names}
+    tasks = _load(reference, hashes)
+    return {name: _draw(name, [tasks[task] for task in hashes[name]], num_rows, seed) for name in names}
 
 
 def parse_mapping(text: str | None) -> dict[str, list[str]]:
@@ -86,14 +86,14 @@ def _tasks_of(library: Library, name: str, mapped: Mapped) -> dict[str, str | No
     return {task: hashes.get(task) for task in provenance["tasks"]}
 
 
-def _load(reference: str, wanted: Mapping[str, Mapping[str, str | None]]) -> Mapping[str, Task]:
+def _load(reference: str, hashes_of: Mapping[str, Mapping[str, str | None]]) -> Mapping[str, Task]:
     try:
-        tasks = load_tasks(reference, names=sorted({task for hashes in wanted.values() for task in hashes}))
+        tasks = load_tasks(reference, names=sorted({task for hashes in hashes_of.values() for task in hashes}))
     except UsageError:
-        for name, hashes in wanted.items():  # once more, one by one, to say whose it is
+        for name, hashes in hashes_of.items():  # once more, one by one, to say whose it is
             _load_tasks_of(reference, name, hashes)
         raise
-    for name, hashes in wanted.items():
+    for name, hashes in hashes_of.items():
         for task, recorded in hashes.items():
             if recorded not in (None, tasks[task].data_hash):
                 raise TaskError(

@@ -35,13 +35,13 @@ class Measure:
     """How the data of a rule is measured: expert by expert, from the rows of all at once, or from kept samples.
 
     Args:
-        each: name of an expert and its rows -> its tensors, and notes on how it went, as values of JSON.
+        per_expert: name of an expert and its rows -> its tensors, and notes on how it went, as values of JSON.
         pooled: for joint data: the rows of all experts -> the tensors of each.
-        fit: for joint data: what `each` gave for all experts, kept under `samples_FEATURES` -> the tensors of each.
+        fit: for joint data: what `per_expert` gave for all experts, kept under `samples_FEATURES` -> tensors of each.
         decided_by: fields of `PrepareSettings` that decide the tensors, beside those that decide all data.
     """
 
-    each: Callable[[MeasureContext, str, Sequence[Example]], tuple[Tensors, dict[str, Any]]] | None = None
+    per_expert: Callable[[MeasureContext, str, Sequence[Example]], tuple[Tensors, dict[str, Any]]] | None = None
     pooled: Callable[[MeasureContext, Mapping[str, Sequence[Example]]], Mapping[str, Tensors]] | None = None
     fit: Callable[[Mapping[str, Tensors]], Mapping[str, Tensors]] | None = None
     decided_by: tuple[str, ...] = ()

@@ -40,8 +40,8 @@ def norm_statistics(model: Any, adapter: Adapter, examples: Sequence[Example]) -
 
     def look(path: str, lora: GatedLora, x: Tensor, z: Tensor, lengths: Tensor) -> None:
         position = torch.arange(x.shape[1], device=x.device)
-        kept = (position > 0) & (position < lengths[:, None])
-        norms[path].append(torch.linalg.vector_norm(z[kept] @ lora.up, dim=-1).double())
+        counted = (position > 0) & (position < lengths[:, None])
+        norms[path].append(torch.linalg.vector_norm(z[counted] @ lora.up, dim=-1).double())
 
     dtypes = watch_expert(model, adapter, examples, look)
     moments = {}

@@ -106,6 +106,6 @@ class _SigmoidGate:
     def __init__(self, vector: Tensor, part: slice) -> None:
         self._vector, self._part = vector, part
 
-    def __call__(self, seen: LayerInput) -> Chosen:
-        weights = torch.sigmoid(seen.x @ self._vector[self._part].to(seen.x))[:, None]
+    def __call__(self, inputs: LayerInput) -> Chosen:
+        weights = torch.sigmoid(inputs.x @ self._vector[self._part].to(inputs.x))[:, None]
         return Chosen(torch.zeros_like(weights, dtype=torch.int64), weights)

@@ -107,7 +107,7 @@ class _Preparer:
         self._library, self._settings = context.library, context.settings
         self.measure = MEASURES[context.settings.router]
         # Under which kind goes what is made of each expert alone.
-        self._each_kind = self._settings.kind if self.measure.fit is None else f"samples_{self._settings.features}"
+        self._expert_kind = self._settings.kind if self.measure.fit is None else f"samples_{self._settings.features}"
 
     def check_all(self, data: Mapping[str, ExpertRows]) -> None:
         """Refuse joint data without some of the experts, before anything is computed."""
@@ -117,15 +117,15 @@ class _Preparer:
 
     def prepare(self, name: str, rows: ExpertRows) -> bool:
         """Measure and store one expert; False where that was there, made of the same."""
-        assert self.measure.each is not None
+        assert self.measure.per_expert is not None
         made_of, stored = self._made_of(rows), self._sample(name)
         if stored is not None and stored.made_of == made_of:
             return False
         with finite_layers(self._context.base.model):
-            tensors, notes = self.measure.each(self._context, name, self._examples(rows))
+            tensors, notes = self.measure.per_expert(self._context, name, self._examples(rows))
         self._check_finite({name: tensors})
         save_prepared(
-            self._library, self._each_kind, expert_key(self._library, name), Prepared(tensors, made_of, notes)
+            self._library, self._expert_kind, expert_key(self._library, name), Prepared(tensors, made_of, notes)
         )
         return True
 
@@ -164,7 +164,7 @@ class _Preparer:
         return True
 
     def _sample(self, name: str) -> Prepared | None:
-        return load_prepared(self._library, self._each_kind, expert_key(self._library, name))
+        return load_prepared(self._library, self._expert_kind, expert_key(self._library, name))
 
     def _examples(self, rows: ExpertRows) -> list[Example]:
         examples = [self._template.encode(row.source, row.target) for row in rows.rows]

@@ -52,5 +52,5 @@ def run_adapt(
     model = load_base(reference, dtype=run.dtype, device=run.device)
     if into is None:
         return adapt_library(model, library, tasks, settings, run=run)
-    with created_for(into, reference) as there:
-        return adapt_library(model, library, tasks, settings, into=there, run=run)
+    with created_for(into, reference) as target:
+        return adapt_library(model, library, tasks, settings, into=target, run=run)

@@ -115,14 +115,14 @@ def run_estimate(
     tasks, _ = separate_tasks(chosen, source.held_out, source.overlap, Display())
     loaded = load_base(source.base, dtype=run.dtype, device=run.device)
     stages, notes = plan_stages(tasks, library_path, settings, method, loaded, run)
-    kept = [unit.name for stage in stages for unit in stage.units if unit.name in stage.there]
+    kept = [unit.name for stage in stages for unit in stage.units if unit.name in stage.existing]
     planned = [
         _Planned(
             stage.name, unit, make_job(unit, tasks, template_for(loaded, unit.settings), _targets(loaded, unit, method))
         )
         for stage in stages
         for unit in stage.units
-        if unit.name not in stage.there
+        if unit.name not in stage.existing
     ]
     measured = _measure(loaded, planned, settings, method, run) if planned else Measurement(1.0, 1.0, 0, 0)
     return _summary(loaded, method, planned, kept, measured, notes)
@@ -203,6 +203,6 @@ def _mean_length(job: Job) -> float:
         return sum(lengths) / len(lengths)
     means = []
     for number in range(len(job.task_weights)):
-        own = [length for length, task in zip(lengths, job.train_tasks, strict=True) if task == number]
-        means.append(sum(own) / len(own))
+        task_lengths = [length for length, task in zip(lengths, job.train_tasks, strict=True) if task == number]
+        means.append(sum(task_lengths) / len(task_lengths))
     return sum(w * mean for w, mean in zip(job.task_weights, means, strict=True)) / sum(job.task_weights)

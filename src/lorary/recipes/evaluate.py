@@ -49,16 +49,16 @@ def run_evaluate(
         if not library.names():
             raise LibraryError(f"library '{library.path}' must hold an adapter to be evaluated", found="none")
     first = libraries[0]
-    given = {key: value for key, value in changes.items() if value is not None}
+    overrides = {key: value for key, value in changes.items() if value is not None}
     default = Routing.of(**first.default_router)
-    asked = without_router(default) | dict(route or {})
-    own = {key: asked.pop(key) for key in ("top_k", "temperature", "mix")}
+    routing_fields = without_router(default) | dict(route or {})
+    choice_fields = {key: routing_fields.pop(key) for key in ("top_k", "temperature", "mix")}
     fields = {
-        **own,
-        "route": asked,
+        **choice_fields,
+        "route": routing_fields,
         "units": in_units(default),
-        **given,
-        "template": template_of(first, given.get("template")),
+        **overrides,
+        "template": template_of(first, overrides.get("template")),
     }
     settings = EvaluateSettings(routers=tuple(routers), **fields)
     tasks = {

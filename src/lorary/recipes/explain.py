@@ -84,16 +84,16 @@ def explain(
     """See how the router in force treats prompts; `base` has experts seated, the rest is as for `run_explain`."""
     state = seating(base.model)
     setting, names = state.routing, state.experts
-    other = None if against is None else merged(setting, against)
+    alternative = None if against is None else merged(setting, against)
     display = Display()
     with display.bar("tracing", len(prompts)) as bar:
-        seen = []
+        traces = []
         for prompt in prompts:
-            seen.append(see(base, prompt, template, other, max_new_tokens))
+            traces.append(see(base, prompt, template, alternative, max_new_tokens))
             bar.advance()
-    layers = seen[0].layers
+    layers = traces[0].layers
     constant = constant_weights(setting, names)
-    known = Explanation(
+    explanation = Explanation(
         library=state.library.name,
         base_model=base.files.name,
         template=template,
@@ -102,12 +102,19 @@ def explain(
         experts=names,
         layers=layers,
         reach=_reach(base.model, layers, setting),
-        prompts=[one.seen for one in seen],
+        prompts=[trace.seen for trace in traces],
         fixed=None if constant is None else {n: w for n, w in zip(names, constant.tolist(), strict=True) if w},
         log_likelihood=(),
         base=(),
     )
-    return _scored(base, known, [one.example for one in seen], setting, other, _to_take_out(known, without, most))
+    return _scored(
+        base,
+        explanation,
+        [trace.example for trace in traces],
+        setting,
+        alternative,
+        _to_take_out(explanation, without, most),
+    )
 
 
 def _reach(model: Any, layers: Sequence[str], setting: Routing) -> Tensor:
@@ -120,42 +127,42 @@ def _reach(model: Any, layers: Sequence[str], setting: Routing) -> Tensor:
     return reach
 
 
-def _to_take_out(known: Explanation, without: Sequence[str] | None, most: int) -> list[str]:
+def _to_take_out(explanation: Explanation, without: Sequence[str] | None, most: int) -> list[str]:
     """The experts that were named, else the most used ones that are used at all."""
     if without is not None:
         return list(dict.fromkeys(without))
-    used = known.fixed if known.fixed is not None else _used(known)
-    return [known.experts[i] for i in known.ranked() if used.get(known.experts[i])][:most]
+    used = explanation.fixed if explanation.fixed is not None else _used(explanation)
+    return [explanation.experts[i] for i in explanation.ranked() if used.get(explanation.experts[i])][:most]
 
 
-def _used(known: Explanation) -> Mapping[str, float]:
-    return dict(zip(known.experts, known.overall.measures.usage.tolist(), strict=True))
+def _used(explanation: Explanation) -> Mapping[str, float]:
+    return dict(zip(explanation.experts, explanation.overall.measures.usage.tolist(), strict=True))
 
 
 def _scored(
     base: Base,
-    known: Explanation,
+    explanation: Explanation,
     examples: Sequence[Example],
     setting: Routing,
-    other: Routing | None,
+    alternative: Routing | None,
     names: Sequence[str],
 ) -> Explanation:
     """The log-likelihood of all answers under the router, the base, the other router, and without each expert."""
-    settings = {"router": setting, "base": merged(setting, "base")} | ({"other": other} if other else {})
-    taken_out = [without_expert(setting, name, known.experts) for name in names]
-    found = []
+    settings = {"router": setting, "base": merged(setting, "base")} | ({"other": alternative} if alternative else {})
+    taken_out = [without_expert(setting, name, explanation.experts) for name in names]
+    scores = []
     with Display().bar("scoring", len(settings) + len(names)) as bar:
-        for one in (*settings.values(), *taken_out):
-            with routing(base.model, one), finite_logits(base.model):
-                found.append([-loss.total for loss in answer_losses(base.model, examples)])
+        for variant in (*settings.values(), *taken_out):
+            with routing(base.model, variant), finite_logits(base.model):
+                scores.append([-loss.total for loss in answer_losses(base.model, examples)])
             bar.advance()
-    by_name = dict(zip(settings, found, strict=False))
+    by_name = dict(zip(settings, scores, strict=False))
     return replace(
-        known,
+        explanation,
         log_likelihood=by_name["router"],
         base=by_name["base"],
-        against=(other.router, by_name["other"]) if other else None,
-        without=dict(zip(names, found[len(settings) :], strict=True)),
+        against=(alternative.router, by_name["other"]) if alternative else None,
+        without=dict(zip(names, scores[len(settings) :], strict=True)),
     )
 
 
@@ -168,12 +175,12 @@ def without_expert(setting: Routing, name: str, experts: Sequence[str]) -> Routi
         experts: all of them.
     """
     if setting.experts is not None:
-        rest = [other for other in setting.experts if other != name]
-        if not rest:
+        remaining = [expert for expert in setting.experts if expert != name]
+        if not remaining:
             return merged(setting, "base")
         is_given = isinstance(setting.experts, Mapping)
-        return replace(setting, experts={n: setting.experts[n] for n in rest} if is_given else rest)  # type: ignore[call-overload]
-    allowed = [other for other in experts if setting.may_choose(other) and other != name]
+        return replace(setting, experts={n: setting.experts[n] for n in remaining} if is_given else remaining)  # type: ignore[call-overload]
+    allowed = [expert for expert in experts if setting.may_choose(expert) and expert != name]
     return replace(setting, allow=allowed) if allowed else merged(setting, "base")
 
 

@@ -47,23 +47,28 @@ def run_harness(
         LibraryError: if the library is empty, or its experts were trained with another template.
         TaskError: if a task is unknown, does not load, or runs code that a model wrote.
     """
-    display, asked, load = Display(), settings or HarnessSettings(), load or BaseOptions()
-    _check(names, asked)
+    display, settings, load = Display(), settings or HarnessSettings(), load or BaseOptions()
+    _check(names, settings)
     library = Library.open(library_path)
     if not library.names():
         raise LibraryError(f"library '{library.path}' must hold an adapter to be evaluated", found="none")
     evaluation = harness_settings(library, routers, route or {}, display)
     chat = template_of(library, template) == "chat"
     with quiet_harness():
-        tasks = load_tasks(names, asked.harness_path)
+        tasks = load_tasks(names, settings.harness_path)
         loaded = load_base(base_of(library, load.base), dtype=load.dtype, device=load.device)
-        run = HarnessRun(loaded, library, evaluation, tasks, display, asked.rows, asked.shots, chat)
+        run = HarnessRun(loaded, library, evaluation, tasks, display, settings.rows, settings.shots, chat)
         attach(loaded.model, library, router="base", tokenizer=loaded.tokenizer, force_base=load.force_base)
         try:
             cells = choose_primary([cell for router in evaluation.routers for cell in run.cells(router)])
         finally:
             detach(loaded.model)
-    recorded = {"tasks": list(names), "rows": asked.rows, "shots": asked.shots, "template": "chat" if chat else "plain"}
+    recorded = {
+        "tasks": list(names),
+        "rows": settings.rows,
+        "shots": settings.shots,
+        "template": "chat" if chat else "plain",
+    }
     routed = {router: evaluation.setting(router).to_json() for router in evaluation.routers}
     return HarnessResult(cells, library.name, loaded.files.name, {**recorded, "routers": routed})
 

@@ -103,11 +103,11 @@ def run_merge(
     adapters = [pool.get(name) for name in pool.names]
     whole = _merge(method, adapters, None if weights is None else [weights[name] for name in pool.names])
     largest = max(factors.rank for factors in whole.values())
-    made = truncate(whole, rank or largest, next(iter(whole.values())).scaling)
+    truncated = truncate(whole, rank or largest, next(iter(whole.values())).scaling)
     density = DENSITY if method == TIES else None
-    how = {"weights": None if weights is None else dict(weights), "rank": rank, "density": density}
-    _write(folder, made.modules, method, pool, {"template": template, "merge": how, "error": made.error})
-    return MergeResult(str(folder), method, list(pool.names), min(rank or largest, largest), made.error)
+    options = {"weights": None if weights is None else dict(weights), "rank": rank, "density": density}
+    _write(folder, truncated.modules, method, pool, {"template": template, "merge": options, "error": truncated.error})
+    return MergeResult(str(folder), method, list(pool.names), min(rank or largest, largest), truncated.error)
 
 
 def _template_of(pool: Pool) -> str:
@@ -138,27 +138,27 @@ def _merge(method: str, adapters: Sequence[Modules], weights: Sequence[float] | 
         return sum_updates(adapters, by_layer)
     # The product of two sums is of the second degree in the weights: their sum is taken out, and put in once.
     total = 1.0 if weights is None else float(by_adapter.sum()) or 1.0
-    shares = {path: own / total for path, own in by_layer.items()}
+    shares = {path: layer_weights / total for path, layer_weights in by_layer.items()}
     summed = sum_factors(adapters, shares)
-    return {path: LoraFactors(own.lora_a, own.lora_b * total, own.scaling) for path, own in summed.items()}
+    return {path: LoraFactors(f.lora_a, f.lora_b * total, f.scaling) for path, f in summed.items()}
 
 
-def _write(folder: Path, modules: Modules, method: str, pool: Pool, how: Mapping[str, Any]) -> None:
+def _write(folder: Path, modules: Modules, method: str, pool: Pool, options: Mapping[str, Any]) -> None:
     """The folder as a library would hold it, so that `lorary library add` takes its history along; whole or not."""
     record = pool.library.base
     adapter = new_adapter(folder.name, modules, record.name)
     files = encode_adapter(adapter)
-    told = {
+    details = {
         "method": f"merge-{method}",
         "tasks": sorted({task for tasks in pool.tasks.values() for task in tasks}),
         "parents": list(pool.hashes.values()),
         "parent_names": list(pool.names),
-        "template": how["template"],
-        "merge": how["merge"],
-        "metrics": {"truncation_error": how["error"]},
+        "template": options["template"],
+        "merge": options["merge"],
+        "metrics": {"truncation_error": options["error"]},
     }
     base = {"name": record.name, "fingerprint": record.fingerprint.digest}
-    provenance = new_provenance(adapter, files, base, told)
+    provenance = new_provenance(adapter, files, base, details)
     try:
         with reported(folder.parent):
             # A kill leaves the other name at most, and the next try begins anew.

@@ -49,9 +49,9 @@ class StageChoice:
             UsageError: if one is named that is not there.
         """
         names = [identity(stage) for stage in study.stages]
-        known = {*names, *(stage.kind for stage in study.stages), REPORT}
-        asked = [*(self.only or ()), *([self.until] if self.until else ())]
-        if unknown := [name for name in asked if name not in known]:
+        valid = {*names, *(stage.kind for stage in study.stages), REPORT}
+        requested = [*(self.only or ()), *([self.until] if self.until else ())]
+        if unknown := [name for name in requested if name not in valid]:
             raise UsageError(f"--only and --until must name stages of study '{study.name}'", found=unknown[0],
                              remedy=f"it has {', '.join(names)}, {REPORT}")  # fmt: skip
         if self.until is not None and self.until not in names:

@@ -27,10 +27,10 @@ def run_router(library_path: str, changes: Mapping[str, Any], *, reset: bool = F
         RouterError: if there is no such router, or it names an expert that the library has not.
     """
     library = Library.open(library_path)
-    wanted = merged(Routing.of(**(DEFAULT_ROUTER if reset else library.default_router)), changes)
-    settings = {key: value for key, value in wanted.to_json().items() if value is not None}
+    routing = merged(Routing.of(**(DEFAULT_ROUTER if reset else library.default_router)), changes)
+    settings = {key: value for key, value in routing.to_json().items() if value is not None}
     if changes or reset:
-        _check_names(wanted, library)
+        _check_names(routing, library)
         library.set_default_router(settings)
     return settings
 

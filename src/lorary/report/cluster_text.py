@@ -28,7 +28,7 @@ def print_clusters(result: ClusterResult) -> None:
 
 
 def _clusters(result: ClusterResult) -> Table:
-    document = result.found
+    document = result.document
     title = f"{document['k']} clusters of {len(document['names'])} adapters"
     table = text_table(title, ">cluster", ">adapters", ">cohesion", "<members")
     for cluster, cohesion in enumerate(document["cohesion"]):
@@ -41,14 +41,14 @@ def _nearest(result: ClusterResult) -> Table:
     table = text_table("nearest neighbours, by cosine", "<adapter", ">cluster", "<nearest")
     labels = result.labels
     for name in sorted(labels, key=lambda name: (labels[name] < 0, labels[name], name)):
-        nearest = result.found["nearest"][name][:NUM_NEAREST]
-        shown = ", ".join(f"{other} {cosine:.2f}" for other, cosine in nearest)
+        nearest = result.document["nearest"][name][:NUM_NEAREST]
+        shown = ", ".join(f"{neighbour} {cosine:.2f}" for neighbour, cosine in nearest)
         table.add_row(escape(name), str(labels[name]) if labels[name] >= 0 else "-", escape(shown))
     return table
 
 
 def _lines(result: ClusterResult) -> list[str]:
-    document, agreement = result.found, result.agreement()
+    document, agreement = result.document, result.agreement()
     silhouette, method, seed = _number(document["silhouette"]), document["method"], document["seed"]
     lines = [f"mean silhouette {silhouette}, method {method}, seed {seed}"]
     if document["is_chosen"]:

@@ -128,7 +128,7 @@ def map_of(result: ClusterResult) -> ClusterMap:
     Raises:
         UsageError: if there are more adapters than a page shows.
     """
-    document, library = result.found, Path(result.library).resolve().name
+    document, library = result.document, Path(result.library).resolve().name
     names, labels, k = document["names"], document["labels"], document["k"]
     if result.cosine is None:
         check_size(len(names))
@@ -222,12 +222,12 @@ def _badge(cluster: int) -> dict[str, Any]:
 def _means_inside_and_across(page: ClusterMap) -> list[tuple[float, str]]:
     """Mean cosine of two adapters of one cluster, and of two clusters, where there are such pairs."""
     # A pair of duplicates says nothing about how alike clusters are.
-    again = {name for group in page.duplicates for name in list(group)[1:]}
-    distinct = [i for i, name in enumerate(page.names) if name not in again]
+    duplicates = {name for group in page.duplicates for name in list(group)[1:]}
+    distinct = [i for i, name in enumerate(page.names) if name not in duplicates]
     labels, cosine = np.asarray(page.labels)[distinct], page.matrix[np.ix_(distinct, distinct)]
-    same = labels[:, None] == labels
-    pairs = np.triu(np.ones_like(same), k=1)
-    masks = ((pairs & same, "inside a cluster"), (pairs & ~same, "across clusters"))
+    is_same_cluster = labels[:, None] == labels
+    pairs = np.triu(np.ones_like(is_same_cluster), k=1)
+    masks = ((pairs & is_same_cluster, "inside a cluster"), (pairs & ~is_same_cluster, "across clusters"))
     return [(float(cosine[mask].mean()), where) for mask, where in masks if mask.any()]
 
 
@@ -258,9 +258,10 @@ def _adapter_rows(page: ClusterMap) -> list[dict[str, Any]]:
     rows = []
     for i in sorted(range(len(names)), key=lambda i: (labels[i], names[i])):
         cosines = page.matrix[i]
-        others = sorted((j for j in range(len(names)) if j != i), key=lambda j: (-cosines[j], names[j]))
+        neighbours = sorted((j for j in range(len(names)) if j != i), key=lambda j: (-cosines[j], names[j]))
         nearest = [
-            {"name": names[j], "is_inside": labels[i] == labels[j], "cosine": cosines[j]} for j in others[:NUM_NEAREST]
+            {"name": names[j], "is_inside": labels[i] == labels[j], "cosine": cosines[j]}
+            for j in neighbours[:NUM_NEAREST]
         ]
         family = page.families.get(names[i], MISSING)
         rows.append({"name": names[i], "family": family, "cluster": _badge(labels[i]), "nearest": nearest})

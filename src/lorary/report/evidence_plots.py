@@ -62,12 +62,12 @@ def sweeps(table: ScoreTable) -> list[dict[str, Any]]:
         for router, setting in table.settings.items():
             value = setting.get(field)
             if isinstance(value, (int, float)) and not setting.get("experts"):
-                others = {key: fixed for key, fixed in setting.items() if key != field}
-                groups.setdefault(json.dumps(others, sort_keys=True), {}).setdefault(float(value), router)
-        for alike, routers in groups.items():
+                constants = {key: fixed for key, fixed in setting.items() if key != field}
+                groups.setdefault(json.dumps(constants, sort_keys=True), {}).setdefault(float(value), router)
+        for group, routers in groups.items():
             if len(routers) >= FEWEST:
                 lines = _lines(table, dict(sorted(routers.items())))
-                swept.setdefault((json.loads(alike)["router"], field), []).extend(lines)
+                swept.setdefault((json.loads(group)["router"], field), []).extend(lines)
     return [{"field": field, "title": f"{field} of {router}", "lines": lines, "levels": _levels(table)}
             for (router, field), lines in swept.items() if lines]  # fmt: skip
 
@@ -100,7 +100,7 @@ def _levels(table: ScoreTable) -> list[dict[str, Any]]:
 def _routing_point(mean: Mapping[str, Any] | None, key: str) -> list[float | None] | None:
     if mean is None:
         return None
-    return [*(rounded_points(mean[each]) for each in (key, f"{key}_low", f"{key}_high")), float(mean["tasks"])]
+    return [*(rounded_points(mean[name]) for name in (key, f"{key}_low", f"{key}_high")), float(mean["tasks"])]
 
 
 def rounded_points(value: float | None) -> float | None:

@@ -47,14 +47,14 @@ def nothing_decided(explanation: Explanation) -> str:
 
 def _print_prompt(console: Console, e: Explanation, i: int) -> None:
     prompt = e.prompts[i]
-    made = "given" if prompt.is_given else "made by the router" if prompt.is_finished else "made, and cut"
+    origin = "given" if prompt.is_given else "made by the router" if prompt.is_finished else "made, and cut"
     if e.decides:
         console.print(_strip(e, prompt))
         if len(e.prompts) == 1:
             console.print(_tokens(e, prompt))
     else:
         console.print(Text(prompt.prompt.strip()))
-    console.print(Text.assemble((f"answer ({made}): ", "bold"), prompt.answer or "nothing: it ends at once"))
+    console.print(Text.assemble((f"answer ({origin}): ", "bold"), prompt.answer or "nothing: it ends at once"))
 
 
 def _strip(e: Explanation, prompt: SeenPrompt) -> Text:
@@ -97,11 +97,15 @@ def _answers(e: Explanation) -> Table:
     """The answers under other settings."""
     table = text_table("log-likelihood of the answers, in nats", "<setting", ">sum", ">change", ">per token")
     table.add_row(escape(f"router {e.router}"), f"{sum(e.log_likelihood):.3f}", "", "")
-    others = [("", e.against_base), ("router ", e.against_other)]
-    for kind, other in [*others, *(("without ", without) for without in e.without_each)]:
-        if other is not None:
-            numbers = (f"{sum(other.log_likelihood):.3f}", f"{other.change:+.3f}", f"{other.per_token:+.3f}")
-            table.add_row(escape(f"{kind}{other.name}"), *numbers)
+    comparisons = [("", e.against_base), ("router ", e.against_other)]
+    for kind, comparison in [*comparisons, *(("without ", without) for without in e.without_each)]:
+        if comparison is not None:
+            numbers = (
+                f"{sum(comparison.log_likelihood):.3f}",
+                f"{comparison.change:+.3f}",
+                f"{comparison.per_token:+.3f}",
+            )
+            table.add_row(escape(f"{kind}{comparison.name}"), *numbers)
     return table
 
 

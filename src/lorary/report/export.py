@@ -62,7 +62,7 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
 
 def label(evaluation: Evaluation, library: str | None, router: str) -> str:
     """What a column is called: by its library too where there are several, except the base, which is in all of them."""
-    return Column(None if router == BASE else library, router).label(several=len(evaluation.libraries) > 1)
+    return Column(None if router == BASE else library, router).label(with_library=len(evaluation.libraries) > 1)
 
 
 def split_words(split: str) -> str:

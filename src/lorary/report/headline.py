@@ -42,24 +42,24 @@ def _sentence(table: ScoreTable, split: str) -> dict[str, Any] | None:
 
 def _named(means: Mapping[str, TableMean], first: str) -> list[str]:
     """The columns that the sentence names beside its subject: all, or where they are many base, best and oracle."""
-    others = [name for name in means if name != first]
-    if len(others) <= MOST_NAMED:
-        return others
+    columns = [name for name in means if name != first]
+    if len(columns) <= MOST_NAMED:
+        return columns
     library = first.rpartition(": ")[0]
-    best = max((name for name in others if not is_told(name)), key=lambda name: means[name].value)
-    oracle = [name for name in others if is_told(name) and name.rpartition(": ")[0] == library]
-    return [name for name in others if name in (BASE, best, *oracle)]
+    best = max((name for name in columns if not is_told(name)), key=lambda name: means[name].value)
+    oracle = [name for name in columns if is_told(name) and name.rpartition(": ")[0] == library]
+    return [name for name in columns if name in (BASE, best, *oracle)]
 
 
 def _differences(table: ScoreTable) -> list[tuple[str, str, list[dict[str, Any] | None]]]:
     """The best router of each split minus every other one, on all splits."""
     differences, shown = [], set[frozenset[str]]()
     for best in dict.fromkeys(filter(None, (table.best(split) or table.main for split in table.splits))):
-        for other in table.routers:
-            means = [table.difference(best, other, split) for split in table.splits]
-            if other != best and not is_told(other) and any(means) and {best, other} not in shown:
-                shown.add(frozenset({best, other}))
-                differences.append((best, other, [_difference(mean) for mean in means]))
+        for router in table.routers:
+            means = [table.difference(best, router, split) for split in table.splits]
+            if router != best and not is_told(router) and any(means) and {best, router} not in shown:
+                shown.add(frozenset({best, router}))
+                differences.append((best, router, [_difference(mean) for mean in means]))
     return differences
 
 

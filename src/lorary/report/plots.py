@@ -84,9 +84,9 @@ def cosine_plot(
 
 def within_and_between(similarity: Similarity) -> tuple[float | None, float | None]:
     """Mean cosine of two experts of one family, and of two families; None where there is no such pair."""
-    same = _same_family(similarity)
-    pairs = torch.ones_like(same).triu(diagonal=1)
-    inside, across = similarity.cosine[pairs & same], similarity.cosine[pairs & ~same]
+    is_same_family = _same_family(similarity)
+    pairs = torch.ones_like(is_same_family).triu(diagonal=1)
+    inside, across = similarity.cosine[pairs & is_same_family], similarity.cosine[pairs & ~is_same_family]
     return tuple(float(x.double().mean()) if x.numel() else None for x in (inside, across))  # type: ignore[return-value]
 
 

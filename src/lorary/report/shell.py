@@ -144,9 +144,9 @@ def check_writable(path: Path) -> None:
         raise _unwritable(path, "its folder is closed to you")
 
 
-def _unwritable(path: Path, found: str | None) -> UsageError:
+def _unwritable(path: Path, finding: str | None) -> UsageError:
     return UsageError(
-        f"the report must be writable at '{path}'", found=found, remedy="name a file in a folder that exists"
+        f"the report must be writable at '{path}'", found=finding, remedy="name a file in a folder that exists"
     )
 
 

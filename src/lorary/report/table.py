@@ -107,9 +107,9 @@ def _gain(base: Cell | None, cell: Cell, losses: bool) -> float:
 
 def _tooltip(table: ScoreTable, cell: Cell, losses: bool) -> str:
     parts = [f"{cell['router']} on {cell['task']}", f"{cell['template']} template", counted(cell["n"], "row")]
-    other = table.others.get((cell["router"], cell["task"]))
-    if other and not losses:
-        parts.append(f"{other['template']} template: {hundredths(other['value'])}")
+    secondary = table.secondary.get((cell["router"], cell["task"]))
+    if secondary and not losses:
+        parts.append(f"{secondary['template']} template: {hundredths(secondary['value'])}")
     if cell.get("expert"):
         parts.append(f"expert {cell['expert']}")
     return ", ".join(parts)

@@ -78,7 +78,9 @@ class ScoreTable:
         cells = _in_common_splits(cells, evaluation["cells"])
         self.primary = {(c["router"], c["task"]): c for c in cells if c["primary"]}
         self.losses = _lowest(c for c in cells if c["metric"] == "loss")
-        self.others = {(c["router"], c["task"]): c for c in cells if not c["primary"] and c["metric"] not in REPORTED}
+        self.secondary = {
+            (c["router"], c["task"]): c for c in cells if not c["primary"] and c["metric"] not in REPORTED
+        }
         self.routers = list(dict.fromkeys(c["router"] for c in cells))
         lines = {TaskLine(c["split"], c["family"], c["task"], c["metric"], c["n"]) for c in self.primary.values()}
         self.tasks = sorted(lines)

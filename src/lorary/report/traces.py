@@ -35,15 +35,15 @@ def routing_plot(routed: RoutedPrompt) -> dict[str, Any]:
     places = [place_of(path) for path in routed.layers]
     kinds, depths = _axis([kind for kind, _ in places]), _axis([depth for _, depth in places])
     views: list[list[int | None]] = []
-    kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    summaries: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for kind in kinds:
         views.append([])
         for depth in depths:
             inside = [i for i, (k, d) in enumerate(places) if kind in (ALL, k) and depth in (ALL, d)]
-            views[-1].append(len(kept) if inside else None)
+            views[-1].append(len(summaries) if inside else None)
             if inside:
-                kept.append(_summary_of_view(routed.weights[inside].float().mean(dim=0)))
-    ids, weights, spread, usage = (torch.stack(parts).cpu() for parts in zip(*kept, strict=True))
+                summaries.append(_summary_of_view(routed.weights[inside].float().mean(dim=0)))
+    ids, weights, spread, usage = (torch.stack(parts).cpu() for parts in zip(*summaries, strict=True))
     return {
         "prompt": routed.prompt,
         "answer": routed.answer,

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from lorary.route.arrow import arrow_readout
 from lorary.route.base import base_weights
-from lorary.route.centroid import centroid_rows, product_readout
+from lorary.route.centroid import centroid_score_rows, product_readout
 from lorary.route.contrast import contrast_readout
 from lorary.route.lag import lag_readout
 from lorary.route.logo import logo_readout
 from lorary.route.norm import norm_readout
-from lorary.route.phatgoose import gate_rows
+from lorary.route.phatgoose import gate_score_rows
 from lorary.route.projection import projection_readout
 from lorary.route.retrieval import retrieval_scores
 from lorary.route.rule import Data, Reading, Rule
@@ -58,7 +58,7 @@ def _contrast(reading: Reading) -> Tensor:
 ROUTERS: Mapping[str, Rule] = {
     "arrow": Rule(
         "per token and layer, the experts whose dominant input direction explains the token",
-        reads=frozenset({"rows"}),
+        reads=frozenset({"score_rows"}),
         scores=_arrow,
         quick=True,
     ),
@@ -79,22 +79,22 @@ ROUTERS: Mapping[str, Rule] = {
         "per token and layer, projection among the best candidates by arrow",
         # A mean over tokens has no meaning where most experts of each token are left out.
         pers=("layer", "token"),
-        reads=frozenset({"rows", "row_space"}),
+        reads=frozenset({"score_rows", "row_space"}),
         scores=_lag,
         quick=True,
     ),
     "centroid": Rule(
         "per token and layer, the experts whose own data the token is like",
         data=Data("centroid"),
-        reads=frozenset({"rows"}),
-        rows=centroid_rows,
+        reads=frozenset({"score_rows"}),
+        score_rows=centroid_score_rows,
         scores=_products,
     ),
     "phatgoose": Rule(
         "per token and layer, the experts whose trained gate the token opens",
         data=Data("phatgoose"),
-        reads=frozenset({"rows"}),
-        rows=gate_rows,
+        reads=frozenset({"score_rows"}),
+        score_rows=gate_score_rows,
         input_norm="layer",
         scores=_products,
     ),

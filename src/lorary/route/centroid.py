@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def centroid_rows(means: Float[Tensor, "experts d_in"]) -> Float[Tensor, "experts d_in"]:
+def centroid_score_rows(means: Float[Tensor, "experts d_in"]) -> Float[Tensor, "experts d_in"]:
     """The rows that a token is multiplied with: unit centroids, divided by the root of d_in.
 
     The root is a temperature that the paper's code has in every layer; folded in here, so that the temperature of a
@@ -26,8 +26,8 @@ def product_readout(
     """Score each expert by the product of the token with its row; unlike Arrow's, the sign counts.
 
     Args:
-        projections: products of each token with the rows of `centroid_rows`, or of each standardised token with
-            those of `lorary.route.phatgoose.gate_rows`.
+        projections: products of each token with the rows of `centroid_score_rows`, or of each standardised token with
+            those of `lorary.route.phatgoose.gate_score_rows`.
         alive: whether each expert may be chosen.
 
     Returns:

@@ -36,7 +36,7 @@ def expert_facts(lora_a: Float[Tensor, "experts rank d_in"], lora_b: Float[Tenso
     cores = low_rank_cores(lora_a, lora_b)
     prototypes, gap = prototypes_of(Spectrum(cores.values, cores.directions))
     rank = lora_a.shape[1]
-    return Facts(prototypes, gap, _with_rows(cores.row_space, rank), _with_rows(cores.outputs, rank))
+    return Facts(prototypes, gap, _padded_to(cores.row_space, rank), _padded_to(cores.outputs, rank))
 
 
 def tied_prototypes(
@@ -57,9 +57,9 @@ def tied_prototypes(
     stacked = torch.cat(lora_a, dim=1)
     joint = stacked.new_zeros(len(stacked), stacked.shape[1], stacked.shape[1])
     start = 0
-    for own in outputs:
-        stop = start + own.shape[2]
-        joint[:, start:stop, start:stop] = own
+    for matrices in outputs:
+        stop = start + matrices.shape[2]
+        joint[:, start:stop, start:stop] = matrices
         start = stop
     return expert_facts(stacked, joint).prototypes
 
@@ -74,5 +74,5 @@ def input_directions(lora_a: Float[Tensor, "experts rank d_in"]) -> Float[Tensor
     return fix_signs(directions) * lora_a.flatten(1).any(dim=1)[:, None]
 
 
-def _with_rows(matrices: Tensor, rows: int) -> Tensor:
-    return torch.nn.functional.pad(matrices, (0, 0, 0, rows - matrices.shape[1]))
+def _padded_to(matrices: Tensor, rank: int) -> Tensor:
+    return torch.nn.functional.pad(matrices, (0, 0, 0, rank - matrices.shape[1]))

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def gate_rows(gates: Float[Tensor, "experts d_in"]) -> Float[Tensor, "experts d_in"]:
+def gate_score_rows(gates: Float[Tensor, "experts d_in"]) -> Float[Tensor, "experts d_in"]:
     """The rows that a standardised token is multiplied with: standardised gates, divided by the root of d_in.
 
     Gates of different experts were trained apart from each other, so that their lengths mean nothing: mean 0 and

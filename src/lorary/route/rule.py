@@ -22,9 +22,9 @@ Decides = Literal["layer", "token", "request", "always"]
 # What a decision for a request is taken from. `mean`: the scores over all tokens and layers. `last`: the last token in
 # one layer.
 Measures = Literal["mean", "last"]
-# What a rule reads in a layer. `rows`: products of the token with one row per expert, its prototype or what was
+# What a rule reads in a layer. `score_rows`: products of the token with one row per expert, its prototype or what was
 # prepared; `row_space`, `outputs`: small matrices on the low-rank buffer.
-Reads = Literal["rows", "row_space", "outputs"]
+Reads = Literal["score_rows", "row_space", "outputs"]
 # What a rule that looks at a whole request reads of its prompt. `hidden`: the mean last hidden state of the bare base.
 # `text`: the vector of a sentence encoder.
 Features = Literal["hidden", "text"]
@@ -58,7 +58,7 @@ class Reading:
 
     Args:
         z: (tokens, ranks), the experts' down-projections of the tokens, for a rule that reads what is built on them.
-        projections: (tokens, experts), products with one row per expert, for a rule that reads `rows`.
+        projections: (tokens, experts), products with one row per expert, for a rule that reads `score_rows`.
         alive: (experts,) bool, whether each expert may be chosen: its update is not zero, and it is allowed.
         row_space: for a rule that reads it; see `lorary.route.projection`.
         outputs: for a rule that reads it; see `lorary.route.norm`.
@@ -88,7 +88,7 @@ class Rule:
         scale: what becomes of the chosen scores by default; a setting's `scale` may name another.
         measures: what it decides by for a request.
         scores: for a rule that looks at tokens: the pure function from a reading to (tokens, experts) scores.
-        rows: for a rule that reads rows made from data: (experts, d_in) as prepared -> the rows it reads.
+        score_rows: for a rule that reads rows made from data: (experts, d_in) as prepared -> the rows it reads.
         input_norm: what it does to hidden states where a setting does not say.
         request: for a rule that looks at a whole request: the pure function from (batch, features) and what was
             prepared, (experts, ...), to (batch, experts) scores.
@@ -105,7 +105,7 @@ class Rule:
     scale: Scale = "softmax"
     measures: Measures = "mean"
     scores: Callable[[Reading], Tensor] | None = None
-    rows: Callable[[Tensor], Tensor] | None = None
+    score_rows: Callable[[Tensor], Tensor] | None = None
     input_norm: InputNorm = "none"
     request: Callable[[Tensor, Tensor], Tensor] | None = None
     quick: bool = False

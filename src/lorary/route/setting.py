@@ -404,7 +404,7 @@ def _check_options(setting: Routing, rule: Rule) -> None:
             found=repr(options.input_norm),
             remedy="leave input_norm out",
         )
-    by_prototypes = "rows" in rule.reads and rule.needs == "weights"
+    by_prototypes = "score_rows" in rule.reads and rule.needs == "weights"
     if options.changes_prototypes and not by_prototypes:
         raise UsageError("tie and zeros are for routers by prototypes", found=router, remedy="router='arrow'")
     if options.features != "hidden" and rule.request is None:

@@ -73,15 +73,15 @@ def parse_spec(text: str) -> RouterSpec:
         RouterError: if there is no such router.
         UsageError: if brackets or fields are not as they must be.
     """
-    name, has_brackets, rest = text.strip().partition("[")
-    name, body = name.strip(), rest.removesuffix("]").strip()
+    name, has_brackets, brackets = text.strip().partition("[")
+    name, body = name.strip(), brackets.removesuffix("]").strip()
     if name not in (*ROUTERS, ORACLE, EXPERTS):
         raise RouterError(
             "a router must exist",
             found=name,
             remedy=did_you_mean(name, [*ROUTERS, ORACLE], remedy=f"some of {[*ROUTERS, ORACLE]}, or experts[NAME]"),
         )
-    if has_brackets and not (rest.endswith("]") and body):
+    if has_brackets and not (brackets.endswith("]") and body):
         raise UsageError(
             "the brackets of a router must hold something and be closed", found=text, remedy="arrow[top_k=2], or arrow"
         )
@@ -89,18 +89,18 @@ def parse_spec(text: str) -> RouterSpec:
         return RouterSpec(name, {}, _expert_names(body, text))
     if has_brackets and name in (ORACLE, "base"):
         raise UsageError(f"'{name}' has no settings", found=text, remedy=f"write {name}")
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for piece in _pieces(body) if body else ():
         key, is_pair, value = piece.partition("=")
         key = key.strip().replace("-", "_")
-        if not is_pair or key in ("router", "experts") or key in found:
+        if not is_pair or key in ("router", "experts") or key in settings:
             raise UsageError(
                 "the brackets of a router must hold FIELD=VALUE, each field once, neither router nor experts",
                 found=text,
                 remedy="for example arrow[top_k=2,temperature=0.5], or experts[NAME]",
             )
-        found[key] = field_value(key, value.strip(), separator="+")
-    return RouterSpec(name, found)
+        settings[key] = field_value(key, value.strip(), separator="+")
+    return RouterSpec(name, settings)
 
 
 def field_value(key: str, text: str, separator: str = ",") -> Any:

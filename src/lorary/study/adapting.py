@@ -16,7 +16,7 @@ from lorary.study.building import build_outputs, changed_settings
 from lorary.study.config import AdaptStage, BuildStage
 from lorary.study.context import StudyContext
 from lorary.study.record import stage_key
-from lorary.study.scoring import asked_of, check_scored, read_columns, score_column, write_columns
+from lorary.study.scoring import check_scored, questions_of, read_columns, score_column, write_columns
 
 
 def adapt_inputs(context: StudyContext, stage: AdaptStage) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def adapt_inputs(context: StudyContext, stage: AdaptStage) -> dict[str, Any]:
         "train": changed_settings(stage.train),
         "rows": stage.held_out,
         "evaluate": dict(stage.evaluate),
-        "tasks": asked_of(adapted_tasks(context, stage)),
+        "tasks": questions_of(adapted_tasks(context, stage)),
         "base": context.base_content,
         "dtype": context.study.run.dtype,
     }

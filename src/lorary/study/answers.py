@@ -22,7 +22,7 @@ class StudyColumn:
         split: `held_in` or `held_out`, or one named set of these: `held_out: SET`.
         values: of the primary metric, one per test row, by task.
         stage: that scored it.
-        asked: metric and hash of the data, by task: columns are compared on tasks where these are the same.
+        questions: metric and hash of the data, by task: columns are compared on tasks where these are the same.
         failed: tasks that could not be scored.
         left_out: tasks that are not among `values`, since a column of the split failed on them.
     """
@@ -32,7 +32,7 @@ class StudyColumn:
     split: str
     values: Rows
     stage: str
-    asked: Mapping[str, tuple[str, str]]
+    questions: Mapping[str, tuple[str, str]]
     failed: Sequence[str] = ()
     left_out: Sequence[str] = ()
 
@@ -154,8 +154,8 @@ def _highest(cells: Sequence[str], scored: Mapping[tuple[str, str], StudyColumn]
 
 def _alike(*columns: StudyColumn) -> tuple[Columns[int], list[str]]:
     """Several columns by number on the tasks, and the first rows of each, that were asked of all of them; the tasks."""
-    asked = columns[0].asked.items() if columns else ()
-    tasks = [task for task, question in asked if all(other.asked.get(task) == question for other in columns)]
+    questions = columns[0].questions.items() if columns else ()
+    tasks = [task for task, question in questions if all(other.questions.get(task) == question for other in columns)]
     rows = {task: min(len(column.values[task]) for column in columns) for task in tasks}
     values = {number: {task: column.values[task][: rows[task]] for task in tasks}
               for number, column in enumerate(columns)}  # fmt: skip
@@ -198,8 +198,8 @@ def _add_gaps(
         gap, name = alike.gap_closed(0, 1, 2, tasks), split_name(split)
         rows.append({"cell": cell, "gap_to": whole, "split": split, **asdict(gap), "stages": _stages(column, other)})
         if gap.closed is None or gap.low is None or gap.high is None:
-            none = f"{whole} gains nothing over the base on {name} tasks that its rows could show"
-            lines.append(f"{none}: there is no gap to close ({points(gap.gap)} points; {_size(gap)})")
+            statement = f"{whole} gains nothing over the base on {name} tasks that its rows could show"
+            lines.append(f"{statement}: there is no gap to close ({points(gap.gap)} points; {_size(gap)})")
             continue
         lines.append(
             f"{cell} closes {100 * gap.closed:.0f} % of the gap from the base to {whole} on {name} tasks "

@@ -140,11 +140,11 @@ def _take_part(context: StudyContext, stage: BuildStage, names: list[str]) -> st
     """A private expert does not depend on its neighbours: some of a library are what training them alone would give."""
     source = Library.open(context.library(str(stage.of)))
     part = open_or_create(str(context.library(stage.name)), context.study.base)
-    wanted, held = (_hashes(library) for library in (source, part))
+    source_hashes, part_hashes = (_hashes(library) for library in (source, part))
     for name in names:
-        if name not in held:
+        if name not in part_hashes:
             part.add(source.path / ADAPTERS / name)
-        elif held[name] != wanted[name]:
+        elif part_hashes[name] != source_hashes[name]:
             raise LibraryError(
                 f"library {stage.name} must hold the experts of {stage.of}, byte for byte",
                 found=f"another {name}",
@@ -198,8 +198,8 @@ def _options(settings: BuildSettings) -> list[str] | None:
         changed = _not_default(as_recorded(settings), as_recorded(preset(name)))
         if not NO_OPTION & set(changed):
             # Steps are None where epochs are given, and the other way round.
-            given = {key: value for key, value in changed.items() if value is not None}
-            words = {key: ",".join(value) if isinstance(value, list) else value for key, value in given.items()}
+            options = {key: value for key, value in changed.items() if value is not None}
+            words = {key: ",".join(value) if isinstance(value, list) else value for key, value in options.items()}
             start = [] if name == "default" else [f"--preset {name}"]
             return [*start, *(f"--{key.replace('_', '-')} {quote(str(value))}" for key, value in words.items())]
     return None

@@ -45,7 +45,7 @@ def _check_assumed(study: Study) -> None:
 
 def _check_cells(study: Study) -> None:
     """Refuse two stages that mean different things by one cell."""
-    seen: dict[str, EvaluateStage] = {}
+    first_stage: dict[str, EvaluateStage] = {}
     for stage in study.stages:
         cells = (
             [f"{library}/{router}" for library in stage.libraries for router in stage.routers]
@@ -54,7 +54,7 @@ def _check_cells(study: Study) -> None:
         )
         for cell in cells:
             assert isinstance(stage, EvaluateStage)
-            other = seen.setdefault(cell, stage)
+            other = first_stage.setdefault(cell, stage)
             if dict(other.settings) != dict(stage.settings):
                 raise UsageError(
                     f"cell {cell} must mean one thing in a study",

@@ -52,9 +52,9 @@ def compared_columns(context: StudyContext, scored: Mapping[str, Columns]) -> li
                 values = {cell["task"]: cell["values"] for cell in primary}
                 rows, where = sum(map(len, values.values())), (library, name, split)
                 if rows and rows > best.get(where, (0, None))[0]:
-                    asked = {cell["task"]: (cell["metric"], cell["data"]) for cell in primary}
+                    questions = {cell["task"]: (cell["metric"], cell["data"]) for cell in primary}
                     failed = [failure["task"] for failure in column["failures"] if failure["router"] == name]
-                    best[where] = (rows, StudyColumn(library, name, split, values, identity(stage), asked, failed))
+                    best[where] = (rows, StudyColumn(library, name, split, values, identity(stage), questions, failed))
     columns = [
         column for split in SPLITS for column in _on_common_tasks([c for _, c in best.values() if c.split == split])
     ]
@@ -80,8 +80,8 @@ def _on_common_tasks(columns: Sequence[StudyColumn]) -> list[StudyColumn]:
     for column in columns:
         values = {task: rows for task, rows in column.values.items() if task not in left_out}
         if values:
-            asked = {task: column.asked[task] for task in values}
-            common.append(replace(column, values=values, asked=asked, left_out=sorted(left_out)))
+            questions = {task: column.questions[task] for task in values}
+            common.append(replace(column, values=values, questions=questions, left_out=sorted(left_out)))
     return common
 
 
@@ -93,9 +93,11 @@ def _by_set(context: StudyContext, column: StudyColumn) -> list[StudyColumn]:
     for name, tasks in context.held_out_sets.items():
         values = {task: rows for task, rows in column.values.items() if task in tasks}
         if values and len(tasks) < len(context.held_out_tasks):
-            asked = {task: column.asked[task] for task in values}
+            questions = {task: column.questions[task] for task in values}
             gone = [task for task in column.left_out if task in tasks]
-            parts.append(replace(column, split=f"{column.split}: {name}", values=values, asked=asked, left_out=gone))
+            parts.append(
+                replace(column, split=f"{column.split}: {name}", values=values, questions=questions, left_out=gone)
+            )
     return parts
 
 

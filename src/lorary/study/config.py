@@ -158,10 +158,10 @@ class AdaptStage:
             mapping_for(AdaptSettings, ("method", "train", "name")),
             f"settings of adapt:{self.name} for {method}",
         )
-        own = validated(kind, self.settings.get(method, {}), where)
+        fields = validated(kind, self.settings.get(method, {}), where)
         if method == JOINT and joint_library is not None:
-            own["start_library"] = joint_library
-        return adapt_settings(method, self.train, **own)
+            fields["start_library"] = joint_library
+        return adapt_settings(method, self.train, **fields)
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -47,10 +47,12 @@ def run_drift_stage(context: StudyContext, stage: DriftStage, key: str) -> str:
 
 def prototype_cosines(library: Library, against: Library, name: str) -> dict[str, float]:
     """|cosine| of an expert's Arrow prototypes in two libraries, by layer; a layer that computes nothing counts 0."""
-    ours, theirs = library.get(name).modules, against.get(name).modules
+    modules, other_modules = library.get(name).modules, against.get(name).modules
     cosines = {}
-    for path in sorted(set(ours) & set(theirs)):
-        (first, _), (second, _) = (arrow_prototypes(m[path].lora_a[None], m[path].lora_b[None]) for m in (ours, theirs))
+    for path in sorted(set(modules) & set(other_modules)):
+        (first, _), (second, _) = (
+            arrow_prototypes(m[path].lora_a[None], m[path].lora_b[None]) for m in (modules, other_modules)
+        )
         cosines[path] = float((first @ second.mT).abs())
     return cosines
 
@@ -72,5 +74,5 @@ def summary(cosines: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
 
 
 def _clusters(stage: DriftStage, library: Library, against: Library, names: list[str]) -> dict[str, Any]:
-    labels = [cluster_adapters(names, each.get, k=stage.k, seed=stage.seed).labels for each in (library, against)]
+    labels = [cluster_adapters(names, source.get, k=stage.k, seed=stage.seed).labels for source in (library, against)]
     return {"k": stage.k, "seed": stage.seed, **agreement(*labels)._asdict()}

@@ -112,10 +112,10 @@ def dry_run_text(document: Mapping[str, Any]) -> str:
 def _speed_here() -> float:
     """FLOP/s that training may reach on this machine as it is now."""
     size, best = 768, float("inf")
-    one = torch.ones(size, size)
+    matrix = torch.ones(size, size)
     for _ in range(5):
         started = time.perf_counter()
-        one @ one
+        matrix @ matrix
         best = min(best, time.perf_counter() - started)
     return EFFICIENCY * 2 * size**3 / best
 
@@ -139,9 +139,9 @@ def _sizes(context: StudyContext, chosen: TaskSet, notes: list[str]) -> dict[str
 
 
 def _counted(task: Task) -> Rows:
-    some = [row for split in ("train", "test") for row in task.split(split)[:50]]
-    tokens = sum(len(row.source) + len(row.target) for row in some) / len(some) / CHARACTERS + 1
-    options = sum(max(1, len(row.options or ())) for row in some) / len(some)
+    sample = [row for split in ("train", "test") for row in task.split(split)[:50]]
+    tokens = sum(len(row.source) + len(row.target) for row in sample) / len(sample) / CHARACTERS + 1
+    options = sum(max(1, len(row.options or ())) for row in sample) / len(sample)
     return Rows(**{split: len(task.split(split)) for split in SPLITS}, tokens=tokens, options=options)
 
 
@@ -206,7 +206,7 @@ def _trained(
 ) -> dict[str, Any]:
     """Steps, tokens, memory and time of a build."""
     settings, method = stage.settings, stage.method
-    each = skeleton.adapter_parameters(settings)
+    expert_parameters = skeleton.adapter_parameters(settings)
     rows = [min(task.train, settings.train_rows or task.train) for task in tasks]
     mean = sum(n * task.tokens for n, task in zip(rows, tasks, strict=True)) / sum(rows)
     units = _units(stage, len(tasks))
@@ -219,11 +219,13 @@ def _trained(
     window = min(experts, context.study.run.window) if not method.is_poly else experts
     return {
         "experts": experts,
-        "parameters": experts * each,
+        "parameters": experts * expert_parameters,
         "steps": steps,
         "tokens": round(tokens),
-        "disk_bytes": experts * each * 4,
-        "memory_bytes": weights + window * each * EXPERT_BYTES + _activation_bytes(skeleton, settings, context),
+        "disk_bytes": experts * expert_parameters * 4,
+        "memory_bytes": weights
+        + window * expert_parameters * EXPERT_BYTES
+        + _activation_bytes(skeleton, settings, context),
         "seconds": _flops(skeleton, settings) * tokens / speed,
     }
 
@@ -250,5 +252,5 @@ def _activation_bytes(skeleton: BaseSkeleton, settings: BuildSettings, context: 
     """What the backward pass of a micro-batch keeps."""
     run, layers = context.study.run, settings.upper_layers or skeleton.layers
     tokens = max(run.max_tokens, settings.max_length)
-    kept = 1 if run.activation_checkpointing else ACTIVATIONS
-    return tokens * layers * skeleton.hidden * kept * int(context.study.assume.get("dtype_bytes", 4))
+    activations = 1 if run.activation_checkpointing else ACTIVATIONS
+    return tokens * layers * skeleton.hidden * activations * int(context.study.assume.get("dtype_bytes", 4))

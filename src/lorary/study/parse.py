@@ -119,7 +119,7 @@ def parse_study(text: str, source: str) -> Study:
         train=TaskSet(**tasks["train"]),
         held_out=tuple(TaskSet(**chosen) for chosen in tasks.get("held_out", [])),
         stages=tuple(_stage(entry, number, shared, scoring) for number, entry in enumerate(document["stages"])),
-        questions=tuple(Question(**asked) for asked in document.get("questions", ())),
+        questions=tuple(Question(**fields) for fields in document.get("questions", ())),
         run=RunSettings(**document.get("run", {})),
         assume=document.get("assume", {}),
     )
@@ -129,44 +129,44 @@ def parse_study(text: str, source: str) -> Study:
 
 def _stage(entry: Mapping[str, Any], number: int, shared: Mapping[str, Any], scoring: Mapping[str, Any]) -> Stage:
     (kind,), where = stage_kinds(entry), f"stages[{number}]{stage_title(entry)}"
-    given = {"name": entry[kind], **{key: value for key, value in entry.items() if key != kind}}
-    train = _over(shared, given.get("train", {}))
-    check_name(given["name"])
+    fields = {"name": entry[kind], **{key: value for key, value in entry.items() if key != kind}}
+    train = _over(shared, fields.get("train", {}))
+    check_name(fields["name"])
     try:
         if kind == "build":
-            return _build(given, train)
+            return _build(fields, train)
         if kind == "evaluate":
-            return EvaluateStage(**{**given, "settings": {**scoring, **given.get("settings", {})}})
+            return EvaluateStage(**{**fields, "settings": {**scoring, **fields.get("settings", {})}})
         if kind == "adapt":
-            own = {"train": _settings(train), "evaluate": {**scoring, **given.get("evaluate", {})}}
-            return AdaptStage(**{**given, **own})
-        return DriftStage(**given)
+            nested = {"train": _settings(train), "evaluate": {**scoring, **fields.get("evaluate", {})}}
+            return AdaptStage(**{**fields, **nested})
+        return DriftStage(**fields)
     except UsageError as error:
         raise UsageError(f"{where}: {error.rule}", found=error.found, remedy=error.remedy) from error
 
 
-def _build(given: Mapping[str, Any], train: Mapping[str, Any]) -> BuildStage:
-    method, is_subset = given.get("method", "private"), given.get("method") == SUBSET
-    if is_subset != (given.get("of") is not None):
-        raise UsageError(f"'of' belongs to method {SUBSET}", found=f"method {method}, of {given.get('of')}")
-    clusters = {option: given.get(key) for key, option in CLUSTERS.items()}
-    made = MethodSettings() if is_subset else method_settings(
+def _build(fields: Mapping[str, Any], train: Mapping[str, Any]) -> BuildStage:
+    method, is_subset = fields.get("method", "private"), fields.get("method") == SUBSET
+    if is_subset != (fields.get("of") is not None):
+        raise UsageError(f"'of' belongs to method {SUBSET}", found=f"method {method}, of {fields.get('of')}")
+    clusters = {option: fields.get(key) for key, option in CLUSTERS.items()}
+    built_by = MethodSettings() if is_subset else method_settings(
         method,
         str(train.get("preset", "default")),
         None,
         mbc={**clusters, "k": None if clusters["k"] is None else str(clusters["k"])},
-        poly={key: given.get(key) for key in POLY},
-        mu=given.get("mu", False),
-        per_task=given.get("per_task", False),
+        poly={key: fields.get(key) for key in POLY},
+        mu=fields.get("mu", False),
+        per_task=fields.get("per_task", False),
     )  # fmt: skip
-    placed = {key: given.get(key) for key in ("tasks", "private", "of", "data")}
-    return BuildStage(name=given["name"], settings=_settings(train), method=made, **placed)
+    placed = {key: fields.get(key) for key in ("tasks", "private", "of", "data")}
+    return BuildStage(name=fields["name"], settings=_settings(train), method=built_by, **placed)
 
 
-def _over(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def _over(shared: Mapping[str, Any], stage_train: Mapping[str, Any]) -> dict[str, Any]:
     """A stage's training over that of all: its epochs take the place of steps, and the other way round."""
-    replaced = {"steps", "epochs"} if {"steps", "epochs"} & set(own) else set()
-    return {**{key: value for key, value in shared.items() if key not in replaced}, **own}
+    replaced = {"steps", "epochs"} if {"steps", "epochs"} & set(stage_train) else set()
+    return {**{key: value for key, value in shared.items() if key not in replaced}, **stage_train}
 
 
 def _settings(train: Mapping[str, Any]) -> BuildSettings:

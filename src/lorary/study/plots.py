@@ -48,32 +48,35 @@ def sweep(document: Document, compared: Sequence[Row]) -> dict[str, Any] | None:
     """
     names = dict.fromkeys(name for row in compared for name in (row["cell"], row["against"]))
     columns = {(row["library"] + "/" + row["router"], row["split"]): row for row in document["columns"]}
-    known = {name: _settings(document, columns, name) for name in names}
-    keys = dict.fromkeys(key for settings in known.values() for key in settings)
-    varied = [key for key in keys if any(own.get(key) != known[next(iter(names))].get(key) for own in known.values())]
-    values = [own.get(varied[0]) for own in known.values()] if len(varied) == 1 else []
+    settings_by_cell = {name: _settings(document, columns, name) for name in names}
+    keys = dict.fromkeys(key for settings in settings_by_cell.values() for key in settings)
+    settings_of_cells = list(settings_by_cell.values())
+    varied = [key for key in keys if any(s.get(key) != settings_of_cells[0].get(key) for s in settings_of_cells)]
+    values = [settings.get(varied[0]) for settings in settings_of_cells] if len(varied) == 1 else []
     # A setting may be a list or a mapping too, which no axis has.
     if not all(isinstance(value, (int, float)) for value in values) or len(set(values)) < max(FEWEST, len(names)):
         return None
     field = varied[0]
-    order = sorted(known, key=lambda name: float(known[name][field]))
+    order = sorted(settings_by_cell, key=lambda name: float(settings_by_cell[name][field]))
     lines = []
     for split in SPLITS:
-        there = [(f"{known[name][field]:g}", columns[name, split]) for name in order if (name, split) in columns]
+        line_rows = [
+            (f"{settings_by_cell[name][field]:g}", columns[name, split]) for name in order if (name, split) in columns
+        ]
         # Means over other tasks make no line.
-        if len(there) >= FEWEST and len({row["asked"] for _, row in there}) == 1:
-            points = [[at, *_points(row)] for at, row in there]
+        if len(line_rows) >= FEWEST and len({row["asked"] for _, row in line_rows}) == 1:
+            points = [[at, *_points(row)] for at, row in line_rows]
             lines.append({"library": "", "split": split_name(split), "points": points})
-    told = [BASE] if field in OF_LIBRARY else [BASE, ORACLE]
+    flat_routers = [BASE] if field in OF_LIBRARY else [BASE, ORACLE]
     levels = [
         {"library": "", "split": split_name(split), "router": router, "mean": _points(row)[0]}
         for split in SPLITS
-        for router in told
+        for router in flat_routers
         if (row := columns.get((f"{order[0].partition('/')[0]}/{router}", split)))
     ]
     drawn = {line["split"] for line in lines}
     levels = [level for level in levels if level["split"] in drawn]
-    title = OF_LIBRARY.get(field, f"{field} of {known[order[0]].get('router')}")
+    title = OF_LIBRARY.get(field, f"{field} of {settings_by_cell[order[0]].get('router')}")
     return {"field": field, "title": title, "lines": lines, "levels": levels} if lines else None
 
 
@@ -114,15 +117,17 @@ def _columns(columns: Sequence[Row]) -> dict[str, Any] | None:
         names.setdefault(name, {}).setdefault(row["split"], row)
     splits = [split for split in SPLITS if any(row["split"] == split for row in columns)]
     lines = []
-    for name, own in names.items():
-        points = [[*_points(own[split]), own[split]["tasks"]] if split in own else None for split in splits]
+    for name, by_split in names.items():
+        points = [
+            [*_points(by_split[split]), by_split[split]["tasks"]] if split in by_split else None for split in splits
+        ]
         lines.append({"name": name, "points": points})
     return {"splits": [split_name(split) for split in splits], "base": BASE, "lines": lines} if lines else None
 
 
 def _differences(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """A line for each comparison, with a point for each split: difference, its interval over rows, that over tasks."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         wide = [row[key] for key in ("tasks_low", "tasks_high")]
         point = {
@@ -131,8 +136,8 @@ def _differences(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "rows": [rounded_points(row[key]) for key in ("difference", "low", "high")],
             "tasks": None if None in wide else list(map(rounded_points, wide)),
         }
-        found.setdefault((row["cell"], row["against"]), []).append(point)
-    return [{"cell": cell, "against": against, "points": points} for (cell, against), points in found.items()]
+        lines.setdefault((row["cell"], row["against"]), []).append(point)
+    return [{"cell": cell, "against": against, "points": points} for (cell, against), points in lines.items()]
 
 
 def _gaps(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -143,10 +148,10 @@ def _gaps(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         {
             "name": split_name(split),
-            "routers": [row["cell"] for row in own],
-            "points": [[rounded_points(row[key]) for key in ("closed", "low", "high")] for row in own],
+            "routers": [row["cell"] for row in split_rows],
+            "points": [[rounded_points(row[key]) for key in ("closed", "low", "high")] for row in split_rows],
         }
-        for split, own in splits.items()
+        for split, split_rows in splits.items()
     ]
 
 

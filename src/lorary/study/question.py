@@ -45,8 +45,8 @@ class Question:
         named = [*self.cells, *(cell for pair in self.pairs for cell in pair), self.against, self.share_of]
         if wrong := [cell for cell in named if cell is not None and "/" not in cell]:
             raise UsageError(f"a cell of question '{self.ask}' must be LIBRARY/ROUTER", found=wrong[0])
-        asked = self.pairs or self.drift or (self.cells and (self.against or self.share_of or self.base_wins))
-        if not asked:
+        has_query = self.pairs or self.drift or (self.cells and (self.against or self.share_of or self.base_wins))
+        if not has_query:
             raise UsageError(
                 f"question '{self.ask}' must say what it asks",
                 found="neither pairs nor drift, nor cells with against, share_of or base_wins",

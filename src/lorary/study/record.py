@@ -37,9 +37,9 @@ class Record:
     note: str = ""
 
 
-def stage_key(**what: Any) -> str:
+def stage_key(**inputs: Any) -> str:
     """A hash of all that decides what a stage makes."""
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def read_record(out: Path, stage: str) -> Record | None:

@@ -147,10 +147,10 @@ def column_table(document: Mapping[str, Any]) -> Table:
         rows = [columns.get((library, router, split)) for split in splits]
         if router == BASE:
             # The base is the same beside every library, on the same tasks.
-            same = {(row["split"], row["value"], row["tasks"], row["rows"]) for row in rows if row}
-            if any(same <= other for other in bases):
+            base_figures = {(row["split"], row["value"], row["tasks"], row["rows"]) for row in rows if row}
+            if any(base_figures <= other for other in bases):
                 continue
-            bases.append(same)
+            bases.append(base_figures)
         stages = sorted({row["stage"] for row in rows if row})
         body.append((library, router, *map(_mean, rows), ", ".join(stages)))
     return head, body

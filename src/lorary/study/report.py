@@ -117,6 +117,7 @@ def environment() -> dict[str, str]:
 def _column_row(context: StudyContext, column: StudyColumn) -> dict[str, Any]:
     groups = column.values
     figure = asdict(ComparedColumns({column.cell: groups}).mean(column.cell, sorted(groups)))
+    questions = {task: [*column.questions[task], len(values)] for task, values in groups.items()}
     return {
         "library": column.library,
         "router": column.router,
@@ -128,7 +129,7 @@ def _column_row(context: StudyContext, column: StudyColumn) -> dict[str, Any]:
         "left_out": list(column.left_out),
         "setting": _setting(context, column),
         # Columns of which this is the same were asked the same.
-        "asked": stage_key(asked={task: [*column.asked[task], len(own)] for task, own in groups.items()})[:12],
+        "asked": stage_key(asked=questions)[:12],
     }
 
 
@@ -176,24 +177,24 @@ def _library_row(context: StudyContext, stage: BuildStage, keys: Mapping[str, st
         return None
     try:
         library = Library.open(context.library(stage.name))
-        known = [library.provenance(name) for name in library.names()]
+        records = [library.provenance(name) for name in library.names()]
     except LibraryError:
         return None
-    trained = [own for own in known if own.get("metrics")]
+    trained = [record for record in records if record.get("metrics")]
     if stage.method.is_poly:
         trained = trained[:1]  # its skills were trained together, and each tells of all
-    steps = [int(own["metrics"]["val_losses"][-1][0]) for own in trained]
-    examples = sum(n * own["settings"]["batch_size"] for n, own in zip(steps, trained, strict=True))
+    steps = [int(record["metrics"]["val_losses"][-1][0]) for record in trained]
+    examples = sum(n * record["settings"]["batch_size"] for n, record in zip(steps, trained, strict=True))
     return {
         "library": stage.name,
         "method": SUBSET if stage.of else stage.method.method,
         "clustered_by": stage.method.clusters.by if stage.method.method == "mbc" else None,
-        "tasks": len({task for own in known for task in own["tasks"]}),
-        "experts": len(known),
-        "ranks": sorted({int(own["rank"]) for own in known}),
+        "tasks": len({task for record in records for task in record["tasks"]}),
+        "experts": len(records),
+        "ranks": sorted({int(record["rank"]) for record in records}),
         "steps": sum(steps),
         "examples": examples,
-        "parameters": sum(int(own["num_parameters"]) for own in known),
+        "parameters": sum(int(record["num_parameters"]) for record in records),
         "stage": identity(stage),
     }
 
@@ -207,10 +208,10 @@ def _unfinished(
         state = states.get(identity(stage), "left")
         if state in ("done", "skipped"):
             continue
-        there = scored.get(identity(stage), {})
+        columns = scored.get(identity(stage), {})
         runs = stage.runs() if isinstance(stage, (EvaluateStage, AdaptStage)) else []
         owed = [f"{library}/{router} {split}" for library, router, split in runs
-                if (library, router, split) not in there or there[library, router, split]["failures"]]  # fmt: skip
+                if (library, router, split) not in columns or columns[library, router, split]["failures"]]  # fmt: skip
         rows.append({"stage": identity(stage), "state": state, "columns": owed})
     return rows
 

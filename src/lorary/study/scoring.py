@@ -11,7 +11,7 @@ from lorary.evaluate.cells import BASE
 from lorary.evaluate.evaluation import ScoredCells
 from lorary.evaluate.sandbox import make_sandbox
 from lorary.evaluate.scorer import Scorer
-from lorary.evaluate.seated_base import KnownBase, SeatedBase, known
+from lorary.evaluate.seated_base import KnownBase, SeatedBase, known_base
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.files import sha256
 from lorary.library.layout import LIBRARY_FILE
@@ -31,19 +31,19 @@ Columns = dict[Run, dict[str, Any]]
 
 def evaluate_inputs(context: StudyContext, stage: EvaluateStage) -> dict[str, Any]:
     """What decides the cells, beside the libraries."""
-    asked = {f"{library} {split}": asked_of(tasks_of(context, (library, router, split)))
+    questions = {f"{library} {split}": questions_of(tasks_of(context, (library, router, split)))
              for library, router, split in stage.runs() if router == stage.routers[0]}  # fmt: skip
     return {
         "runs": [list(run) for run in stage.runs()],
         "rows": [stage.held_in, stage.held_out],
         "settings": dict(stage.settings),
-        "tasks": asked,
+        "tasks": questions,
         "base": context.base_content,
         "dtype": context.study.run.dtype,
     }
 
 
-def asked_of(tasks: Mapping[str, Task]) -> dict[str, list[str]]:
+def questions_of(tasks: Mapping[str, Task]) -> dict[str, list[str]]:
     """What is asked, by task: metric and hash of the data."""
     return {name: [task.metric, task.data_hash] for name, task in tasks.items()}
 
@@ -55,12 +55,12 @@ def tasks_of(context: StudyContext, run: Run) -> Mapping[str, Task]:
         return context.held_out_tasks
     trained = context.training_tasks(_built(context, library))[1]
     # What a library learnt from other data is asked on the study's own rows, as every other library.
-    own = (
+    study_tasks = (
         {}
         if context.study.train.reference is None and context.tasks_folder is None
         else context.listed(context.study.train)
     )
-    tasks = {name: own.get(name, task) for name, task in trained.items()}
+    tasks = {name: study_tasks.get(name, task) for name, task in trained.items()}
     return {name: task for name, task in tasks.items() if task.split("test")}
 
 
@@ -129,16 +129,16 @@ def score_column(
     """
     (router,) = settings.routers
     template_of(library, settings.template)
-    base, scored = known(context.base), ScoredCells()
+    base, scored = known_base(context.base), ScoredCells()
     context.display.check_time()
     seated = SeatedBase(base, library, force_base=False)
     sandbox = make_sandbox(unsafe=settings.unsafe_code) if settings.allow_code else None
     scorer = Scorer(seated, name, settings, _other_results(context, base, library), sandbox)
     with seated, context.display.bar(title, len(tasks)) as bar:
         for task in tasks.values():
-            for asked in dict.fromkeys((BASE, router)):
+            for scored_router in dict.fromkeys((BASE, router)):
                 context.display.check_time()
-                scorer.score(task, asked, scored)
+                scorer.score(task, scored_router, scored)
             bar.advance(task.name)
     return {
         "cells": [asdict(cell) for cell in scored.cells],
@@ -158,11 +158,11 @@ def _prepare(context: StudyContext, library: Library, router: str, data: str | N
     prepare_library(context.base, library, rows, settings, display=context.display)
 
 
-def _other_results(context: StudyContext, base: KnownBase, own: Library) -> Sequence[ResultCache]:
+def _other_results(context: StudyContext, base: KnownBase, library: Library) -> Sequence[ResultCache]:
     """Results of the study's other libraries, where the base may have been scored already."""
     paths = [context.library(stage.name) for stage in context.study.stages if isinstance(stage, BuildStage)]
-    there = [path for path in paths if (path / LIBRARY_FILE).exists() and path.resolve() != own.path.resolve()]
-    return [ResultCache(Library.open(path), base.content) for path in there]
+    existing = [path for path in paths if (path / LIBRARY_FILE).exists() and path.resolve() != library.path.resolve()]
+    return [ResultCache(Library.open(path), base.content) for path in existing]
 
 
 def read_columns(context: StudyContext, stage: Stage, key: str) -> Columns:

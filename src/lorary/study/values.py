@@ -78,11 +78,11 @@ def mapping_of(name: str, needed: Collection[str] = (), /, **kinds: Any) -> Any:
     return Annotated[TypedDict(name, typed), BeforeValidator(check)]  # type: ignore[operator]
 
 
-def mapping_for(cls: Any, leave_out: Collection[str] = (), /, **others: Any) -> Any:
+def mapping_for(cls: Any, leave_out: Collection[str] = (), /, **further: Any) -> Any:
     """The type of a mapping whose keys are fields of a dataclass, and others; a field without a default is needed."""
-    hints, chosen = get_type_hints(cls), [own for own in fields(cls) if own.name not in {*leave_out, *others}]
-    needed = [own.name for own in chosen if own.default is MISSING and own.default_factory is MISSING]
-    return mapping_of(cls.__name__, needed, **{own.name: hints[own.name] for own in chosen}, **others)
+    hints, chosen = get_type_hints(cls), [entry for entry in fields(cls) if entry.name not in {*leave_out, *further}]
+    needed = [entry.name for entry in chosen if entry.default is MISSING and entry.default_factory is MISSING]
+    return mapping_of(cls.__name__, needed, **{entry.name: hints[entry.name] for entry in chosen}, **further)
 
 
 def validated(kind: Any, document: Any, where: str) -> Any:
@@ -94,7 +94,7 @@ def validated(kind: Any, document: Any, where: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(document)
     except ValidationError as error:
-        raise _refusal([(_path(own["loc"], document), own) for own in error.errors()], document, where) from error
+        raise _refusal([(_path(entry["loc"], document), entry) for entry in error.errors()], document, where) from error
 
 
 def stage_kinds(entry: object) -> list[str]:
@@ -120,22 +120,22 @@ def _refusal(errors: Sequence[tuple[Path, Any]], document: Any, where: str) -> U
     """The first error; of the alternatives of a union those that read most of the value."""
     first = errors[0][0]
     path = max((path for path, _ in errors if path[: len(first)] == first), key=len)
-    alternatives = [error for own, error in errors if own == path]
+    alternatives = [error for error_path, error in errors if error_path == path]
     error = alternatives[0]
     place, value = _place(path, document, where, is_key=error["type"] in WORDS.keys() - {"list_type", "dict_type"})
     if error["type"] == "unknown_key":
-        unknown, known = error["ctx"]["key"], error["ctx"]["known"]
-        near = difflib.get_close_matches(unknown, known, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"keys: {', '.join(known)}"
+        unknown, known_keys = error["ctx"]["key"], error["ctx"]["known"]
+        near = difflib.get_close_matches(unknown, known_keys, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"keys: {', '.join(known_keys)}"
         return UsageError(f"{place} must have known keys only", found=unknown, remedy=remedy)
     if error["type"] == "missing":
-        missing = [own["loc"][-1] for own in alternatives if own["type"] == "missing"]
+        missing = [alternative["loc"][-1] for alternative in alternatives if alternative["type"] == "missing"]
         return UsageError(f"{place} must say {', '.join(missing)}", found="nothing of the kind")
     if error["type"] == "union_tag_not_found":
         keys = f"{', '.join(STAGE_KINDS)}, with the stage's name"
-        found = ", ".join(value) if isinstance(value, Mapping) else repr(value)[:80]
-        return UsageError(f"{place} must have one of the keys {keys}", found=found)
-    words = dict.fromkeys(WORDS.get(own["type"], own["msg"]) for own in alternatives)
+        shown = ", ".join(value) if isinstance(value, Mapping) else repr(value)[:80]
+        return UsageError(f"{place} must have one of the keys {keys}", found=shown)
+    words = dict.fromkeys(WORDS.get(alternative["type"], alternative["msg"]) for alternative in alternatives)
     return UsageError(f"{place} must be {' or '.join(words)}", found=repr(value)[:80])
 
 

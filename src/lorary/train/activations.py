@@ -28,11 +28,11 @@ def recomputed(model: nn.Module, paths: Iterable[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        for layer, own in zip(layers, before, strict=True):
-            if own is None:
+        for layer, layer_forward in zip(layers, before, strict=True):
+            if layer_forward is None:
                 del layer.forward
             else:
-                layer.forward = own
+                layer.forward = layer_forward
 
 
 def _layers(model: nn.Module, paths: Iterable[str]) -> list[nn.Module]:

@@ -54,10 +54,10 @@ class Forward:
         collected = []
         for micro in micros:
             with attending_rows(self.model, micro.batch):  # activations may be computed anew on the way back
-                each, indices = self._run(micro, names, self.settings.dropout)
+                losses, indices = self._run(micro, names, self.settings.dropout)
                 # The sum of all losses leaves the gradients of the units apart.
-                (each * shares.to(each)[indices]).sum().backward()
-            collected.append((each.detach(), indices))
+                (losses * shares.to(losses)[indices]).sum().backward()
+            collected.append((losses.detach(), indices))
         return _finite("training", slots, _means(collected, shares), ahead=1)
 
     @torch.no_grad()

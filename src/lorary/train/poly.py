@@ -107,9 +107,9 @@ class PolyStack(FlatParameters):
             (job.targets in (None, frozenset(self.targets)), "all layers of the stack", job.targets, "use one target"),
             (highest < self.num_tasks, f"task numbers below {self.num_tasks}", highest, "number the tasks from 0"),
         )
-        for holds, need, found, remedy in rules:
+        for holds, need, value, remedy in rules:
             if not holds:
-                raise TrainError(f"the model '{job.name}' needs {need}", found=found, remedy=remedy)
+                raise TrainError(f"the model '{job.name}' needs {need}", found=value, remedy=remedy)
 
     def _by_layer(self, tensors: Sequence[Tensor]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """lora_a, lora_b and logits of each layer."""

@@ -31,8 +31,8 @@ class Head:
 
     places: Sequence[tuple[str, int]]
     timeout_s: float
-    _answered: float = field(default_factory=time.monotonic)
-    _asked: float = 0.0
+    _answered_at: float = field(default_factory=time.monotonic)
+    _probed_at: float = 0.0
 
     def check(self) -> None:
         """Ask, unless it was asked a moment ago.
@@ -41,14 +41,14 @@ class Head:
             TrainError: if one has not answered for too long.
         """
         now = time.monotonic()
-        if now - self._asked < PROBE_EVERY_S:
+        if now - self._probed_at < PROBE_EVERY_S:
             return
         silent = [f"{host}:{port}" for host, port in self.places if not listens((host, port))]
-        self._asked = time.monotonic()
+        self._probed_at = time.monotonic()
         if not silent:
-            self._answered = self._asked
-        elif now - self._answered > self.timeout_s:
-            raise lost(f"no answer from {silent[0]} for {now - self._answered:.0f} s")
+            self._answered_at = self._probed_at
+        elif now - self._answered_at > self.timeout_s:
+            raise lost(f"no answer from {silent[0]} for {now - self._answered_at:.0f} s")
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Cluster:
     nodes: Sequence[Mapping[str, float]]
 
 
-def lost(found: str) -> TrainError:
+def lost(reason: str) -> TrainError:
     """The error of a cluster that is gone."""
-    return TrainError("the Ray cluster must stay reachable during a build", found=found, remedy=NEXT_RUN)
+    return TrainError("the Ray cluster must stay reachable during a build", found=reason, remedy=NEXT_RUN)
 
 
 def listens(place: tuple[str, int]) -> bool:
@@ -164,10 +164,10 @@ def _place(address: str) -> tuple[str, int]:
     return (host, int(port)) if colon and port.isdigit() else (host + colon + port, CLIENT_PORT)
 
 
-def _not_reached(address: str, found: str) -> TrainError:
+def _not_reached(address: str, reason: str) -> TrainError:
     token = "give this machine the head's token and RAY_AUTH_MODE=token, " if address.startswith("ray://") else ""
     return TrainError(
-        f"a Ray cluster must answer at '{address}'", found=found,
+        f"a Ray cluster must answer at '{address}'", found=reason,
         remedy=f"start it with `ray start --head`, {token}or build here with --executor ray or local",
     )  # fmt: skip
 

@@ -101,8 +101,8 @@ class WorkerPool:
     def _fill_seats(self) -> None:
         """Have as many workers as are of use, but do not go on for ever where they fail to start."""
         cpus, gpus = self.needs.get("CPU", 1.0), self.needs.get("GPU", 0.0)
-        others = {name: amount for name, amount in self.needs.items() if name not in ("CPU", "GPU")}
-        kind = self.cluster.ray.remote(num_cpus=cpus, num_gpus=gpus, resources=others, max_concurrency=2)(Worker)
+        resources = {name: amount for name, amount in self.needs.items() if name not in ("CPU", "GPU")}
+        kind = self.cluster.ray.remote(num_cpus=cpus, num_gpus=gpus, resources=resources, max_concurrency=2)(Worker)
         while len(self.seats) < min(self.number, len(self.left)) and self._failed_starts < RETRIES + self.number:
             actor = kind.remote(max(1, int(cpus)))
             hello = actor.hello.remote(site_of(self.shards[0].library))
@@ -126,8 +126,8 @@ class WorkerPool:
         if any(seat.shard is not None for seat in self.seats):
             self._busy_at = now
         elif not self.seats or now - self._busy_at > self.start_timeout_s:
-            wanted = ", ".join(f"{amount:g} {name}" for name, amount in self.needs.items() if amount)
-            waited = f"none after {now - self._busy_at:.0f} s; each needs {wanted}, machines have {self._resources()}"
+            needs = ", ".join(f"{amount:g} {name}" for name, amount in self.needs.items() if amount)
+            waited = f"none after {now - self._busy_at:.0f} s; each needs {needs}, machines have {self._resources()}"
             raise TrainError(
                 "a Ray worker must start", found=self._last_start or waited,
                 remedy=f"mend that, or ask for other --workers; {NEXT_RUN}",

@@ -92,15 +92,15 @@ def check_site(coordinator: Site, host: str) -> None:
         TrainError: if a package has another version here.
         LibraryError: if the library's folder is not the same here.
     """
-    here = site_of(coordinator.library)
-    for package, wanted in coordinator.versions.items():
-        if here.versions[package] != wanted:
+    site = site_of(coordinator.library)
+    for package, pinned in coordinator.versions.items():
+        if site.versions[package] != pinned:
             raise TrainError(
                 f"worker and coordinator must have one version of {package}",
-                found=f"{here.versions[package]} on {host}, {wanted} at the coordinator",
-                remedy=f"install {wanted} on {host}",
+                found=f"{site.versions[package]} on {host}, {pinned} at the coordinator",
+                remedy=f"install {pinned} on {host}",
             )
-    if here.holder != coordinator.holder:
+    if site.holder != coordinator.holder:
         raise LibraryError(
             f"every worker must see the library's folder, {coordinator.library}",
             found=f"another folder, or none, on {host}",
@@ -183,5 +183,5 @@ class Lines(TextIOBase):
     def take(self) -> list[str]:
         """The whole lines so far, without those taken before and without empty ones."""
         with self._lock:
-            whole, _, self._text = self._text.rpartition("\n")
-        return [line for line in whole.splitlines() if line.strip()]
+            text, _, self._text = self._text.rpartition("\n")
+        return [line for line in text.splitlines() if line.strip()]

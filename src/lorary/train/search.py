@@ -38,16 +38,16 @@ class WeightSearch:
         self.size = min(budget, 4 + math.floor(3 * math.log(dimensions))) if budget > 1 else 2
         self.num_generations = max(1, budget // self.size)
         self._search = _cma_strategy(dimensions, self.size, seed)
-        self._asked: list[np.ndarray] = []
+        self._candidates: list[np.ndarray] = []
 
     def ask(self) -> list[list[float]]:
         """The candidates of the next generation, each (num_weights,) within the bounds."""
-        self._asked = self._search.ask()
-        return [candidate[: self.num_weights].tolist() for candidate in self._asked]
+        self._candidates = self._search.ask()
+        return [candidate[: self.num_weights].tolist() for candidate in self._candidates]
 
     def tell(self, values: Sequence[float]) -> None:
         """Say what the candidates asked for last are worth; lower is better."""
-        self._search.tell(self._asked, list(values))
+        self._search.tell(self._candidates, list(values))
 
 
 def _cma_strategy(dimensions: int, size: int, seed: int) -> Any:

@@ -55,17 +55,17 @@ class Job:
         least = 1 if self.start is None else 0
         self._check(self.num_steps >= least and self.rank >= 1, need, sizes, "raise --steps or --rank")
         for examples, tasks in ((self.train, self.train_tasks), (self.val, self.val_tasks)):
-            found = f"{len(tasks)} for {len(examples)} rows"
-            self._check(len(tasks) in (0, len(examples)), "one task number for each row", found, "number all rows")
+            numbers = f"{len(tasks)} for {len(examples)} rows"
+            self._check(len(tasks) in (0, len(examples)), "one task number for each row", numbers, "number all rows")
         weights = self.task_weights
         are_sound = all(0 < weight < math.inf for weight in weights)
         are_of_tasks = not weights or set(self.train_tasks or [0]) == set(range(len(weights)))
         need = "one sampling weight above 0 for each task with training rows"
         self._check(are_sound and are_of_tasks, need, list(weights), "leave out tasks that are not trained on")
 
-    def _check(self, holds: bool, need: str, found: object, remedy: str) -> None:
+    def _check(self, holds: bool, need: str, value: object, remedy: str) -> None:
         if not holds:
-            raise TrainError(f"expert '{self.name}' needs {need}", found=found, remedy=remedy)
+            raise TrainError(f"expert '{self.name}' needs {need}", found=value, remedy=remedy)
 
 
 @dataclass(frozen=True)

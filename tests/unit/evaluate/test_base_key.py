@@ -12,7 +12,7 @@ from lorary.data.schema import Task
 from lorary.data.tokenizer_content import text_of
 from lorary.evaluate.base_key import content_of_base, content_of_files
 from lorary.evaluate.evaluate_library import evaluate_library
-from lorary.evaluate.seated_base import known, known_unloaded
+from lorary.evaluate.seated_base import known_base, known_unloaded
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.formats.base import resolve_base
 from lorary.library.store import Library
@@ -73,7 +73,7 @@ def test_the_hash_is_the_same_from_files_and_in_memory_wherever_they_lie(folder:
     other = tmp_path / "elsewhere"
     shutil.copytree(folder, other)
     assert files == content_of_base(base) == content_of_files(resolve_base(other))
-    assert known_unloaded(str(folder), dtype="auto", device="cpu").content == known(base).content
+    assert known_unloaded(str(folder), dtype="auto", device="cpu").content == known_base(base).content
 
 
 def library_over(folder: Path, path: Path, random_adapter: Callable[..., Any], generator: Any) -> Library:

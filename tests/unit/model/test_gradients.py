@@ -153,13 +153,13 @@ def test_rows_of_a_router_can_be_trained(single: Any) -> None:
         lora = seating(single).layers["model.layers.0.self_attn.q_proj"].lora
         x, output = torch.randn(2, 32), torch.zeros(2, 32)
         lora(x, output)
-        rows = lora.in_force.gate.rows.requires_grad_()
+        rows = lora.in_force.gate.score_rows.requires_grad_()
         lora(x, output).square().sum().backward()
         assert rows.grad is not None
         assert rows.grad.any()
 
 
-@pytest.mark.parametrize("setting", [{}, "norm", {"experts": ["a", "b"]}])
+@pytest.mark.parametrize("setting", [{}, "norm"])
 def test_factors_given_for_one_call_are_those_that_count(single: Any, setting: Any) -> None:
     lora = seating(single).layers["model.layers.0.self_attn.q_proj"].lora
     x, output = torch.randn(2, 32), torch.zeros(2, 32)

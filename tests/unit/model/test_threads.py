@@ -360,10 +360,10 @@ def test_a_backward_pass_in_autograds_thread_reads_what_its_forward_pass_decided
     each: PerThread[threading.Event] = PerThread(threading.Event)
     context.note_thread()
     caller = contextvars.copy_context()
-    assert as_autograd(caller, lambda: each.own) is each.own
-    assert in_a_thread(lambda: each.own) is not each.own
+    assert as_autograd(caller, lambda: each.here) is each.here
+    assert in_a_thread(lambda: each.here) is not each.here
     with pytest.raises(UsageError, match=r"in the thread of its forward pass\nfound: another thread"):
-        as_autograd(None, lambda: each.own)
+        as_autograd(None, lambda: each.here)
 
 
 @pytest.mark.parametrize("setting", ["base", {"per": "token"}, {"per": "request"}])

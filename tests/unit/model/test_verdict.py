@@ -47,7 +47,7 @@ SLIDING_AND_DYNAMIC: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _empty_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(verdicts, "_known", {})
+    monkeypatch.setattr(verdicts, "_verdicts", {})
     monkeypatch.setenv("LORARY_CACHE", str(tmp_path / "cache"))
 
 
@@ -352,8 +352,8 @@ def test_a_verdict_is_found_out_once(tiny_model: Callable[..., Any], monkeypatch
     monkeypatch.setattr(verdicts, "run_trial", lambda *args: trials.append(args) or run_trial(*args))
     first = verdict_of(tiny_model())
     assert len(trials) == 1
-    for memory in (verdicts._known, {}):  # this process, and the next one
-        monkeypatch.setattr(verdicts, "_known", memory)
+    for memory in (verdicts._verdicts, {}):  # this process, and the next one
+        monkeypatch.setattr(verdicts, "_verdicts", memory)
         assert verdict_of(tiny_model()) == first
     assert len(trials) == 1
     verdict_of(tiny_model(rms_norm_eps=0.1))
@@ -382,7 +382,7 @@ def test_a_damaged_or_foreign_verdict_is_ignored(
     text = place.read_text()
     assert damage(text) != text
     place.write_text(damage(text))
-    monkeypatch.setattr(verdicts, "_known", {})
+    monkeypatch.setattr(verdicts, "_verdicts", {})
     assert verdict_of(tiny_model()) == first
     assert place.read_text() == text
 

@@ -49,7 +49,11 @@ def fitted_toy(samples: Mapping[str, Tensors]) -> Mapping[str, Tensors]:
     return samples
 
 
-EACH, POOLED, FITTED = Measure(each=expert_toy), Measure(pooled=pooled_toy), Measure(each=expert_toy, fit=fitted_toy)
+EACH, POOLED, FITTED = (
+    Measure(per_expert=expert_toy),
+    Measure(pooled=pooled_toy),
+    Measure(per_expert=expert_toy, fit=fitted_toy),
+)
 
 
 @pytest.fixture
@@ -70,14 +74,16 @@ def test_every_rule_with_data_says_how_it_is_measured() -> None:
         data = ROUTERS[name].data
         assert data is not None
         assert data.is_joint == (measure.pooled is not None or measure.fit is not None), name
-        assert (measure.each is None) == (measure.pooled is not None), name
+        assert (measure.per_expert is None) == (measure.pooled is not None), name
 
 
 @pytest.mark.parametrize(("measure", "is_joint"), [(EACH, False), (POOLED, True), (FITTED, True)])
 def test_a_toy_rule_is_prepared_attached_and_generates(
     base: Base, experts: Library, reference: str, monkeypatch: pytest.MonkeyPatch, measure: Measure, is_joint: bool
 ) -> None:
-    rule = Rule("a toy", data=Data("toy", is_joint=is_joint, num_rows=3), reads=frozenset({"rows"}), scores=toy_readout)
+    rule = Rule(
+        "a toy", data=Data("toy", is_joint=is_joint, num_rows=3), reads=frozenset({"score_rows"}), scores=toy_readout
+    )
     monkeypatch.setitem(ROUTERS, "toy", rule)  # type: ignore[arg-type]
     monkeypatch.setitem(MEASURES, "toy", measure)  # type: ignore[arg-type]
 

@@ -129,8 +129,8 @@ def test_a_number_of_clusters_that_is_chosen_comes_with_what_was_tried(
     library: Library, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = run_cluster(str(library.path))
-    assert result.found["k"] == 2
-    assert result.found["candidates"][0]["k"] == 2
+    assert result.document["k"] == 2
+    assert result.document["candidates"][0]["k"] == 2
     print_clusters(result)
     printed = capsys.readouterr().out
     assert "2 clusters of 5 adapters" in printed
@@ -213,5 +213,5 @@ def test_adapters_of_one_family_or_none_agree_with_nothing(library: Library) -> 
 def test_the_page_shows_the_cohesion_of_the_document(library: Library) -> None:
     result = run_cluster(str(library.path), k=2)
     page = render_map(map_of(result))
-    for value in result.found["cohesion"]:
+    for value in result.document["cohesion"]:
         assert f"<b>{value:.2f}</b>" in page

@@ -4,8 +4,8 @@ import torch
 from torch.nn.functional import layer_norm
 
 from lorary.ops.logistic import fit_logistic
-from lorary.route.centroid import centroid_rows, product_readout
-from lorary.route.phatgoose import gate_rows
+from lorary.route.centroid import centroid_score_rows, product_readout
+from lorary.route.phatgoose import gate_score_rows
 from lorary.route.retrieval import retrieval_scores
 from lorary.route.task_predictor import predictor_logits
 
@@ -19,7 +19,7 @@ def random(*shape: int, generator: torch.Generator) -> torch.Tensor:
 
 def test_a_token_is_scored_by_its_product_with_the_unit_centroid(generator: torch.Generator) -> None:
     x, means = random(TOKENS, D, generator=generator), 5 * random(EXPERTS, D, generator=generator)
-    found = product_readout(x @ centroid_rows(means).mT, ALIVE)
+    found = product_readout(x @ centroid_score_rows(means).mT, ALIVE)
     for token in range(TOKENS):
         for expert in (0, 1, 3):
             expected = torch.dot(x[token], means[expert]) / means[expert].norm() / D**0.5
@@ -28,21 +28,21 @@ def test_a_token_is_scored_by_its_product_with_the_unit_centroid(generator: torc
     assert (found[:, 2] == -torch.inf).all()
     standard = layer_norm(x, (D,), eps=0.0)
     cosines = torch.cosine_similarity((x - x.mean(dim=1, keepdim=True))[:, None], means[None], dim=-1)
-    assert torch.allclose(product_readout(standard @ centroid_rows(means).mT, ALIVE)[:, 0], cosines[:, 0])
+    assert torch.allclose(product_readout(standard @ centroid_score_rows(means).mT, ALIVE)[:, 0], cosines[:, 0])
 
 
 def test_tokens_and_gates_are_both_standardised(generator: torch.Generator) -> None:
     x, gates = random(TOKENS, D, generator=generator), 1e-3 * random(EXPERTS, D, generator=generator) + 0.5
-    found = product_readout(layer_norm(x, (D,), eps=0.0) @ gate_rows(gates).mT, ALIVE)
+    found = product_readout(layer_norm(x, (D,), eps=0.0) @ gate_score_rows(gates).mT, ALIVE)
     expected = layer_norm(x, (D,), eps=0.0) @ layer_norm(gates, (D,), eps=0.0).mT / D**0.5
     assert torch.allclose(found[:, ALIVE], expected[:, ALIVE], rtol=1e-8)
-    assert torch.allclose(gate_rows(gates * torch.tensor([[1.0], [9.0], [1.0], [0.1]])), gate_rows(gates))
+    assert torch.allclose(gate_score_rows(gates * torch.tensor([[1.0], [9.0], [1.0], [0.1]])), gate_score_rows(gates))
 
 
 def test_what_nothing_is_known_of_has_no_row() -> None:
     zeros = torch.zeros(2, D)
-    assert not centroid_rows(zeros).any()
-    assert not gate_rows(zeros).any()
+    assert not centroid_score_rows(zeros).any()
+    assert not gate_score_rows(zeros).any()
 
 
 def test_retrieval_is_the_cosine_with_the_mean(generator: torch.Generator) -> None:

@@ -146,5 +146,7 @@ def test_the_catalogue_says_what_each_rule_needs() -> None:
         assert (rule.decides == "always") == (rule.pers == ()) == (rule.weights is not None), name
         assert (rule.decides == "request") == (rule.pers == ("request",)), name
         is_calibrated = rule.data is not None and rule.data.holds == "moments" and not rule.data.is_optional
-        assert (rule.needs == "prepared") == (rule.rows is not None or rule.request is not None or is_calibrated), name
+        assert (rule.needs == "prepared") == (
+            rule.score_rows is not None or rule.request is not None or is_calibrated
+        ), name
         assert (rule.request is not None) == (rule.data is not None and rule.data.holds == "request"), name

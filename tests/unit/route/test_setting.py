@@ -250,7 +250,7 @@ def test_a_rule_of_prepared_rows_finds_its_seat(
     def signed(reading: Any) -> Tensor:
         return reading.projections.masked_fill(~reading.alive, -torch.inf)  # type: ignore[no-any-return]
 
-    rule = Rule("a rule for this test", data=Data("mine"), reads=frozenset({"rows"}), scores=signed)
+    rule = Rule("a rule for this test", data=Data("mine"), reads=frozenset({"score_rows"}), scores=signed)
     monkeypatch.setitem(ROUTERS, "mine", rule)  # type: ignore[arg-type]
     with pytest.raises(RouterError, match=r"'mine' must be prepared.*\nfound: nothing for expert 'a'"):
         routing(routed, "mine").__enter__()

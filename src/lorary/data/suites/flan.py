@@ -58,10 +58,10 @@ def chosen_rows(num_rows: int) -> tuple[np.ndarray, list[str]]:
     42; the first 10,000; the split of the i-th by the first number that `numpy.random.RandomState(i)` gives: below 0.8
     training, below 0.9 validation, else test; shuffled once more with the same seed.
     """
-    taken = np.random.default_rng(SEED).permutation(num_rows)[:MOST_ROWS]
-    again = np.random.default_rng(SEED).permutation(len(taken))
-    splits = _splits(len(taken))
-    return taken[again], [splits[i] for i in again]
+    sample = np.random.default_rng(SEED).permutation(num_rows)[:MOST_ROWS]
+    shuffle = np.random.default_rng(SEED).permutation(len(sample))
+    splits = _splits(len(sample))
+    return sample[shuffle], [splits[i] for i in shuffle]
 
 
 @lru_cache(maxsize=256)
@@ -72,18 +72,18 @@ def _splits(num_rows: int) -> list[str]:
 
 def _places(rows: Any, names: Collection[str]) -> dict[str, np.ndarray]:
     """Row numbers of each task."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    row_numbers: dict[str, list[np.ndarray]] = {name: [] for name in names}
     raw = rows.select_columns(["task_name"]).with_format("arrow")
     for start, table in zip(range(0, len(rows), SCAN_ROWS), raw.iter(batch_size=SCAN_ROWS), strict=True):
         encoded = table.column("task_name").combine_chunks().dictionary_encode()
         codes = encoded.indices.to_numpy()
         for code, value in enumerate(encoded.dictionary.to_pylist()):
-            if (name := clean_name(value)) in found:
-                found[name].append(start + np.flatnonzero(codes == code))
-    return {name: np.concatenate(parts) if parts else np.empty(0, np.int64) for name, parts in found.items()}
+            if (name := clean_name(value)) in row_numbers:
+                row_numbers[name].append(start + np.flatnonzero(codes == code))
+    return {name: np.concatenate(parts) if parts else np.empty(0, np.int64) for name, parts in row_numbers.items()}
 
 
 def _records(rows: Any, places: np.ndarray) -> Iterator[dict[str, Any]]:
-    taken, splits = chosen_rows(len(places))
-    for row, split in zip(rows.select(places[taken]), splits, strict=True):
+    sample, splits = chosen_rows(len(places))
+    for row, split in zip(rows.select(places[sample]), splits, strict=True):
         yield {"split": split, "source": row["source"], "target": row["target"]}

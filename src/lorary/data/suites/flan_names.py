@@ -124,6 +124,6 @@ SINGLE = (
 )
 
 # Family of each task: its data set, or itself.
-FLAN_TASKS = {f"{name}_{rest}": name for name, listed in TEMPLATES.items() for rest in listed.split()} | {
+FLAN_TASKS = {f"{name}_{suffix}": name for name, listed in TEMPLATES.items() for suffix in listed.split()} | {
     name: name for name in SINGLE.split()
 }

@@ -48,14 +48,14 @@ def read_public(source: Public, columns: Collection[str], copies: Path | None) -
     Raises:
         TaskError: if it cannot be loaded, or lacks a column.
     """
-    found = _from_hub(source) if copies is None else _from_copies(source, copies)
-    if missing := sorted(set(columns) - set(found.column_names)):
+    data_set = _from_hub(source) if copies is None else _from_copies(source, copies)
+    if missing := sorted(set(columns) - set(data_set.column_names)):
         raise TaskError(
             f"data set {source} must have the columns {', '.join(sorted(columns))}",
-            found=f"no {', no '.join(missing)} among {', '.join(found.column_names)}",
+            found=f"no {', no '.join(missing)} among {', '.join(data_set.column_names)}",
             remedy="take the copy from the Hub as it is",
         )
-    return found
+    return data_set
 
 
 def _from_copies(source: Public, copies: Path) -> Any:

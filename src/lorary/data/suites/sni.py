@@ -46,9 +46,9 @@ def load_sni(names: Collection[str], copies: Path | None) -> dict[str, Task]:
     Raises:
         TaskError: if the data set cannot be read.
     """
-    found = _from_hub(names) if copies is None else {name: _from_file(name, copies) for name in names}
+    records = _from_hub(names) if copies is None else {name: _from_file(name, copies) for name in names}
     return {
-        name: suite_task(name, _records(*found[name]), name, family="sni-12", metric="rougeL_single")
+        name: suite_task(name, _records(*records[name]), name, family="sni-12", metric="rougeL_single")
         for name in sorted(names)
     }
 
@@ -96,14 +96,14 @@ def _from_file(name: str, copies: Path) -> tuple[str, list[Instance]]:
 def _from_hub(names: Collection[str]) -> dict[str, tuple[str, list[Instance]]]:
     """Rows of the Hub's copy have one output each; those of one input, which follow each other, are one instance."""
     rows = read_public(ON_THE_HUB, ("task_name", "definition", "inputs", "targets"), None)
-    wanted = [i for i, name in enumerate(rows["task_name"]) if name in names]
-    found: dict[str, tuple[str, list[Instance]]] = {}
-    for row in rows.select(wanted):
-        _, instances = found.setdefault(row["task_name"], (row["definition"], []))
+    selected = [i for i, name in enumerate(rows["task_name"]) if name in names]
+    records: dict[str, tuple[str, list[Instance]]] = {}
+    for row in rows.select(selected):
+        _, instances = records.setdefault(row["task_name"], (row["definition"], []))
         if instances and instances[-1][0] == row["inputs"]:
             instances[-1][1].append(row["targets"])
         else:
             instances.append((row["inputs"], [row["targets"]]))
-    if missing := sorted(set(names) - found.keys()):
+    if missing := sorted(set(names) - records.keys()):
         raise TaskError(f"data set {ON_THE_HUB} must hold the task '{missing[0]}'", found="no row of it")
-    return found
+    return records

@@ -123,5 +123,5 @@ def load_zero_shot(names: Collection[str], copies: Path | None) -> dict[str, Tas
 def _load(name: str, copies: Path | None) -> Task:
     recipe = RECIPES[name]
     rows: Iterable[Record] = read_public(recipe.source, recipe.columns, copies)
-    made = made_of(rows, recipe.fields, recipe.source)
-    return suite_task(name, made, recipe.source, family="zero-shot", metric=recipe.metric)
+    records = made_of(rows, recipe.fields, recipe.source)
+    return suite_task(name, records, recipe.source, family="zero-shot", metric=recipe.metric)

@@ -28,8 +28,8 @@ def normalised_match(answer: str, references: Sequence[str]) -> float:
     0.0
     """
     bare = normalise(answer)
-    kept = [reference for reference in references if not normalise(reference)]
-    return float(exact_match(answer, kept) or bare in {normalise(reference) for reference in references} - {""})
+    empty = [reference for reference in references if not normalise(reference)]
+    return float(exact_match(answer, empty) or bare in {normalise(reference) for reference in references} - {""})
 
 
 def normalise(text: str) -> str:

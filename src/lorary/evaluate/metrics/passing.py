@@ -27,8 +27,8 @@ def parse_pass(metric: str) -> int | None:
     >>> parse_pass("pass@10"), parse_pass("pass@0"), parse_pass("em")
     (10, None, None)
     """
-    found = _PASS.fullmatch(metric)
-    return int(found[1]) if found else None
+    match = _PASS.fullmatch(metric)
+    return int(match[1]) if match else None
 
 
 def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
