@@ -54,8 +54,9 @@ def innermost(held: Mapping[int, T], default: T) -> T:
         held: by block.
         default: for code that stands in none of these.
     """
-    for block in reversed(_entered() if held else ()):
-        if (value := held.get(block)) is not None:
+    for block in reversed(_ENTERED.get() or _entered()):
+        value = held.get(block)
+        if value is not None:
             return value
     return default
 

@@ -143,23 +143,28 @@ class GatedLora(nn.Module):
         Returns:
             The sum, in the dtype of `output`.
         """
-        if self.held and (lora := self.in_force) is not self:
-            if not torch.compiler.is_compiling():
-                self._lend(lora)
-            return lora.forward(x, output)
-        if self._is_at_once(x, output):
-            assert self.at_once is not None
-            return self.at_once(x, output)
+        # Compiled code must not look at the numbers of blocks: each block would be compiled anew.
+        if torch.compiler.is_compiling():
+            return self.in_force._add(x, output)
+        lora = innermost(self.held, self) if self.held else self
+        if lora is not self:
+            self._lend(lora)
+        if lora._is_at_once(x, output):
+            assert lora.at_once is not None
+            return lora.at_once(x, output)
+        return lora._add(x, output)
+
+    def _add(self, x: Tensor, output: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):  # scores in half precision would choose other experts
             with torch.autocast(x.device.type, enabled=False):
-                return self.forward(x, output)
+                return self._add(x, output)
         tokens = x.reshape(-1, x.shape[-1]).to(self.down.dtype)
         if self.gate is not None:
             return self._routed(self.gate, tokens, x.shape[:-1], output)
         return output if self.fixed_by_rank is None or not self.num_fixed else self._fixed(tokens, output)
 
     def _is_at_once(self, x: Tensor, output: Tensor) -> bool:
-        if torch.compiler.is_compiling() or self.at_once is None or self.recorders:
+        if self.at_once is None or self.recorders:
             return False
         up = self._buffers["up"]
         assert up is not None
