@@ -34,6 +34,7 @@ class Cell:
         data: hash of the task's data.
         prefix: text with which every prompt began, as the chat template wrote it; "" for plain.
         values: one per row, for paired comparisons.
+        base_rows: rows that the router handed to the base in its own chat template, since no expert fitted.
     """
 
     library: str
@@ -54,6 +55,7 @@ class Cell:
     data: str = ""
     prefix: str = ""
     values: list[float] = field(default_factory=list)
+    base_rows: int = 0
 
 
 @dataclass(frozen=True)

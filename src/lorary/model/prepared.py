@@ -15,6 +15,8 @@ from lorary.route.setting import Routing
 PreparedTensors = Mapping[str, Mapping[str, Tensor]]
 # The path of what belongs to a whole request and to no layer.
 REQUEST = "request"
+# Beside it: the number of the task of each prompt, among the tasks of its expert.
+TASKS = "tasks"
 
 
 def paths_of(setting: Routing, modules: Iterable[str]) -> set[str]:

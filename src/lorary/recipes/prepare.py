@@ -18,6 +18,7 @@ def run_prepare(
     router: str,
     *,
     tasks: str = "builtin",
+    columns: str | None = None,
     mapping: str | None = None,
     experts: Sequence[str] | None = None,
     load: BaseOptions | None = None,
@@ -29,6 +30,7 @@ def run_prepare(
         library_path: folder of the library.
         router: which router.
         tasks: as `lorary.data.tasks.load_tasks` takes it.
+        columns: likewise.
         mapping: `NAME=TASK,...` for experts whose tasks are not known.
         experts: these alone; all where None.
         load: the base model; the library's own where None.
@@ -44,7 +46,8 @@ def run_prepare(
     settings = PrepareSettings(router, **changes)
     library = Library.open(library_path)
     names = _chosen(library, experts)
-    data = rows_of_experts(library, names, tasks, parse_mapping(mapping), settings.num_rows, settings.seed)
+    mapped = parse_mapping(mapping)
+    data = rows_of_experts(library, names, tasks, mapped, settings.num_rows, settings.seed, columns)
     loaded = load_base(base_of(library, load.base), dtype=load.dtype, device=load.device)
     return prepare_library(loaded, library, data, settings, force_base=load.force_base)
 
