@@ -45,6 +45,7 @@ from lorary.library.provenance import (
 )
 from lorary.library.readers import Identity, names_in, read_all, read_stable, stamps_of
 from lorary.library.verify import Problem, verify_library
+from lorary.tabular import ResultTable
 from lorary.terminal import printable
 
 
@@ -112,6 +113,13 @@ class Library:
     def __repr__(self) -> str:
         router = self.default_router["router"]
         return printable(f"Library({str(self._path)!r}, base={self.base.name!r}, adapters={len(self)}, {router=!s})")
+
+    def _repr_html_(self) -> str:
+        heads = ("name", "tasks", "rank", "num_parameters")
+        lines = [
+            (row["name"], ", ".join(row["tasks"]), row["rank"], row["num_parameters"]) for row in self.listing()[0]
+        ]
+        return ResultTable(repr(self), heads, lines).to_html()
 
     @property
     def path(self) -> Path:

@@ -15,6 +15,7 @@ from lorary.lora.context import inside, is_inside, new_block
 from lorary.model.changing import CHANGING
 from lorary.model.probe import cache_of, cached_length
 from lorary.model.seating import Seating, seating
+from lorary.tabular import ResultTable
 
 
 class Trace:
@@ -40,6 +41,10 @@ class Trace:
         steps = self._steps[self.layers[0]]
         shape = f"batch {len(steps[0])}, seq {sum(step.shape[1] for step in steps)}"
         return f"Trace({len(self.layers)} layers, {shape}, experts {list(self.experts)})"
+
+    def _repr_html_(self) -> str:
+        usage = self.usage() if self.layers else {}
+        return ResultTable(repr(self), ("expert", "mean weight"), list(usage.items())).to_html()
 
     @property
     def layers(self) -> list[str]:

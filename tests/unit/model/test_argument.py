@@ -75,6 +75,10 @@ def test_what_is_attached_shows_itself_in_a_line(library: Library, tiny_model: M
         assert repr(traced) == "Trace(nothing recorded in 6 layers)"
         model(input_ids=torch.ones(2, 5, dtype=torch.int64))
     assert repr(traced) == "Trace(6 layers, batch 2, seq 5, experts ['sky', 'sum'])"
+    assert '<td style="text-align:left">sky</td>' in traced._repr_html_()
+    page = library._repr_html_()
+    assert "<caption>Library(&#x27;" in page
+    assert '<td style="text-align:left">sum</td>' in page
     assert repr(seating(model)).startswith(
         "Seating(2 experts ['sky', 'sum'] in 6 layers, {'router': 'arrow', 'top_k': 1"
     )
