@@ -5,7 +5,8 @@ is kept by renumbering. So a model that changed live equals one that was built a
 in another order; `lorary.save` writes that order down. The library on disk is left alone.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from lorary.library.placing import placed_adapter, placed_layers
 from lorary.lora.seat import find_linear, linear_shape, seat, unseat
 from lorary.lora.targets import is_language
 from lorary.model.apply import apply_routing
+from lorary.model.changing import changing
 from lorary.model.general_subtraction import check_general, seated_ranks
 from lorary.model.layers import beyond, build_layers, check_copies_of, in_order
 from lorary.model.prepared import PreparedTensors, paths_of
-from lorary.model.seating import Seating, seating
+from lorary.model.seating import Seating, check_no_block, seating
 from lorary.model.verdict import check_layers
 from lorary.model.yardstick import live_moments
 from lorary.ops.finite import is_finite
@@ -42,13 +44,16 @@ def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = Non
         The name.
 
     Raises:
-        UsageError: if the model is not routed, is inside a `with lorary.routing` or `lorary.trace` block, or the name
-            cannot be one.
+        UsageError: if the model is not routed, is inside a `with lorary.routing` or `lorary.trace` block of any thread,
+            another thread computes with it, or the name cannot be one.
         RouterError: if the name is taken, or the router in force cannot run over the experts that there would be.
         AdapterError: if the adapter does not fit, or is not whole.
     """
-    state = _changeable(model)
-    adapter = _read(model, state, adapter, name)
+    with _changeable(model) as state:
+        return _add_expert(model, state, _read(model, state, adapter, name))
+
+
+def _add_expert(model: Any, state: Seating, adapter: Adapter) -> str:
     if adapter.name in state.experts:
         raise RouterError(
             "each expert must have a name of its own",
@@ -85,7 +90,11 @@ def remove_expert(model: Any, name: str) -> None:
         UsageError: as for `add_expert`, or if it is the last one.
         RouterError: if there is no such expert, or the router in force names it.
     """
-    state = _changeable(model)
+    with _changeable(model) as state:
+        _remove_expert(model, state, name)
+
+
+def _remove_expert(model: Any, state: Seating, name: str) -> None:
     _check_seated(state, name)
     if len(state.experts) == 1:
         raise UsageError(
@@ -114,8 +123,11 @@ def replace_expert(model: Any, adapter: Adapter | str | Path, name: str | None =
     Returns:
         The name.
     """
-    state = _changeable(model)
-    adapter = _read(model, state, adapter, name)
+    with _changeable(model) as state:
+        return _replace_expert(model, state, _read(model, state, adapter, name))
+
+
+def _replace_expert(model: Any, state: Seating, adapter: Adapter) -> str:
     _check_seated(state, adapter.name)
     _check_fit(model, adapter)
     _check_ranks(state, adapter)
@@ -153,14 +165,12 @@ def _keep_moments(state: Seating, moments: PreparedTensors) -> None:
         state.prepared[kind] = {**state.prepared.get(kind, {}), **moments}
 
 
-def _changeable(model: Any) -> Seating:
+@contextmanager
+def _changeable(model: Any) -> Iterator[Seating]:
     state = seating(model)
-    if state.num_blocks or any(layer.lora.recorders for layer in state.layers.values()):
-        raise UsageError(
-            "experts can come and go outside of `with lorary.routing` and `lorary.trace` blocks only",
-            found="an open block",
-        )
-    return state
+    with changing(model):
+        check_no_block(state)
+        yield state
 
 
 def _read(model: Any, state: Seating, adapter: Adapter | str | Path, name: str | None) -> Adapter:
