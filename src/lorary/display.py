@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console, ConsoleOptions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -78,9 +78,17 @@ class Bar:
         """One more unit is done."""
         self.advance_to(self._done + 1, note)
 
+    def remove(self) -> None:
+        """Take the bar away from a terminal; what was printed elsewhere stays."""
+        if self._progress is not None and self._task is not None:
+            self._progress.remove_task(self._task)
+
 
 class Display:
     """Writes to stderr, so that stdout holds results only."""
+
+    # What a terminal shows now: a bar inside of another one is a line of it.
+    _shown: ClassVar[Progress | None] = None
 
     def __init__(self) -> None:
         self.console = PrintableConsole(file=unescaped(sys.stderr))
@@ -91,7 +99,7 @@ class Display:
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Bar]:
-        """A bar for work of known size.
+        """A bar for work of known size; it goes below one that is shown already.
 
         Args:
             title: what is being done.
@@ -103,6 +111,13 @@ class Display:
         if not self.console.is_terminal:
             yield Bar(title, total, None, self.console)
             return
+        if (shown := Display._shown) is not None:
+            inner = Bar(title, total, shown, self.console)
+            try:
+                yield inner
+            finally:
+                inner.remove()
+            return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -113,4 +128,8 @@ class Display:
             TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=self.console, speed_estimate_period=SPEED_OVER_S) as progress:
-            yield Bar(title, total, progress, self.console)
+            Display._shown = progress
+            try:
+                yield Bar(title, total, progress, self.console)
+            finally:
+                Display._shown = None

@@ -1,5 +1,6 @@
 """Progress where stderr is no terminal."""
 
+import io
 import re
 
 import pytest
@@ -45,3 +46,21 @@ def test_steps_that_an_expert_was_spared_do_not_count_as_done(
     assert [re.sub(r" ./2 experts.*", "", line) for line in capsys.readouterr().err.splitlines()] == [
         "training: 1/200", "training: 11/200, 189 s left", "training: 21/111, 90 s left"
     ]  # fmt: skip
+
+
+def test_a_bar_inside_of_another_is_a_line_below_it_and_goes_again() -> None:
+    file = io.StringIO()
+    shown = display.Display()
+    shown.console = display.PrintableConsole(file=file, force_terminal=True, width=100)
+    other = display.Display()
+    other.console = shown.console
+    with shown.bar("outer", 2) as outer:
+        with other.bar("inner", 3) as inner:
+            inner.advance()
+            assert outer._progress is inner._progress
+            assert [task.description for task in outer._progress.tasks] == ["outer", "inner"]  # type: ignore[union-attr]
+        assert [task.description for task in outer._progress.tasks] == ["outer"]  # type: ignore[union-attr]
+        outer.advance_to(2)
+    assert "outer" in file.getvalue()
+    with other.bar("next", 1) as bar:
+        assert bar._progress is not outer._progress

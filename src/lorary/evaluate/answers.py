@@ -45,6 +45,7 @@ def score_rows(
     metric: Metric,
     *,
     sandbox: Sandbox | None = None,
+    among: Sequence[Row] | None = None,
 ) -> RowScores:
     """Score a model on rows of one task.
 
@@ -56,6 +57,8 @@ def score_rows(
         metric: of the task. Where rows list no options to rank, exact match takes the place of a metric that ranks
             them, and the scores say so.
         sandbox: where generated programs run; without it `pass@k` is refused.
+        among: all rows of the task that are scored, where these are a part of them: they decide which metric is meant,
+            and how long an answer may be.
 
     Returns:
         The scores, in the order of the rows.
@@ -67,17 +70,18 @@ def score_rows(
     if not rows:
         raise TaskError("a task must have rows to be evaluated on", found="none")
     metric.check(rows, sandbox)
+    among = among or rows
     if isinstance(metric, ChoiceMetric):
-        if all(len(row.options) > 1 for row in rows):
+        if all(len(row.options) > 1 for row in among):
             return _score_choices(model, template, rows, metric)
         metric = EM  # nothing to rank: some classification tasks list no options
     assert isinstance(metric, AnswerMetric)
-    examples = [template.encode(row.source, row.target) for row in rows]
+    examples = [template.encode(row.prompt, row.target) for row in rows]
     warn_of_cuts(rows[0].task, examples)
     losses = answer_losses(model, examples)
     # What an answer says beyond the longest reference is not waited for, and not held against it.
     default = metric.decoding or Decoding(
-        max(len(template.encode(row.source, text).target_ids) for row in rows for text in row.references)
+        max(len(template.encode(row.prompt, text).target_ids) for row in among for text in row.references)
     )
     answers = _answers(model, tokenizer, template, rows, default, keep_breaks=metric.keep_breaks)
     scores = [metric.score(row, samples, sandbox) for row, samples in zip(rows, answers, strict=True)]
@@ -154,7 +158,7 @@ def _fitted(
 
     An answer that would leave no room for a prompt gets half the context at most; rows that ask for more are told of.
     """
-    prompts = [template.encode_prompt(row.source) for row in rows]
+    prompts = [template.encode_prompt(row.prompt) for row in rows]
     if context is None:
         return prompts, max_new_tokens
     least = len(template.head) + 1
@@ -167,12 +171,12 @@ def _fitted(
             warnings.warn(f"{message}, since the base has {context} positions", stacklevel=2)
     room = context - max_new_tokens
     cut = [
-        prompt if len(prompt) <= room else template.encode_prompt(row.source, room)
+        prompt if len(prompt) <= room else template.encode_prompt(row.prompt, room)
         for row, prompt in zip(rows, prompts, strict=True)
     ]
     # Rows that are too long with their target as well have been told of.
     lost = [
-        0 if len(new) == len(old) or template.encode(row.source, row.target).truncated else len(old) - len(new)
+        0 if len(new) == len(old) or template.encode(row.prompt, row.target).truncated else len(old) - len(new)
         for row, old, new in zip(rows, prompts, cut, strict=True)
     ]
     warn_of_cuts(rows[0].task, [Example(new, (), number) for new, number in zip(cut, lost, strict=True)])

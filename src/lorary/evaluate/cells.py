@@ -36,6 +36,7 @@ class Cell:
         data: hash of the task's data.
         prefix: text with which every prompt began, as the chat template wrote it; "" for plain.
         values: one per row, for paired comparisons.
+        base_rows: rows that the router handed to the base in its own chat template, since no expert fitted.
         answers: one per row of the cell under the task's own metric; empty elsewhere, and where it was scored before
             answers were kept.
     """
@@ -58,6 +59,7 @@ class Cell:
     data: str = ""
     prefix: str = ""
     values: list[float] = field(default_factory=list)
+    base_rows: int = 0
     answers: list[str] = field(default_factory=list)
 
 

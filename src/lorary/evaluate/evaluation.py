@@ -1,16 +1,17 @@
 """An evaluation: its cells and all that follows from them, of one library or several."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from lorary.data.schema import Row
 from lorary.errors import LoraryError, TaskError, UsageError
-from lorary.evaluate.cells import Cell, CellFailure, Column
+from lorary.evaluate.cells import BASE, Cell, CellFailure, Column, columns_of, grouped_tasks, primary_cells
 from lorary.evaluate.routing_accuracy import RoutingAccuracy, RoutingMean, RoutingUsage, routing_means
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.evaluate.summary import CellSummary, Comparison, Mean, OracleGap
 from lorary.route.spec import ORACLE
+from lorary.tabular import ResultTable, Tabular
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class ExpertLosses:
     losses: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Tabular):
     """All cells and what follows from them. Made by `evaluation_of`.
 
     Args:
@@ -54,6 +55,7 @@ class Evaluation:
         settings: how it was done.
         libraries: their names.
         base: name of the base model.
+        tasks_by_name: by library, the adapters of which no task is recorded and whose names are tasks.
     """
 
     cells: list[Cell]
@@ -73,11 +75,42 @@ class Evaluation:
     settings: EvaluateSettings
     libraries: tuple[str, ...]
     base: str
+    tasks_by_name: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def library(self) -> str:
         """The library's name, or those of all."""
         return " + ".join(self.libraries)
+
+    def tables(self) -> list[ResultTable]:
+        """The means of every router, and the tasks of each split with a column for each router."""
+        columns, primary, several = columns_of(self.cells), primary_cells(self.cells), len(self.libraries) > 1
+        failed = f"; {len(self.failures)} cells failed" if self.failures else ""
+        title = f"{self.library} over {self.base}: means with 95 % intervals over rows{failed}"
+        means = [
+            (Column(None if m.router == BASE else m.library, m.router).label(with_library=several), m.split, m.mean,
+             m.low, m.high, m.tasks)
+            for m in self.means
+        ]  # fmt: skip
+        heads = ("router", "split", "mean", "low", "high", "tasks")
+        tables = [ResultTable(title, heads, list(dict.fromkeys(means)))]
+        for split, tasks in grouped_tasks(self.cells).items():
+            lines = []
+            for task in tasks:
+                cells = [primary.get((column, task)) for column in columns]
+                first = next(cell for cell in cells if cell is not None)
+                lines.append([task, first.metric, first.n, *(cell and cell.value for cell in cells)])
+            labels = (column.label(with_library=several) for column in columns)
+            tables.append(ResultTable(f"{split.replace('_', '-')} tasks", ("task", "metric", "rows", *labels), lines))
+        return tables
+
+    def records(self) -> list[dict[str, Any]]:
+        """One mapping for each cell, as in the CSV file: without the values of single rows."""
+        names = [each.name for each in fields(Cell)]
+        return [
+            {name: value for name in names if not isinstance(value := getattr(cell, name), list)}
+            for cell in self.cells
+        ]  # fmt: skip
 
     def check(self) -> None:
         """Refuse to pass for a whole evaluation where cells failed.
@@ -137,6 +170,7 @@ class Evaluation:
             "routing_means": [asdict(mean) for mean in self.routing_means],
             "base_guard": self.base_guard,
             "left_out": self.left_out,
+            "tasks_by_name": {name: list(adapters) for name, adapters in self.tasks_by_name.items()},
         }
 
 
@@ -147,6 +181,7 @@ class ScoredCells:
     cells: list[Cell] = field(default_factory=list)
     failures: list[CellFailure] = field(default_factory=list)
     routing: list[RoutingAccuracy] = field(default_factory=list)
+    tasks_by_name: dict[str, list[str]] = field(default_factory=dict)
     routing_usage: list[RoutingUsage] = field(default_factory=list)
     expert_losses: list[ExpertLosses] = field(default_factory=list)
     rows: dict[str, Sequence[Row]] = field(default_factory=dict)
@@ -173,6 +208,7 @@ def evaluation_of(scored: ScoredCells, settings: EvaluateSettings, libraries: Se
         settings,
         tuple(libraries),
         base,
+        scored.tasks_by_name,
     )
 
 
@@ -204,6 +240,8 @@ def combine(evaluations: Sequence[Evaluation]) -> Evaluation:
         _add(scored.cells, part.cells, "library", "router", "task", "metric", "template")
         _add(scored.failures, part.failures, "library", "router", "task")
         _add(scored.routing, part.routing, "library", "router", "task")
+        for name, adapters in part.tasks_by_name.items():
+            scored.tasks_by_name[name] = sorted({*scored.tasks_by_name.get(name, ()), *adapters})
         _add(scored.routing_usage, part.routing_usage, "library", "router", "task")
         _add(scored.expert_losses, part.expert_losses, "library", "task")
         scored.rows = {**part.rows, **scored.rows}

@@ -19,6 +19,7 @@ from lorary.evaluate.cache import ResultCache
 from lorary.evaluate.cells import OF_ROWS, ORACLE
 from lorary.evaluate.harness import HarnessModel, evaluate_tasks
 from lorary.evaluate.harness_cells import HarnessCell, cells_of
+from lorary.evaluate.recorded_tasks import tasks_of
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.evaluate.summary import CellSummary
 from lorary.library.store import Library
@@ -73,7 +74,7 @@ class HarnessRun:
             frame = chat_frame(self.base.tokenizer)
             warn_of_dates(frame)
             self._prefix = frame.prefix
-        self._held_in = {task for row in self.library.describe() for task in row["tasks"]}
+        self._held_in = {task for row in self.library.describe() for task in tasks_of(row)}
 
     def cells(self, router: str) -> list[HarnessCell]:
         """One router on all tasks; which metric counts is not chosen yet."""

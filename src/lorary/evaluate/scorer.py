@@ -1,19 +1,20 @@
 """Scoring one library, cell by cell: what was scored before is read, what cannot be scored is said and left."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
-from lorary.data.schema import Task
+from lorary.data.schema import Row, Task
 from lorary.data.template import Template, make_template
 from lorary.errors import LoraryError, TaskError
 from lorary.evaluate.answers import RowScores, score_rows
 from lorary.evaluate.cache import ResultCache
 from lorary.evaluate.cells import BASE, Cell, CellFailure
 from lorary.evaluate.cost import measured
+from lorary.evaluate.decisions import asks_base, decide, decides_once
 from lorary.evaluate.evaluation import ExpertLosses, ScoredCells
 from lorary.evaluate.finite import finite_logits
 from lorary.evaluate.loglik import answer_losses
@@ -21,6 +22,7 @@ from lorary.evaluate.metrics import find_metric
 from lorary.evaluate.metrics.choice import ACC, ACC_RAW
 from lorary.evaluate.metrics.metric import Metric
 from lorary.evaluate.metrics.perplexity import perplexity
+from lorary.evaluate.recorded_tasks import experts_by_task
 from lorary.evaluate.routing_accuracy import RoutingAccuracy, RoutingUsage, decides, look_at_routing
 from lorary.evaluate.sandbox import Sandbox
 from lorary.evaluate.seated_base import SeatedBase
@@ -29,7 +31,8 @@ from lorary.evaluate.statistics import bootstrap_interval
 from lorary.model.attach import routing
 from lorary.model.base import Base
 from lorary.model.prepared import prepared_marks
-from lorary.route.setting import Routing
+from lorary.model.seating import seating
+from lorary.route.setting import CHAT, Routing
 from lorary.route.spec import ORACLE
 
 
@@ -125,7 +128,8 @@ class Scorer:
         metric = self._metric(task)
         key = self._cache.key(
             task=task.name, data=task.data_hash, rows=s.rows, metric=metric.name, template=template,
-            routing=setting.to_json(), with_experts=router != BASE, **self._conditions(template),
+            routing=setting.to_json(), with_experts=router != BASE,
+            **{**self._conditions(template), **(self._conditions(CHAT) if setting.fallback == CHAT else {})},
             **self._prepared(setting), **metric.judge(self._sandbox),
         )  # fmt: skip
 
@@ -169,7 +173,7 @@ class Scorer:
             raise TaskError(f"task '{task.name}' must have test rows to be evaluated on", found="none")
         with routing(base.model, setting), finite_logits(base.model), measured(base.model.device) as cost:
             prompt_template = self._template(base, template)
-            scores = score_rows(base.model, base.tokenizer, prompt_template, rows, metric, sandbox=self._sandbox)
+            scores, num_asked = self._score_rows(base, prompt_template, rows, metric)
         _check_finite(scores, task.name)
         cells = []
         for name, values, primary in (("loss", scores.loss, False), (scores.metric, scores.score, True)):
@@ -192,6 +196,7 @@ class Scorer:
                     prefix=prompt_template.prefix,
                     peak_bytes=cost.peak_bytes,
                     values=values,
+                    base_rows=num_asked,
                 )
             )
         loss, scored = cells
@@ -199,6 +204,40 @@ class Scorer:
         of_rows = [perplexity(nats) for nats in loss.values]
         perplexities = replace(loss, metric="perplexity", value=value, low=low, high=high, values=of_rows)
         return [loss, perplexities, replace(scored, answers=scores.answers)]
+
+    def _score_rows(self, base: Base, template: Template, rows: Sequence[Row], metric: Metric) -> tuple[RowScores, int]:
+        """Scores under the router in force, and how many rows it gave to the base in its own chat template.
+
+        A router for whole requests decides once per row; rows that were decided alike are scored together.
+        """
+
+        def scored(part: Sequence[Row], asked: Template) -> RowScores:
+            return score_rows(base.model, base.tokenizer, asked, part, metric, sandbox=self._sandbox, among=rows)
+
+        if not decides_once(base.model):
+            return scored(rows, template), 0
+        decided = decide(base.model, [template.encode_prompt(row.prompt) for row in rows])
+        router, chat = seating(base.model).routing, self._own_template(base, template)
+        groups: dict[Any, list[int]] = {}
+        for i, decision in enumerate(decided):
+            is_asked = chat is not None and asks_base(router, decision)
+            groups.setdefault(CHAT if is_asked else decision.weights, []).append(i)
+        by_row: dict[int, tuple[float, float, str]] = {}
+        name = ""
+        for weights, members in groups.items():
+            is_asked = weights == CHAT
+            with routing(base.model, Routing(BASE) if is_asked else decided[members[0]].setting(router)):
+                part = scored([rows[i] for i in members], chat if is_asked and chat else template)
+            name = part.metric
+            by_row.update(zip(members, zip(part.loss, part.score, part.answers, strict=True), strict=True))
+        losses, scores, answers = (list(column) for column in zip(*(by_row[i] for i in range(len(rows))), strict=True))
+        return RowScores(losses, name, scores, answers), len(groups.get(CHAT, ()))
+
+    def _own_template(self, base: Base, template: Template) -> Template | None:
+        """The base's chat template, where it has one and the rows are in another."""
+        if template.name == CHAT or not self._seated.chat_prompt:
+            return None
+        return self._template(base, CHAT)
 
     def _expert_losses(self, task: Task) -> ExpertLosses:
         """The mean loss of each expert alone on a task that has no expert of its own.
@@ -215,7 +254,7 @@ class Scorer:
 
         def measure(base: Base) -> dict[str, float]:
             template = self._template(base, self._settings.template)
-            examples = [template.encode(row.source, row.target) for row in rows]
+            examples = [template.encode(row.prompt, row.target) for row in rows]
             losses = {}
             for name in self._seated.library.names():
                 with routing(base.model, Routing(experts=[name])), finite_logits(base.model):
@@ -238,7 +277,7 @@ class Scorer:
 
         def look(base: Base) -> dict[str, Any]:
             template = self._template(base, s.template)
-            prompts = [template.encode_prompt(row.source) for row in rows]
+            prompts = [template.encode_prompt(row.prompt) for row in rows]
             with routing(base.model, setting):
                 return look_at_routing(base.model, prompts, expert)._asdict() if decides(base.model) else {}
 
@@ -274,20 +313,6 @@ class Scorer:
 
     def _template(self, base: Base, name: str) -> Template:
         return make_template(name, base.tokenizer, max_length=base.most_tokens(self._settings.max_length))
-
-
-def experts_by_task(described: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """For each task some expert was trained on, that expert; the one of fewest tasks where there are several.
-
-    Args:
-        described: as `Library.describe` gives them.
-    """
-    by_task: dict[str, tuple[int, str]] = {}
-    for row in described:
-        for task in row["tasks"]:
-            candidate = (len(row["tasks"]), row["name"])
-            by_task[task] = min(candidate, by_task.get(task, candidate))
-    return {task: name for task, (_, name) in by_task.items()}
 
 
 def _check_finite(scores: RowScores, task: str) -> None:

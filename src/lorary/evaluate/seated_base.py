@@ -103,14 +103,15 @@ class SeatedBase:
     Args:
         base: the base model.
         library: the library.
+        template: in which prompts will come; that of the experts where None.
         force_base: accept unrelated weights of the same shapes.
     """
 
-    def __init__(self, base: KnownBase, library: Library, *, force_base: bool) -> None:
+    def __init__(self, base: KnownBase, library: Library, *, template: str | None = None, force_base: bool) -> None:
         self.library = library
         self.cache = ResultCache(library, base.content)
         self.device, self.dtype, self.chat_prompt = base.device, base.dtype, base.chat_prompt
-        self._base, self._force_base = base, force_base
+        self._base, self._template, self._force_base = base, template, force_base
         self._loaded: Base | None = None
 
     def __enter__(self) -> "SeatedBase":
@@ -126,7 +127,8 @@ class SeatedBase:
         if self._loaded is None:
             base = self._base.load()
             attach(
-                base.model, self.library, router="base", tokenizer=base.tokenizer, force_base=self._force_base,
+                base.model, self.library, router="base", tokenizer=base.tokenizer, template=self._template,
+                force_base=self._force_base,
             )  # fmt: skip
             self._loaded = base
             self.cache.check_experts()

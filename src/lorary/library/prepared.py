@@ -58,13 +58,22 @@ def group_key(library: Library, names: Sequence[str]) -> Key:
     return {"experts": hashes, "base": library.base.fingerprint.digest}
 
 
+def content_key(library: Library, name: str, made_of: Mapping[str, Any]) -> Key:
+    """The key of what is known of one adapter's weights, whatever its name, where all else that decides it is given.
+
+    Raises:
+        LibraryError: if there is no such adapter.
+    """
+    return {"adapter": _content_hash(library, name), **made_of}
+
+
 def save_prepared(library: Library, kind: str, key: Key, prepared: Prepared) -> Path:
     """Store what was prepared, atomically, in the place of what was there under that key.
 
     Args:
         library: where to.
         kind: lower-case letters, digits and underscores.
-        key: from `expert_key` or `group_key`.
+        key: from `expert_key`, `group_key` or `content_key`.
         prepared: what to store.
 
     Returns:

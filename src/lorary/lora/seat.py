@@ -5,7 +5,8 @@ own output. The layer itself is never replaced: quantised layers work through th
 the base stay as they are, and `detach` leaves nothing behind (docs/adr/0001).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from inspect import signature
 from itertools import chain
 from typing import Any
@@ -126,6 +127,41 @@ def unseat(model: nn.Module, paths: list[str], handles: list[RemovableHandle]) -
         handle.remove()
     for path in paths:
         delattr(model.get_submodule(path), CHILD)
+
+
+@contextmanager
+def seated_instead(model: nn.Module, children: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Seat modules while the context lasts, in the place of those that are seated; other layers compute bare.
+
+    Hooks stay where they are: those of others, which come behind ours, go on seeing what ours give.
+
+    Args:
+        model: the base model, with or without modules seated in it.
+        children: as for `seat`.
+
+    Raises:
+        AdapterError: if two paths lead to one layer.
+    """
+    layers = {path: layer for path, layer in model.named_modules() if CHILD in layer._modules}
+    before = {path: layer._modules[CHILD] for path, layer in layers.items()}
+    free = {path: child for path, child in children.items() if path not in layers}
+    handles = seat(model, free)
+    try:
+        for path, layer in layers.items():
+            layer._modules[CHILD] = children.get(path, _Bare())
+        yield
+    finally:
+        for path, layer in layers.items():
+            layer._modules[CHILD] = before[path]
+        unseat(model, list(free), handles)
+
+
+class _Bare(nn.Module):
+    """A module that leaves its layer as it is."""
+
+    def forward(self, _x: Tensor, output: Tensor) -> Tensor:
+        """What the layer computed."""
+        return output
 
 
 def input_of(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -10,6 +10,7 @@ from lorary.adapter import Adapter
 from lorary.errors import LibraryError, LoraryError, UsageError
 from lorary.library.readers import READ_ATTEMPTS
 from lorary.library.store import Library
+from lorary.library.target_groups import different_targets
 from lorary.lora.seat import seat, unseat
 from lorary.model.apply import apply_routing, drop_pass_hooks
 from lorary.model.layers import SeatedLayer, build_layers
@@ -35,6 +36,7 @@ def attach(
     experts: Mapping[str, float] | Sequence[str] | None = None,
     preset: str | None = None,
     tokenizer: Any = None,
+    template: str | None = None,
     force_base: bool = False,
     **settings: Any,
 ) -> Any:
@@ -52,7 +54,9 @@ def attach(
         mix: `outputs` or `factors`; the library's default, else outputs.
         experts: fixed experts (names, or weights by name) in place of a router.
         preset: a name in `lorary.route.presets.PRESETS`, in place of the library's default.
-        tokenizer: of the base, for routers that read text (`features="text"`); else the one beside the base's files.
+        tokenizer: of the base, for routers that read text (`features="text"`) or measure experts on prompts that ship
+            with the package; else the one beside the base's files.
+        template: in which prompts will come, `plain` or `chat`, for the same; that of the experts where None.
         force_base: attach although the base model's weights are unrelated to those that the library was made for.
         settings: further fields of `lorary.route.setting.FIELDS`; here None is a value, and not the library's.
 
@@ -72,7 +76,7 @@ def attach(
     setting = merged(
         Routing.of(**start), {key: value for key, value in options.items() if value is not None} | settings
     )
-    return seat_library(base_model, library, setting, tokenizer=tokenizer, force_base=force_base)
+    return seat_library(base_model, library, setting, tokenizer=tokenizer, template=template, force_base=force_base)
 
 
 def seat_library(
@@ -82,6 +86,7 @@ def seat_library(
     *,
     seats: Sequence[str] | None = None,
     tokenizer: Any = None,
+    template: str | None = None,
     force_base: bool = False,
 ) -> Any:
     """Seat every adapter of a library in a model; see `attach`.
@@ -92,6 +97,7 @@ def seat_library(
         setting: the router.
         seats: the names in the order of their seats, where it is not that of the names.
         tokenizer: of the base, where a router may read text.
+        template: in which prompts will come; that of the experts where None.
         force_base: accept unrelated weights of the same shapes.
 
     Returns:
@@ -102,7 +108,7 @@ def seat_library(
     library.check_base(model, force_base=force_base)
     verdict = check_computes(model, library.base.name, must_run=False)
     names, order, layers = _read_layers(model, library, seats)
-    state = Seating(names, layers, {}, setting, library, order, tokenizer=tokenizer)
+    state = Seating(names, layers, {}, setting, library, order, tokenizer=tokenizer, template=template)
     try:
         apply_routing(model, state, setting)
         handles = seat(model, {path: layer.lora for path, layer in layers.items()})
@@ -113,6 +119,7 @@ def seat_library(
     state.position_handles = settle_positions(model, verdict)
     setattr(model, STATE, state)
     _warn_of_ambiguity(state)
+    _warn_of_targets(state)
     return model
 
 
@@ -200,6 +207,20 @@ def _warn_of_ambiguity(state: Seating) -> None:
         message = (
             f"{len(ambiguous)} prototypes are ambiguous, since their two largest singular values are nearly equal: "
             f"expert '{expert}' at {path} has σ2/σ1 = {ratio:.5f}"
+        )
+        warnings.warn(message, stacklevel=4)
+
+
+def _warn_of_targets(state: Seating) -> None:
+    """Say which experts adapt which layers, where these differ: in a layer, a rule knows those alone that it has."""
+    paths: dict[str, list[str]] = {name: [] for name in state.experts}
+    for path, layer in state.layers.items():
+        for position in layer.experts:
+            paths[state.experts[position]].append(path)
+    if groups := different_targets(paths):
+        message = (
+            f"the experts of library '{state.library.name}' adapt different layers: {groups}. A router that decides in "
+            "each layer compares only the experts of that layer; contrast compares each over all of its own"
         )
         warnings.warn(message, stacklevel=4)
 

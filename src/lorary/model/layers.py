@@ -1,6 +1,6 @@
 """The experts of a library, stacked layer by layer for one base model."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -56,6 +56,33 @@ class SeatedLayer:
         """Where the ranks of one seat lie."""
         start = sum(self.ranks[:seat])
         return slice(start, start + self.ranks[seat])
+
+    def only(self, positions: Collection[int]) -> "SeatedLayer | None":
+        """The layer with some of its experts alone, for looking at them; None where it has none of them.
+
+        Args:
+            positions: of the experts in the order of names.
+
+        Returns:
+            Itself where these are all of them; else one with tensors of its own.
+        """
+        seats = [seat for seat, position in enumerate(self.experts) if position in positions]
+        if len(seats) in (0, len(self.experts)):
+            return self if seats else None
+        ranks = torch.cat([torch.arange(index.start, index.stop) for index in map(self.rank_index, seats)])
+        down = torch.cat([self.lora.down[ranks], self.lora.prototypes[seats]])
+        sizes = torch.tensor([self.ranks[seat] for seat in seats])
+        expert_of_rank = torch.arange(len(seats)).repeat_interleave(sizes).to(down.device)
+        return SeatedLayer(
+            experts=tuple(self.experts[seat] for seat in seats),
+            ranks=tuple(sizes.tolist()),
+            alive=self.alive[seats],
+            gap=self.gap[seats],
+            row_space=self.row_space[ranks],
+            outputs=self.outputs[ranks],
+            scalings=tuple(self.scalings[seat] for seat in seats),
+            lora=GatedLora(down, self.lora.up[ranks], expert_of_rank),
+        )
 
     def append(self, position: int, factors: LoraFactors) -> None:
         """Seat one more expert, behind the others: in time of that expert, and of moving the prototypes.

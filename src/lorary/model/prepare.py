@@ -23,7 +23,8 @@ def prepare(model: Any, kind: str, tensors: Mapping[str, Mapping[str, Tensor]]) 
         UsageError: if no experts are seated in the model, a number is not finite, or a deviation is not above 0.
     """
     state = seating(model)
-    is_moments = kind in {rule.data.kind for rule in ROUTERS.values() if rule.data and rule.data.holds == "moments"}
+    data = [rule.data for rule in ROUTERS.values() if rule.data is not None and rule.data.holds == "moments"]
+    is_moments = kind in {name for each in data for name in (each.kind, each.yardstick_kind)}
     for name, by_path in tensors.items():
         for path, tensor in by_path.items():
             if is_moments and (tensor.shape != (2,) or not bool(tensor.isfinite().all()) or float(tensor[1]) <= 0):

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, MutableMapping, Seque
 
 from torch import Tensor
 
+from lorary.data.yardstick import yardstick_digest
 from lorary.errors import RouterError
 from lorary.library.prepared import Key, expert_key, group_key, load_prepared, prepared_hashes, was_prepared_before
 from lorary.library.store import Library
@@ -15,6 +16,8 @@ from lorary.route.setting import Routing
 PreparedTensors = Mapping[str, Mapping[str, Tensor]]
 # The path of what belongs to a whole request and to no layer.
 REQUEST = "request"
+# Beside it: the number of the task of each prompt, among the tasks of its expert.
+TASKS = "tasks"
 
 
 def paths_of(setting: Routing, modules: Iterable[str]) -> set[str]:
@@ -59,13 +62,17 @@ def read_missing(
 def prepared_marks(setting: Routing, library: Library) -> dict[str, Mapping[str, str]]:
     """Hashes of what a setting would read from a library, by expert: with them a result can be known again."""
     kind = setting.data_kind
-    if kind is None:
+    if kind is None or setting.data is None:
         return {}
-    return {name: prepared_hashes(library, kind, key) for name, key in _keys(setting, library, library.names()).items()}
+    keys = _keys(setting, library, library.names())
+    marks: dict[str, Mapping[str, str]] = {name: prepared_hashes(library, kind, key) for name, key in keys.items()}
+    if setting.data.has_yardstick and not all(marks.values()):
+        return {"": {"yardstick": yardstick_digest()}}  # what is measured on it depends on weights alone
+    return marks
 
 
-def not_prepared(setting: Routing, library: Library, name: str, where: str) -> RouterError:
-    """The error over an expert for which something is missing, or was made for other weights."""
+def not_prepared(setting: Routing, library: Library, name: str, where: str, otherwise: str = "") -> RouterError:
+    """The error over an expert for which something is missing, or was made for other weights; `otherwise` ends it."""
     kind = setting.data_kind
     assert kind is not None
     is_stale = was_prepared_before(library, kind, name)
@@ -74,7 +81,8 @@ def not_prepared(setting: Routing, library: Library, name: str, where: str) -> R
         found=f"nothing for expert '{name}' at {where}" + (" as it is now: it, or its company, changed" * is_stale),
         remedy=f"lorary library prepare {library.path} --router {setting.router}"
         + (f" --features {setting.options.features}" if setting.options.features != "hidden" else "")
-        + ", or lorary.model.prepare.prepare for one that came live",
+        + ", or lorary.model.prepare.prepare for one that came live"
+        + otherwise,
     )
 
 

@@ -41,6 +41,7 @@ class Seating:
         live: experts that came live and are not the library's.
         num_blocks: how many `with lorary.routing` blocks are open.
         tokenizer: of the base, for rules that read text; None where it was not given.
+        template: in which prompts come; that of the experts where None.
         prober: decides for requests, where a setting asks for that.
         pass_handles: of the hooks that run when a pass of the decoder begins.
         position_handles: of those that keep positions alike in every pass.
@@ -57,6 +58,7 @@ class Seating:
     live: dict[str, Adapter] = field(default_factory=dict)
     num_blocks: int = 0
     tokenizer: Any = None
+    template: str | None = None
     prober: Prober | None = None
     pass_handles: list[Handle] = field(default_factory=list)
     position_handles: list[RemovableHandle] = field(default_factory=list)

@@ -76,15 +76,19 @@ class Trace:
         return _join(self._masks[layer], layer)
 
     def usage(self) -> dict[str, float]:
-        """Mean routing weight of each expert over layers and tokens, padding left out; sums to at most 1.
+        """Mean routing weight of each expert over tokens and over the layers that it has, padding left out.
+
+        It sums to at most 1 where all experts have the same layers. One without a layer that recorded something has 0.
 
         Raises:
             UsageError: if nothing was recorded, or the passes differ in batch size.
         """
+        sums, num_layers = torch.zeros(len(self.experts)), torch.zeros(len(self.experts))
         # Layer by layer: one inside the output head is given the last token alone in generation.
-        means = [self.weights(path)[_join(self._masks[path], path)].mean(dim=0) for path in self._recorded()]
-        mean = torch.stack(means).mean(dim=0)
-        return dict(zip(self.experts, mean.tolist(), strict=True))
+        for path in self._recorded():
+            sums += self.weights(path)[_join(self._masks[path], path)].mean(dim=0)
+            num_layers[list(self._seated[path])] += 1
+        return dict(zip(self.experts, (sums / num_layers.clamp_min(1)).tolist(), strict=True))
 
     def _recorded(self) -> list[str]:
         if not self.layers:

@@ -1,9 +1,10 @@
 """Training rows of the tasks of each expert: what the data of a router is measured on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from lorary.data.schema import Row, Task
 from lorary.data.tasks import load_tasks
@@ -27,11 +28,23 @@ class ExpertRows:
     rows: tuple[Row, ...]
     hashes: Mapping[str, str]
 
+    @property
+    def tasks(self) -> Tensor:
+        """(rows,) int64, the number of each row's task, in the order of `hashes`."""
+        numbers = {name: number for number, name in enumerate(self.hashes)}
+        return torch.tensor([numbers[row.task] for row in self.rows])
+
 
 def rows_of_experts(
-    library: Library, names: Sequence[str], reference: str, mapped: Mapped, num_rows: int, seed: int
+    library: Library,
+    names: Sequence[str],
+    reference: str,
+    mapped: Mapped,
+    num_rows: int,
+    seed: int,
+    columns: str | None = None,
 ) -> dict[str, ExpertRows]:
-    """Rows of the tasks of each expert: those its provenance names, or those that it is mapped to.
+    """Rows of the tasks of each expert: those its provenance names, else the task of its name, or what it is mapped to.
 
     Args:
         library: the library.
@@ -40,6 +53,7 @@ def rows_of_experts(
         mapped: tasks of experts whose provenance names none, or in place of what it names.
         num_rows: training rows of each task, at most; drawn at random.
         seed: of the draw, which depends on it and the task alone.
+        columns: as `lorary.data.tasks.load_tasks` takes it.
 
     Returns:
         By expert.
@@ -52,8 +66,9 @@ def rows_of_experts(
     if unknown := sorted(set(mapped) - set(library.names())):
         raise UsageError("--map must name experts of the library", found=unknown[0], remedy=f"it has {library.names()}")
     hashes = {name: _tasks_of(library, name, mapped) for name in names}
-    tasks = _load(reference, hashes)
-    return {name: _draw(name, [tasks[task] for task in hashes[name]], num_rows, seed) for name in names}
+    unnamed = [name for name in names if name not in mapped and not library.provenance(name)["tasks"]]
+    tasks = _load(reference, hashes, unnamed, columns)
+    return {name: draw_rows(name, [tasks[task] for task in hashes[name]], num_rows, seed) for name in names}
 
 
 def parse_mapping(text: str | None) -> dict[str, list[str]]:
@@ -76,22 +91,19 @@ def _tasks_of(library: Library, name: str, mapped: Mapped) -> dict[str, str | No
     if name in mapped:
         return dict.fromkeys(mapped[name])
     provenance = library.provenance(name)
-    if not provenance["tasks"]:
-        raise TaskError(
-            f"the tasks of expert '{name}' must be known, to prepare a router for it",
-            found="none in its provenance",
-            remedy=f"--map {name}=TASK, with --tasks where the task is",
-        )
     hashes = provenance.get("data_hashes", {})
-    return {task: hashes.get(task) for task in provenance["tasks"]}
+    return {task: hashes.get(task) for task in provenance["tasks"] or [name]}
 
 
-def _load(reference: str, hashes_of: Mapping[str, Mapping[str, str | None]]) -> Mapping[str, Task]:
+def _load(
+    reference: str, hashes_of: Mapping[str, Mapping[str, str | None]], unnamed: Collection[str], columns: str | None
+) -> Mapping[str, Task]:
     try:
-        tasks = load_tasks(reference, names=sorted({task for hashes in hashes_of.values() for task in hashes}))
+        names = sorted({task for hashes in hashes_of.values() for task in hashes})
+        tasks = load_tasks(reference, names=names, columns=columns)
     except UsageError:
         for name, hashes in hashes_of.items():  # once more, one by one, to say whose it is
-            _load_tasks_of(reference, name, hashes)
+            _load_tasks_of(reference, name, hashes, columns, is_known=name not in unnamed)
         raise
     for name, hashes in hashes_of.items():
         for task, recorded in hashes.items():
@@ -104,10 +116,18 @@ def _load(reference: str, hashes_of: Mapping[str, Mapping[str, str | None]]) -> 
     return tasks
 
 
-def _load_tasks_of(reference: str, name: str, hashes: Mapping[str, str | None]) -> None:
+def _load_tasks_of(
+    reference: str, name: str, hashes: Mapping[str, str | None], columns: str | None, *, is_known: bool
+) -> None:
     try:
-        load_tasks(reference, names=sorted(hashes))
+        load_tasks(reference, names=sorted(hashes), columns=columns)
     except UsageError as error:
+        if not is_known:
+            raise TaskError(
+                f"the tasks of expert '{name}' must be known, to prepare a router for it",
+                found=f"none in its provenance, and no task of its name in '{reference}'",
+                remedy=f"--map {name}=TASK, with --tasks where the task is",
+            ) from error
         raise TaskError(
             f"the tasks of expert '{name}' must be in '{reference}'",
             found=f"{error.rule}; found: {error.found}",
@@ -115,7 +135,18 @@ def _load_tasks_of(reference: str, name: str, hashes: Mapping[str, str | None]) 
         ) from error
 
 
-def _draw(name: str, tasks: Sequence[Task], num_rows: int, seed: int) -> ExpertRows:
+def draw_rows(name: str, tasks: Sequence[Task], num_rows: int, seed: int) -> ExpertRows:
+    """Training rows of an expert's tasks.
+
+    Args:
+        name: of the expert.
+        tasks: that it was trained on.
+        num_rows: training rows of each task, at most; drawn at random.
+        seed: of the draw, which depends on it and the task alone.
+
+    Raises:
+        TaskError: if a task has no training rows.
+    """
     rows: list[Row] = []
     for task in tasks:
         training = task.split("train")

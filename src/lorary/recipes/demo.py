@@ -25,6 +25,7 @@ from lorary.library.opening import open_or_create
 from lorary.library.store import Library
 from lorary.model.attach import attach, detach
 from lorary.model.base import Base, load_base
+from lorary.prepare.prepare_library import prepare_built
 from lorary.report.evaluation_page import report_of, write_report
 from lorary.report.tables import print_evaluation
 
@@ -94,6 +95,7 @@ def run_demo(out: str, *, full: bool = False, quiet: bool = False) -> DemoResult
     watch.lap("base")
     display.say(f"2/4 training {len(train)} experts, one per task")
     built = build_library(base, library, train, FULL if full else QUICK, display=display)
+    prepare_built(base, library, train, display=display)
     watch.lap("train")
     display.say(f"3/4 evaluating on {len(train)} held-in and {len(held_out)} held-out tasks")
     settings = FULL_EVALUATION if full else QUICK_EVALUATION

@@ -58,7 +58,10 @@ def run_harness(
         tasks = load_tasks(names, settings.harness_path)
         loaded = load_base(base_of(library, load.base), dtype=load.dtype, device=load.device)
         run = HarnessRun(loaded, library, evaluation, tasks, display, settings.rows, settings.shots, chat)
-        attach(loaded.model, library, router="base", tokenizer=loaded.tokenizer, force_base=load.force_base)
+        attach(
+            loaded.model, library, router="base", tokenizer=loaded.tokenizer, template="chat" if chat else "plain",
+            force_base=load.force_base,
+        )  # fmt: skip
         try:
             cells = choose_primary([cell for router in evaluation.routers for cell in run.cells(router)])
         finally:

@@ -1,14 +1,14 @@
 """`lorary library prepare`: opens a library, its base and the data of its experts, and prepares a router."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorary.errors import LibraryError, UsageError, did_you_mean
+from lorary.errors import LibraryError, TaskError, UsageError, did_you_mean
 from lorary.library.opening import base_of
 from lorary.library.store import Library
 from lorary.model.base import load_base
-from lorary.prepare.expert_rows import parse_mapping, rows_of_experts
-from lorary.prepare.prepare_library import PrepareResult, prepare_library
+from lorary.prepare.expert_rows import ExpertRows, parse_mapping, rows_of_experts
+from lorary.prepare.prepare_library import PrepareResult, prepare_library, prepare_yardstick
 from lorary.prepare.settings import PrepareSettings
 from lorary.recipes.base_options import BaseOptions
 
@@ -17,7 +17,8 @@ def run_prepare(
     library_path: str,
     router: str,
     *,
-    tasks: str = "builtin",
+    tasks: str | None = None,
+    columns: str | None = None,
     mapping: str | None = None,
     experts: Sequence[str] | None = None,
     load: BaseOptions | None = None,
@@ -28,7 +29,10 @@ def run_prepare(
     Args:
         library_path: folder of the library.
         router: which router.
-        tasks: as `lorary.data.tasks.load_tasks` takes it.
+        tasks: as `lorary.data.tasks.load_tasks` takes it; builtin where None. Where neither these nor `mapping` are
+            given, and the experts were not trained on builtin tasks, prompts that ship with the package stand in for
+            those of the tasks, for a router that can do with them.
+        columns: likewise.
         mapping: `NAME=TASK,...` for experts whose tasks are not known.
         experts: these alone; all where None.
         load: the base model; the library's own where None.
@@ -44,9 +48,29 @@ def run_prepare(
     settings = PrepareSettings(router, **changes)
     library = Library.open(library_path)
     names = _chosen(library, experts)
-    data = rows_of_experts(library, names, tasks, parse_mapping(mapping), settings.num_rows, settings.seed)
+    data = _data(library, names, tasks, columns, mapping, settings)
     loaded = load_base(base_of(library, load.base), dtype=load.dtype, device=load.device)
+    if data is None:
+        return prepare_yardstick(loaded, library, names, settings, force_base=load.force_base)
     return prepare_library(loaded, library, data, settings, force_base=load.force_base)
+
+
+def _data(
+    library: Library,
+    names: Sequence[str],
+    tasks: str | None,
+    columns: str | None,
+    mapping: str | None,
+    settings: PrepareSettings,
+) -> Mapping[str, ExpertRows] | None:
+    """Rows of each expert; None where there are none and the router can do without."""
+    try:
+        mapped = parse_mapping(mapping)
+        return rows_of_experts(library, names, tasks or "builtin", mapped, settings.num_rows, settings.seed, columns)
+    except TaskError:
+        if tasks is None and mapping is None and settings.data.has_yardstick:
+            return None
+        raise
 
 
 def _chosen(library: Library, experts: Sequence[str] | None) -> list[str]:

@@ -18,7 +18,7 @@ from lorary.report.evidence_plots import gap_plot, heat_plot, routing_shares, sw
 from lorary.report.example import example
 from lorary.report.expert_matrix import expert_matrix
 from lorary.report.headline import failure_box, guard_box, headline
-from lorary.report.markup import counted, percent, signed
+from lorary.report.markup import by_name_words, counted, percent, signed
 from lorary.report.plots import (
     OTHER,
     closest_pairs,
@@ -78,6 +78,7 @@ def report_of(evaluation: Evaluation, libraries: Sequence[Library], routings: Se
             **sizes,
             "router settings": _described(settings),
             "prompt template": settings.template,
+            **({"tasks by name": words} if (words := by_name_words(evaluation.tasks_by_name)) else {}),
         },
         evaluation=evaluation.to_json(),
         similarity=Similarity(names, families, adapter_similarity([library.get(name) for name in names])),

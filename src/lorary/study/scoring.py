@@ -131,7 +131,7 @@ def score_column(
     template_of(library, settings.template)
     base, scored = known_base(context.base), ScoredCells()
     context.display.check_time()
-    seated = SeatedBase(base, library, force_base=False)
+    seated = SeatedBase(base, library, template=settings.template, force_base=False)
     sandbox = make_sandbox(unsafe=settings.unsafe_code) if settings.allow_code else None
     scorer = Scorer(seated, name, settings, _other_results(context, base, library), sandbox)
     with seated, context.display.bar(title, len(tasks)) as bar:

@@ -34,7 +34,14 @@ def test_weights_sum_to_one_over_at_most_top_k_experts(routed: Any) -> None:
     assert ((traced.stacked() > 0).sum(-1) <= 2).all()
     assert (traced.weights(FIRST)[..., 3] == 0).all()
     assert traced.stacked()[3:, ..., 3].any()
-    assert sum(traced.usage().values()) == pytest.approx(1)
+
+
+def test_usage_is_the_mean_over_the_layers_that_an_expert_has(routed: Any) -> None:
+    with trace(routed) as traced:
+        routed(input_ids=IDS)
+    means = traced.stacked().mean(dim=(1, 2))  # (layers, experts), without padding
+    expected = [*means[:, :3].mean(dim=0).tolist(), float(means[3:, 3].mean())]  # 'd' has the last three alone
+    assert list(traced.usage().values()) == pytest.approx(expected)
 
 
 def test_padding_is_left_out_of_usage(routed: Any) -> None:
@@ -42,9 +49,9 @@ def test_padding_is_left_out_of_usage(routed: Any) -> None:
     with trace(routed) as traced:
         routed(input_ids=IDS, attention_mask=mask)
     assert torch.equal(traced.mask(), mask.bool())
-    expected = traced.stacked()[:, mask.bool()].mean(dim=(0, 1))
-    assert list(traced.usage().values()) == pytest.approx(expected.tolist())
-    assert list(traced.usage().values()) != pytest.approx(traced.stacked().mean(dim=(0, 1, 2)).tolist())
+    usage = list(traced.usage().values())[:3]  # of the experts that have every layer
+    assert usage == pytest.approx(traced.stacked()[:, mask.bool(), :3].mean(dim=(0, 1)).tolist())
+    assert usage != pytest.approx(traced.stacked()[..., :3].mean(dim=(0, 1, 2)).tolist())
 
 
 def test_a_mask_given_by_position_counts_as_one_given_by_name(routed: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import lorary
 from lorary.data.schema import Task
 from lorary.data.tasks import load_tasks
 from lorary.errors import LibraryError, LoraryError, TaskError, UsageError
@@ -21,10 +22,9 @@ from lorary.evaluate.evaluate_library import evaluate_libraries, evaluate_librar
 from lorary.evaluate.evaluation import Evaluation, combine
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.document import DEFAULT_ROUTER
+from lorary.library.prepared import Prepared, expert_key, save_prepared
 from lorary.library.store import Library
 from lorary.model.base import Base
-from lorary.recipes.base_options import BaseOptions
-from lorary.recipes.evaluate import run_evaluate
 from lorary.route.setting import Routing
 
 ROWS = 3
@@ -120,14 +120,14 @@ def test_a_default_threshold_stays_with_its_own_router(
 ) -> None:
     library = make_library("lib", "a", "b")
     library.set_default_router({**DEFAULT_ROUTER, "top_k": 1, "threshold": 0.25, "null": 0.5, "per": "token"})
-    asked = {"routers": ("arrow", "norm"), "load": BaseOptions(str(tiny_base_folder)), "rows": 1, "routing_rows": 0}
-    found = run_evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked)
+    asked = {"routers": ("arrow", "norm"), "base": str(tiny_base_folder), "rows": 1, "routing_rows": 0}
+    found = lorary.evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked)
     settings = found.settings
     assert settings.setting("arrow") == Routing.of("arrow", top_k=1, threshold=0.25, null=0.5, per="token")
     assert settings.setting("norm") == Routing.of("norm", top_k=1, per="token")
     assert settings.setting("arrow[threshold=0.1]").choosing.threshold == 0.1
-    asked["route"] = {"threshold": 0.4, "null": None}  # for all routers, since somebody said so
-    settings = run_evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked).settings
+    asked |= {"threshold": 0.4, "null": None}  # for all routers, since somebody said so
+    settings = lorary.evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked).settings
     assert [settings.setting(router).choosing.threshold for router in ("arrow", "norm")] == [0.4, 0.4]
     assert settings.setting("arrow").choosing.null is None
 
@@ -232,16 +232,16 @@ def test_libraries_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -
 def test_a_router_that_cannot_run_fails_its_own_cells_and_is_said_once(
     base: Base, tested: dict[str, Task], make_library: Callable[..., Library], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = replace(SETTINGS, routers=("contrast", "experts[nobody]", "arrow"))
+    settings = replace(SETTINGS, routers=("centroid", "experts[nobody]", "arrow"))
     found = evaluate_library(base, make_library("lib", "a", "b"), tested, settings)
     failed = {(f.router, f.task): f for f in found.failures}
-    assert set(failed) == {(router, task) for router in ("contrast", "experts[nobody]") for task in "abc"}
-    assert "prepared" in failed["contrast", "a"].rule
-    assert failed["contrast", "a"].remedy
+    assert set(failed) == {(router, task) for router in ("centroid", "experts[nobody]") for task in "abc"}
+    assert "prepared" in failed["centroid", "a"].rule
+    assert failed["centroid", "a"].remedy
     assert {c.router for c in found.cells} == {"base", "arrow"}
-    with pytest.raises(LoraryError, match=r"6 of 12 cells could not be scored, the first of them lib, contrast, a"):
+    with pytest.raises(LoraryError, match=r"6 of 12 cells could not be scored, the first of them lib, centroid, a"):
         found.check()
-    assert capsys.readouterr().err.count("failed: lib, contrast") == 1
+    assert capsys.readouterr().err.count("failed: lib, centroid") == 1
 
 
 @pytest.mark.parametrize("task", ["a", "b"])  # an answer that is generated, and options that are ranked
@@ -451,6 +451,37 @@ def test_routing_accuracy_is_the_share_of_the_tasks_own_expert(
     again = evaluate_library(base, library, tested, settings)
     assert (again.routing, again.routing_usage) == (first.routing, first.routing_usage)
     assert evaluate_library(base, library, tested, replace(settings, routing_rows=0)).routing == []
+
+
+def with_prompts(library: Library, width: int) -> None:
+    """Prompts of every expert around a vector of its own, unlike the hidden states of any prompt."""
+    for number, name in enumerate(library.names()):
+        draw = torch.Generator().manual_seed(number)
+        vectors = torch.randn(width, generator=draw) + 0.1 * torch.randn(8, width, generator=draw)
+        save_prepared(library, "samples_hidden", expert_key(library, name), Prepared({"request": vectors}, {}, {}))
+
+
+def test_rows_that_fit_no_expert_are_asked_of_the_base_in_its_own_template(
+    base: Base, make_library: Callable[..., Library], tested: dict[str, Task]
+) -> None:
+    library = make_library("lib", "a", "b", "c")
+    with_prompts(library, base.model.config.hidden_size)
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.chat_template = "user: {% for m in messages %}{{ m['content'] }}{% endfor %} bot:"
+    chatting = replace(base, tokenizer=tokenizer)
+    settings = replace(SETTINGS, routers=("auto", "auto[fallback=uniform]", "auto[threshold=-999.5]", "uniform"))
+    evaluation = evaluate_library(chatting, library, tested, settings)
+    assert not evaluation.failures
+    for task in tested:
+        cells = {(c.router, c.template, c.metric): c for c in evaluation.cells if c.task == task}
+        lost, as_base = cells["auto", "plain", "loss"], cells["base", "chat", "loss"]
+        assert lost.base_rows == ROWS
+        assert lost.values == pytest.approx(as_base.values)
+        fallen = cells["auto[fallback=uniform]", "plain", "loss"]
+        assert (fallen.base_rows, fallen.values) == (0, pytest.approx(cells["uniform", "plain", "loss"].values))
+        kept = cells["auto[threshold=-999.5]", "plain", "loss"]
+        assert kept.base_rows == 0
+        assert kept.values != pytest.approx(as_base.values)
 
 
 def test_answers_are_kept_with_the_rows_and_cells_without_them_are_read_as_they_are(
