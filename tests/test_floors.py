@@ -12,8 +12,8 @@ from house import FLOORS, circles, imports_of, modules_of, room_of, upward
 SOURCE = Path(__file__).parents[1] / "src" / "lorary"
 
 PUBLIC_NAMES = {
-    "Adapter", "Library", "LoraFactors", "__version__", "add_expert", "attach", "detach", "load", "load_base",
-    "remove_expert", "replace_expert", "routing", "save", "trace",
+    "Adapter", "Library", "LoraFactors", "__version__", "add_expert", "attach", "cluster", "detach", "evaluate",
+    "explain", "load", "load_base", "merge", "remove_expert", "replace_expert", "routing", "save", "trace", "which",
     "AdapterError", "BaseModelError", "LibraryError", "LoraryError", "MissingExtraError", "RouterError", "ShapeError",
     "TaskError", "TrainError", "UsageError",
 }  # fmt: skip

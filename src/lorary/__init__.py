@@ -3,6 +3,8 @@
 The names below are loaded when they are first used, so that `import lorary` (and `lorary --help`) imports no torch.
 """
 
+import sys
+
 from lorary.errors import (
     AdapterError,
     BaseModelError,
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
     from lorary.model.live import add_expert, remove_expert, replace_expert
     from lorary.model.save import load, save
     from lorary.model.trace import trace
+    from lorary.recipes.cluster import cluster
+    from lorary.recipes.evaluate import evaluate
+    from lorary.recipes.explain import explain
+    from lorary.recipes.merge import merge
+    from lorary.recipes.which import which
 
 __all__ = [
     "Adapter",
@@ -45,14 +52,19 @@ __all__ = [
     "__version__",
     "add_expert",
     "attach",
+    "cluster",
     "detach",
+    "evaluate",
+    "explain",
     "load",
     "load_base",
+    "merge",
     "remove_expert",
     "replace_expert",
     "routing",
     "save",
     "trace",
+    "which",
 ]
 
 # Where each lazy name lives.
@@ -70,11 +82,56 @@ _SOURCES = {
     "load": "lorary.model.save",
     "save": "lorary.model.save",
     "trace": "lorary.model.trace",
+    "cluster": "lorary.recipes.cluster",
+    "evaluate": "lorary.recipes.evaluate",
+    "explain": "lorary.recipes.explain",
+    "merge": "lorary.recipes.merge",
+    "which": "lorary.recipes.which",
 }
+# Public functions that have the names of rooms: the room itself is what is called, `lorary.evaluate(...)`. Python binds
+# a room to its name whenever anything is imported from it, and a function of that name would be gone.
+_CALLED_ROOMS = ("cluster", "evaluate", "merge")
 
 
 # Hidden from type checkers, which would take it to mean that any name exists.
 if not TYPE_CHECKING:
+
+    def _load(name):
+        """The value of a lazy public name."""
+        # Imported here, since the command cannot answer an interruption before it has imported this file.
+        from importlib import import_module
+
+        return getattr(import_module(_SOURCES[name]), name)
+
+    class _CalledRoom(type(sys)):
+        """A room that can be called as the public function of its name, and is documented as that."""
+
+        def __call__(self, *arguments, **keywords):
+            return self._function(*arguments, **keywords)
+
+        @property
+        def _function(self):
+            return _load(self.__name__.rpartition(".")[2])
+
+        @property
+        def __signature__(self):
+            from inspect import signature
+
+            return signature(self._function)
+
+        @property
+        def __doc__(self):
+            return self._function.__doc__
+
+    class _Package(type(sys)):
+        """Lorary itself: sees to it that rooms can be called."""
+
+        def __setattr__(self, name, value):
+            if name in _CALLED_ROOMS and type(value) is type(sys):
+                value.__class__ = _CalledRoom
+            super().__setattr__(name, value)
+
+    sys.modules[__name__].__class__ = _Package
 
     def __getattr__(name: str) -> object:
         """Load a public name on first use (PEP 562), and keep it so that the next use costs nothing.
@@ -84,12 +141,14 @@ if not TYPE_CHECKING:
         """
         if name not in _SOURCES:
             raise AttributeError(f"module 'lorary' has no attribute '{name}'")
-        # Imported here, since the command cannot answer an interruption before it has imported this file.
-        from importlib import import_module
+        if name in _CALLED_ROOMS:
+            from importlib import import_module
 
-        value = getattr(import_module(_SOURCES[name]), name)
-        globals()[name] = value
-        return value
+            value = import_module(f"lorary.{name}")
+        else:
+            value = _load(name)
+        setattr(sys.modules[__name__], name, value)
+        return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from lorary.errors import AdapterError, ShapeError
+from lorary.tabular import ResultTable, Tabular
 
 # Fields of PEFT's adapter_config.json that change the function an adapter computes. The content hash covers these
 # and no others, since PEFT writes about forty more that vary with its version.
 FUNCTIONAL_FIELDS = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "use_dora")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoraFactors:
     """The two factors of one adapted linear layer: `delta = scaling * lora_b @ lora_a`.
 
@@ -39,6 +40,9 @@ class LoraFactors:
         if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
             raise ShapeError("lora_a must be (rank, d_in) and lora_b (d_out, rank)", found=f"lora_a {a}, lora_b {b}")
 
+    def __repr__(self) -> str:
+        return f"LoraFactors(rank={self.rank}, d_in={self.d_in}, d_out={self.d_out}, scaling={self.scaling:g})"
+
     @property
     def rank(self) -> int:
         """Size of the low-rank axis."""
@@ -59,8 +63,8 @@ class LoraFactors:
         return self.scaling * (self.lora_b @ self.lora_a)
 
 
-@dataclass(frozen=True)
-class Adapter:
+@dataclass(frozen=True, repr=False)
+class Adapter(Tabular):
     """LoRA weights for some linear layers of one base model.
 
     Args:
@@ -73,7 +77,7 @@ class Adapter:
     name: str
     modules: Mapping[str, LoraFactors]
     config: Mapping[str, Any]
-    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.modules:
@@ -81,6 +85,23 @@ class Adapter:
         for attribute in ("modules", "config", "tensors"):
             ordered = dict(sorted(getattr(self, attribute).items()))
             object.__setattr__(self, attribute, MappingProxyType(ordered))
+
+    def __repr__(self) -> str:
+        return (
+            f"Adapter({self.name!r}, rank={self.rank}, layers={len(self.modules)}, "
+            f"num_parameters={self.num_parameters})"
+        )
+
+    def tables(self) -> list[ResultTable]:
+        """The adapted layers."""
+        records = self.records()
+        return [ResultTable(repr(self), list(records[0]), [list(record.values()) for record in records])]
+
+    def records(self) -> list[dict[str, Any]]:
+        """One mapping for each adapted layer: its path, rank, sizes and scaling."""
+        return [
+            {"layer": path, "rank": f.rank, "d_in": f.d_in, "d_out": f.d_out, "scaling": f.scaling} for path, f in self
+        ]
 
     def __iter__(self) -> Iterator[tuple[str, LoraFactors]]:
         return iter(self.modules.items())

@@ -13,6 +13,9 @@ from typing import Any, get_args
 from lorary.errors import UsageError, did_you_mean
 from lorary.numbers import check_count, check_number
 
+# By settings class, the fields that were given, parsed.
+OptionValues = Mapping[type, Mapping[str, Any]]
+
 _KEY = "flag"
 _BOUNDS = ("least", "above", "below", "most")
 
@@ -132,14 +135,22 @@ def check_methods(settings: Any, method: str, *, spelled: Mapping[str, str] | No
             )
 
 
-def helps_of(settings: type) -> dict[str, str]:
-    """The sentence of every field, from `Args:` in the docstring of the class; other fields go by their options."""
+def helps_of(settings: type, *, options: bool = True, mark: str = "") -> dict[str, str]:
+    """The sentence of every field, from `Args:` in the docstring of the class, without its full stop.
+
+    Args:
+        settings: the class.
+        options: call other fields by their options, as a help of a command does.
+        mark: what stands around code then.
+    """
     _, _, text = inspect.cleandoc(settings.__doc__ or "").partition("Args:\n")
     entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", text, re.MULTILINE)
     flags = {each.name for each in fields(settings) if _KEY in each.metadata}
 
     def spelled(match: re.Match[str]) -> str:
-        return option_of(settings, match[1]) if match[1] in flags else match[1]
+        return f"{mark}{option_of(settings, match[1]) if match[1] in flags else match[1]}{mark}"
 
-    helps = {name: re.sub(r"`([^`]*)`", spelled, " ".join(sentence.split())) for name, sentence in entries}
+    helps = {name: " ".join(sentence.split()) for name, sentence in entries}
+    if options:
+        helps = {name: re.sub(r"`([^`]*)`", spelled, sentence) for name, sentence in helps.items()}
     return {name: re.sub(r"(?<!\.)\.$", "", sentence) for name, sentence in helps.items()}

@@ -275,6 +275,17 @@ def test_a_damaged_adapter_is_found_by_verify(library: Path, run: Run) -> None:
         (("generate", "{library}", "--prompt", "x", "--temperature", "0"), 2, "temperature"),
         (("generate", "{library}", "--prompt", "x", "--experts", "nobody"), 1, "nobody"),
         (("generate", "{library}", "--prompt", " "), 2, "--prompt"),
+        (("generate", "{library}", "--prompt", "x", "--top-p", "0"), 2, "--top-p"),
+        (("generate", "{library}", "--prompt", "x", "--sampling-temperature", "0"), 2, "--sampling-temperature"),
+        (("which", "{library}"), 2, "--prompt TEXT or --prompts FILE"),
+        (("which", "{library}", "--prompt", "x", "--prompts", "{tasks}"), 2, "one of them"),
+        (("which", "{library}", "--prompts", "{tasks}", "--answer", "x"), 2, "--answer goes with --prompt"),
+        (("which", "{library}", "--prompt", "x", "--router", "arow"), 1, "did you mean 'arrow'"),
+        (("library", "add", "{library}", "{library}", "--name", "x"), 2, "--name is for one adapter"),
+        (("library", "add", "{library}", "{library}/adapters/echo", "--tasks", "echo"), 2, "--tasks must be NAME=TASK"),
+        (("library", "add", "{library}", "{missing}/*"), 2, "a pattern must match"),
+        (("build", "{tasks}", "--base", "{base}", "--library", "{new}", "--columns", "a"), 2, "--columns"),
+        (("evaluate", "{library}", "builtin", "--columns", "source=a,target=b"), 2, "--columns is for"),
         (("nonsense",), 2, "nonsense"),
     ],
 )
@@ -603,3 +614,83 @@ def test_tasks_that_overlap_held_out_ones_are_left_out_of_a_build(
     result = json.loads(built.out)
     assert (result["trained"], result["overlap"]["dropped"]) == (["echo"], ["shout"])
     assert run(*build, "--overlap", "some").code == 2
+
+
+def test_sampling_has_options_of_its_own_beside_the_routers(library: Path, run: Run) -> None:
+    def answer(*options: object) -> dict[str, object]:
+        outcome = run("generate", library, "--prompt", "echo 1:", "--max-new-tokens", 12, "--json", *options)
+        assert outcome.code == 0, outcome
+        return dict(json.loads(outcome.out))
+
+    greedy = answer()["text"]
+    assert answer("--top-p", 1e-6)["text"] == greedy  # the likeliest token alone is left
+    assert answer("--sampling-temperature", 0.001)["text"] == greedy
+    drawn = {answer("--sampling-temperature", 5, "--seed", seed)["text"] for seed in range(3)}
+    assert len(drawn) == 3
+    assert answer("--sample", "--seed", 1) == answer("--sampling-temperature", 1, "--seed", 1)
+    # The router's own temperature does not draw anything.
+    assert answer("--temperature", 5, "--seed", 1) == answer("--temperature", 5, "--seed", 2)
+    shown = run("generate", "--help").out
+    assert "router: divides its scores" in " ".join(shown.split())
+    assert "sampling: divides the logits" in " ".join(shown.split())
+
+
+def test_which_shows_all_answers_and_a_verdict(library: Path, run: Run, tmp_path: Path) -> None:
+    outcome = run("which", library, "--prompt", "echo 1:", "--answer", "1", "--max-new-tokens", 3, "--router", "arrow")
+    assert outcome.code == 0, outcome
+    for word in ("router arrow", "base", "echo", "shout", "of 2 experts give the same answer", "loaded in"):
+        assert word in " ".join(outcome.out.split())
+    (tmp_path / "prompts.txt").write_text("echo 1:\nshout 2:\n")
+    asked = run("which", library, "--prompts", tmp_path / "prompts.txt", "--max-new-tokens", 2, "--json")
+    assert [prompt["prompt"] for prompt in json.loads(asked.out)["prompts"]] == ["echo 1:", "shout 2:"]
+
+
+def test_imports_count_as_trained_on_the_tasks_that_they_are_called_as(
+    library: Path, tasks: Path, tiny_base_folder: Path, run: Run, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    for name, copy in (("echo", "echo"), ("shout", "other")):
+        (bare / copy).mkdir(parents=True)
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            (bare / copy / file).write_bytes((library / "adapters" / name / file).read_bytes())
+    new = tmp_path / "new"
+    added = run("library", "add", new, bare, "--base", tiny_base_folder, "--tasks", "other=shout", "--json")
+    assert (added.code, json.loads(added.out)["added"]) == (0, ["echo", "other"])
+    page, markdown = tmp_path / "page.html", tmp_path / "page.md"
+    command = ("evaluate", new, tasks, "--routers", "oracle", "--rows", 2)
+    shown = run(*command, "--report", page, "--markdown", markdown)
+    assert shown.code == 0, shown
+    sentence = "No task is recorded for echo: each counts as trained on the task that has its name"
+    assert " ".join(shown.out.split()).count(sentence) == 1
+    assert page.read_text().count(sentence) == 1
+    assert markdown.read_text().count(sentence) == 1
+    document = json.loads(run(*command, "--json").out)
+    assert document["tasks_by_name"] == {"new": ["echo"]}
+    experts = {
+        cell["task"]: (cell["split"], cell["expert"]) for cell in document["cells"] if cell["router"] == "oracle"
+    }
+    assert experts["echo"] == ("held_in", "echo")
+    assert experts["shout"] == ("held_in", "other")
+
+
+@pytest.mark.filterwarnings("default:.*nothing says a split")
+def test_own_data_is_built_from_and_evaluated_as_it_is(tiny_base_folder: Path, run: Run, tmp_path: Path) -> None:
+    rows = [{"frage": f"echo {i}:", "antwort": str(i)} for i in range(12)]
+    data = tmp_path / "mine.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ("--columns", "source=frage,target=antwort")
+    lib = tmp_path / "lib"
+    refused = run("build", data, lib, "--base", tiny_base_folder, "--steps", 1)
+    assert refused.code == 1
+    assert "among antwort, frage" in refused.err
+    assert "--columns source=COLUMN" in refused.err
+    built = run("build", data, lib, "--base", tiny_base_folder, "--steps", 1, "--evals", 1, *columns)
+    assert built.code == 0, built
+    assert "10 train, 1 val, 1 test" in built.err
+    evaluated = run("evaluate", lib, data, "--routers", "base", "--json", *columns)
+    assert evaluated.code == 0, evaluated
+    assert {cell["task"] for cell in json.loads(evaluated.out)["cells"]} == {"mine"}
+    prepared = run("library", "prepare", lib, "--router", "centroid", "--tasks", data, *columns)
+    assert prepared.code == 0, prepared
+    adapted = run("adapt", lib, data, "--steps", 1, "--evals", 1, *columns)
+    assert adapted.code == 0, adapted

@@ -16,8 +16,9 @@ def library(
     tmp_path: Path, tiny_base_folder: Path, tiny_model: Any, random_adapter: Any, generator: torch.Generator
 ) -> Path:
     """A library of imported adapters, which nothing is known of but their weights: three directions, two of each."""
+    from tests.support.adapters import write_adapter
+
     from lorary.adapter import Adapter, LoraFactors
-    from lorary.formats.peft import write_adapter
 
     library = Library.create(tmp_path / "lib", tiny_base_folder)
     for i in range(3):

@@ -16,7 +16,7 @@ import torch
 torch.set_num_threads(1)
 from lorary.evaluate.cache import ResultCache
 from lorary.evaluate import scorer
-from lorary.recipes.evaluate import run_evaluate
+from lorary.recipes.evaluate import evaluate
 
 one, two, tasks, log = sys.argv[1:5]
 score, put = scorer.score_rows, ResultCache.put
@@ -44,7 +44,7 @@ def run(moment):
         put(self, key, value)
 
     scorer.score_rows, ResultCache.put = counted, torn
-    done = run_evaluate(one, tasks, also=[two], routers=["arrow", "uniform", "arrow[top_k=1]"], rows=2)
+    done = evaluate(one, tasks, also=[two], routers=["arrow", "uniform", "arrow[top_k=1]"], rows=2)
     print(json.dumps(done.to_json()), flush=True)
 
 for number in range(9):
@@ -62,7 +62,7 @@ def test_an_evaluation_killed_at_any_moment_loses_one_cell_at_most(
     tiny_base_folder: Path, tmp_path: Path, tiny_model: Any, random_adapter: Any, generator: Any
 ) -> None:
     from lorary.library.store import Library
-    from lorary.recipes.evaluate import run_evaluate
+    from lorary.recipes.evaluate import evaluate
 
     def library(name: str) -> str:
         made = Library.create(tmp_path / name, str(tiny_base_folder))
@@ -85,5 +85,5 @@ def test_an_evaluation_killed_at_any_moment_loses_one_cell_at_most(
     assert kills == 3
     cells = 2 + 2 * 3 * 2  # the base once, three routers of two libraries, on two tasks
     assert len(log.read_text().split()) == cells + kills
-    again = run_evaluate(one, str(tasks), also=[two], routers=["arrow", "uniform", "arrow[top_k=1]"], rows=2)
+    again = evaluate(one, str(tasks), also=[two], routers=["arrow", "uniform", "arrow[top_k=1]"], rows=2)
     assert json.loads(json.dumps(again.to_json())) == document

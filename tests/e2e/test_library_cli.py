@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from commands import Run
+from tests.support.adapters import write_adapter
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import LibraryError, LoraryError
-from lorary.formats.peft import write_adapter
 from lorary.formats.peft_config import new_config
 from lorary.library.store import Library
 

@@ -15,7 +15,7 @@ def library(
     tmp_path: Path, tiny_base_folder: Path, tiny_model: Any, random_adapter: Any, generator: Any
 ) -> tuple[Path, Path]:
     """A library of two imported adapters, and the task of one of them."""
-    from lorary.formats.peft import write_adapter
+    from tests.support.adapters import write_adapter
 
     library = Library.create(tmp_path / "lib", tiny_base_folder)
     for name in ("colours", "sums"):

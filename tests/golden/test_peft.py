@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.adapters import write_adapter
 from torch import Tensor
 
 from lorary.adapter import Adapter
 from lorary.data.batching import collate, input_length, plan_batches
-from lorary.formats.peft import read_adapter, write_adapter
+from lorary.formats.peft import read_adapter
 from lorary.formats.peft_config import new_config
 from lorary.lora.targets import find_targets
 from lorary.model.attach import routing

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.adapters import write_adapter
 from torch import Tensor
 
 from lorary.adapter import Adapter
-from lorary.formats.peft import read_adapter, write_adapter
+from lorary.formats.peft import read_adapter
 from lorary.model.attach import routing
 from lorary.model.seating import seating
 

@@ -8,25 +8,27 @@ from typing import Any
 
 import pytest
 import typer
+from tests.support.settings_tables import build_settings, pages, written
 
 from lorary.adapt.settings import METHODS
 from lorary.axes import AXES
-from lorary.build.settings import PRESETS, BuildSettings
+from lorary.build.settings import BuildSettings
 from lorary.cli.app import app
 from lorary.cli.grouped import GROUPS
 from lorary.data.builtin.catalogue import DEMO_TASKS, builtin_tasks
 from lorary.data.schema import FIELDS
 from lorary.evaluate.cells import Cell, CellFailure
+from lorary.evaluate.evaluation import ExpertLosses
 from lorary.evaluate.metrics import CHOICE_METRICS, TEXT_METRICS
-from lorary.evaluate.routing_accuracy import RoutingAccuracy
+from lorary.evaluate.routing_accuracy import RoutingAccuracy, RoutingUsage
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.evaluate.summary import Comparison, Mean, OracleGap
-from lorary.flags import option_of
 from lorary.formats.peft_config import REFUSED
 from lorary.route import ROUTERS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+PAGES = list(pages())
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)(?:#[^)]*)?\)")
 
 
@@ -82,26 +84,24 @@ def test_every_router_has_a_card(router: str) -> None:
     assert f"\n### {router}\n" in page("routers.md")
 
 
-def test_the_table_of_settings_gives_defaults_and_preset() -> None:
-    def shown(value: object) -> str:
-        if isinstance(value, tuple):
-            return ",".join(value)
-        return f"{value:.4g}" if isinstance(value, float) and value != round(value, 4) else str(value)
-
-    table = {row[1]: row for row in rows(page("training.md")) if len(row) == 5}
-    defaults, preset = BuildSettings(), PRESETS["paper-2024"]
-    for field in fields(BuildSettings):
-        option, _, default, paper, _ = table[field.name]
-        spelled = option_of(BuildSettings, field.name)
-        assert option == (spelled if spelled.startswith("--") else ""), field.name
-        assert default == shown(getattr(defaults, field.name)), field.name
-        assert paper == (shown(preset[field.name]) if field.name in preset else "-"), field.name
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page[0].stem)
+def test_the_tables_of_settings_are_those_of_the_classes(page: tuple[Path, str]) -> None:
+    path, text = page
+    assert path.read_text(encoding="utf-8") == text, "run: python -m tests.support.settings_tables --write"
 
 
-def test_the_table_of_an_evaluation_gives_defaults() -> None:
-    table = {row[0].split()[0]: row[1] for row in rows(page("evaluation.md")) if len(row) == 3}
-    for name in ("rows", "oracle_rows", "routing_rows", "max_length"):
-        assert table[option_of(EvaluateSettings, name)] == str(getattr(EvaluateSettings(), name)), name
+def test_a_table_of_settings_has_every_field_with_its_default_and_the_preset() -> None:
+    table = {row[1]: row for row in rows("\n".join(build_settings()))[2:]}
+    assert set(table) == {field.name for field in fields(BuildSettings)}
+    assert table["rank"] == ["--rank", "rank", "4", "", "rank of every expert"]
+    assert table["epochs"][2:4] == ["–", "5"]
+    assert table["clip"][0] == ""
+    assert table["init_scale"][3] == "0.5774"
+
+
+def test_a_page_without_the_place_of_its_table_is_named() -> None:
+    with pytest.raises(ValueError, match=r"docs/clusters\.md must have the lines"):
+        written("of lorary cluster", "# Clusters")
 
 
 @pytest.mark.parametrize("command", ["build", "adapt", "evaluate", "explain", "generate"])
@@ -131,7 +131,9 @@ def test_every_option_of_the_large_commands_is_named() -> None:
 
 def test_every_key_of_the_results_is_named() -> None:
     text = page("evaluation.md")
-    kinds: tuple[Any, ...] = (Cell, CellFailure, Mean, Comparison, OracleGap, RoutingAccuracy, EvaluateSettings)
+    kinds: tuple[Any, ...] = (
+        Cell, CellFailure, Mean, Comparison, OracleGap, RoutingAccuracy, RoutingUsage, ExpertLosses, EvaluateSettings,
+    )  # fmt: skip
     keys = {field.name for kind in kinds for field in fields(kind)} - {"values"}
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
 

@@ -52,17 +52,18 @@ class BuildResult:
     overlap: dict[str, Any] | None = None
 
 
-def choose_tasks(reference: str, names: Sequence[str] | None) -> dict[str, Task]:
+def choose_tasks(reference: str, names: Sequence[str] | None, columns: str | None = None) -> dict[str, Task]:
     """Load the tasks to train on, by name.
 
     Args:
         reference: as `lorary.data.tasks.load_tasks` takes it.
         names: tasks to take; where None, all whose role is to be trained on.
+        columns: as `load_tasks` takes it, too.
 
     Raises:
         TaskError: if there are none, or one lacks training or validation rows.
     """
-    tasks = load_tasks(reference, names=names)
+    tasks = load_tasks(reference, names=names, columns=columns)
     chosen = {name: task for name, task in tasks.items() if names is not None or task.role == "train"}
     if not chosen:
         raise TaskError(

@@ -114,7 +114,7 @@ def mean_task_loss(context: BuildContext, library: Library, units: Sequence[Expe
             for name in unit.tasks:
                 rows = context.tasks[name].split("val")[: unit.settings.val_rows]
                 with routing(model, {"experts": [unit.name]}):
-                    answers = answer_losses(model, [template.encode(row.source, row.target) for row in rows])
+                    answers = answer_losses(model, [template.encode(row.prompt, row.target) for row in rows])
                 losses.append(sum(a.total for a in answers) / sum(a.num_tokens for a in answers))
     finally:
         detach(model)

@@ -175,7 +175,7 @@ def make_job(unit: ExpertSpec, tasks: Mapping[str, Task], template: Template, ta
     for number, name in enumerate(unit.tasks):
         chosen = {"train": train_rows(tasks[name], unit.settings), "val": tasks[name].split("val")}
         chosen["val"] = chosen["val"][: unit.settings.val_rows]
-        encoded = {key: [template.encode(r.source, r.target) for r in rows] for key, rows in chosen.items()}
+        encoded = {key: [template.encode(r.prompt, r.target) for r in rows] for key, rows in chosen.items()}
         warn_of_cuts(name, [*encoded["train"], *encoded["val"]])
         train += encoded["train"]
         val += encoded["val"]

@@ -150,6 +150,7 @@ class BuildSource:
     Args:
         base: base model of a new library: `embedded`, a transformers folder, a .gguf file or a Hub id.
         names: only these tasks, by name, separated by commas.
+        columns: columns of your own data that hold prompt and answer, such as source=question,target=reply.
         held_out: tasks to keep apart from those that are trained on.
         overlap: `report` what overlaps them, or `drop` the tasks that do.
         workers: ray: processes that train.
@@ -157,6 +158,7 @@ class BuildSource:
 
     base: str = "embedded"
     names: tuple[str, ...] | None = flag(None, option="--tasks")
+    columns: str | None = flag(None, metavar="FIELD=COLUMN,...")
     held_out: str | None = flag(None, metavar="TASKS")
     overlap: str = "report"
     workers: int | None = None

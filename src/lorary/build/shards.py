@@ -37,6 +37,7 @@ class Shard:
         base: reference of the base model.
         base_dtype: of the base that experts of this build were trained on before; None where there are none yet.
         tasks: reference of the tasks.
+        columns: which of their columns hold what, as `lorary.data.tasks.load_tasks` takes it.
         data: hash of each task's rows as the coordinating process has read them.
         run: how to run.
     """
@@ -49,6 +50,7 @@ class Shard:
     base: str
     base_dtype: str | None
     tasks: str
+    columns: str | None
     data: Mapping[str, str]
     run: RunSettings
 
@@ -68,7 +70,7 @@ def build_shard(shard: Shard) -> None:
         BaseModelError: if the base is not the library's, or has another dtype here than for experts trained before.
         LoraryError: as `train_shard`; also if base, tasks or library cannot be read here.
     """
-    tasks = _resident_tasks(shard.tasks, tuple(sorted(shard.data)))
+    tasks = _resident_tasks(shard.tasks, tuple(sorted(shard.data)), shard.columns)
     _check_data(shard, tasks)
     base = _resident_base(shard.base, shard.run.dtype, shard.run.device)
     if shard.base_dtype not in (None, str(base.model.dtype)):
@@ -104,8 +106,8 @@ def _resident_base(reference: str, dtype: str, device: str) -> Base:
 
 
 @lru_cache(maxsize=4)
-def _resident_tasks(reference: str, names: tuple[str, ...]) -> dict[str, Task]:
-    return load_tasks(reference, names=names)
+def _resident_tasks(reference: str, names: tuple[str, ...], columns: str | None) -> dict[str, Task]:
+    return load_tasks(reference, names=names, columns=columns)
 
 
 def train_shard(

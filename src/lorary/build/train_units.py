@@ -37,6 +37,7 @@ class BuildContext:
         base: the base model in this process; None where other processes train.
         base_reference: what they load it by; empty where it was given from memory.
         tasks_reference: what they load the tasks by.
+        tasks_columns: which columns of these hold what, where that was said.
         executor: runs shards elsewhere; None trains in this process.
         workers: how many shards run at once; None where the executor finds out.
         callbacks: watch the training in this process.
@@ -54,6 +55,7 @@ class BuildContext:
     workers: int | None = None
     callbacks: Sequence[Callback] = ()
     logs: Path | None = None
+    tasks_columns: str | None = None
 
     @property
     def base_dtype(self) -> str | None:
@@ -140,6 +142,7 @@ def _shard(context: BuildContext, units: Sequence[ExpertSpec], key: str, number:
         base=_absolute(context.base_reference),
         base_dtype=dtype,
         tasks=_absolute(context.tasks_reference),
+        columns=context.tasks_columns,
         data={name: context.tasks[name].data_hash for unit in units for name in unit.tasks},
         run=context.run,
     )

@@ -24,11 +24,13 @@ class AdaptCommand:
 
     Args:
         names: only these tasks, by name, separated by commas.
+        columns: columns of your own data that hold prompt and answer, such as source=question,target=reply.
         into: library of the results, new or not; LIB itself by default.
         base: base model: embedded, a transformers folder, a .gguf file or a Hub id; the library's own by default.
     """
 
     names: tuple[str, ...] | None = flag(None, option="--tasks")
+    columns: str | None = flag(None, metavar="FIELD=COLUMN,...")
     into: str | None = flag(None, metavar="LIB2")
     base: str | None = None
 
@@ -66,7 +68,10 @@ def adapt(
         train["template"] = template_of(Library.open(library), None)
     settings = adapt_settings(method, preset(Preset(**options[Preset]).preset, **train), **changes)
     command, run = AdaptCommand(**options[AdaptCommand]), RunSettings(**options[RunSettings])
-    result = run_adapt(library, tasks, settings, names=command.names, into=command.into, base=command.base, run=run)
+    result = run_adapt(
+        library, tasks, settings, names=command.names, columns=command.columns, into=command.into, base=command.base,
+        run=run,
+    )  # fmt: skip
     print(json.dumps(asdict(result))) if Output(**options[Output]).as_json else _print(result)
 
 

@@ -19,6 +19,7 @@ from lorary.cli.library import library_app
 from lorary.cli.merge import merge
 from lorary.cli.options import Json
 from lorary.cli.reproduce import reproduce
+from lorary.cli.which import which
 from lorary.version import __version__
 
 app = typer.Typer(
@@ -72,3 +73,4 @@ app.command()(reproduce)
 
 
 app.command()(generate)
+app.command()(which)

@@ -1,51 +1,48 @@
 """`lorary cluster`: which adapters of a library are alike."""
 
 import json
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
-import typer
+from lorary.cli.flags import CommandOptions, OptionValues, with_options
+from lorary.cli.options import LibraryPath, Output
+from lorary.flags import flag
+from lorary.library.cluster_options import ClusterOptions
 
-from lorary.cli.options import Json, LibraryPath
+
+@dataclass(frozen=True)
+class ClusterCommand:
+    """Where the map goes.
+
+    Args:
+        report: write a page with the map that opens offline, of 1,000 adapters at most; it needs the extra `viz`.
+    """
+
+    report: str | None = flag(None, metavar="FILE.html")
 
 
+@with_options
 def cluster(
-    library: LibraryPath,
-    k: Annotated[str, typer.Option("--k", metavar="N|auto", help="number of clusters, or auto")] = "auto",
-    method: Annotated[str, typer.Option(help="delta, paper-2024, or sketch for many thousands")] = "delta",
-    seed: Annotated[int, typer.Option(help="of k-means")] = 42,
-    report: Annotated[str | None, typer.Option(metavar="FILE.html", help="write a page with the map")] = None,
-    as_json: Json = False,
+    library: LibraryPath, options: Annotated[OptionValues, CommandOptions((ClusterOptions, ClusterCommand, Output))]
 ) -> None:
     """Group the adapters of a library by what they compute, without data and without the base model."""
-    from pathlib import Path
-
     from lorary.library.store import Library
-    from lorary.recipes.cluster import run_cluster
+    from lorary.recipes.cluster import cluster as cluster_adapters
     from lorary.report.cluster_text import print_clusters
     from lorary.report.clusters import check_size, map_of, write_map
-    from lorary.report.shell import check_report
+    from lorary.report.shell import check_writable
 
-    number = _number_of_clusters(k)
+    report = ClusterCommand(**options[ClusterCommand]).report
     if report:
-        check_report(Path(report))
+        check_writable(Path(report))
         check_size(len(Library.open(library)))
-    result = run_cluster(library, k=number, method=method, seed=seed)
+    result = cluster_adapters(library, **options[ClusterOptions])
     if report:
         write_map(Path(report), map_of(result))
-    if as_json:
+    if Output(**options[Output]).as_json:
         print(json.dumps(result.to_json()))
         return
     print_clusters(result)
     if report:
         print(f"report: {report}")
-
-
-def _number_of_clusters(k: str) -> int | Literal["auto"]:
-    from lorary.errors import UsageError
-
-    if k == "auto":
-        return "auto"
-    try:
-        return int(k)
-    except ValueError:
-        raise UsageError("--k must be a whole number or auto", found=k) from None

@@ -10,7 +10,7 @@ from lorary.cli.harness import evaluate_harness
 from lorary.cli.options import LibraryPath, Output, RouterFields, TasksReference
 from lorary.cli.route import route_fields
 from lorary.evaluate.settings import EvaluateSettings, HarnessSettings
-from lorary.flags import defaults_of, flag
+from lorary.flags import flag
 from lorary.recipes.base_options import BaseOptions
 
 
@@ -20,14 +20,16 @@ class EvaluateCommand:
 
     Args:
         also: another library over the same base; may be repeated.
-        names: only these tasks, by name, separated by commas.
-        report: write a page with the results.
-        csv: write the cells as CSV.
-        markdown: write tables as Markdown.
+        names: only these tasks, by name, separated by commas; all with test rows by default.
+        columns: columns of your own data that hold prompt and answer, such as source=question,target=reply.
+        report: write a page that opens offline; it needs the extra `viz`.
+        csv: write one line a cell.
+        markdown: write tables: means, differences, gap, routing, base guard, failures, every task.
     """
 
     also: tuple[str, ...] = flag((), metavar="LIB", is_repeated=True)
     names: tuple[str, ...] | None = flag(None, option="--tasks")
+    columns: str | None = flag(None, metavar="FIELD=COLUMN,...")
     report: str | None = flag(None, metavar="FILE.html")
     csv: str | None = flag(None, metavar="FILE.csv")
     markdown: str | None = flag(None, metavar="FILE.md")
@@ -42,7 +44,11 @@ def evaluate(
         CommandOptions(
             (EvaluateCommand, EvaluateSettings, RouterFields, BaseOptions, HarnessSettings, Output),
             omit={EvaluateSettings: ("top_k", "temperature", "mix"), HarnessSettings: ("rows",)},
-            defaults={"template": "that of the experts", "harness": ""},
+            defaults={
+                "template": "that of the experts",
+                "harness": "",
+                **dict.fromkeys(("top_k", "temperature", "mix"), "the first library's"),
+            },
         ),
     ],
 ) -> None:
@@ -51,28 +57,26 @@ def evaluate(
         evaluate_harness(library, tasks, options)
         return
     from lorary.library.store import Library
-    from lorary.recipes.evaluate import run_evaluate
+    from lorary.recipes.evaluate import evaluate as evaluate_routers
     from lorary.report.evaluation_page import report_of, write_report
     from lorary.report.export import evaluation_csv, evaluation_markdown
-    from lorary.report.shell import check_report, check_writable, write_page
+    from lorary.report.shell import check_writable, write_page
     from lorary.report.tables import print_evaluation
-    from lorary.route.spec import split_specs
 
-    command, settings = EvaluateCommand(**options[EvaluateCommand]), dict(options[EvaluateSettings])
-    routers = settings.pop("routers", ",".join(defaults_of(EvaluateSettings)["routers"]))
+    command = EvaluateCommand(**options[EvaluateCommand])
     if command.report:
-        check_report(Path(command.report))
+        check_writable(Path(command.report))
     for file in filter(None, (command.csv, command.markdown)):
         check_writable(Path(file))
-    evaluation = run_evaluate(
+    evaluation = evaluate_routers(
         library,
         tasks,
         also=command.also,
-        routers=split_specs(routers),
         names=command.names,
-        load=BaseOptions(**options[BaseOptions]),
-        route=route_fields(**options[RouterFields]),
-        **settings,
+        columns=command.columns,
+        **options[EvaluateSettings],
+        **options[BaseOptions],
+        **route_fields(**options[RouterFields]),
     )
     if command.report:
         libraries = [Library.open(path) for path in (library, *command.also)]

@@ -9,9 +9,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from lorary.flags import Flag, defaults_of, flags_of, helps_of, option_of
-
-# By settings class, the fields that were given, parsed.
-OptionValues = Mapping[type, Mapping[str, Any]]
+from lorary.flags import OptionValues as OptionValues
 
 
 @dataclass(frozen=True)

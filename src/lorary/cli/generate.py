@@ -1,6 +1,7 @@
 """`lorary generate`: parse, call one recipe, print the answer."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 from lorary.cli.flags import CommandOptions, OptionValues, with_options
 from lorary.cli.options import LibraryPath, Output, RouterChoice, RouterFields
 from lorary.cli.route import route_fields
+from lorary.evaluate.sampling import Sampling
 from lorary.recipes.base_options import BaseOptions
 
 
@@ -19,8 +21,8 @@ class GenerateCommand:
     Args:
         template: how the prompt is written: `plain` or `chat`; as the experts were trained by default.
         max_new_tokens: most tokens of the answer.
-        sample: sample instead of taking the likeliest token.
-        seed: seed of sampling.
+        sample: draw tokens instead of taking the likeliest ones.
+        seed: sampling: its seed.
         stream: print the answer while it is made.
     """
 
@@ -36,17 +38,19 @@ def generate(
     library: LibraryPath,
     prompt: Annotated[str, typer.Option(help="text to answer")],
     options: Annotated[
-        OptionValues, CommandOptions((RouterChoice, RouterFields, GenerateCommand, BaseOptions, Output))
+        OptionValues, CommandOptions((RouterChoice, RouterFields, GenerateCommand, Sampling, BaseOptions, Output))
     ],
 ) -> None:
     """Answer a prompt with the routed library."""
     from lorary.recipes.generate import run_generate
 
     as_json, changes = Output(**options[Output]).as_json, dict(options[GenerateCommand])
-    is_streamed = changes.pop("stream", False)
+    is_streamed, is_sampled = changes.pop("stream", False), changes.pop("sample", False)
+    sampling = Sampling(**options[Sampling]) if is_sampled or options[Sampling] else None
     answer = run_generate(
         library,
         prompt,
+        sampling=sampling,
         stream=is_streamed and not as_json,
         load=BaseOptions(**options[BaseOptions]),
         **changes,
@@ -54,5 +58,8 @@ def generate(
     )
     if as_json:
         print(json.dumps(asdict(answer)))
-    elif not is_streamed:
+        return
+    if not is_streamed:
         print(answer.text)
+    if answer.reason:
+        print(answer.reason, file=sys.stderr)

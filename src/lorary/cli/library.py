@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorary.cli.flags import CommandOptions, OptionValues, with_options
+from lorary.cli.flags import CommandOptions, OptionValues, split_names, with_options
 from lorary.cli.grouped import GroupedCommands
 from lorary.cli.options import BASE_HELP, ForceBase, Json, LibraryPath, Output, Route
 from lorary.cli.route import route_fields
@@ -66,17 +66,45 @@ def show(library: LibraryPath, name: Annotated[str, typer.Argument(help="name of
 @library_app.command("add")
 def add(
     library: LibraryPath,
-    path: Annotated[str, typer.Argument(help="folder of a PEFT LoRA adapter")],
-    name: Annotated[str | None, typer.Option(help="name in the library; the folder's by default")] = None,
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="PEFT LoRA adapters: folders, folders of several, patterns")
+    ],
+    name: Annotated[str | None, typer.Option(help="name of the one adapter; its folder's by default")] = None,
     base: Annotated[str | None, typer.Option("--base", help=f"{BASE_HELP}; makes the library if there is none")] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--tasks", metavar="NAME=TASK,...", help="tasks that an adapter was trained on; may be repeated"),
+    ] = None,
     force_base: ForceBase = False,
+    as_json: Json = False,
 ) -> None:
-    """Copy a PEFT adapter into a library, both files as they are."""
-    from lorary.library.opening import created_for
+    """Copy PEFT adapters into a library, their files as they are; exit code 1 if one cannot go in."""
+    from lorary.recipes.add import run_add
 
-    with created_for(library, base) as opened:
-        added = opened.add(path, name, force_base=force_base)
-    print(f"added '{added}' to {library}")
+    result = run_add(library, paths, name=name, tasks=_parse_tasks(tasks), base=base, force_base=force_base)
+    if as_json:
+        print(json.dumps(asdict(result)))
+    elif len(result.added) == 1 and not result.failed:
+        print(f"added '{result.added[0]}' to {library}")
+    else:
+        print(f"{len(result.added)} adapters added, {len(result.failed)} not: {library}")
+    if result.failed:
+        raise typer.Exit(1)
+
+
+def _parse_tasks(texts: Sequence[str] | None) -> dict[str, list[str]]:
+    """`NAME=TASK[,TASK...]` each, as tasks by adapter."""
+    from lorary.errors import UsageError
+
+    tasks: dict[str, list[str]] = {}
+    for text in texts or ():
+        name, _, listed = text.partition("=")
+        names = split_names(listed)
+        if not (name.strip() and names):
+            raise UsageError("--tasks must be NAME=TASK, further tasks after commas", found=ascii(text),
+                             remedy="for example --tasks my_adapter=sst2,trec")  # fmt: skip
+        tasks.setdefault(name.strip(), []).extend(names)
+    return tasks
 
 
 @library_app.command("remove")
@@ -113,6 +141,7 @@ class PrepareCommand:
     Args:
         tasks: the experts' data: builtin, a .jsonl file, a folder or a data set's id; without it, contrast takes
             prompts that ship with Lorary where experts have no builtin tasks.
+        columns: columns of your own data that hold prompt and answer, such as source=question,target=reply.
         mapping: tasks of experts that name none themselves.
         experts: only these experts, by name, separated by commas.
         rows: training rows of each task, at most; 100, or 16 for contrast.
@@ -122,6 +151,7 @@ class PrepareCommand:
     """
 
     tasks: str = flag("builtin", metavar="TASKS")
+    columns: str | None = flag(None, metavar="FIELD=COLUMN,...")
     mapping: str | None = flag(None, option="--map", metavar="NAME=TASK,...")
     experts: tuple[str, ...] | None = None
     rows: int | None = None
@@ -148,6 +178,46 @@ def prepare(
     else:
         source = " (from prompts that ship with Lorary; --tasks takes those of the tasks)" * result.is_from_yardstick
         print(f"{len(result.prepared)} experts prepared, {len(result.kept)} kept: {library}, {result.kind}{source}")
+
+
+@dataclass(frozen=True)
+class TuneCommand:
+    """What is tried, and on what.
+
+    Args:
+        tasks: the experts' tasks: builtin, a .jsonl file, a folder or a data set's id.
+        routers: candidates, separated by commas, with settings of their own in brackets.
+        rows: validation rows of each task, at most.
+    """
+
+    tasks: str = flag("builtin", metavar="TASKS")
+    routers: str | None = None
+    rows: int = flag(8, least=1)
+
+
+@library_app.command("tune")
+@with_options
+def tune(
+    library: LibraryPath,
+    options: Annotated[OptionValues, CommandOptions((TuneCommand, BaseOptions, Output))],
+) -> None:
+    """Choose the default router by the experts' own validation rows, with and without the task's expert."""
+    from lorary.evaluate.tune import CANDIDATES
+    from lorary.recipes.tune import run_tune
+    from lorary.route.spec import split_specs
+
+    command = TuneCommand(**options[TuneCommand])
+    routers = CANDIDATES if command.routers is None else split_specs(command.routers)
+    load = BaseOptions(**options[BaseOptions])
+    tuned = run_tune(library, command.tasks, routers=routers, rows=command.rows, load=load)
+    if Output(**options[Output]).as_json:
+        print(json.dumps(asdict(tuned)))
+        return
+    width = max(len(candidate.router) for candidate in tuned.candidates)
+    print(f"{'router':<{width}}  known  masked    mean   over {len(tuned.tasks)} tasks, {tuned.rows} rows each at most")
+    for candidate in tuned.candidates:
+        print(f"{candidate.router:<{width}}  {candidate.known:5.3f}   {candidate.masked:5.3f}   {candidate.mean:5.3f}")
+    print(f"default router of {library}: {tuned.candidates[0].router}")
 
 
 @library_app.command("verify")

@@ -41,10 +41,10 @@ class RouterFields:
     """Settings of a router.
 
     Args:
-        top_k: experts per token and layer.
-        temperature: divides the router's scores.
-        mix: `outputs` or `factors`.
-        route: any setting of the router, such as top_p=0.9; may be repeated.
+        top_k: router: experts per token and layer.
+        temperature: router: divides its scores.
+        mix: router: experts are mixed by `outputs` or `factors`.
+        route: router: any setting of it, such as top_p=0.9; may be repeated.
     """
 
     top_k: int | None = None

@@ -4,6 +4,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+from lorary.data.conversation import USER, Conversation
 from lorary.errors import UsageError
 
 # Before a template, it lets that print no date but this word.
@@ -25,27 +26,33 @@ class ChatFrame:
     is_lasting: bool
 
 
-def render_chat(tokenizer: Any, message: str, chat_template: str | None = None) -> str:
-    """A user's message alone in the base's chat template, up to where the answer begins.
+def render_chat(tokenizer: Any, message: str | Conversation, chat_template: str | None = None) -> str:
+    """A user's message alone, or a conversation, in the base's chat template, up to where the answer begins.
 
     Args:
         tokenizer: with a chat template.
-        message: of the user.
+        message: of the user, or all turns so far.
         chat_template: in place of the tokenizer's own.
 
     Raises:
-        UsageError: if the template takes no such message.
+        UsageError: if the template takes no such message, or not these roles in this order.
     """
-    messages = [{"role": "user", "content": message}]
+    conversation = message if isinstance(message, Conversation) else Conversation(((USER, message),))
+    messages = conversation.messages()
     override = {} if chat_template is None else {"chat_template": chat_template}
     try:
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **override))
     except Exception as error:  # whatever a template raises: it is a program of its own
         raise UsageError(
-            "the base model's chat template must take a user's message alone",
+            f"the base model's chat template must take {_shown(conversation)}",
             found=f"{type(error).__name__}: {error}",
             remedy="use --template plain",
         ) from error
+
+
+def _shown(conversation: Conversation) -> str:
+    roles = ", ".join(role for role, _ in conversation.turns)
+    return "a user's message alone" if conversation.is_question else f"turns of {roles}"[:200]
 
 
 def chat_frame(tokenizer: Any) -> ChatFrame:

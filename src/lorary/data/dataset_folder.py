@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -40,10 +40,12 @@ class DataFiles:
     Args:
         splits: by the names of splits, in order.
         delimiter: between cells of CSV files, where the README gives one.
+        names_split: whether a README or the names of files and folders say a split; else all files are in one.
     """
 
     splits: Mapping[str, Sequence[Path]]
     delimiter: str | None = None
+    names_split: bool = True
 
 
 def data_files(folder: Path, config: str | None = None) -> DataFiles:
@@ -59,7 +61,7 @@ def data_files(folder: Path, config: str | None = None) -> DataFiles:
     """
     configs = _configs(folder)
     if not configs:
-        return DataFiles(_by_name(folder, _listed(folder, folder)))
+        return _by_name(folder, _listed(folder, folder))
     chosen = _chosen(configs, config, folder)
     where = f"{folder / 'README.md'}, config '{chosen.get('config_name', 'default')}'"
     if strange := sorted(set(chosen) - CONFIG_NOTES - {"sep", "delimiter"}):
@@ -71,7 +73,7 @@ def data_files(folder: Path, config: str | None = None) -> DataFiles:
     below = _inside(chosen["data_dir"], where) if chosen.get("data_dir") else ""
     files = _listed(folder, folder / below)
     if chosen.get("data_files") is None:
-        return DataFiles(_by_name(folder / below, files), delimiter)
+        return replace(_by_name(folder / below, files), delimiter=delimiter)
     named = _patterns(chosen["data_files"], where)
     splits = {split: _matching(patterns, folder / below, files, where) for split, patterns in named.items()}
     return DataFiles(splits, delimiter)
@@ -195,7 +197,7 @@ def check_inside(path: Path, folder: Path) -> None:
         )  # fmt: skip
 
 
-def _by_name(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+def _by_name(folder: Path, files: Sequence[Path]) -> DataFiles:
     """The files of each split by the names of files and folders: the Hub's own rules, in their order."""
     candidates = _one_kind(folder, files)
     paths = {path.relative_to(folder).as_posix(): path for path in candidates}
@@ -204,7 +206,7 @@ def _by_name(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
         if match := SHARDED.fullmatch(name):
             sharded.setdefault(match["split"], []).append(path)
     if sharded:
-        return _checked_splits(folder, candidates, sharded)
+        return DataFiles(_checked_splits(folder, candidates, sharded))
     for form in (r"(.*/)?(?:[^/]*{edge})?{word}({edge}[^/]*)?/.*", r"(.*/)?(?:[^/]*{edge})?{word}{edge}[^/]*"):
         splits: dict[str, list[Path]] = {}
         for split, words in WORDS.items():
@@ -212,8 +214,8 @@ def _by_name(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
             if named := [path for name, path in paths.items() if shape.fullmatch(name)]:
                 splits[split] = named
         if splits:
-            return _checked_splits(folder, candidates, splits)
-    return {"train": candidates}
+            return DataFiles(_checked_splits(folder, candidates, splits))
+    return DataFiles({"train": candidates}, names_split=False)
 
 
 def _checked_splits(folder: Path, candidates: Sequence[Path], splits: dict[str, list[Path]]) -> dict[str, list[Path]]:

@@ -1,11 +1,14 @@
 """Rows out of Hugging Face data sets: an id on the Hub, or a local folder or file laid out as data sets are."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lorary.data.columns import NamedColumns, naming_columns, record_of
 from lorary.data.dataset_folder import DataFiles, data_files
-from lorary.data.schema import FIELDS, SPLITS, Row, parse_row, shorten
+from lorary.data.division import divide
+from lorary.data.schema import SPLITS, Row, parse_row, shorten
 from lorary.data.tables import READERS, read_table
 from lorary.errors import TaskError
 
@@ -25,15 +28,17 @@ def is_dataset_folder(folder: Path) -> bool:
     return any(path.suffix.lower() in READERS for pattern in ("*", "*/*") for path in folder.glob(pattern))
 
 
-def read_dataset(reference: str | Path) -> Iterator[Row]:
+def read_dataset(reference: str | Path, columns: NamedColumns | None = None) -> list[Row]:
     """The rows of a data set, split by split.
 
-    Columns: `source` and `target`; where present also `task` (by default the data set's name), `split` (by default
-    the data set's own split), `family`, `options`, `targets` and `extra`. Without a column `extra`, all other columns
-    are gathered there. No code that comes with a data set is ever run.
+    Columns: those that are asked for, else of a known kind (`lorary.data.columns`); where present also `task` (by
+    default the data set's name), `split` (by default the data set's own), `family`, `options`, `targets` and `extra`.
+    Without a column `extra`, all other columns are gathered there. Where nothing says a split, rows are divided. No
+    code that comes with a data set is ever run.
 
     Args:
         reference: "user/name", "user/name:config", or the path of a folder or file.
+        columns: which columns hold what.
 
     Returns:
         Rows in the order of the data set.
@@ -43,27 +48,36 @@ def read_dataset(reference: str | Path) -> Iterator[Row]:
             format; names the data set, the split and the row.
     """
     place = Path(str(reference).partition(":")[0])
-    default_task = place.resolve().name if place.is_dir() else place.stem
-    for name, rows in _splits(reference):
-        where = f"data set '{reference}', split '{name}'"
-        if name not in SPLIT_NAMES:
+    task = place.resolve().name if place.is_dir() else place.stem
+    rows: list[Row] = []
+    undivided: list[Row] = []
+    for name, table in _splits(reference):
+        where = f"data set '{reference}'" + (f", split '{name}'" if name else "")
+        if name not in (*SPLIT_NAMES, None):
             raise TaskError(
                 f"{where}: a split must be called {', '.join(SPLIT_NAMES)}",
                 found=shorten(name),
                 remedy="save the rows as JSONL with a field 'split', and name that file",
             )
-        for index, columns in enumerate(rows):
-            if index == 0:
-                _check_columns(list(columns), where)
-            yield parse_row(_to_record(columns, default_task, SPLIT_NAMES[name]), f"{where}, row {index}")
+        for index, row in enumerate(table):
+            record, turns = record_of(row, columns, f"{where}, row {index}")
+            defaults = {"task": task, "split": SPLIT_NAMES[name or "train"]}
+            try:
+                parsed = replace(parse_row(defaults | record, f"{where}, row {index}"), turns=turns)
+            except TaskError as error:
+                raise naming_columns(error, row, columns) from None
+            (rows if name or "split" in record else undivided).append(parsed)
+    return [*rows, *(divide(undivided, str(reference)) if undivided else [])]
 
 
-def _splits(reference: str | Path) -> Iterator[tuple[str, Iterable[Mapping[str, Any]]]]:
+def _splits(reference: str | Path) -> Iterator[tuple[str | None, Iterable[Mapping[str, Any]]]]:
+    """The rows of each split by its name, None where nothing says one."""
     path = Path(reference)
     if path.exists():
-        files = data_files(path) if path.is_dir() else DataFiles({"train": [path]})
+        files = data_files(path) if path.is_dir() else DataFiles({"train": [path]}, names_split=False)
         for name, split_files in files.splits.items():
-            yield name, (row for file in split_files for row in read_table(file, files.delimiter))
+            rows = (row for file in split_files for row in read_table(file, files.delimiter))
+            yield name if files.names_split else None, rows
     else:
         yield from _load(str(reference)).items()
 
@@ -86,19 +100,3 @@ def _load(reference: str) -> Mapping[str, Any]:
         ) from error
     loaded: Mapping[str, Any] = data_set
     return loaded
-
-
-def _check_columns(names: list[str], where: str) -> None:
-    if missing := [name for name in ("source", "target") if name not in names]:
-        raise TaskError(
-            f"{where}: there must be columns 'source' and 'target'",
-            found=f"no {' and no '.join(missing)} among {', '.join(sorted(names))}",
-            remedy="rename the columns, or save the rows as JSONL",
-        )
-
-
-def _to_record(columns: Mapping[str, Any], task: str, split: str) -> dict[str, Any]:
-    record = {"task": task, "split": split} | dict(columns)
-    if "extra" not in record:
-        record["extra"] = {name: record.pop(name) for name in columns if name not in FIELDS}
-    return record

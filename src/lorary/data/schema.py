@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from lorary.data.conversation import Conversation, Turns
 from lorary.errors import TaskError, UsageError
 
 SPLITS = ("train", "val", "test")
@@ -30,6 +31,7 @@ class Row:
         targets: all references that count as right; empty where `target` is the only one.
         options: continuations to rank for multiple choice; empty for free answers.
         extra: anything else, JSON values only; carried along and never interpreted.
+        turns: role and text of each turn before the answer, where the row is a conversation; `source` is its text.
     """
 
     task: str
@@ -40,6 +42,12 @@ class Row:
     targets: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    turns: Turns = ()
+
+    @property
+    def prompt(self) -> str | Conversation:
+        """What a template is given."""
+        return Conversation(self.turns) if self.turns else self.source
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -48,7 +56,7 @@ class Row:
 
     def canonical_json(self) -> str:
         """The row as JSON with sorted keys and without empty fields: equal rows give equal text."""
-        values = {name: getattr(self, name) for name in FIELDS}
+        values = {name: getattr(self, name) for name in (*FIELDS, "turns")}
         filled = {name: value for name, value in values.items() if value}
         return json.dumps(filled, sort_keys=True, separators=(",", ":"))
 

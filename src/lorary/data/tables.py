@@ -23,13 +23,13 @@ BATCH_ROWS = 1024
 MAX_ROWS = 10_000_000
 
 # A row: its columns by name.
-Columns = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 # Fields of a row that need not be given: an empty cell does not give them.
 OPTIONAL = FIELDS - {*REQUIRED_FIELDS}
 
 
-def read_table(path: Path, delimiter: str | None = None) -> Iterator[Columns]:
-    """The rows of a file whose ending is in `READERS`.
+def read_table(path: Path, delimiter: str | None = None) -> Iterator[TableRow]:
+    """The rows of a file, by its ending; one whose ending is not in `READERS` is read as JSONL.
 
     Args:
         path: the file.
@@ -42,12 +42,12 @@ def read_table(path: Path, delimiter: str | None = None) -> Iterator[Columns]:
         if delimiter is not None and path.suffix.lower() in DELIMITERS:
             yield from _read_cells(path, delimiter)
         else:
-            yield from READERS[path.suffix.lower()](path)
+            yield from READERS.get(path.suffix.lower(), _read_lines)(path)
     except OSError as error:
         raise TaskError(f"{path}: the data file must be readable", found=error.strerror or str(error)) from error
 
 
-def _read_cells(path: Path, delimiter: str) -> Iterator[Columns]:
+def _read_cells(path: Path, delimiter: str) -> Iterator[TableRow]:
     # One text may be longer than the package's own bound; it is ours that holds.
     csv.field_size_limit(MAX_LINE_BYTES)
     with open_regular(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
@@ -81,7 +81,7 @@ def _read_cells(path: Path, delimiter: str) -> Iterator[Columns]:
             ) from None  # fmt: skip
 
 
-def _read_json(path: Path) -> Iterator[Columns]:
+def _read_json(path: Path) -> Iterator[TableRow]:
     """A list of objects, an object of lists (the columns), or an object a line."""
     data = read_regular(path, max_bytes=MAX_JSON_BYTES)
     begin = data.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -109,18 +109,18 @@ def _from_columns(document: Mapping[str, Any], path: Path) -> list[Any]:
     return [dict(zip(document, row, strict=True)) for row in zip(*document.values(), strict=True)]
 
 
-def _read_lines(path: Path) -> Iterator[Columns]:
+def _read_lines(path: Path) -> Iterator[TableRow]:
     for where, row in iter_records(path, "data"):
         yield _object(row, where)
 
 
-def _object(row: object, where: str) -> Columns:
+def _object(row: object, where: str) -> TableRow:
     if not isinstance(row, dict):
         raise TaskError(f"{where}: a row must be a JSON object", found=shorten(row))
     return row
 
 
-def _read_parquet(path: Path) -> Iterator[Columns]:
+def _read_parquet(path: Path) -> Iterator[TableRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -133,7 +133,7 @@ def _read_parquet(path: Path) -> Iterator[Columns]:
             raise _unreadable(path, "a Parquet file", error) from error
 
 
-def _read_arrow(path: Path) -> Iterator[Columns]:
+def _read_arrow(path: Path) -> Iterator[TableRow]:
     import pyarrow as pa
 
     with open_regular(path) as file:
@@ -150,7 +150,7 @@ def _read_arrow(path: Path) -> Iterator[Columns]:
             raise _unreadable(path, "an Arrow file", error) from error
 
 
-def _rows(batches: Iterator[Any], path: Path) -> Iterator[Columns]:
+def _rows(batches: Iterator[Any], path: Path) -> Iterator[TableRow]:
     number = 0
     for batch in batches:
         number += batch.num_rows
@@ -172,7 +172,7 @@ def _unreadable(path: Path, kind: str, error: Exception) -> TaskError:
 
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-READERS: Mapping[str, Callable[[Path], Iterator[Columns]]] = {
+READERS: Mapping[str, Callable[[Path], Iterator[TableRow]]] = {
     ".parquet": _read_parquet,
     ".arrow": _read_arrow,
     ".csv": lambda path: _read_cells(path, DELIMITERS[".csv"]),

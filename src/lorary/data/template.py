@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorary.data.chat import chat_frame, render_chat, warn_of_dates
+from lorary.data.conversation import Conversation
 from lorary.data.schema import shorten
 from lorary.errors import TaskError, UsageError
 
@@ -18,6 +19,10 @@ Tokenizer = Any
 Ids = tuple[int, ...]
 
 ANCHOR = "\n"
+_CONVERSATION = (
+    "conversations are written as plain text, although the base model has a chat template for them: "
+    "--template chat uses it"
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Template:
         name: "plain" or "chat", for provenance.
         tokenizer: the base model's transformers tokenizer.
         max_length: most tokens of prompt and target together.
-        render: makes the prompt's text out of a source.
+        render: makes the prompt's text out of a source, or of a conversation.
         gap: stands between prompt and target.
         leading: special ids before the prompt's text (BOS).
         head: the ids with which every prompt begins, `leading` included; they are never cut.
@@ -53,30 +58,30 @@ class Template:
     name: str
     tokenizer: Tokenizer = field(repr=False)
     max_length: int
-    render: Callable[[str], str] = field(repr=False)
+    render: Callable[[str | Conversation], str] = field(repr=False)
     gap: str
     leading: Ids
     head: Ids
     prefix: str = ""
 
-    def encode_prompt(self, source: str, most: int | None = None) -> Ids:
+    def encode_prompt(self, source: str | Conversation, most: int | None = None) -> Ids:
         """The ids that generation feeds, without an EOS, cut from the left to `max_length`, or to fewer.
 
         Args:
-            source: the row's source.
+            source: `prompt` of a row, or a text.
             most: how many there may be where that is fewer than `max_length`.
         """
         length = self.max_length if most is None else min(most, self.max_length)
         return self._keep_right(self._tokenise(self.render(source)), length)
 
-    def encode(self, source: str, target: str) -> Example:
+    def encode(self, source: str | Conversation, target: str) -> Example:
         """Prompt and target of one row.
 
         The text of both is tokenised at once and cut where the prompt's own ids end. Where the border has melted into
         a piece that is not the prompt's, the target is tokenised by itself: generation could not produce that piece.
 
         Args:
-            source: the row's source.
+            source: `prompt` of a row, or a text.
             target: the row's target, or any other answer to be scored.
 
         Returns:
@@ -143,7 +148,14 @@ def make_template(name: str, tokenizer: Tokenizer, *, max_length: int = 1024) ->
 
 def _plain(tokenizer: Tokenizer, max_length: int) -> Template:
     leading = _leading_specials(tokenizer)
-    return Template("plain", tokenizer, max_length, render=str, gap=" ", leading=leading, head=leading)
+
+    def render(source: str | Conversation) -> str:
+        is_talk = isinstance(source, Conversation) and not source.is_question
+        if is_talk and getattr(tokenizer, "chat_template", None):
+            warnings.warn(_CONVERSATION, stacklevel=2)
+        return str(source)
+
+    return Template("plain", tokenizer, max_length, render=render, gap=" ", leading=leading, head=leading)
 
 
 def _chat(tokenizer: Tokenizer, max_length: int) -> Template:
@@ -157,7 +169,7 @@ def _chat(tokenizer: Tokenizer, max_length: int) -> Template:
     frame = chat_frame(tokenizer)
     warn_of_dates(frame)
 
-    def render(source: str) -> str:
+    def render(source: str | Conversation) -> str:
         return render_chat(tokenizer, source)
 
     # What stands before every message is in the text, BOS included, where there is one.

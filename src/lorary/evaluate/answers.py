@@ -27,11 +27,14 @@ class RowScores:
         loss: nats per target token (EOS included) of each row's target.
         metric: name of the task's metric.
         score: that metric for each row, in 0..1, higher is better.
+        answers: what each row was answered with: the text that was generated (of several samples the first), or the
+            option that was chosen.
     """
 
     loss: list[float]
     metric: str
     score: list[float]
+    answers: list[str]
 
 
 def score_rows(
@@ -42,6 +45,7 @@ def score_rows(
     metric: Metric,
     *,
     sandbox: Sandbox | None = None,
+    among: Sequence[Row] | None = None,
 ) -> RowScores:
     """Score a model on rows of one task.
 
@@ -53,6 +57,8 @@ def score_rows(
         metric: of the task. Where rows list no options to rank, exact match takes the place of a metric that ranks
             them, and the scores say so.
         sandbox: where generated programs run; without it `pass@k` is refused.
+        among: all rows of the task that are scored, where these are a part of them: they decide which metric is meant,
+            and how long an answer may be.
 
     Returns:
         The scores, in the order of the rows.
@@ -64,21 +70,22 @@ def score_rows(
     if not rows:
         raise TaskError("a task must have rows to be evaluated on", found="none")
     metric.check(rows, sandbox)
+    among = among or rows
     if isinstance(metric, ChoiceMetric):
-        if all(len(row.options) > 1 for row in rows):
+        if all(len(row.options) > 1 for row in among):
             return _score_choices(model, template, rows, metric)
         metric = EM  # nothing to rank: some classification tasks list no options
     assert isinstance(metric, AnswerMetric)
-    examples = [template.encode(row.source, row.target) for row in rows]
+    examples = [template.encode(row.prompt, row.target) for row in rows]
     warn_of_cuts(rows[0].task, examples)
     losses = answer_losses(model, examples)
     # What an answer says beyond the longest reference is not waited for, and not held against it.
     default = metric.decoding or Decoding(
-        max(len(template.encode(row.source, text).target_ids) for row in rows for text in row.references)
+        max(len(template.encode(row.prompt, text).target_ids) for row in among for text in row.references)
     )
     answers = _answers(model, tokenizer, template, rows, default, keep_breaks=metric.keep_breaks)
-    scores = [metric.score(row, answer, sandbox) for row, answer in zip(rows, answers, strict=True)]
-    return RowScores([loss.mean for loss in losses], metric.name, scores)
+    scores = [metric.score(row, samples, sandbox) for row, samples in zip(rows, answers, strict=True)]
+    return RowScores([loss.mean for loss in losses], metric.name, scores, [samples[0] for samples in answers])
 
 
 def _score_choices(model: Any, template: Template, rows: Sequence[Row], metric: ChoiceMetric) -> RowScores:
@@ -86,10 +93,10 @@ def _score_choices(model: Any, template: Template, rows: Sequence[Row], metric: 
     _check_cuts(rows, by_option)
     flat = iter(answer_losses(model, [example for options in by_option for example in options]))
     by_row: list[list[AnswerLoss]] = [[next(flat) for _ in row.options] for row in rows]
-    chosen = metric.choose(by_row)
-    scores = [float(row.options[best] in row.references) for row, best in zip(rows, chosen, strict=True)]
+    answers = [row.options[best] for row, best in zip(rows, metric.choose(by_row), strict=True)]
+    scores = [float(answer in row.references) for row, answer in zip(rows, answers, strict=True)]
     losses = [row_losses[row.options.index(row.target)].mean for row, row_losses in zip(rows, by_row, strict=True)]
-    return RowScores(losses, metric.name, scores)
+    return RowScores(losses, metric.name, scores, answers)
 
 
 def _check_cuts(rows: Sequence[Row], by_option: Sequence[Sequence[Example]]) -> None:
@@ -151,7 +158,7 @@ def _fitted(
 
     An answer that would leave no room for a prompt gets half the context at most; rows that ask for more are told of.
     """
-    prompts = [template.encode_prompt(row.source) for row in rows]
+    prompts = [template.encode_prompt(row.prompt) for row in rows]
     if context is None:
         return prompts, max_new_tokens
     least = len(template.head) + 1
@@ -164,12 +171,12 @@ def _fitted(
             warnings.warn(f"{message}, since the base has {context} positions", stacklevel=2)
     room = context - max_new_tokens
     cut = [
-        prompt if len(prompt) <= room else template.encode_prompt(row.source, room)
+        prompt if len(prompt) <= room else template.encode_prompt(row.prompt, room)
         for row, prompt in zip(rows, prompts, strict=True)
     ]
     # Rows that are too long with their target as well have been told of.
     lost = [
-        0 if len(new) == len(old) or template.encode(row.source, row.target).truncated else len(old) - len(new)
+        0 if len(new) == len(old) or template.encode(row.prompt, row.target).truncated else len(old) - len(new)
         for row, old, new in zip(rows, prompts, cut, strict=True)
     ]
     warn_of_cuts(rows[0].task, [Example(new, (), number) for new, number in zip(cut, lost, strict=True)])

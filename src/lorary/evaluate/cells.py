@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 BASE, ORACLE = "base", "oracle"
+# Fields of a cell that hold something for each row.
+OF_ROWS = ("values", "answers")
 SPLITS = ("held_in", "held_out")
 # A task that is held in for one of two libraries and held out for the other.
 MIXED = "mixed"
@@ -34,6 +36,9 @@ class Cell:
         data: hash of the task's data.
         prefix: text with which every prompt began, as the chat template wrote it; "" for plain.
         values: one per row, for paired comparisons.
+        base_rows: rows that the router handed to the base in its own chat template, since no expert fitted.
+        answers: one per row of the cell under the task's own metric; empty elsewhere, and where it was scored before
+            answers were kept.
     """
 
     library: str
@@ -54,6 +59,8 @@ class Cell:
     data: str = ""
     prefix: str = ""
     values: list[float] = field(default_factory=list)
+    base_rows: int = 0
+    answers: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from lorary.display import Display
 from lorary.errors import UsageError
 from lorary.evaluate.cells import BASE, CellFailure
 from lorary.evaluate.evaluation import Evaluation, ScoredCells, evaluation_of
+from lorary.evaluate.recorded_tasks import mapped_by_name
 from lorary.evaluate.sandbox import make_sandbox
 from lorary.evaluate.scorer import Scorer
 from lorary.evaluate.seated_base import KnownBase, SeatedBase, known_base
@@ -93,13 +94,16 @@ def evaluate_libraries(
     names = library_names([library.path for library in libraries])
     for library in libraries:
         template_of(library, settings.template)
-    display, scored = display or Display(), ScoredCells()
+    display = display or Display()
+    scored = ScoredCells(rows={name: task.split("test")[: settings.rows] for name, task in tasks.items()})
     routers = list(dict.fromkeys((BASE, *settings.routers)))
     bases = [SeatedBase(base, library, template=settings.template, force_base=force_base) for library in libraries]
     sandbox = make_sandbox(unsafe=settings.unsafe_code) if settings.allow_code else None
     reported: set[CellFailure] = set()
     with display.bar("evaluating", len(bases) * len(tasks) * len(routers)) as bar:
         for name, seated in zip(names, bases, strict=True):
+            if by_name := mapped_by_name(seated.library.describe(), tasks):
+                scored.tasks_by_name[name] = by_name
             scorer = Scorer(seated, name, settings, [other.cache for other in bases if other is not seated], sandbox)
             with seated:
                 for task in tasks.values():

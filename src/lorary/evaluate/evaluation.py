@@ -1,25 +1,49 @@
 """An evaluation: its cells and all that follows from them, of one library or several."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from lorary.data.schema import Row
 from lorary.errors import LoraryError, TaskError, UsageError
-from lorary.evaluate.cells import Cell, CellFailure, Column
-from lorary.evaluate.routing_accuracy import RoutingAccuracy, RoutingMean, routing_means
+from lorary.evaluate.cells import BASE, Cell, CellFailure, Column, columns_of, grouped_tasks, primary_cells
+from lorary.evaluate.routing_accuracy import RoutingAccuracy, RoutingMean, RoutingUsage, routing_means
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.evaluate.summary import CellSummary, Comparison, Mean, OracleGap
 from lorary.route.spec import ORACLE
+from lorary.tabular import ResultTable, Tabular
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class ExpertLosses:
+    """What each expert does alone on a task that has no expert of its own: by this the oracle chooses.
+
+    Args:
+        library: name of the library.
+        task: name of the task.
+        split: whose rows were looked at.
+        rows: how many.
+        losses: mean loss of each expert, in nats per target token.
+    """
+
+    library: str
+    task: str
+    split: str
+    rows: int
+    losses: dict[str, float]
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation(Tabular):
     """All cells and what follows from them. Made by `evaluation_of`.
 
     Args:
         cells: in the order of libraries, tasks and routers; the base stands with every library.
         failures: cells that could not be scored.
         routing: for held-in tasks, how much of the routing goes to the expert of the task.
+        routing_usage: for all tasks, how much of the routing goes to each expert.
+        expert_losses: for held-out tasks, what each expert does alone.
+        rows: the test rows that were scored, by task.
         comparisons: paired differences; the base counts once.
         means: of every router on every split.
         family_means: of every router on every family of a split.
@@ -31,11 +55,15 @@ class Evaluation:
         settings: how it was done.
         libraries: their names.
         base: name of the base model.
+        tasks_by_name: by library, the adapters of which no task is recorded and whose names are tasks.
     """
 
     cells: list[Cell]
     failures: list[CellFailure]
     routing: list[RoutingAccuracy]
+    routing_usage: list[RoutingUsage]
+    expert_losses: list[ExpertLosses]
+    rows: Mapping[str, Sequence[Row]]
     comparisons: list[Comparison]
     means: list[Mean]
     family_means: list[Mean]
@@ -47,11 +75,42 @@ class Evaluation:
     settings: EvaluateSettings
     libraries: tuple[str, ...]
     base: str
+    tasks_by_name: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def library(self) -> str:
         """The library's name, or those of all."""
         return " + ".join(self.libraries)
+
+    def tables(self) -> list[ResultTable]:
+        """The means of every router, and the tasks of each split with a column for each router."""
+        columns, primary, several = columns_of(self.cells), primary_cells(self.cells), len(self.libraries) > 1
+        failed = f"; {len(self.failures)} cells failed" if self.failures else ""
+        title = f"{self.library} over {self.base}: means with 95 % intervals over rows{failed}"
+        means = [
+            (Column(None if m.router == BASE else m.library, m.router).label(with_library=several), m.split, m.mean,
+             m.low, m.high, m.tasks)
+            for m in self.means
+        ]  # fmt: skip
+        heads = ("router", "split", "mean", "low", "high", "tasks")
+        tables = [ResultTable(title, heads, list(dict.fromkeys(means)))]
+        for split, tasks in grouped_tasks(self.cells).items():
+            lines = []
+            for task in tasks:
+                cells = [primary.get((column, task)) for column in columns]
+                first = next(cell for cell in cells if cell is not None)
+                lines.append([task, first.metric, first.n, *(cell and cell.value for cell in cells)])
+            labels = (column.label(with_library=several) for column in columns)
+            tables.append(ResultTable(f"{split} tasks", ("task", "metric", "rows", *labels), lines))
+        return tables
+
+    def records(self) -> list[dict[str, Any]]:
+        """One mapping for each cell, as in the CSV file: without the values of single rows."""
+        names = [each.name for each in fields(Cell)]
+        return [
+            {name: value for name in names if not isinstance(value := getattr(cell, name), list)}
+            for cell in self.cells
+        ]  # fmt: skip
 
     def check(self) -> None:
         """Refuse to pass for a whole evaluation where cells failed.
@@ -102,19 +161,30 @@ class Evaluation:
             "comparisons": [asdict(comparison) for comparison in self.comparisons],
             "oracle_gaps": [asdict(gap) for gap in self.oracle_gaps],
             "routing": [asdict(routing) for routing in self.routing],
+            "routing_usage": [asdict(usage) for usage in self.routing_usage],
+            "expert_losses": [asdict(losses) for losses in self.expert_losses],
+            "rows": {
+                task: [{"prompt": row.source, "references": list(row.references)} for row in rows]
+                for task, rows in self.rows.items()
+            },
             "routing_means": [asdict(mean) for mean in self.routing_means],
             "base_guard": self.base_guard,
             "left_out": self.left_out,
+            "tasks_by_name": {name: list(adapters) for name, adapters in self.tasks_by_name.items()},
         }
 
 
 @dataclass
 class ScoredCells:
-    """What scoring found so far."""
+    """What was scored so far, as an `Evaluation` has it."""
 
     cells: list[Cell] = field(default_factory=list)
     failures: list[CellFailure] = field(default_factory=list)
     routing: list[RoutingAccuracy] = field(default_factory=list)
+    tasks_by_name: dict[str, list[str]] = field(default_factory=dict)
+    routing_usage: list[RoutingUsage] = field(default_factory=list)
+    expert_losses: list[ExpertLosses] = field(default_factory=list)
+    rows: dict[str, Sequence[Row]] = field(default_factory=dict)
 
 
 def evaluation_of(scored: ScoredCells, settings: EvaluateSettings, libraries: Sequence[str], base: str) -> Evaluation:
@@ -124,6 +194,9 @@ def evaluation_of(scored: ScoredCells, settings: EvaluateSettings, libraries: Se
         scored.cells,
         scored.failures,
         scored.routing,
+        scored.routing_usage,
+        scored.expert_losses,
+        scored.rows,
         summary.comparisons(),
         summary.means(),
         summary.family_means(),
@@ -135,6 +208,7 @@ def evaluation_of(scored: ScoredCells, settings: EvaluateSettings, libraries: Se
         settings,
         tuple(libraries),
         base,
+        scored.tasks_by_name,
     )
 
 
@@ -166,6 +240,11 @@ def combine(evaluations: Sequence[Evaluation]) -> Evaluation:
         _add(scored.cells, part.cells, "library", "router", "task", "metric", "template")
         _add(scored.failures, part.failures, "library", "router", "task")
         _add(scored.routing, part.routing, "library", "router", "task")
+        for name, adapters in part.tasks_by_name.items():
+            scored.tasks_by_name[name] = sorted({*scored.tasks_by_name.get(name, ()), *adapters})
+        _add(scored.routing_usage, part.routing_usage, "library", "router", "task")
+        _add(scored.expert_losses, part.expert_losses, "library", "task")
+        scored.rows = {**part.rows, **scored.rows}
     scored.cells = _one_primary(scored.cells)
     has_score = {(cell.library, cell.router, cell.task) for cell in scored.cells if cell.primary}
     scored.failures = [f for f in scored.failures if (f.library, f.router, f.task) not in has_score]

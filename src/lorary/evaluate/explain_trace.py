@@ -6,14 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorary.data.jsonl import iter_records
-from lorary.data.schema import shorten
 from lorary.data.template import Example, make_template
 from lorary.data.text_of_ids import text_of_ids, texts_of_ids
-from lorary.errors import TaskError
-from lorary.evaluate.completion import check_context, check_text, complete, prompt_ids
+from lorary.evaluate.completion import check_context, complete, prompt_ids
 from lorary.evaluate.explanation import SeenPrompt, SeenToken
 from lorary.evaluate.generation import stop_ids
+from lorary.evaluate.prompts import Prompt
 from lorary.evaluate.routing import SINK_RATIO, norm_ratios
 from lorary.model.attach import routing
 from lorary.model.base import Base
@@ -24,45 +22,6 @@ from lorary.model.trace import trace
 from lorary.route.setting import Routing
 
 FIRST_TOKEN = "first token of the row"
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt to explain.
-
-    Args:
-        text: the prompt.
-        answer: the answer whose likelihood is looked at; the router's own greedy one where None.
-    """
-
-    text: str
-    answer: str | None = None
-
-
-def read_prompts(path: str) -> list[Prompt]:
-    """Prompts out of a JSONL file: one object a line, `prompt` and perhaps `answer`.
-
-    Raises:
-        UsageError: if there is no such file, or a text is empty.
-        TaskError: if a line is something else, or there is none; names file:line.
-    """
-    prompts = []
-    for where, record in iter_records(path, "prompts"):
-        if not isinstance(record, dict) or not {"prompt"} <= set(record) <= {"prompt", "answer"}:
-            raise TaskError(
-                f"{where}: a line must be an object with 'prompt' and perhaps 'answer', and nothing else",
-                found=shorten(record),
-                remedy='{"prompt": "...", "answer": "..."}',
-            )
-        wrong = {key: value for key, value in record.items() if not isinstance(value, str)}
-        if wrong:
-            raise TaskError(f"{where}: prompt and answer must be strings", found=shorten(wrong))
-        for key, value in record.items():
-            check_text(value, f"{where}: '{key}'")
-        prompts.append(Prompt(record["prompt"], record.get("answer")))
-    if not prompts:
-        raise TaskError(f"{path}: the prompts file must hold a prompt", found="none")
-    return prompts
 
 
 @dataclass(frozen=True)
@@ -103,11 +62,11 @@ def see(base: Base, prompt: Prompt, template: str, other: Routing | None, max_ne
     answer = prompt.answer
     if answer is None:
         answer = text_of_ids(base.tokenizer, shown, example.prompt_ids).strip()
-    layers, weights, left_out = _trace(base, example)
+    layers, weights, left_out = trace_example(base, example)
     against = None
     if other is not None and weights is not None:
         with routing(base.model, other):
-            other_layers, against, _ = _trace(base, example)
+            other_layers, against, _ = trace_example(base, example)
         assert against is None or other_layers == layers
     parts = ["prompt"] * len(example.prompt_ids) + ["answer"] * (len(example.target_ids) - 1)
     texts = texts_of_ids(base.tokenizer, (*example.prompt_ids, *example.target_ids[:-1]))
@@ -129,10 +88,16 @@ def _example(base: Base, prompt: Prompt, template: str, max_new_tokens: int) -> 
     return example
 
 
-def _trace(base: Base, example: Example) -> tuple[list[str], Tensor | None, list[str]]:
-    """The layers that decided, their weights, and for each token why it is left out.
+def trace_example(base: Base, example: Example) -> tuple[list[str], Tensor | None, list[str]]:
+    """Record one uncached pass over a prompt and its answer: one row alone, so that there is no padding to leave out.
 
-    One row alone, so that there is no padding to leave out.
+    Args:
+        base: with experts seated.
+        example: the ids; the last one of the answer is not read.
+
+    Returns:
+        The layers that decided, their weights (layers, tokens, experts), None where nothing decides, and for each token
+        why it is left out of statistics, empty where it counts.
     """
     ids = [*example.prompt_ids, *example.target_ids[:-1]]
     input_ids = torch.tensor([ids], device=base.model.device)

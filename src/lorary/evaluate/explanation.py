@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from lorary.errors import RouterError, ShapeError, UsageError
 from lorary.evaluate.routing import ExpertUse, Measures, RoutingAgreement, agreement, as_shares, expert_use, measure
 from lorary.lora.targets import place_of
+from lorary.tabular import ResultTable, Tabular
 
 
 class SeenToken(NamedTuple):
@@ -82,8 +84,8 @@ class LayerGroup(NamedTuple):
     agreement: RoutingAgreement | None
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, repr=False)
+class Explanation(Tabular):
     """How a routed library treated some prompts.
 
     Args:
@@ -139,6 +141,35 @@ class Explanation:
                 found=f"{sum(len(prompt.tokens) for prompt in self.prompts)} tokens, all left out",
                 remedy="a longer prompt",
             )
+
+    def tables(self) -> list[ResultTable]:
+        """The prompts with their answers, and the experts."""
+        scores = zip_longest(self.prompts, self.log_likelihood, self.base)  # there are none before answers are scored
+        prompts = [
+            (each.prompt, each.answer, "given" if each.is_given else "made", routed, base)
+            for each, routed, base in scores
+        ]
+        heads = ("prompt", "answer", "", "log-likelihood", "of the base")
+        records = self.records()
+        experts = [list(record.values()) for record in records]
+        return [
+            ResultTable(f"{self.router} over {self.library}", heads, prompts),
+            ResultTable("experts, the most used first", list(records[0]) if records else [], experts),
+        ]
+
+    def records(self) -> list[dict[str, Any]]:
+        """One mapping for each expert, the most used first: how it fares, and what the answers lose without it."""
+        change = {each.name: each.change for each in self.without_each}
+        shares: list[dict[str, Any]]
+        if self.fixed is not None:
+            shares = [{"weight": self.fixed.get(name, 0.0)} for name in self.experts]
+        else:
+            shares = [{"usage": use.usage, "chosen": use.chosen, "strongest": use.leads, "layers": use.layers,
+                       "remark": use.verdict} for use in self.uses]  # fmt: skip
+        return [
+            {"expert": self.experts[i], **shares[i], "change without": change.get(self.experts[i])}
+            for i in self.ranked()
+        ]
 
     @property
     def decides(self) -> bool:

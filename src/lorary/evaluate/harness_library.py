@@ -16,9 +16,10 @@ from lorary.data.chat import chat_frame, warn_of_dates
 from lorary.display import Bar, Display
 from lorary.evaluate.base_key import content_of_base
 from lorary.evaluate.cache import ResultCache
-from lorary.evaluate.cells import ORACLE
+from lorary.evaluate.cells import OF_ROWS, ORACLE
 from lorary.evaluate.harness import HarnessModel, evaluate_tasks
 from lorary.evaluate.harness_cells import HarnessCell, cells_of
+from lorary.evaluate.recorded_tasks import tasks_of
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.evaluate.summary import CellSummary
 from lorary.library.store import Library
@@ -45,7 +46,7 @@ class HarnessResult:
 
     def to_json(self) -> dict[str, Any]:
         """The document that `--json` prints."""
-        cells = [{key: value for key, value in asdict(cell).items() if key != "values"} for cell in self.cells]
+        cells = [{key: value for key, value in asdict(cell).items() if key not in OF_ROWS} for cell in self.cells]
         versions = {"lm_eval": version("lm_eval"), "lorary": version("lorary")}
         return {
             "library": self.library, "base": self.base, "settings": dict(self.settings), "versions": versions,
@@ -73,7 +74,7 @@ class HarnessRun:
             frame = chat_frame(self.base.tokenizer)
             warn_of_dates(frame)
             self._prefix = frame.prefix
-        self._held_in = {task for row in self.library.describe() for task in row["tasks"]}
+        self._held_in = {task for row in self.library.describe() for task in tasks_of(row)}
 
     def cells(self, router: str) -> list[HarnessCell]:
         """One router on all tasks; which metric counts is not chosen yet."""

@@ -2,13 +2,14 @@
 
 from typing import Any
 
+from lorary.data.conversation import Conversation
 from lorary.data.schema import Row, shorten
 from lorary.errors import TaskError
 
 FIELDS = ("contexts", "continuation")
 
 
-def scored_pairs(row: Row) -> list[tuple[str, str]]:
+def scored_pairs(row: Row) -> list[tuple[str | Conversation, str]]:
     """Prompt and answer whose likelihood ranks each option of a row.
 
     Where `extra` gives `contexts`, one prompt per option, and `continuation`, the same text is scored after each of
@@ -19,7 +20,7 @@ def scored_pairs(row: Row) -> list[tuple[str, str]]:
         TaskError: if only one of both is given, or they are not a text per option and a text.
     """
     if not any(field in row.extra for field in FIELDS):
-        return [(row.source, option) for option in row.options]
+        return [(row.prompt, option) for option in row.options]
     contexts, continuation = (row.extra.get(field) for field in FIELDS)
     texts: list[Any] = [*contexts, continuation] if isinstance(contexts, list) else [contexts]
     if len(texts) != len(row.options) + 1 or not all(isinstance(text, str) and text.strip() for text in texts):

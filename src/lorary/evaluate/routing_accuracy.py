@@ -1,6 +1,6 @@
-"""How much of the routing goes where the oracle would go: to the expert of the task."""
+"""Where prompts are sent: to which experts, and how much of it where the oracle would go, to the expert of the task."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -13,6 +13,8 @@ from lorary.model.features import MAX_TOKENS
 from lorary.model.plan import constant_weights
 from lorary.model.seating import Seating, seating
 from lorary.model.trace import trace
+
+DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,46 @@ class RoutingAccuracy:
     rows: int
 
 
+@dataclass(frozen=True)
+class RoutingUsage:
+    """Which experts a router sends the prompts of a task to.
+
+    Args:
+        library: name of the library.
+        router: the router as it is written.
+        task: name of the task.
+        usage: mean share of the routing weight of each expert that has any, over prompt tokens and layers; the base has
+            the rest of 1.
+        strongest: for each prompt the expert with the largest mean share (None: the base), and that share.
+    """
+
+    library: str
+    router: str
+    task: str
+    usage: dict[str, float]
+    strongest: list[tuple[str | None, float]]
+
+
 class Accuracy(NamedTuple):
     """The numbers of a `RoutingAccuracy`."""
 
     share: float
     top1: float
     chance: float
+
+
+class RoutingLook(NamedTuple):
+    """What the traces of some prompts say.
+
+    Args:
+        usage: as in `RoutingUsage`.
+        strongest: as in `RoutingUsage`.
+        accuracy: of one expert; None where none was asked about, or it may not be chosen anywhere.
+    """
+
+    usage: dict[str, float]
+    strongest: list[tuple[str | None, float]]
+    accuracy: Accuracy | None
 
 
 def decides(model: Any) -> bool:
@@ -57,8 +93,8 @@ def decides(model: Any) -> bool:
 
 
 @torch.no_grad()
-def routing_accuracy(model: Any, prompts: Sequence[Sequence[int]], expert: str) -> Accuracy | None:
-    """Trace prompts and count what one expert gets.
+def look_at_routing(model: Any, prompts: Sequence[Sequence[int]], expert: str | None) -> RoutingLook:
+    """Trace prompts and count what the experts get.
 
     The first token of a prompt is left out where there are others: it is an attention sink, nearly the same for every
     prompt.
@@ -66,38 +102,60 @@ def routing_accuracy(model: Any, prompts: Sequence[Sequence[int]], expert: str) 
     Args:
         model: routed, by a router that decides.
         prompts: token ids, at least one row.
-        expert: the right one.
+        expert: the one whose accuracy is counted; None for none.
 
     Returns:
-        The numbers; None where the expert may not be chosen anywhere.
+        The numbers, rounded to ten-thousandths where they are of single experts.
     """
     state = seating(model)
-    layers = [path for path, layer in state.layers.items() if state.experts.index(expert) in layer.experts]
-    if not layers or not state.routing.may_choose(expert):
-        return None
+    layers = _layers_of(state, expert)
+    position = state.experts.index(expert) if expert is not None else -1
+    sums = torch.zeros(len(prompts), len(state.experts) + 1, dtype=torch.float64)
     share, top1, pairs = 0.0, 0.0, 0
     for bucket in length_buckets([len(prompt) for prompt in prompts], MAX_TOKENS):
-        for weight, leads in _traced(model, state, [prompts[i] for i in bucket], expert, layers):
-            share, top1, pairs = share + float(weight.sum()), top1 + float(leads.sum()), pairs + weight.numel()
-    return Accuracy(share / pairs, top1 / pairs, _chance(state, layers)) if pairs else None
+        for path, prompt_index, shares in _traced(model, [prompts[i] for i in bucket]):
+            sums.index_add_(0, torch.tensor(bucket)[prompt_index], shares)
+            if path in layers:
+                share += float(shares[:, position].sum())
+                top1 += int((shares.argmax(dim=-1) == position).sum())
+                pairs += len(shares)
+    accuracy = Accuracy(share / pairs, top1 / pairs, _chance(state, layers)) if pairs else None
+    return RoutingLook(*_usage(sums, state.experts), accuracy)
 
 
-def _traced(
-    model: Any, state: Seating, prompts: Sequence[Sequence[int]], expert: str, layers: Sequence[str]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Share of the expert and whether it leads, for the tokens that count, layer by layer."""
+def _layers_of(state: Seating, expert: str | None) -> list[str]:
+    """The layers in which an expert may be chosen; none without an expert."""
+    if expert is None or not state.routing.may_choose(expert):
+        return []
+    return [path for path, layer in state.layers.items() if state.experts.index(expert) in layer.experts]
+
+
+def _usage(sums: torch.Tensor, experts: Sequence[str]) -> tuple[dict[str, float], list[tuple[str | None, float]]]:
+    """Usage and strongest experts, from (prompts, experts and base) sums of shares over tokens and layers."""
+    if not bool(sums.any()):
+        return {}, []
+    names: list[str | None] = [*experts, None]
+    # Every pair of token and layer adds 1 in all.
+    usage = (sums.sum(dim=0) / sums.sum()).tolist()[:-1]
+    largest, positions = (sums / sums.sum(dim=1, keepdim=True).clamp_min(1)).max(dim=1)
+    strongest = zip(positions.tolist(), largest.tolist(), strict=True)
+    return (
+        {name: round(share, DIGITS) for name, share in zip(experts, usage, strict=True) if share > 0},
+        [(names[position], round(share, DIGITS)) for position, share in strongest],
+    )
+
+
+def _traced(model: Any, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Layer by layer its path and, for the tokens that count, the position of their prompt and their shares."""
     input_ids, mask = _right_padded(prompts)
     device = next(model.parameters()).device
     with trace(model) as traced:
         model(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False)
     counts = mask.bool()
     counts[:, 0] &= mask.sum(dim=1) == 1
-    position = state.experts.index(expert)
-    by_layer = []
-    for path in (path for path in layers if path in traced.layers):
-        shares = as_shares(traced.weights(path)[counts])
-        by_layer.append((shares[:, position], (shares.argmax(dim=-1) == position).double()))
-    return by_layer
+    prompt_index = counts.nonzero()[:, 0]
+    for path in traced.layers:
+        yield path, prompt_index, as_shares(traced.weights(path)[counts])
 
 
 def _right_padded(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,27 +1,29 @@
 """Scoring one library, cell by cell: what was scored before is read, what cannot be scored is said and left."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
-from lorary.data.schema import Task
+from lorary.data.schema import Row, Task
 from lorary.data.template import Template, make_template
 from lorary.errors import LoraryError, TaskError
 from lorary.evaluate.answers import RowScores, score_rows
 from lorary.evaluate.cache import ResultCache
 from lorary.evaluate.cells import BASE, Cell, CellFailure
 from lorary.evaluate.cost import measured
-from lorary.evaluate.evaluation import ScoredCells
+from lorary.evaluate.decisions import asks_base, decide, decides_once
+from lorary.evaluate.evaluation import ExpertLosses, ScoredCells
 from lorary.evaluate.finite import finite_logits
 from lorary.evaluate.loglik import answer_losses
 from lorary.evaluate.metrics import find_metric
 from lorary.evaluate.metrics.choice import ACC, ACC_RAW
 from lorary.evaluate.metrics.metric import Metric
 from lorary.evaluate.metrics.perplexity import perplexity
-from lorary.evaluate.routing_accuracy import RoutingAccuracy, decides, routing_accuracy
+from lorary.evaluate.recorded_tasks import experts_by_task
+from lorary.evaluate.routing_accuracy import RoutingAccuracy, RoutingUsage, decides, look_at_routing
 from lorary.evaluate.sandbox import Sandbox
 from lorary.evaluate.seated_base import SeatedBase
 from lorary.evaluate.settings import EvaluateSettings
@@ -29,7 +31,8 @@ from lorary.evaluate.statistics import bootstrap_interval
 from lorary.model.attach import routing
 from lorary.model.base import Base
 from lorary.model.prepared import prepared_marks
-from lorary.route.setting import Routing
+from lorary.model.seating import seating
+from lorary.route.setting import CHAT, Routing
 from lorary.route.spec import ORACLE
 
 
@@ -77,13 +80,13 @@ class Scorer:
             The failure, if it is one.
         """
         try:
-            scored.cells += self._base_cells(task) if router == BASE else self._router_cells(task, router)
+            scored.cells += self._base_cells(task) if router == BASE else self._router_cells(task, router, scored)
         except _CellError as error:
             failure = _failure(error.cause, self._name, router, task.name)
             scored.failures.append(failure)
             return failure
         try:
-            scored.routing += self._accuracy(task, router)
+            self._look(task, router, scored)
         except _CellError as error:  # no failure: the cell has its score
             reason = _reason(_failure(error.cause, self._name, router, task.name))
             message = f"{self._name}, {router}, {task.name}: scored, but its routing could not be looked at: {reason}"
@@ -110,11 +113,14 @@ class Scorer:
         best = max(range(len(runs)), key=lambda i: runs[i][-1].value)
         return [replace(cell, primary=cell.primary and i == best) for i, run in enumerate(runs) for cell in run]
 
-    def _router_cells(self, task: Task, router: str) -> list[Cell]:
+    def _router_cells(self, task: Task, router: str, scored: ScoredCells) -> list[Cell]:
         s = self._settings
         if router != ORACLE:
             return self._cells(task, router, s.setting(router), s.template)
-        expert = self._expert_of_task.get(task.name) or self._best_expert(task)
+        expert = self._expert_of_task.get(task.name)
+        if expert is None:
+            scored.expert_losses.append(alone := self._expert_losses(task))
+            expert = min(alone.losses, key=lambda name: (alone.losses[name], name))
         return self._cells(task, router, Routing(experts=[expert]), s.template, expert)
 
     def _cells(self, task: Task, router: str, setting: Routing, template: str, expert: str | None = None) -> list[Cell]:
@@ -122,7 +128,8 @@ class Scorer:
         metric = self._metric(task)
         key = self._cache.key(
             task=task.name, data=task.data_hash, rows=s.rows, metric=metric.name, template=template,
-            routing=setting.to_json(), with_experts=router != BASE, **self._conditions(template),
+            routing=setting.to_json(), with_experts=router != BASE,
+            **{**self._conditions(template), **(self._conditions(CHAT) if setting.fallback == CHAT else {})},
             **self._prepared(setting), **metric.judge(self._sandbox),
         )  # fmt: skip
 
@@ -166,7 +173,7 @@ class Scorer:
             raise TaskError(f"task '{task.name}' must have test rows to be evaluated on", found="none")
         with routing(base.model, setting), finite_logits(base.model), measured(base.model.device) as cost:
             prompt_template = self._template(base, template)
-            scores = score_rows(base.model, base.tokenizer, prompt_template, rows, metric, sandbox=self._sandbox)
+            scores, num_asked = self._score_rows(base, prompt_template, rows, metric)
         _check_finite(scores, task.name)
         cells = []
         for name, values, primary in (("loss", scores.loss, False), (scores.metric, scores.score, True)):
@@ -189,61 +196,99 @@ class Scorer:
                     prefix=prompt_template.prefix,
                     peak_bytes=cost.peak_bytes,
                     values=values,
+                    base_rows=num_asked,
                 )
             )
         loss, scored = cells
         value, low, high = map(perplexity, (loss.value, loss.low, loss.high))
         of_rows = [perplexity(nats) for nats in loss.values]
-        return [loss, replace(loss, metric="perplexity", value=value, low=low, high=high, values=of_rows), scored]
+        perplexities = replace(loss, metric="perplexity", value=value, low=low, high=high, values=of_rows)
+        return [loss, perplexities, replace(scored, answers=scores.answers)]
 
-    def _best_expert(self, task: Task) -> str:
-        """The single expert with the lowest loss on a task that has no expert of its own.
+    def _score_rows(self, base: Base, template: Template, rows: Sequence[Row], metric: Metric) -> tuple[RowScores, int]:
+        """Scores under the router in force, and how many rows it gave to the base in its own chat template.
+
+        A router for whole requests decides once per row; rows that were decided alike are scored together.
+        """
+
+        def scored(part: Sequence[Row], asked: Template) -> RowScores:
+            return score_rows(base.model, base.tokenizer, asked, part, metric, sandbox=self._sandbox, among=rows)
+
+        if not decides_once(base.model):
+            return scored(rows, template), 0
+        decided = decide(base.model, [template.encode_prompt(row.prompt) for row in rows])
+        router, chat = seating(base.model).routing, self._own_template(base, template)
+        groups: dict[Any, list[int]] = {}
+        for i, decision in enumerate(decided):
+            is_asked = chat is not None and asks_base(router, decision)
+            groups.setdefault(CHAT if is_asked else decision.weights, []).append(i)
+        by_row: dict[int, tuple[float, float, str]] = {}
+        name = ""
+        for weights, members in groups.items():
+            is_asked = weights == CHAT
+            with routing(base.model, Routing(BASE) if is_asked else decided[members[0]].setting(router)):
+                part = scored([rows[i] for i in members], chat if is_asked and chat else template)
+            name = part.metric
+            by_row.update(zip(members, zip(part.loss, part.score, part.answers, strict=True), strict=True))
+        losses, scores, answers = (list(column) for column in zip(*(by_row[i] for i in range(len(rows))), strict=True))
+        return RowScores(losses, name, scores, answers), len(groups.get(CHAT, ()))
+
+    def _own_template(self, base: Base, template: Template) -> Template | None:
+        """The base's chat template, where it has one and the rows are in another."""
+        if template.name == CHAT or not self._seated.chat_prompt:
+            return None
+        return self._template(base, CHAT)
+
+    def _expert_losses(self, task: Task) -> ExpertLosses:
+        """The mean loss of each expert alone on a task that has no expert of its own.
 
         On its validation rows, else its training rows; a task that has test rows only is judged on those, which an
         oracle may see.
         """
-        splits = (task.split(split)[: self._settings.oracle_rows] for split in ("val", "train", "test"))
-        rows = next((rows for rows in splits if rows), ())
+        splits = ((split, task.split(split)[: self._settings.oracle_rows]) for split in ("val", "train", "test"))
+        split, rows = next(((split, rows) for split, rows in splits if rows), ("test", ()))
         key = self._cache.key(
-            oracle=task.name, data=task.data_hash, rows=len(rows), template=self._settings.template,
+            expert_losses=task.name, data=task.data_hash, rows=len(rows), template=self._settings.template,
             **self._conditions(self._settings.template),
         )  # fmt: skip
 
-        def choose(base: Base) -> str:
+        def measure(base: Base) -> dict[str, float]:
             template = self._template(base, self._settings.template)
-            examples = [template.encode(row.source, row.target) for row in rows]
+            examples = [template.encode(row.prompt, row.target) for row in rows]
             losses = {}
             for name in self._seated.library.names():
                 with routing(base.model, Routing(experts=[name])), finite_logits(base.model):
-                    losses[name] = sum(loss.mean for loss in answer_losses(base.model, examples))
-            return min(losses, key=lambda name: (losses[name], name))
+                    losses[name] = sum(loss.mean for loss in answer_losses(base.model, examples)) / len(examples)
+            return losses
 
-        return str(self._remembered(key, choose))
+        return ExpertLosses(self._name, task.name, split, len(rows), self._remembered(key, measure))
 
-    def _accuracy(self, task: Task, router: str) -> list[RoutingAccuracy]:
-        """How much of the routing goes to the task's own expert; nothing where it has none, or nothing is chosen."""
+    def _look(self, task: Task, router: str, scored: ScoredCells) -> None:
+        """Where a router that chooses sends prompts of the task, and how much of it to the task's own expert."""
         s, expert = self._settings, self._expert_of_task.get(task.name)
         rows = task.split("test")[: s.routing_rows]
-        if router in (BASE, ORACLE) or expert is None or not rows:
-            return []
+        if router in (BASE, ORACLE) or not rows:
+            return
         setting = s.setting(router)
         key = self._cache.key(
-            traced=task.name, data=task.data_hash, rows=len(rows), template=s.template, expert=expert,
+            routed=task.name, data=task.data_hash, rows=len(rows), template=s.template, expert=expert,
             routing=setting.to_json(), **self._conditions(s.template), **self._prepared(setting),
         )  # fmt: skip
 
-        def look(base: Base) -> list[float]:
+        def look(base: Base) -> dict[str, Any]:
             template = self._template(base, s.template)
-            prompts = [template.encode_prompt(row.source) for row in rows]
+            prompts = [template.encode_prompt(row.prompt) for row in rows]
             with routing(base.model, setting):
-                return list(routing_accuracy(base.model, prompts, expert) or ()) if decides(base.model) else []
+                return look_at_routing(base.model, prompts, expert)._asdict() if decides(base.model) else {}
 
-        numbers = self._remembered(key, look)
-        if not numbers:
-            return []
-        share, top1, chance = numbers
-        where = (self._name, router, task.name, task.family, expert)
-        return [RoutingAccuracy(*where, share, top1, chance, len(rows))]
+        if not (seen := self._remembered(key, look)):
+            return
+        strongest = [(name, share) for name, share in seen["strongest"]]
+        scored.routing_usage.append(RoutingUsage(self._name, router, task.name, seen["usage"], strongest))
+        if expert is not None and seen["accuracy"]:
+            share, top1, chance = seen["accuracy"]
+            where = (self._name, router, task.name, task.family, expert)
+            scored.routing.append(RoutingAccuracy(*where, share, top1, chance, len(rows)))
 
     def _conditions(self, template: str) -> dict[str, Any]:
         """What decides a score beside experts, task and router; a chat template may write another prompt each day."""
@@ -268,20 +313,6 @@ class Scorer:
 
     def _template(self, base: Base, name: str) -> Template:
         return make_template(name, base.tokenizer, max_length=base.most_tokens(self._settings.max_length))
-
-
-def experts_by_task(described: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """For each task some expert was trained on, that expert; the one of fewest tasks where there are several.
-
-    Args:
-        described: as `Library.describe` gives them.
-    """
-    by_task: dict[str, tuple[int, str]] = {}
-    for row in described:
-        for task in row["tasks"]:
-            candidate = (len(row["tasks"]), row["name"])
-            by_task[task] = min(candidate, by_task.get(task, candidate))
-    return {task: name for task, (_, name) in by_task.items()}
 
 
 def _check_finite(scores: RowScores, task: str) -> None:

@@ -20,7 +20,7 @@ class EvaluateSettings:
     Args:
         routers: which to score, separated by commas, with settings of their own in brackets: `arrow[top_k=2]`,
             `experts[a+b]`, `oracle`; `base` is always there.
-        top_k: experts per token and layer.
+        top_k: experts per token and layer; a router with another default of its own keeps it, unless its brackets say.
         temperature: divides the scores.
         mix: `outputs` or `factors`.
         route: further fields of `lorary.route.setting.FIELDS`. Routers that look at nothing take those alone that say
@@ -102,6 +102,7 @@ class EvaluateSettings:
                 f"router '{router}' looks at nothing and takes {list(_WITHOUT_LOOKING)} alone", found=meaningless
             )
         fields: dict[str, Any] = {"top_k": self.top_k, "temperature": self.temperature, "mix": self.mix}
+        fields.update(ROUTERS[router].defaults)
         fields.update(self.units.get(router, {}) if looks else {})
         fields.update({key: value for key, value in self.route.items() if looks or key in _WITHOUT_LOOKING})
         return {**fields, **overrides}
@@ -122,6 +123,44 @@ class HarnessSettings:
     harness_path: str | None = flag(None, metavar="DIR")
     shots: int | None = flag(None, least=0)
     rows: int | None = flag(None, least=1)
+
+    def __post_init__(self) -> None:
+        check_flags(self)
+
+
+@dataclass(frozen=True)
+class ExplainSettings:
+    """How prompts are explained.
+
+    Args:
+        against: compare with the choices of this router.
+        without: take these experts out, one at a time; the most used by default.
+        most: how many of the most used experts to take out.
+        template: how prompts are written: `plain` or `chat`; as the experts were trained by default.
+        max_new_tokens: most tokens of an answer that is not given.
+    """
+
+    against: str | None = flag(None, metavar="ROUTER")
+    without: tuple[str, ...] | None = flag(None, metavar="EXPERT,...")
+    most: int = flag(8, least=0)
+    template: str | None = None
+    max_new_tokens: int = flag(32, least=1)
+
+    def __post_init__(self) -> None:
+        check_flags(self)
+
+
+@dataclass(frozen=True)
+class WhichSettings:
+    """How prompts are answered side by side.
+
+    Args:
+        template: how prompts are written: `plain` or `chat`; as the experts were trained by default.
+        max_new_tokens: most tokens of an answer.
+    """
+
+    template: str | None = None
+    max_new_tokens: int = flag(32, least=1)
 
     def __post_init__(self) -> None:
         check_flags(self)

@@ -5,7 +5,6 @@ refused by name, since an adapter that loads without a part of itself answers wr
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from lorary.formats.peft_selection import Selection
 
 __all__ = [
     "CONFIG_FILE", "WEIGHTS_FILE", "Shape", "encode_adapter", "new_config", "parse_adapter", "read_adapter",
-    "read_files", "read_shapes", "tensors_of", "write_adapter",
+    "read_files", "read_shapes", "tensors_of",
 ]  # fmt: skip
 
 
@@ -202,35 +201,6 @@ def encode_adapter(adapter: Adapter) -> dict[str, bytes]:
     return files
 
 
-def _are_equal(first: LoraFactors, second: LoraFactors) -> bool:
-    factors = ((first.lora_a, second.lora_a), (first.lora_b, second.lora_b))
-    return first.scaling == second.scaling and all(torch.equal(left.detach().cpu(), right) for left, right in factors)
-
-
-def write_adapter(adapter: Adapter, folder: str | Path) -> None:
-    """Write a PEFT LoRA directory; files of these two names that are there already are replaced.
-
-    Args:
-        adapter: what to write.
-        folder: made where it does not exist.
-
-    Raises:
-        AdapterError: as for `encode_adapter`, or if the folder cannot be written.
-    """
-    folder, files = Path(folder), encode_adapter(adapter)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # The weights come first: a folder with a configuration is a folder whose weights are whole.
-        for file in (WEIGHTS_FILE, CONFIG_FILE):
-            aside = folder / f".{file}.{os.getpid()}"
-            try:
-                aside.write_bytes(files[file])
-                os.replace(aside, folder / file)
-            finally:
-                aside.unlink(missing_ok=True)
-    except OSError as error:
-        raise AdapterError(
-            f"adapter '{adapter.name}' must be written to a folder with room in it",
-            found=f"{error.filename or folder}: {error.strerror}",
-            remedy="free some space, or choose a folder that you may write to",
-        ) from error
+def _are_equal(here: LoraFactors, there: LoraFactors) -> bool:
+    factors = ((here.lora_a, there.lora_a), (here.lora_b, there.lora_b))
+    return here.scaling == there.scaling and all(torch.equal(left.detach().cpu(), right) for left, right in factors)

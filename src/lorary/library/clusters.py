@@ -27,6 +27,7 @@ from lorary.library.handles import opened
 from lorary.library.layout import check_places
 from lorary.library.store import Library
 from lorary.library.target_groups import different_targets
+from lorary.tabular import ResultTable, Tabular
 
 KIND = "clusters"
 DOCUMENT = "clusters.json"
@@ -37,8 +38,8 @@ EDITION = 2
 MOST_MAPPED = 1000
 
 
-@dataclass(frozen=True)
-class ClusterResult:
+@dataclass(frozen=True, repr=False)
+class ClusterResult(Tabular):
     """The clusters of a library.
 
     Args:
@@ -63,6 +64,26 @@ class ClusterResult:
     def labels(self) -> dict[str, int]:
         """Cluster of each adapter by name; -1 for those that compute nothing."""
         return dict(zip(self.document["names"], self.document["labels"], strict=True))
+
+    def tables(self) -> list[ResultTable]:
+        """The clusters with their members."""
+        numbers = [*range(self.document["k"]), *([-1] if self.document["zero"] else [])]
+        cohesion = {**dict(enumerate(self.document["cohesion"])), -1: None}
+        members = {number: [name for name, label in self.labels.items() if label == number] for number in numbers}
+        lines = [(n if n >= 0 else None, len(members[n]), cohesion[n], ", ".join(members[n])) for n in numbers]
+        silhouette = self.document["silhouette"]
+        title = f"{self.library}: {self.document['k']} clusters" + (
+            f", mean silhouette {silhouette:.3f}" if silhouette is not None else ""
+        )
+        return [ResultTable(title, ("cluster", "adapters", "cohesion", "members"), lines)]
+
+    def records(self) -> list[dict[str, Any]]:
+        """One mapping for each adapter: its cluster, its family, and the most similar other one."""
+        nearest = {name: pairs[0] if pairs else (None, None) for name, pairs in self.document["nearest"].items()}
+        return [
+            {"adapter": name, "cluster": label, "family": self.families.get(name), "nearest": other, "cosine": cosine}
+            for (name, label), (other, cosine) in zip(self.labels.items(), nearest.values(), strict=True)
+        ]
 
     def agreement(self) -> ClusterAgreement | None:
         """How far clusters and families agree; None where fewer than two families are known."""

@@ -11,6 +11,7 @@ from lorary.library.document import OWN_TRACES
 from lorary.library.fingerprint_folder import fingerprint_of_folder
 from lorary.library.handles import opened
 from lorary.library.layout import BUILD_FOLDER, LIBRARY_FILE
+from lorary.library.listing import local_folder
 from lorary.library.store import Library
 
 
@@ -33,13 +34,15 @@ def open_or_create(path: str, base: str | None) -> Library:
 
 def _open_or_create(path: str, base: str | None) -> tuple[Library, bool]:
     """The library, and whether it was made here."""
-    folder = Path(path)
+    folder = local_folder(path)
     if base is not None and _is_vacant(folder):
         try:
             return Library.create(path, base), True
         except LibraryError:
             if not (folder / LIBRARY_FILE).exists():  # else somebody made it at the same time
                 raise
+    if base is None and _is_vacant(folder):
+        raise LibraryError(f"{path} must be a library", found="nothing is there", remedy="--base MODEL makes it")
     library = Library.open(path)
     if base is not None and base != library.base.name:
         fingerprint = fingerprint_of_folder(resolve_base(base).path)

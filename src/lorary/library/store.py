@@ -6,7 +6,7 @@ Reading takes no lock and meets whole adapters only; each change is atomic, dura
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -206,7 +206,14 @@ class Library:
                 rows.append(listed(name, provenance))
         return rows, problems
 
-    def add(self, source: str | Path, name: str | None = None, *, force_base: bool = False) -> str:
+    def add(
+        self,
+        source: str | Path,
+        name: str | None = None,
+        *,
+        tasks: Sequence[str] | None = None,
+        force_base: bool = False,
+    ) -> str:
         """Take in a PEFT LoRA directory: both files are copied byte for byte.
 
         Of a provenance.json that another library wrote beside them, the builder's keys (tasks, settings, ...) are
@@ -215,6 +222,7 @@ class Library:
         Args:
             source: the directory.
             name: the adapter's name here; the folder's name by default.
+            tasks: what it was trained on; what its provenance says where None.
             force_base: take it although it was trained on other weights of the same shapes.
 
         Returns:
@@ -226,14 +234,21 @@ class Library:
             BaseModelError: if it was trained on another base model.
             LibraryError: if the name is taken, or the library cannot be written.
         """
-        return self._import(source, name, force_base=force_base, is_new=True)
+        return self._import(source, name, tasks, force_base=force_base, is_new=True)
 
-    def replace(self, source: str | Path, name: str | None = None, *, force_base: bool = False) -> str:
+    def replace(
+        self,
+        source: str | Path,
+        name: str | None = None,
+        *,
+        tasks: Sequence[str] | None = None,
+        force_base: bool = False,
+    ) -> str:
         """Put a PEFT LoRA directory in the place of an adapter; readers meet the old one or the new one.
 
         Args and errors as for `add`, but the name must be in the library.
         """
-        return self._import(source, name, force_base=force_base, is_new=False)
+        return self._import(source, name, tasks, force_base=force_base, is_new=False)
 
     def add_adapter(self, adapter: Adapter, provenance: Mapping[str, Any]) -> str:
         """Commit an adapter from memory, under its own name.
@@ -319,7 +334,9 @@ class Library:
         """
         check_same_base(self.base, fingerprint_of_model(model), "the base model at hand", force_base=force_base)
 
-    def _import(self, source: str | Path, name: str | None, *, force_base: bool, is_new: bool) -> str:
+    def _import(
+        self, source: str | Path, name: str | None, tasks: Sequence[str] | None, *, force_base: bool, is_new: bool
+    ) -> str:
         folder = Path(source)
         if name is not None:
             check_name(name)
@@ -337,6 +354,8 @@ class Library:
         provenance = read_json(beside, follow_links=True) if os.path.lexists(beside) else {}
         # The name of a folder may hold bytes that are no text.
         details = imported_provenance(provenance, adapter, os.fsencode(source_name).decode("utf-8", "replace"))
+        if tasks is not None:
+            details["tasks"] = tasks
         check_fit(adapter, self.base)
         _warn_of_silent_layers(adapter, self.base)
         if not check_not_stacked(adapter, folder, self.base.name, self.names(), force_base=force_base):

@@ -70,14 +70,30 @@ class Request:
         choice: what becomes of the mean scores.
         measures: which of the real tokens count: all of them, or the last one.
         featured: scores by one vector of the prompt, in the place of the layers'.
+        rule: name of the router.
+        fallback: (experts,) weights for a row in which no expert may be chosen; the base answers where None.
+
+    Attributes:
+        chosen: the experts of each row, once it is decided.
+        scores: (rows, experts) of each row; minus infinity for an expert that may not be chosen.
+        is_lost: (rows,) bool, whether no expert could be chosen.
     """
 
     def __init__(
-        self, num_experts: int, choice: Choice, measures: Measures = "mean", featured: Featured | None = None
+        self,
+        num_experts: int,
+        choice: Choice,
+        measures: Measures = "mean",
+        featured: Featured | None = None,
+        rule: str = "",
+        fallback: Tensor | None = None,
     ) -> None:
         self.num_experts, self.choice, self.measures, self.featured = num_experts, choice, measures, featured
+        self.rule, self.fallback = rule, fallback
         self.is_probing = False
         self.chosen: Chosen | None = None
+        self.scores: Tensor | None = None
+        self.is_lost: Tensor | None = None
 
     def start(self, real: Tensor) -> None:
         """Begin a probe.
@@ -123,8 +139,16 @@ class Request:
     def finish(self) -> None:
         """Decide."""
         mean = self._sums / self._layers.clamp_min(1)
-        self.chosen = choose(mean.masked_fill(self._layers == 0, -torch.inf), self.choice)
+        self.scores = mean.masked_fill(self._layers == 0, -torch.inf)
+        chosen = choose(self.scores, self.choice)
+        self.is_lost = ~chosen.weights.any(dim=1)
+        self.chosen = chosen if self.fallback is None else chosen.or_else(self.fallback.to(chosen.weights))
         self.stop()
+
+    @property
+    def most(self) -> int:
+        """Experts of a row at most, of those that are decided; a fallback may bring more than `choice` does."""
+        return self.choice.most(self.num_experts) if self.chosen is None else self.chosen.experts.shape[1]
 
     def stop(self) -> None:
         """End the probe, also one that failed."""

@@ -18,7 +18,7 @@ from lorary.formats.quiet import quiet_transformers
 from lorary.library.store import Library
 from lorary.lora.targets import language_paths
 from lorary.model.layers import SeatedLayer
-from lorary.model.prepared import REQUEST, PreparedTensors, not_prepared
+from lorary.model.prepared import REQUEST, TASKS, PreparedTensors, not_prepared
 from lorary.route import ROUTERS
 from lorary.route.setting import Routing
 
@@ -34,13 +34,13 @@ class Featured:
     Args:
         embed: makes the vectors.
         rule: the pure function from vectors and what was prepared to scores.
-        prepared: (experts, ...), what was prepared.
+        prepared: what the rule made of what was prepared for each expert; it follows a tensor by `to`.
         alive: (experts,) bool, whether each expert may be chosen.
     """
 
     embed: Embed
-    rule: Callable[[Tensor, Tensor], Tensor]
-    prepared: Tensor
+    rule: Callable[[Tensor, Any], Tensor]
+    prepared: Any
     alive: Tensor
 
     def scores(self, hidden: Tensor, ids: Tensor | None, real: Tensor) -> Tensor:
@@ -128,24 +128,26 @@ def featured(
     Raises:
         RouterError: naming the first expert for which nothing was prepared, or not of the others' shape.
     """
-    rule = ROUTERS[setting.router].request
-    assert rule is not None
-    stacked = []
+    rule = ROUTERS[setting.router]
+    assert rule.request is not None
+    tensors: list[Tensor] = []
     for name in experts:
         if REQUEST not in prepared.get(name, {}):
             raise not_prepared(setting, library, name, "whole requests")
-        stacked.append(prepared[name][REQUEST])
-        if stacked[-1].shape != stacked[0].shape:
+        tensors.append(prepared[name][REQUEST])
+        if tensors[-1].shape[-1] != tensors[0].shape[-1]:
             raise RouterError(
-                f"what was prepared for expert '{name}' must have the shape it has for the others",
-                found=f"{tuple(stacked[-1].shape)} beside {tuple(stacked[0].shape)}",
+                f"what was prepared for expert '{name}' must have as many features as for the others",
+                found=f"{tuple(tensors[-1].shape)} beside {tuple(tensors[0].shape)}",
                 remedy="lorary library prepare",
             )
     alive = torch.zeros(len(experts), dtype=torch.bool)
     for layer in layers.values():
         alive[list(layer.experts)] |= layer.alive.cpu()
     alive &= torch.tensor([setting.may_choose(name) for name in experts])
-    return Featured(embed, rule, torch.stack(stacked), alive)
+    no_tasks = (torch.zeros(len(vectors), dtype=torch.int64) for vectors in tensors)
+    tasks = [prepared[name].get(TASKS, none) for name, none in zip(experts, no_tasks, strict=True)]
+    return Featured(embed, rule.request, rule.fit(tensors, tasks), alive)
 
 
 @torch.no_grad()

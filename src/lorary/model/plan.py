@@ -9,18 +9,19 @@ from torch import Tensor, nn
 
 from lorary.errors import RouterError, UsageError
 from lorary.model.decision import Request, TokenDecision
-from lorary.model.features import embedding, featured
+from lorary.model.features import Featured, embedding, featured
 from lorary.model.gates import ScoreGate, Seated, TokenGate
 from lorary.model.general_subtraction import Subtracted
 from lorary.model.layers import SeatedLayer, late_layer
-from lorary.model.prepared import PreparedTensors
+from lorary.model.prepared import PreparedTensors, read_missing
 from lorary.model.row_gates import RequestGate
 from lorary.model.row_settings import prepared_tensors, score_rows_for
 from lorary.model.seating import Seating
 from lorary.model.yardstick import data_for
 from lorary.route import ROUTERS
 from lorary.route.fixed import fixed_weights
-from lorary.route.setting import Routing
+from lorary.route.rule import Measures
+from lorary.route.setting import CHAT, UNIFORM, Routing
 
 
 @dataclass
@@ -55,11 +56,12 @@ def make_plan(setting: Routing, state: Seating, model: Any, without: Mapping[str
         raise RouterError(
             f"per='{setting.decides}' needs a decoder-only model", found=type(model).__name__, remedy="per='layer'"
         )
+    setting = settled(setting, state)
     prepared = data_for(setting, state, model)
     if ROUTERS[setting.router].request is not None:
         embed = embedding(setting, model, state.tokenizer)
         by = featured(setting, embed, state.library, state.experts, state.layers, prepared)
-        return _request_plan(Request(len(state.experts), setting.choice(""), featured=by), state, {})
+        return _request_plan(_request(setting, state, featured=by), state, {})
     scored = _score_gates(setting, state, without, prepared)
     if setting.decides == "token":
         decision = TokenDecision()
@@ -68,8 +70,37 @@ def make_plan(setting: Routing, state: Seating, model: Any, without: Mapping[str
         measures = ROUTERS[setting.router].measures
         at = setting.at or late_layer(list(state.layers))
         measured = {at: scored[at]} if measures == "last" else scored
-        return _request_plan(Request(len(state.experts), setting.choice(""), measures), state, measured)
+        return _request_plan(_request(setting, state, measures), state, measured)
     return Plan(dict(scored))
+
+
+def settled(setting: Routing, state: Seating) -> Routing:
+    """The setting that acts: that of the first rule which has all its data, for a rule that only picks another.
+
+    Args:
+        setting: of any router.
+        state: the experts.
+    """
+    names = ROUTERS[setting.router].tries
+    if setting.experts is not None or not names:
+        return setting
+    for name in names[:-1]:
+        candidate = setting.changed(router=name)
+        at_hand = read_missing(candidate, state.library, state.experts, state.layers, state.live, state.prepared)
+        if set(state.experts) <= set(at_hand):
+            return candidate
+    return setting.changed(router=names[-1])
+
+
+def _request(
+    setting: Routing, state: Seating, measures: Measures = "mean", featured: Featured | None = None
+) -> Request:
+    fallback = None
+    if setting.fallback in (UNIFORM, CHAT):
+        fallback = constant_weights(Routing(UNIFORM, allow=setting.allow, general=setting.general), state.experts)
+    elif setting.fallback is not None:
+        fallback = constant_weights(Routing(experts=[setting.fallback]), state.experts)
+    return Request(len(state.experts), setting.choice(""), measures, featured, setting.router, fallback)
 
 
 def _request_plan(request: Request, state: Seating, measured: Mapping[str, ScoreGate]) -> Plan:
@@ -132,9 +163,14 @@ def _token_gates(
 
 def _check_names(setting: Routing, state: Seating) -> None:
     """Refuse experts and layers that are not there."""
-    missing = [name for name in setting.allow or () if name not in state.experts]
+    named = (*(setting.allow or ()), *(() if setting.fallback in (None, UNIFORM, CHAT) else (setting.fallback,)))
+    missing = [name for name in named if name not in state.experts]
     if missing:
-        raise RouterError("allowed experts must be seated", found=missing, remedy=f"it has {list(state.experts)}")
+        raise RouterError(
+            "experts that are allowed or fallen back on must be seated",
+            found=missing,
+            remedy=f"it has {list(state.experts)}",
+        )
     if setting.at is not None and setting.at not in state.layers:
         raise UsageError("at must name a routed layer", found=setting.at, remedy=f"one of {list(state.layers)}")
     temperature = setting.choosing.temperature

@@ -73,6 +73,10 @@ class Prober:
         self._probe(decoder, {name: value for name, value in arguments.items() if name in names})
         self._ids, self._is_decided = None, True
 
+    def forget(self) -> None:
+        """Let the next pass be a new request, whatever was decided before."""
+        self._ids, self._is_decided = None, False
+
     def mark(self, _decoder: torch.nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         """A forward hook of the decoder: a cache that it made itself belongs to the request, too."""
         parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()

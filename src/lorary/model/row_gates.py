@@ -35,7 +35,7 @@ class RequestGate(nn.Module):
     @property
     def most(self) -> int:
         """Experts of a token at most."""
-        return self.request.choice.most(self.request.num_experts)
+        return self.request.most
 
     @property
     def reads_prototypes(self) -> bool:
@@ -100,33 +100,44 @@ class RowGate(nn.Module):
 
     quick = None
 
+    fixed_experts: Tensor
+    fixed_weights: Tensor
+
     def __init__(self, gates: Sequence[nn.Module], of_row: Sequence[int]) -> None:
         super().__init__()
         self.gates, self.of_row = nn.ModuleList(gates), tuple(of_row)
-
-    @property
-    def most(self) -> int:
-        """Experts of a token at most."""
-        return max(int(gate.most) for gate in self.gates)  # type: ignore[arg-type]
+        self.most = max(int(gate.most) for gate in gates)  # type: ignore[arg-type]
+        # Fixed weights are looked up for all rows at once: a library's experts, each alone, are as many gates.
+        fixed = {number: gate for number, gate in enumerate(gates) if isinstance(gate, FixedGate)}
+        self.deciding = [number for number in range(len(gates)) if number not in fixed]
+        dtype = next((gate.weights.dtype for gate in fixed.values()), None)
+        experts = torch.zeros(len(gates), self.most, dtype=torch.int64)
+        weights = torch.zeros(len(gates), self.most, dtype=dtype)
+        for number, gate in fixed.items():
+            experts[number, : gate.most] = gate.experts
+            weights[number, : gate.most] = gate.weights
+        self.register_buffer("fixed_experts", experts, persistent=False)
+        self.register_buffer("fixed_weights", weights, persistent=False)
 
     @property
     def reads_prototypes(self) -> bool:
         """Whether any row's gate does."""
-        return any(bool(gate.reads_prototypes) for gate in self.gates)
+        return any(bool(self.gates[number].reads_prototypes) for number in self.deciding)
 
     @property
     def reads_z(self) -> bool:
         """Whether any row's gate does."""
-        return any(bool(gate.reads_z) for gate in self.gates)
+        return any(bool(self.gates[number].reads_z) for number in self.deciding)
 
     def forward(self, inputs: LayerInput) -> Chosen | None:
         """The experts of each token; None while rows are probed."""
         batch, seq = rows_of(inputs)
         of_row = torch.tensor(spread(self.of_row, batch), device=inputs.x.device)
-        probing = any(getattr(gate, "is_probing", False) for gate in self.gates)
-        experts = torch.zeros(batch, seq, self.most, dtype=torch.int64, device=inputs.x.device)
-        weights = inputs.x.new_zeros(batch, seq, self.most)
-        for number, gate in enumerate(self.gates):
+        probing = any(getattr(self.gates[number], "is_probing", False) for number in self.deciding)
+        experts = self.fixed_experts[of_row][:, None].repeat(1, seq, 1)
+        weights = self.fixed_weights[of_row][:, None].repeat(1, seq, 1).to(inputs.x.dtype)
+        for number in self.deciding:
+            gate = self.gates[number]
             if probing and not getattr(gate, "is_probing", False):
                 continue
             rows = (of_row == number).nonzero().squeeze(1)

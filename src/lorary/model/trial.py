@@ -2,7 +2,7 @@
 
 What Lorary computes rests on three properties. The trial looks for each of them:
 (a) a token changes no logits of tokens before it;
-(b) a row has the same logits with padding on its left, in company, with a cache, and after other passes;
+(b) a row has the same logits with padding on its left, beside other rows, with a cache, and after other passes;
 (c) a layer is called as a module and its output reaches the logits, or else experts beside it would be silent.
 """
 

@@ -219,10 +219,14 @@ def _judge(model: Any, outcome: Outcome, rename: Any = str) -> Verdict:
     if outcome.failure:
         return replace(sound, fault=outcome.failure, rule=_RUNS)
     if outcome.company > outcome.tolerance:
-        rule = "must compute a row alike with padding on its left, in company, with a cache, and after other passes"
+        rule = (
+            "must give a row the same logits with padding on its left, beside other rows, with a cache, and after "
+            "other passes"
+        )
         fault = f"logits that differ by {outcome.company:.2g} of their range"
         if math.isinf(outcome.company):
-            fault = f"logits that are finite alone and not in company, in {str(model.dtype).removeprefix('torch.')}"
+            dtype = str(model.dtype).removeprefix("torch.")
+            fault = f"logits that are finite for a row alone and not in a batch, in {dtype}"
         if cause := weight_at_fault(model):
             fault, rule = cause, _WEIGHTS
         return replace(sound, fault=fault, rule=rule)

@@ -111,6 +111,21 @@ class Chosen(NamedTuple):
         experts = position[self.experts]
         return Chosen(experts.clamp_min(0), self.weights.masked_fill(experts < 0, 0.0))
 
+    def or_else(self, fallback: Float[Tensor, " experts"]) -> "Chosen":
+        """The same, with the experts of `fallback` for each token that has no expert; wider only if there is one."""
+        lost = ~self.weights.any(dim=1)
+        if not bool(lost.any()):
+            return self
+        others = fallback.nonzero().squeeze(1)
+        width = max(self.experts.shape[1], len(others))
+        last = _padded(Chosen(others.expand(len(lost), -1), fallback[others].expand(len(lost), -1)), width)
+        return Chosen(*(torch.where(lost[:, None], b, a) for a, b in zip(_padded(self, width), last, strict=True)))
+
+
+def _padded(chosen: Chosen, width: int) -> Chosen:
+    missing = width - chosen.experts.shape[1]
+    return Chosen(*(torch.nn.functional.pad(part, (0, missing)) for part in chosen))
+
 
 def choose(scores: Float[Tensor, "tokens experts"], choice: Choice) -> Chosen:
     """The experts of each token and their routing weights.

@@ -15,6 +15,8 @@ MEASURES: Mapping[str, Measure] = {
     "centroid": Measure(per_expert=expert_centroids),
     "phatgoose": Measure(per_expert=expert_gates, decided_by=("steps", "batch_size", "learning_rate")),
     "contrast": Measure(pooled=pooled_contrast),
+    "auto": Measure(per_expert=expert_prompts),
+    "discriminant": Measure(per_expert=expert_prompts),
     "task-predictor": Measure(per_expert=expert_prompts, fit=fitted_predictor),
     "retrieval": Measure(per_expert=mean_prompt),
 }

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from lorary.data.schema import Row, Task
 from lorary.data.tasks import load_tasks
@@ -27,9 +28,21 @@ class ExpertRows:
     rows: tuple[Row, ...]
     hashes: Mapping[str, str]
 
+    @property
+    def tasks(self) -> Tensor:
+        """(rows,) int64, the number of each row's task, in the order of `hashes`."""
+        numbers = {name: number for number, name in enumerate(self.hashes)}
+        return torch.tensor([numbers[row.task] for row in self.rows])
+
 
 def rows_of_experts(
-    library: Library, names: Sequence[str], reference: str, mapped: Mapped, num_rows: int, seed: int
+    library: Library,
+    names: Sequence[str],
+    reference: str,
+    mapped: Mapped,
+    num_rows: int,
+    seed: int,
+    columns: str | None = None,
 ) -> dict[str, ExpertRows]:
     """Rows of the tasks of each expert: those its provenance names, else the task of its name, or what it is mapped to.
 
@@ -40,6 +53,7 @@ def rows_of_experts(
         mapped: tasks of experts whose provenance names none, or in place of what it names.
         num_rows: training rows of each task, at most; drawn at random.
         seed: of the draw, which depends on it and the task alone.
+        columns: as `lorary.data.tasks.load_tasks` takes it.
 
     Returns:
         By expert.
@@ -53,8 +67,8 @@ def rows_of_experts(
         raise UsageError("--map must name experts of the library", found=unknown[0], remedy=f"it has {library.names()}")
     hashes = {name: _tasks_of(library, name, mapped) for name in names}
     unnamed = [name for name in names if name not in mapped and not library.provenance(name)["tasks"]]
-    tasks = _load(reference, hashes, unnamed)
-    return {name: _draw(name, [tasks[task] for task in hashes[name]], num_rows, seed) for name in names}
+    tasks = _load(reference, hashes, unnamed, columns)
+    return {name: draw_rows(name, [tasks[task] for task in hashes[name]], num_rows, seed) for name in names}
 
 
 def parse_mapping(text: str | None) -> dict[str, list[str]]:
@@ -82,13 +96,14 @@ def _tasks_of(library: Library, name: str, mapped: Mapped) -> dict[str, str | No
 
 
 def _load(
-    reference: str, hashes_of: Mapping[str, Mapping[str, str | None]], unnamed: Collection[str]
+    reference: str, hashes_of: Mapping[str, Mapping[str, str | None]], unnamed: Collection[str], columns: str | None
 ) -> Mapping[str, Task]:
     try:
-        tasks = load_tasks(reference, names=sorted({task for hashes in hashes_of.values() for task in hashes}))
+        names = sorted({task for hashes in hashes_of.values() for task in hashes})
+        tasks = load_tasks(reference, names=names, columns=columns)
     except UsageError:
         for name, hashes in hashes_of.items():  # once more, one by one, to say whose it is
-            _load_tasks_of(reference, name, hashes, is_known=name not in unnamed)
+            _load_tasks_of(reference, name, hashes, columns, is_known=name not in unnamed)
         raise
     for name, hashes in hashes_of.items():
         for task, recorded in hashes.items():
@@ -101,9 +116,11 @@ def _load(
     return tasks
 
 
-def _load_tasks_of(reference: str, name: str, hashes: Mapping[str, str | None], *, is_known: bool) -> None:
+def _load_tasks_of(
+    reference: str, name: str, hashes: Mapping[str, str | None], columns: str | None, *, is_known: bool
+) -> None:
     try:
-        load_tasks(reference, names=sorted(hashes))
+        load_tasks(reference, names=sorted(hashes), columns=columns)
     except UsageError as error:
         if not is_known:
             raise TaskError(
@@ -118,7 +135,18 @@ def _load_tasks_of(reference: str, name: str, hashes: Mapping[str, str | None], 
         ) from error
 
 
-def _draw(name: str, tasks: Sequence[Task], num_rows: int, seed: int) -> ExpertRows:
+def draw_rows(name: str, tasks: Sequence[Task], num_rows: int, seed: int) -> ExpertRows:
+    """Training rows of an expert's tasks.
+
+    Args:
+        name: of the expert.
+        tasks: that it was trained on.
+        num_rows: training rows of each task, at most; drawn at random.
+        seed: of the draw, which depends on it and the task alone.
+
+    Raises:
+        TaskError: if a task has no training rows.
+    """
     rows: list[Row] = []
     for task in tasks:
         training = task.split("train")

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from lorary.data.encoder import ENCODER_PACKAGE, encoder_folder
+from lorary.data.schema import Task
 from lorary.data.template import Example, Template, make_template, warn_of_cuts
 from lorary.data.tokenizer_content import text_of
 from lorary.display import Display
@@ -24,9 +25,10 @@ from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.model.finite import finite_layers
 from lorary.model.layers import build_layers
+from lorary.model.prepared import REQUEST, TASKS
 from lorary.model.yardstick import store_moments, stored_moments, yardstick_for, yardstick_moments
 from lorary.prepare.catalogue import MEASURES
-from lorary.prepare.expert_rows import ExpertRows
+from lorary.prepare.expert_rows import ExpertRows, draw_rows
 from lorary.prepare.measure import MeasureContext, Tensors
 from lorary.prepare.settings import PrepareSettings
 from lorary.route import ROUTERS
@@ -103,6 +105,34 @@ def prepare_library(
     return PrepareResult(str(library.path), settings.router, settings.kind, prepared=done[True], kept=done[False])
 
 
+def prepare_built(
+    base: Base, library: Library, tasks: Mapping[str, Task], *, seed: int = 0, display: Display | None = None
+) -> PrepareResult | None:
+    """Prepare the default router of a library from the tasks that its experts were just trained on.
+
+    Args:
+        base: the bare base model.
+        library: the library.
+        tasks: by name; experts of other tasks are left out.
+        seed: of the rows that are drawn.
+        display: where progress is shown.
+
+    Returns:
+        What was done; None where the default router needs nothing that one expert's rows give.
+    """
+    router = library.default_router["router"]
+    if router not in MEASURES or MEASURES[router].per_expert is None:
+        return None
+    settings = PrepareSettings(router, seed=seed)
+    tasks_of = {name: library.provenance(name)["tasks"] for name in library.names()}
+    data = {
+        name: draw_rows(name, [tasks[task] for task in names], settings.num_rows, seed)
+        for name, names in tasks_of.items()
+        if names and set(names) <= set(tasks)
+    }
+    return prepare_library(base, library, data, settings, display=display)
+
+
 def prepare_yardstick(
     base: Base, library: Library, names: Sequence[str], settings: PrepareSettings, *, force_base: bool = False
 ) -> PrepareResult:
@@ -166,6 +196,8 @@ class _Preparer:
             return False
         with finite_layers(self._context.base.model):
             tensors, notes = self.measure.per_expert(self._context, name, self._examples(rows))
+        if self._settings.data.holds == "request" and len(tensors[REQUEST]) == len(rows.rows):
+            tensors = {**tensors, TASKS: rows.tasks}
         self._check_finite({name: tensors})
         save_prepared(
             self._library, self._expert_kind, expert_key(self._library, name), Prepared(tensors, made_of, notes)
@@ -210,7 +242,7 @@ class _Preparer:
         return load_prepared(self._library, self._expert_kind, expert_key(self._library, name))
 
     def _examples(self, rows: ExpertRows) -> list[Example]:
-        examples = [self._template.encode(row.source, row.target) for row in rows.rows]
+        examples = [self._template.encode(row.prompt, row.target) for row in rows.rows]
         warn_of_cuts(", ".join(rows.hashes), examples)
         return examples
 

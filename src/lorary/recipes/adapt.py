@@ -20,6 +20,7 @@ def run_adapt(
     settings: AdaptSettings,
     *,
     names: Sequence[str] | None = None,
+    columns: str | None = None,
     into: str | None = None,
     base: str | None = None,
     run: RunSettings | None = None,
@@ -31,6 +32,7 @@ def run_adapt(
         tasks_reference: as `lorary.data.tasks.load_tasks` takes it.
         settings: how.
         names: tasks to take; all that have training and validation rows where None.
+        columns: as `lorary.data.tasks.load_tasks` takes it, too.
         into: folder of the library in which the results go, new or not; the library itself where None.
         base: the base model to load; the library's own where None.
         run: how to run.
@@ -43,7 +45,7 @@ def run_adapt(
     """
     run = run or RunSettings()
     library = Library.open(library_path)
-    loaded = load_tasks(tasks_reference, names=names)
+    loaded = load_tasks(tasks_reference, names=names, columns=columns)
     tasks = {name: task for name, task in loaded.items() if names or (task.split("train") and task.split("val"))}
     if not tasks:
         raise TaskError(f"'{tasks_reference}' must have tasks with training and validation rows", found="none")

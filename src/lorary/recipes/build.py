@@ -10,6 +10,7 @@ from lorary.build.train_units import BuildContext
 from lorary.display import Display
 from lorary.library.opening import created_for
 from lorary.model.base import load_base
+from lorary.prepare.prepare_library import prepare_built
 from lorary.train.callbacks import Callback
 from lorary.train.executor import Executor
 
@@ -45,12 +46,16 @@ def run_build(
     """
     method, source, run = method or MethodSettings(), source or BuildSource(), run or RunSettings()
     display, base = Display(), source.base
-    chosen = choose_tasks(tasks_reference, source.names)
+    chosen = choose_tasks(tasks_reference, source.names, source.columns)
     tasks, shared = separate_tasks(chosen, source.held_out, source.overlap, display)
     needs_base = executor is None or method.is_poly or len(method.clusters.k) > 1
     loaded = load_base(base, dtype=run.dtype, device=run.device) if needs_base else None
     with created_for(library_path, base) as library:
         context = BuildContext(
-            library, tasks, run, display, loaded, base, tasks_reference, executor, source.workers, callbacks
-        )
-        return replace(build_experts(context, settings, method), overlap=None if shared is None else shared.to_json())
+            library, tasks, run, display, loaded, base, tasks_reference, executor, source.workers, callbacks,
+            tasks_columns=source.columns,
+        )  # fmt: skip
+        built = build_experts(context, settings, method)
+        with_base = loaded or load_base(base, dtype=run.dtype, device=run.device)
+        prepare_built(with_base, library, tasks, seed=settings.seed, display=display)
+        return replace(built, overlap=None if shared is None else shared.to_json())

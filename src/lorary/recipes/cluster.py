@@ -1,17 +1,31 @@
-"""`lorary cluster`: opens a library and groups its adapters."""
+"""`lorary cluster` and `lorary.cluster`: opens a library and groups its adapters."""
 
-from typing import Literal
+from pathlib import Path
 
+from lorary.flags import OptionValues
+from lorary.keywords import with_settings
+from lorary.library.cluster_options import ClusterOptions
 from lorary.library.clusters import ClusterResult, cluster_library
 from lorary.library.store import Library
-from lorary.numbers import check_count, check_seed
+from lorary.recipes.inputs import library_of
 
 
-def run_cluster(
-    library_path: str, *, k: int | Literal["auto"] = "auto", method: str = "delta", seed: int = 42
-) -> ClusterResult:
-    """Open the library in a folder and cluster it: arguments, result and errors are those of `cluster_library`."""
-    if k != "auto":
-        check_count("--k", k)
-    check_seed("--seed", seed, most=2**32 - 1)  # of scikit-learn
-    return cluster_library(Library.open(library_path), k=k, method=method, seed=seed)
+@with_settings(ClusterOptions)
+def cluster(library: Library | str | Path, *, options: OptionValues) -> ClusterResult:
+    """Group the adapters of a library by what they compute, without data and without the base model.
+
+    Args:
+        library: the library, or the path of its folder.
+        options: the settings.
+
+    Returns:
+        The clusters. They show themselves as a table.
+
+    Raises:
+        UsageError: if an argument does not exist or is out of range, or there are fewer distinct adapters than
+            clusters.
+        LibraryError: if there is no library, or it has fewer than two adapters.
+        AdapterError: if an adapter is damaged, or two cannot be compared by the method.
+    """
+    settings = ClusterOptions(**options[ClusterOptions])
+    return cluster_library(library_of(library), k=settings.k, method=settings.method, seed=settings.seed)

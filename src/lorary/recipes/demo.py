@@ -15,6 +15,7 @@ from lorary.data.builtin.catalogue import DEMO_TASKS, builtin_tasks
 from lorary.data.schema import Task
 from lorary.display import Display
 from lorary.errors import UsageError
+from lorary.evaluate.cells import BASE, ORACLE
 from lorary.evaluate.evaluate_library import evaluate_library
 from lorary.evaluate.evaluation import Evaluation
 from lorary.evaluate.routed_prompt import RoutedPrompt, trace_prompt
@@ -24,6 +25,7 @@ from lorary.library.opening import open_or_create
 from lorary.library.store import Library
 from lorary.model.attach import attach, detach
 from lorary.model.base import Base, load_base
+from lorary.prepare.prepare_library import prepare_built
 from lorary.report.evaluation_page import report_of, write_report
 from lorary.report.tables import print_evaluation
 
@@ -93,13 +95,14 @@ def run_demo(out: str, *, full: bool = False, quiet: bool = False) -> DemoResult
     watch.lap("base")
     display.say(f"2/4 training {len(train)} experts, one per task")
     built = build_library(base, library, train, FULL if full else QUICK, display=display)
+    prepare_built(base, library, train, display=display)
     watch.lap("train")
     display.say(f"3/4 evaluating on {len(train)} held-in and {len(held_out)} held-out tasks")
     settings = FULL_EVALUATION if full else QUICK_EVALUATION
     evaluation = evaluate_library(base, library, {**train, **held_out}, settings, display=display)
     watch.lap("evaluate")
     display.say("4/4 report")
-    traced = _trace(base, library, train)
+    traced = _trace(base, library, train, evaluation)
     report = folder / "report.html"
     write_report(report, report_of(evaluation, [library], traced))
     watch.lap("report")
@@ -118,13 +121,22 @@ def demo_tasks(full: bool) -> tuple[dict[str, Task], dict[str, Task]]:
     return train, {n: t for n, t in tasks.items() if t.role == "heldout"}
 
 
-def _trace(base: Base, library: Library, train: dict[str, Task]) -> list[RoutedPrompt]:
-    """Route the first test prompt of the first task of each family."""
+def _trace(base: Base, library: Library, train: dict[str, Task], evaluation: Evaluation) -> list[RoutedPrompt]:
+    """Route a prompt of each family by the best router: the first of its first task that was answered rightly."""
+    routers = [router for router in evaluation.settings.routers if router not in (BASE, "uniform", ORACLE)]
+    best = max(routers, key=lambda router: evaluation.mean(router, "held_in") or 0.0)
+    scores = {cell.task: cell.values for cell in evaluation.cells if cell.primary and cell.router == best}
     first_of_family = {task.family: task for task in reversed(train.values())}
-    prompts = [first_of_family[family].split("test")[0].source for family in sorted(first_of_family)]
-    attach(base.model, library, router="arrow")
+    rows = []
+    for _, task in sorted(first_of_family.items()):
+        tested = task.split("test")
+        right = (row for row, score in zip(tested, scores.get(task.name, ()), strict=False) if score == 1)
+        rows.append(next(right, tested[0]))
+    setting = evaluation.settings.setting(best)
+    attach(base.model, library, router=BASE, tokenizer=base.tokenizer)
     try:
-        return [trace_prompt(base, prompt, "plain", "arrow", max_new_tokens=8) for prompt in prompts]
+        return [trace_prompt(base, row.source, "plain", setting, max_new_tokens=8, references=row.references)
+                for row in rows]  # fmt: skip
     finally:
         detach(base.model)
 

@@ -111,7 +111,7 @@ def run_estimate(
         LoraryError: as `run_build` refuses tasks, base or settings.
     """
     source, run = source or BuildSource(), run or RunSettings()
-    chosen = choose_tasks(tasks_reference, source.names)
+    chosen = choose_tasks(tasks_reference, source.names, source.columns)
     tasks, _ = separate_tasks(chosen, source.held_out, source.overlap, Display())
     loaded = load_base(source.base, dtype=run.dtype, device=run.device)
     stages, notes = plan_stages(tasks, library_path, settings, method, loaded, run)

@@ -7,6 +7,7 @@ import torch
 
 from lorary.errors import UsageError
 from lorary.evaluate.completion import Answer, answer, check_text
+from lorary.evaluate.sampling import Sampling
 from lorary.library.opening import base_of, template_of
 from lorary.library.store import Library
 from lorary.model.attach import attach
@@ -21,7 +22,7 @@ def run_generate(
     *,
     template: str | None = None,
     max_new_tokens: int = 64,
-    sample: bool = False,
+    sampling: Sampling | None = None,
     seed: int = 0,
     stream: bool = False,
     load: BaseOptions | None = None,
@@ -34,7 +35,7 @@ def run_generate(
         prompt: text to answer; the template puts it into the form the experts know.
         template: `plain` or `chat`; the experts' own where None.
         max_new_tokens: most tokens of the answer.
-        sample: sample from the distribution (temperature 1) in place of taking the likeliest token.
+        sampling: how tokens are drawn; the likeliest ones are taken where None.
         seed: of sampling.
         stream: print the answer on stdout while it is made.
         load: the base model; the library's own where None.
@@ -54,7 +55,7 @@ def run_generate(
     loaded = load_base(base_of(library, load.base), dtype=load.dtype, device=load.device)
     attach(loaded.model, library, tokenizer=loaded.tokenizer, template=name, force_base=load.force_base, **route)
     torch.manual_seed(seed)
-    return answer(loaded, prompt, name, max_new_tokens=max_new_tokens, sample=sample, stream=stream)
+    return answer(loaded, prompt, name, max_new_tokens=max_new_tokens, sampling=sampling, stream=stream)
 
 
 def _check_options(prompt: str, experts: Sequence[str] | None, max_new_tokens: int, seed: int) -> None:

@@ -18,6 +18,7 @@ def run_prepare(
     router: str,
     *,
     tasks: str | None = None,
+    columns: str | None = None,
     mapping: str | None = None,
     experts: Sequence[str] | None = None,
     load: BaseOptions | None = None,
@@ -31,6 +32,7 @@ def run_prepare(
         tasks: as `lorary.data.tasks.load_tasks` takes it; builtin where None. Where neither these nor `mapping` are
             given, and the experts were not trained on builtin tasks, prompts that ship with the package stand in for
             those of the tasks, for a router that can do with them.
+        columns: likewise.
         mapping: `NAME=TASK,...` for experts whose tasks are not known.
         experts: these alone; all where None.
         load: the base model; the library's own where None.
@@ -46,7 +48,7 @@ def run_prepare(
     settings = PrepareSettings(router, **changes)
     library = Library.open(library_path)
     names = _chosen(library, experts)
-    data = _data(library, names, tasks, mapping, settings)
+    data = _data(library, names, tasks, columns, mapping, settings)
     loaded = load_base(base_of(library, load.base), dtype=load.dtype, device=load.device)
     if data is None:
         return prepare_yardstick(loaded, library, names, settings, force_base=load.force_base)
@@ -54,12 +56,17 @@ def run_prepare(
 
 
 def _data(
-    library: Library, names: Sequence[str], tasks: str | None, mapping: str | None, settings: PrepareSettings
+    library: Library,
+    names: Sequence[str],
+    tasks: str | None,
+    columns: str | None,
+    mapping: str | None,
+    settings: PrepareSettings,
 ) -> Mapping[str, ExpertRows] | None:
     """Rows of each expert; None where there are none and the router can do without."""
     try:
         mapped = parse_mapping(mapping)
-        return rows_of_experts(library, names, tasks or "builtin", mapped, settings.num_rows, settings.seed)
+        return rows_of_experts(library, names, tasks or "builtin", mapped, settings.num_rows, settings.seed, columns)
     except TaskError:
         if tasks is None and mapping is None and settings.data.has_yardstick:
             return None

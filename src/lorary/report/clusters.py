@@ -28,15 +28,9 @@ from lorary.report.plots import cosine_plot
 from lorary.report.shell import Section, page_html, part, write_page
 
 SCRIPTS = (
-    "core.js",
-    "similarity.js",
-    "tree.js",
-    "labels.js",
-    "plane.js",
-    "choice.js",
-    "start_clusters.js",
-    "listen.js",
-)
+    "core.js", "svg.js", "axes.js", "grid.js", "similarity.js", "tree.js", "labels.js", "plane.js", "choice.js",
+    "start_clusters.js", "listen.js",
+)  # fmt: skip
 # A longer table of adapters scrolls.
 NUM_PLAIN_ROWS = 40
 NUM_NEAREST = 3

@@ -12,15 +12,19 @@ from lorary.evaluate.evaluation import Evaluation
 from lorary.evaluate.routed_prompt import RoutedPrompt
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.store import Library
+from lorary.report.answered_rows import answered_rows
 from lorary.report.contents import Report, Similarity
 from lorary.report.evidence_plots import gap_plot, heat_plot, routing_shares, sweeps
+from lorary.report.example import example
+from lorary.report.expert_matrix import expert_matrix
 from lorary.report.headline import failure_box, guard_box, headline
-from lorary.report.markup import counted, percent, signed
+from lorary.report.markup import by_name_words, counted, percent, signed
 from lorary.report.plots import (
     OTHER,
     closest_pairs,
     family_colours,
     loss_plot,
+    means_plot,
     score_plot,
     similarity_plot,
     within_and_between,
@@ -31,8 +35,8 @@ from lorary.report.table_model import SPLITS, ScoreTable
 from lorary.report.traces import routing_plot
 
 SCRIPTS = (
-    "core.js", "scores.js", "heat.js", "gap.js", "sweep.js", "similarity.js", "losses.js", "routing_map.js",
-    "routing.js", "start.js", "listen.js",
+    "core.js", "svg.js", "axes.js", "grid.js", "means.js", "scores.js", "heat.js", "gap.js", "sweep.js",
+    "similarity.js", "losses.js", "rows.js", "matrix.js", "routing_map.js", "routing.js", "start.js", "listen.js",
 )  # fmt: skip
 # Colours in style.css, `--hue-0` and so on.
 NUM_HUES = 8
@@ -74,6 +78,7 @@ def report_of(evaluation: Evaluation, libraries: Sequence[Library], routings: Se
             **sizes,
             "router settings": _described(settings),
             "prompt template": settings.template,
+            **({"tasks by name": words} if (words := by_name_words(evaluation.tasks_by_name)) else {}),
         },
         evaluation=evaluation.to_json(),
         similarity=Similarity(names, families, adapter_similarity([library.get(name) for name in names])),
@@ -119,11 +124,15 @@ def render_report(report: Report) -> str:
 def _plot_data(report: Report, table: ScoreTable | None, colours: dict[str, int]) -> dict[str, Any]:
     families = report.families()
     similarity = report.similarity
+    scored = table if table and table.primary else None
     return {
         "colours": colours,
         "families": families,
-        "scores": score_plot(table) if table and table.primary else None,
-        "heat": heat_plot(table) if table and table.primary else None,
+        "means": means_plot(scored) if scored else None,
+        "rows": answered_rows(scored) if scored else None,
+        "matrix": expert_matrix(scored, families) if scored else None,
+        "scores": score_plot(scored) if scored else None,
+        "heat": heat_plot(scored) if scored else None,
         "gap": gap_plot(table) if table else [],
         "accuracy": routing_shares(table) if table else None,
         "sweeps": sweeps(table) if table else [],
@@ -141,9 +150,12 @@ def _sections(report: Report, table: ScoreTable | None, plots: Mapping[str, Any]
         sections.append((key, title, part("evaluation.html", key, *values)))
 
     if table and table.primary:
-        sections.append(("result", "Result", headline(table) + failure_box(table) + guard_box(table)))
+        lead = headline(table, example(report.routings))
+        sections.append(("result", "Result", lead + failure_box(table) + guard_box(table)))
         sections.append(("table", "Every task", table_section(table, plots["colours"])))
         add("heat", "Heat map")
+        if plots["matrix"]:
+            add("matrix", "Experts and tasks", {view["kind"] for view in plots["matrix"]["views"]})
         add("families", "By family")
         if table.gaps:
             add("gap", "From the base to the oracle", _without_gap(table), bool(plots["gap"]))
@@ -151,6 +163,8 @@ def _sections(report: Report, table: ScoreTable | None, plots: Mapping[str, Any]
             add("accuracy", "Routing to the right expert", *_routing_shares(table))
         if plots["sweeps"]:
             add("sweeps", "One setting varied", len(plots["sweeps"]))
+        if plots["rows"]:
+            add("rows", "Every row", plots["rows"]["most"])
     elif table and table.failures:
         sections.append(("result", "Result", failure_box(table)))
     if plots["similarity"]:

@@ -1,19 +1,17 @@
-"""The page of an explanation: a strip of tokens, a map of layers and experts, and tables; it needs no plotly."""
+"""The page of an explanation: a strip of tokens, a map of layers and experts, and tables."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lorary.evaluate.explanation import Explanation, LayerGroup, SeenPrompt
 from lorary.lora.targets import place_of
-from lorary.report.explain_map import NUM_COLOURS, NUM_KEPT, colour_of, column_names, map_data, selectable, usage_map
+from lorary.report.explain_map import NUM_KEPT, column_names, map_data, selectable, usage_map
 from lorary.report.markup import counted
 from lorary.report.shell import Section, page_html, part, write_page
+from lorary.report.tokens import NUM_COLOURS, colour_of, named_weights, visible
 from lorary.report.traces import ALL
 
 SCRIPTS = ("core.js", "explain.js")
-# Experts named beside a token or a layer.
-NUM_NAMED = 3
 # Rows of the table of experts; a library may hold hundreds.
 NUM_EXPERTS = 40
 
@@ -110,18 +108,11 @@ def _strip(e: Explanation, prompt: SeenPrompt, ranks: dict[int, int]) -> list[di
                 "left_out": token.left_out,
                 "colour": colour_of(ranks[best]) if weights[best] > 0 else "",
                 "weight": f"{weights[best] / peak:.2f}" if weights[best] > 0 else "0",
-                "title": f"token {number + 1}: {_named(e.experts, weights)}{reason}",
-                # White space is to be seen, and so is an empty token.
-                "text": token.text.replace("\n", "↵").replace("\t", "⇥") or "∅",
+                "title": f"token {number + 1}: {named_weights(e.experts, weights)}{reason}",
+                "text": visible(token.text),
             }
         )
     return strip
-
-
-def _named(experts: Sequence[str], weights: Sequence[float]) -> str:
-    """The experts of the largest weights, with these."""
-    order = sorted((i for i, weight in enumerate(weights) if weight > 0), key=lambda i: -weights[i])[:NUM_NAMED]
-    return ", ".join(f"{experts[i]} {weights[i]:.2f}" for i in order) or "no expert"
 
 
 def _answer(e: Explanation, i: int) -> dict[str, Any]:
@@ -164,4 +155,4 @@ def _entropies(e: Explanation) -> tuple[list[tuple[str, list[dict[str, Any]]]], 
 def _entropy(e: Explanation, group: LayerGroup) -> dict[str, Any]:
     m = group.measures
     values = {"entropy": m.entropy, "balance": m.balance, "information": m.information}
-    return {"name": group.name, "used": _named(e.experts, m.usage.tolist()), **values}
+    return {"name": group.name, "used": named_weights(e.experts, m.usage.tolist()), **values}

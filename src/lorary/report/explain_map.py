@@ -18,13 +18,6 @@ NUM_KEPT = 16
 # Bytes of packed weights that a page carries; prompts beyond are shown, but their tokens have no map.
 MOST_BYTES = 6_000_000
 DIGITS = 4
-# Experts with a colour of their own; grey is for all others.
-NUM_COLOURS = 7
-
-
-def colour_of(rank: int) -> str:
-    """The colour of an expert as CSS, by its rank in usage."""
-    return f"var(--hue-{min(rank, NUM_COLOURS)})"
 
 
 def map_data(explanation: Explanation) -> dict[str, Any]:

@@ -6,9 +6,9 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import fields
 
-from lorary.evaluate.cells import BASE, Cell, Column, columns_of, grouped_tasks, primary_cells
+from lorary.evaluate.cells import BASE, OF_ROWS, Cell, Column, columns_of, grouped_tasks, primary_cells
 from lorary.evaluate.evaluation import Evaluation
-from lorary.report.markup import hundredths, left_out_words
+from lorary.report.markup import by_name_words, hundredths, left_out_words
 from lorary.report.markup import markdown_text as md
 
 # Signs with which a cell of a spreadsheet begins to be a formula.
@@ -22,7 +22,7 @@ READING = (
 
 def evaluation_csv(evaluation: Evaluation) -> str:
     """The cells as CSV with a head; a failed cell has no line."""
-    keys = [field.name for field in fields(Cell) if field.name != "values"]
+    keys = [field.name for field in fields(Cell) if field.name not in OF_ROWS]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(keys)
@@ -45,7 +45,9 @@ def _plain(value: object) -> object:
 
 def evaluation_markdown(evaluation: Evaluation) -> str:
     """Means, differences to the base, the gap to the oracle, routing, base guard, failures, and every task."""
+    by_name = by_name_words(evaluation.tasks_by_name)
     parts = [f"# {md(evaluation.library)}", f"Base model {md(evaluation.base)}. {READING}"]
+    parts += [f"{md(by_name)}."] if by_name else []
     for title, body in (
         ("Means", _means(evaluation)),
         ("Paired differences", _differences(evaluation)),

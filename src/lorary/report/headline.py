@@ -17,11 +17,16 @@ MOST_NAMED = 5
 VERDICTS = {"ahead": ("up", "better"), "behind": ("down", "worse"), "level": ("even", "no clear difference")}
 
 
-def headline(table: ScoreTable) -> Markup:
-    """The result as HTML: a sentence per split about its best router, and the paired differences of that."""
+def headline(table: ScoreTable, example: Markup | None = None) -> Markup:
+    """The result as HTML: a sentence per split about its best router, a picture, and that router's paired differences.
+
+    Args:
+        table: the evaluation.
+        example: what stands behind the picture, if anything does.
+    """
     sentences = filter(None, (_sentence(table, split) for split in table.splits))
     splits = [SPLITS[split] for split in table.splits]
-    return part("evaluation.html", "headline", list(sentences), splits, _differences(table))
+    return part("evaluation.html", "headline", list(sentences), example or "", splits, _differences(table))
 
 
 def _sentence(table: ScoreTable, split: str) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -107,6 +107,23 @@ def left_out_words(failed: Sequence[tuple[str, str]]) -> str:
         routers.setdefault(task, []).append(router)
     tasks = [f"{task} (failed: {', '.join(names)})" for task, names in routers.items()]
     return f"In no mean, comparison or gap: {enumerated(tasks)}" if tasks else ""
+
+
+def by_name_words(tasks_by_name: Mapping[str, Sequence[str]]) -> str:
+    """Which adapters count as trained on a task by their names alone; empty where none does.
+
+    Args:
+        tasks_by_name: as an `Evaluation` has it.
+    """
+    if not tasks_by_name:
+        return ""
+    several = len(tasks_by_name) > 1
+    pairs = [(library, name) for library, adapters in tasks_by_name.items() for name in adapters]
+    names = [f"{name} ({library})" if several else name for library, name in pairs]
+    return (
+        f"No task is recorded for {enumerated(names)}: each counts as trained on the task that has its name. "
+        "lorary library add --tasks records others"
+    )
 
 
 def script_json(document: Any) -> str:

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lorary.report.contents import Similarity
-from lorary.report.table_model import BASE, SPLITS, ScoreTable, TableMean
+from lorary.report.markup import hundredths
+from lorary.report.table_model import BASE, SPLITS, ScoreTable, TableMean, is_told
 
 OTHER = "other"
+UNIFORM = "uniform"
 # A cosine is stored as a whole number of these parts.
 COSINE_PARTS = 10_000
 NUM_PAIRS = 10
@@ -25,6 +27,20 @@ def packed(values: NDArray[Any], kind: str) -> str:
         kind: numpy's name of the integers: `<u1`, `<u2` or `<i2`.
     """
     return b64encode(values.astype(kind).tobytes()).decode("ascii")
+
+
+def means_plot(table: ScoreTable) -> dict[str, Any]:
+    """Means of the base, the averages of all experts, each split's best router and the oracles, split by split."""
+    shown = {BASE, *(table.best(split) for split in table.splits)}
+    shown |= {router for router in table.routers if is_told(router) or table.origin[router][1] == UNIFORM}
+    routers = [router for router in table.routers if router in shown]
+    splits = []
+    for split in table.splits:
+        means = [table.mean(router, split) for router in routers]
+        # As the sentences above the picture have them: rounded once.
+        points = [mean and [*(float(hundredths(x)) for x in mean[:3]), mean.tasks] for mean in means]
+        splits.append({"name": SPLITS[split], "points": points})
+    return {"routers": routers, "base": BASE, "main": table.main, "splits": splits}
 
 
 def score_plot(table: ScoreTable) -> dict[str, Any]:

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from lorary.errors import MissingExtraError, UsageError
+from lorary.errors import UsageError
 from lorary.library.files import replace_file
 from lorary.report.markup import cosine, counted, enumerated, hundredths, percent, script_json, signed, signed_nats
 from lorary.terminal import printable
@@ -66,8 +65,8 @@ def page_html(
 ) -> str:
     """One self-contained page.
 
-    A page with plots carries its own plotting library. A content security policy in its head lets it load nothing and
-    run nothing but the two scripts written here, so no text of a task or a prompt can do either.
+    A content security policy in its head lets it load nothing and run nothing but the one script written here, so no
+    text of a task or a prompt can do either.
 
     Args:
         title: the heading, plain text.
@@ -76,27 +75,23 @@ def page_html(
         data: what the scripts draw, values of JSON.
         scripts: assets to run, in order.
         styles: assets with styles, in order.
-        plots: whether scripts draw with plotly; a page without is small, and its HTML says all of it.
+        plots: whether scripts draw; the HTML of a page without plots says all of it.
 
     Returns:
         The HTML.
-
-    Raises:
-        MissingExtraError: if there are plots, and plotly is not installed.
     """
-    plotly = _plotly_script() if plots else ""
     script = "".join(asset(name) for name in scripts)
     return (
         _templates()
         .get_template("page.html")
         .render(
-            policy=Markup(_policy(plotly, script)),
+            policy=Markup(_policy(script)),
             title=title,
             style=Markup("".join(asset(name) for name in styles)),
             facts=facts,
             sections=sections,
             data=Markup(script_json(data)),
-            plotly=Markup(plotly),
+            plots=plots,
             script=Markup(script),
         )
     )
@@ -120,18 +115,6 @@ def write_page(path: Path, page: str) -> None:
         raise _unwritable(path, error.strerror) from error
 
 
-def check_report(path: Path) -> None:
-    """Refuse a page with plots that could not be written, before the work for it is done.
-
-    Raises:
-        MissingExtraError: if plotly is not installed.
-        UsageError: as `check_writable`.
-    """
-    if find_spec("plotly") is None:
-        raise MissingExtraError("plotly", "viz")
-    check_writable(path)
-
-
 def check_writable(path: Path) -> None:
     """Refuse a file that could not be written, before the work for it is done.
 
@@ -150,17 +133,7 @@ def _unwritable(path: Path, finding: str | None) -> UsageError:
     )
 
 
-def _plotly_script() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise MissingExtraError("plotly", "viz") from error
-    # A browser hashes what it parsed, and parsing turns every kind of line end into this one.
-    return str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _policy(*scripts: str) -> str:
-    """Nothing may be loaded; these scripts may run; styles and pictures may be made on the page itself."""
-    hashes = [b64encode(sha256(script.encode("utf-8")).digest()).decode("ascii") for script in scripts]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+def _policy(script: str) -> str:
+    """Nothing may be loaded; this script may run; styles and pictures may be made on the page itself."""
+    digest = b64encode(sha256(script.encode("utf-8")).digest()).decode("ascii")
+    return f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:"

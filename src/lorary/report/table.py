@@ -11,9 +11,9 @@ from lorary.report.shell import part
 from lorary.report.table_model import BASE, SPLITS, Cell, ScoreTable, TaskLine, is_told
 
 SPLIT_NOTES = {
-    "held_in": "an expert was trained on each of them",
-    "held_out": "no expert was trained on them",
-    "mixed": "trained on for one library and not for another",
+    "held_in": "an expert is recorded as trained on each of them",
+    "held_out": "no expert is recorded as trained on them",
+    "mixed": "held in for one library and held out for another",
 }
 # A longer table scrolls under its heading.
 NUM_PLAIN_ROWS = 40

@@ -63,7 +63,8 @@ class ScoreTable:
     """
 
     def __init__(self, evaluation: Mapping[str, Any]) -> None:
-        several = len({cell["library"] for cell in evaluation["cells"]}) > 1
+        self.libraries = list(dict.fromkeys(cell["library"] for cell in evaluation["cells"]))
+        several = len(self.libraries) > 1
 
         def called(row: Mapping[str, Any], library: str = "library", router: str = "router") -> str:
             """With several libraries a column is called by both, except the base, which is in all of them."""
@@ -73,6 +74,8 @@ class ScoreTable:
         def renamed(key: str) -> list[dict[str, Any]]:
             return [{**entry, "router": called(entry)} for entry in evaluation.get(key, [])]
 
+        # Library and router, as it is written, of each column.
+        self.origin = {called(c): (str(c["library"]), str(c["router"])) for c in evaluation["cells"]}
         # The base is in every library and counts once.
         cells = _once({**c, "router": called(c)} for c in _as_floats(evaluation["cells"], "value", "low", "high"))
         cells = _in_common_splits(cells, evaluation["cells"])
@@ -94,6 +97,9 @@ class ScoreTable:
         self.gaps = renamed("oracle_gaps")
         self.routing = renamed("routing")
         self.routing_means = renamed("routing_means")
+        self.routing_usage = renamed("routing_usage")
+        self.expert_losses = evaluation.get("expert_losses", [])
+        self.rows: Mapping[str, Any] = evaluation.get("rows", {})
         self.failures = renamed("failures")
         self.left_out = renamed("left_out")
         self.means = evaluation.get("means", [])

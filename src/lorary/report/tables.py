@@ -12,7 +12,7 @@ from lorary.evaluate.evaluation import Evaluation
 from lorary.evaluate.harness_library import HarnessResult
 from lorary.evaluate.summary import Comparison, Mean
 from lorary.report.export import guard_line, label, split_words
-from lorary.report.markup import counted, left_out_words
+from lorary.report.markup import by_name_words, counted, left_out_words
 
 # With more columns than these, no single tasks are printed, nor comparisons of two routers inside a library.
 MOST_COLUMNS = 6
@@ -109,7 +109,7 @@ def _lines(evaluation: Evaluation, *, few: bool) -> list[str]:
             lines.append(
                 f"{name} closes {100 * gap.closed:.0f} % of the gap of {gap.gap:.3f} from the base to the oracle"
             )
-    lines += filter(None, [left_out_words(evaluation.left_out_pairs())])
+    lines += filter(None, [left_out_words(evaluation.left_out_pairs()), by_name_words(evaluation.tasks_by_name)])
     if not evaluation.base_guard:
         lines.append(f"base guard: {guard_line(evaluation)}")
     for entry in evaluation.base_guard:

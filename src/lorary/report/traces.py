@@ -47,6 +47,7 @@ def routing_plot(routed: RoutedPrompt) -> dict[str, Any]:
     return {
         "prompt": routed.prompt,
         "answer": routed.answer,
+        "right": routed.is_right if routed.references else None,
         "tokens": list(routed.tokens),
         "experts": list(routed.experts),
         "kinds": kinds,

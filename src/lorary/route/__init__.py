@@ -6,6 +6,7 @@ settings that any of them takes.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from lorary.route.arrow import arrow_readout
 from lorary.route.base import base_weights
 from lorary.route.centroid import centroid_score_rows, product_readout
 from lorary.route.contrast import contrast_readout
+from lorary.route.discriminant import discriminant_scores, fit_discriminant
 from lorary.route.lag import lag_readout
 from lorary.route.logo import logo_readout
 from lorary.route.norm import norm_readout
@@ -55,7 +57,18 @@ def _contrast(reading: Reading) -> Tensor:
     return contrast_readout(reading.z, reading.row_space, reading.alive, reading.calibration)
 
 
+# One expert that fits, else what all of them have in common.
+_ONE_OR_ALL: Mapping[str, Any] = {"top_k": 1, "threshold": 0.0, "fallback": "chat"}
+
 ROUTERS: Mapping[str, Rule] = {
+    "auto": Rule(
+        "per request, by the best rule for what is known of the experts",
+        data=Data("samples", holds="request", num_rows=16),
+        decides="request",
+        pers=("request",),
+        defaults=_ONE_OR_ALL,
+        tries=("discriminant", "contrast"),
+    ),
     "arrow": Rule(
         "per token and layer, the experts whose dominant input direction explains the token",
         reads=frozenset({"score_rows"}),
@@ -107,6 +120,15 @@ ROUTERS: Mapping[str, Rule] = {
         reads=frozenset({"row_space"}),
         input_norm="unit",
         scores=_contrast,
+    ),
+    "discriminant": Rule(
+        "per request, the expert in whose prompts' distribution it lies; the mean of all where it lies in no one's",
+        data=Data("samples", holds="request", num_rows=16),
+        decides="request",
+        pers=("request",),
+        request=discriminant_scores,
+        fit=fit_discriminant,
+        defaults=_ONE_OR_ALL,
     ),
     "task-predictor": Rule(
         "per request, the experts whose prompts a classifier takes it for",

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorary.errors import UsageError
+from lorary.route import ROUTERS
 from lorary.route.setting import Routing
 
 # Settings that reproduce somebody else's numbers; what they leave out has its default.
@@ -48,13 +49,26 @@ def merged(before: Routing, setting: "str | Mapping[str, Any] | Routing") -> Rou
         return Routing.of(**{**preset_fields(preset), **changes})
     if "router" in changes:
         is_same = before.experts is None and changes["router"] == before.router
-        changes = {**_its_own(before), **({} if is_same else dict.fromkeys(_IN_UNITS)), **changes}
+        changes = {**_its_own(before), **({} if is_same else _exchanged(before, changes["router"])), **changes}
     return before.changed(**changes)
+
+
+def _exchanged(before: Routing, router: Any) -> dict[str, Any]:
+    """What changes beside when another router takes over: bounds in units of the old one, and defaults of both."""
+    defaults = Routing().fields()
+    left = {key: defaults[key] for key in _defaults_of(before)}
+    rule = ROUTERS.get(router) if isinstance(router, str) else None
+    return {**dict.fromkeys(_IN_UNITS), **left, **({} if rule is None else rule.defaults)}
+
+
+def _defaults_of(setting: Routing) -> Mapping[str, Any]:
+    """The fields in which the rule of a setting differs from others by default."""
+    return {} if setting.experts is not None else ROUTERS[setting.router].defaults
 
 
 def without_router(setting: Routing) -> dict[str, Any]:
     """The fields of a setting that stay when another router is named, as values of JSON."""
-    dropped = {"router", *_its_own(setting), *_IN_UNITS}
+    dropped = {"router", *_its_own(setting), *_IN_UNITS, *_defaults_of(setting)}
     return {key: value for key, value in setting.to_json().items() if key not in dropped}
 
 

@@ -1,8 +1,8 @@
 """What a routing rule is told, and what the catalogue says about one."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -82,6 +82,10 @@ class Reading:
     candidates: int = 20
 
 
+def _stacked(prepared: Sequence[Tensor], _tasks: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(prepared))
+
+
 @dataclass(frozen=True)
 class Rule:
     """One router of the catalogue.
@@ -97,11 +101,15 @@ class Rule:
         scores: for a rule that looks at tokens: the pure function from a reading to (tokens, experts) scores.
         score_rows: for a rule that reads rows made from data: (experts, d_in) as prepared -> the rows it reads.
         input_norm: what it does to hidden states where a setting does not say.
-        request: for a rule that looks at a whole request: the pure function from (batch, features) and what was
-            prepared, (experts, ...), to (batch, experts) scores.
+        request: for a rule that looks at a whole request: the pure function from (batch, features) and what `fit` made
+            of the prepared data to (batch, experts) scores.
+        fit: for such a rule: what was prepared for each expert, and the number of the task of each prompt of it, where
+            it has prompts -> what `request` reads, which follows a tensor by `to`. The tensors stacked by default.
         quick: whether compiled code knows its scores (`lorary.ops.native.Quick`): |x . row| for one that reads rows,
             the norms of small matrices for one that reads these, and the latter among candidates for one of both.
         weights: for a rule that looks at nothing: names of the experts -> (experts,) weights.
+        defaults: fields of the flat spelling that differ from those of other rules where nobody says.
+        tries: for a rule that only picks another: the names of rules, of which the first that has all its data acts.
     """
 
     summary: str
@@ -114,9 +122,12 @@ class Rule:
     scores: Callable[[Reading], Tensor] | None = None
     score_rows: Callable[[Tensor], Tensor] | None = None
     input_norm: InputNorm = "none"
-    request: Callable[[Tensor, Tensor], Tensor] | None = None
+    request: Callable[[Tensor, Any], Tensor] | None = None
+    fit: Callable[[Sequence[Tensor], Sequence[Tensor]], Any] = _stacked
     quick: bool = False
     weights: Callable[[Sequence[str]], Tensor] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    tries: tuple[str, ...] = ()
 
     @property
     def needs(self) -> Needs:

@@ -24,8 +24,9 @@ FIELDS: Mapping[str, str] = {
     "null": "choosing.null", "input_norm": "options.input_norm", "per": "per", "at": "at", "allow": "allow",
     "candidates": "options.candidates", "calibrated": "options.calibrated", "tie": "options.tie",
     "zeros": "options.zeros", "features": "options.features", "general": "general.experts",
-    "general_mode": "general.mode",
+    "general_mode": "general.mode", "fallback": "fallback",
 }  # fmt: skip
+UNIFORM, CHAT = "uniform", "chat"
 # The fields there were from the start: they are always written.
 _FIRST_FIELDS = ("router", "top_k", "temperature", "mix", "experts")
 
@@ -154,6 +155,9 @@ class Routing:
         choosing: how scores become weights.
         options: of the rule.
         general: experts that are taken away from the others.
+        fallback: what answers a request in which no expert reaches the threshold: `uniform`, the mean of all experts
+            that may be used; `chat`, the base model in its own chat template, where it has one and the caller knows
+            the prompt's text, else as `uniform`; the name of an expert; the base model as it is where None.
 
     Raises:
         RouterError: if there is no such router or mix, or the router cannot do what is asked.
@@ -169,6 +173,7 @@ class Routing:
     choosing: Choosing = field(default_factory=Choosing)
     options: RuleOptions = field(default_factory=RuleOptions)
     general: General = field(default_factory=General)
+    fallback: str | None = None
 
     def __post_init__(self) -> None:
         if self.experts is None and (not isinstance(self.router, str) or self.router not in ROUTERS):
@@ -186,6 +191,7 @@ class Routing:
         _check_allow(self)
         _check_general(self)
         _check_per(self)
+        _check_fallback(self)
         if self._rule is not None:
             _check_options(self, self._rule)
 
@@ -228,7 +234,8 @@ class Routing:
     @property
     def named(self) -> set[str]:
         """All experts that the setting names."""
-        return {*(self.fixed or ()), *(self.allow or ()), *(self.general.experts or ())}
+        last = () if self.fallback in (None, UNIFORM, CHAT) else (str(self.fallback),)
+        return {*(self.fixed or ()), *(self.allow or ()), *(self.general.experts or ()), *last}
 
     @property
     def decides(self) -> Decides:
@@ -389,6 +396,27 @@ def _check_per(setting: Routing) -> None:
         raise UsageError("a decision for a whole request takes one temperature", found=dict(temperature))
     if rule is not None and rule.pers and setting.decides not in rule.pers:
         raise RouterError(f"router '{setting.router}' can decide per {list(rule.pers)}", found=setting.per)
+
+
+def _check_fallback(setting: Routing) -> None:
+    """Refuse a fallback that nothing could fall back on, or that is none."""
+    fallback = setting.fallback
+    if fallback is None:
+        return
+    if not isinstance(fallback, str) or not fallback:
+        raise UsageError(
+            "fallback must be 'uniform', 'chat' or the name of an expert",
+            found=shown(fallback),
+            remedy="leave it out for none",
+        )
+    if setting.decides != "request" or setting.choosing.threshold is None:
+        raise UsageError(
+            "fallback answers requests in which no expert reaches the threshold",
+            found=f"router={setting.router!r} decides per {setting.decides}, threshold={setting.choosing.threshold}",
+            remedy="per='request' and a threshold, or leave fallback out",
+        )
+    if fallback not in (UNIFORM, CHAT) and not setting.may_choose(fallback):
+        raise RouterError("the expert to fall back on must be allowed", found=fallback)
 
 
 def _check_options(setting: Routing, rule: Rule) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lorary.evaluate.cells import OF_ROWS
 from lorary.evaluate.compare import failed_tasks
 from lorary.study.answers import StudyColumn
 from lorary.study.config import SPLITS, AdaptStage, DriftStage, EvaluateStage, identity
@@ -108,7 +109,7 @@ def cell_documents(context: StudyContext, scored: Mapping[str, Columns]) -> list
         if isinstance(stage, (EvaluateStage, AdaptStage)):
             for (library, _, split), column in scored[identity(stage)].items():
                 for cell in column["cells"]:
-                    document = {key: value for key, value in cell.items() if key != "values"}
+                    document = {key: value for key, value in cell.items() if key not in OF_ROWS}
                     key = (library, cell["router"], cell["task"], cell["metric"], cell["template"], cell["n"])
                     cells[key] = {**document, "library": library, "split": split, "stage": identity(stage)}
     return list(cells.values())

@@ -53,10 +53,9 @@ PICTURES = {
 }
 
 
-def html_sections(document: Mapping[str, Any], plots: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+def html_sections(document: Mapping[str, Any], plots: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The report as sections of a page: identifier, title and HTML of each."""
-    drawn = plots or {"answers": [[] for _ in document["answers"]], "columns": None, "heat": None}
-    answers = _answers(document, drawn["answers"])
+    answers = _answers(document, plots["answers"])
     sections = [("answers", "Answers", f'<p class="lead">{text(document["about"])}</p>{answers}')]
     if document["unfinished"]:
         sections.append(("unfinished", "Unfinished", _html_table(unfinished_table(document))))
@@ -65,10 +64,10 @@ def html_sections(document: Mapping[str, Any], plots: Mapping[str, Any] | None) 
         sections.append(("failures", "Cells that could not be scored", failed))
     note = f'<p class="note">{text(NOTE.replace("`", ""))}</p>'
     shared = "".join(f'<p class="note">{text(line)}</p>' for line in document["overlap"])
-    overview = _plot("columns", "Means of libraries by routers") if drawn["columns"] else ""
+    overview = _plot("columns", "Means of libraries by routers") if plots["columns"] else ""
     heat = (
         [("heat", "Every task", HEAT_NOTE + _plot("heat", "Gain over the base by task", "plot scroll"))]
-        if drawn["heat"]
+        if plots["heat"]
         else []
     )
     names = common_tasks(document)

@@ -5,7 +5,6 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
-from importlib.util import find_spec
 from shlex import quote
 from typing import Any
 
@@ -37,7 +36,7 @@ from lorary.study.scoring import Columns
 from lorary.study.shared_rows import shared_lines
 from lorary.study.up_to_date import known_keys
 
-SCRIPTS = ("core.js", "sweep.js", "gap.js", "heat.js", "study.js", "listen.js")
+SCRIPTS = ("core.js", "svg.js", "axes.js", "grid.js", "sweep.js", "gap.js", "heat.js", "study.js", "listen.js")
 PACKAGES = ("lorary", "torch", "transformers", "peft", "scikit-learn", "numpy")
 
 
@@ -56,16 +55,14 @@ def write_study_report(context: StudyContext, states: Mapping[str, str]) -> dict
     with reported(context.out):
         replace_file(context.out / "report.md", text, context.out / "report.md.tmp")
     title, styles = f"Study {context.study.name}: questions and answers", ("style.css", "study.css")
-    # Without plotly the page is small, and its tables say all of it.
-    plots = study_plots(document) if find_spec("plotly") else None
+    plots = study_plots(document)
     page = page_html(
         title,
         _facts(document),
         [(key, name, Markup(html)) for key, name, html in html_sections(document, plots)],
-        plots or {},
-        scripts=SCRIPTS if plots else (),
+        plots,
+        scripts=SCRIPTS,
         styles=styles,
-        plots=plots is not None,
     )
     write_page(context.out / "report.html", page)
     return document

@@ -130,7 +130,7 @@ def test_cells_that_are_not_a_table_are_refused_by_line(tmp_path, text, message)
 def test_a_number_in_json_is_refused_where_a_text_belongs(tmp_path, rows):
     path = tmp_path / "sums.json"
     path.write_text(rows)
-    with pytest.raises(TaskError, match=r"sums\.json', split 'train', row 0: field 'target' .* text\nfound: 7"):
+    with pytest.raises(TaskError, match=r"sums\.json', row 0: field 'target' .* text\nfound: 7"):
         load_tasks(path)
 
 

@@ -170,7 +170,7 @@ def test_options_are_ranked_by_their_likelihood(model: Any, tokenizer: Any, temp
     rows = [Row("t", "test", source, options[i], options=options) for i, source in enumerate(SOURCES)]
     for metric in ("acc", "acc_no_eos", "acc_raw"):
         scores = score_rows(model, tokenizer, template, rows, metric)
-        expected = []
+        expected, likeliest = [], []
         for row in rows:
             values = []
             for option in options:
@@ -178,7 +178,9 @@ def test_options_are_ranked_by_their_likelihood(model: Any, tokenizer: Any, temp
                 ids = example.target_ids[:-1] if metric == "acc_no_eos" else example.target_ids
                 loss = plain_loss(model, example.prompt_ids, ids)
                 values.append(loss if metric == "acc_raw" else loss / len(ids))
-            expected.append(float(options[values.index(min(values))] == row.target))
+            likeliest.append(options[values.index(min(values))])
+            expected.append(float(likeliest[-1] == row.target))
+        assert scores.answers == likeliest
         assert scores.score == expected
         assert scores.metric == metric
 
@@ -199,6 +201,7 @@ def test_a_model_that_answers_right_scores_one(model: Any, tokenizer: Any, templ
     again = generate_answers(
         model, tokenizer, [prompt], max_new_tokens=len(template.encode("x", row.targets[1]).target_ids)
     )
+    assert scores.answers == again
     assert scores.score == [float(again[0].split() == answer.split())]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import lorary
 from lorary.data.schema import Task
 from lorary.data.tokenizer_content import text_of
 from lorary.evaluate.base_key import content_of_base, content_of_files
@@ -17,7 +18,6 @@ from lorary.evaluate.settings import EvaluateSettings
 from lorary.formats.base import resolve_base
 from lorary.library.store import Library
 from lorary.model.base import Base, load_base
-from lorary.recipes.evaluate import run_evaluate
 
 CHAT = "{% for m in messages %}<|end|>{{ m['content'] }}{% endfor %}:"
 SETTINGS = EvaluateSettings(routers=("arrow",), top_k=1, rows=2, routing_rows=0)
@@ -96,7 +96,7 @@ def test_a_base_with_another_chat_template_is_scored_anew(
     tasks = rows_in(tmp_path / "tasks.jsonl")
 
     def losses() -> dict[str, float]:
-        found = run_evaluate(str(library.path), tasks, routers=["base"], rows=2)
+        found = lorary.evaluate(str(library.path), tasks, routers=["base"], rows=2)
         return {cell.template: cell.value for cell in found.cells if cell.metric == "loss"}
 
     before = losses()

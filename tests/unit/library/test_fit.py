@@ -11,10 +11,10 @@ import peft
 import pytest
 import safetensors.torch
 import torch
+from tests.support.adapters import write_adapter
 
 import lorary
 from lorary.errors import AdapterError
-from lorary.formats.peft import write_adapter
 from lorary.formats.peft_config import new_config
 from lorary.library.store import Library
 

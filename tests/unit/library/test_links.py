@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import lorary
 from lorary.adapter import Adapter
 from lorary.build.state import close_build, open_shards, remove_candidate, sweep
 from lorary.errors import LibraryError, LoraryError
@@ -17,7 +18,6 @@ from lorary.evaluate.cache import ResultCache
 from lorary.library.derived import iterate_derived, load_derived, save_derived
 from lorary.library.handles import Folder, opened
 from lorary.library.store import Library
-from lorary.recipes.cluster import run_cluster
 
 MakeAdapter = Callable[..., Adapter]
 FOLDERS = ("adapters", ".staging", "derived", "results", ".build", "logs")
@@ -354,7 +354,7 @@ def test_clustering_a_library_with_a_link_is_refused_before_the_work(
 ) -> None:
     filled.add_adapter(make_adapter("z", 3.0), {})
     if name == "derived/clusters":
-        folder = run_cluster(str(filled.path), k=2).folder
+        folder = lorary.cluster(str(filled.path), k=2).folder
         assert folder is not None
         shutil.rmtree(folder)
         place = folder
@@ -363,5 +363,5 @@ def test_clustering_a_library_with_a_link_is_refused_before_the_work(
     place.symlink_to(outside)
     before = picture(outside)
     with pytest.raises(LibraryError, match=r"must be .*\nfound: a symbolic link"):
-        run_cluster(str(filled.path), k=2)
+        lorary.cluster(str(filled.path), k=2)
     assert picture(outside) == before

@@ -11,10 +11,11 @@ import peft
 import pytest
 import torch
 from jaxtyping import TypeCheckError
+from tests.support.adapters import write_adapter
 
 from lorary.adapter import Adapter, LoraFactors, content_hash
 from lorary.errors import AdapterError, BaseModelError, LibraryError, RouterError, UsageError
-from lorary.formats.peft import read_adapter, write_adapter
+from lorary.formats.peft import read_adapter
 from lorary.formats.peft_config import new_config
 from lorary.library.store import Library
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+import lorary
 from lorary.adapter import Adapter
 from lorary.errors import LibraryError, UsageError
 from lorary.evaluate.cache import ResultCache
 from lorary.library.derived import load_derived, save_derived
 from lorary.library.store import Library
-from lorary.recipes.cluster import run_cluster
 
 MakeAdapter = Callable[..., Adapter]
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -174,7 +174,7 @@ def test_clusters_need_all_adapters_and_name_all_that_cannot_be_read(filled: Lib
     edit(filled, "a", tasks=[7])
     edit(filled, "c", rank=None)
     with pytest.raises(LibraryError, match=r"(?s)'a'.*'c'"):
-        run_cluster(str(filled.path), k=2)
+        lorary.cluster(str(filled.path), k=2)
 
 
 @pytest.mark.parametrize(

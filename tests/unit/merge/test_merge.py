@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.adapters import write_adapter
 
 from lorary.adapter import LoraFactors
 from lorary.errors import AdapterError
-from lorary.formats.peft import read_adapter, write_adapter
+from lorary.formats.peft import read_adapter
 from lorary.formats.peft_patterns import new_adapter
 from lorary.merge.layers import mixed_layers
 from lorary.merge.sums import have_one_rank, mean_of, sum_factors, sum_updates

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.adapters import write_adapter
 from torch import Tensor
 
 from lorary.adapter import Adapter
 from lorary.errors import AdapterError, RouterError, UsageError
-from lorary.formats.peft import write_adapter
 from lorary.model.attach import detach, routing
 from lorary.model.live import add_expert, remove_expert, replace_expert
 from lorary.model.prepare import prepare

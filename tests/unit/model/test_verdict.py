@@ -113,7 +113,7 @@ def test_a_live_base_that_reads_both_ways_is_refused_at_attach(
 
 @pytest.mark.parametrize("family", ["rwkv", "recurrent_gemma", "bart", "marian", "whisper"])
 def test_a_base_whose_rows_depend_on_padding_is_refused(family: str) -> None:
-    with pytest.raises(BaseModelError, match="must compute a row alike with padding on its left"):
+    with pytest.raises(BaseModelError, match="must give a row the same logits with padding on its left"):
         check_computes(tiny_family(family, dtype=torch.float32), "tiny")
 
 
@@ -142,7 +142,7 @@ def test_the_verdict_on_a_damaged_copy_is_not_taken_for_that_on_a_sound_one(tiny
 
 def test_a_base_whose_padded_rows_alone_are_not_finite_is_refused() -> None:
     # Its mask is the least of float64, which its softmax takes in float32.
-    with pytest.raises(BaseModelError, match="finite alone and not in company, in float64"):
+    with pytest.raises(BaseModelError, match="finite for a row alone and not in a batch, in float64"):
         check_computes(tiny_family("bloom", dtype=torch.float64), "tiny")
 
 

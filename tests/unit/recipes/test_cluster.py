@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+import lorary
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import AdapterError, LibraryError, UsageError
 from lorary.formats.peft_config import new_config
 from lorary.library import clusters as recipe
 from lorary.library.store import Library
-from lorary.recipes.cluster import run_cluster
 from lorary.report.cluster_text import print_clusters
 from lorary.report.clusters import map_of, render_map
 
@@ -46,7 +46,7 @@ def library(tmp_path: Path, tiny_base_folder: Path) -> Library:
 
 
 def test_alike_adapters_share_a_cluster_whatever_their_gauge(library: Library) -> None:
-    result = run_cluster(str(library.path), k=2)
+    result = lorary.cluster(str(library.path), k=2)
     assert result.labels == {"a0": 0, "a1": 0, "a2": 0, "b0": 1, "b1": 1}
     document = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert set(document) >= {
@@ -68,12 +68,12 @@ def test_alike_adapters_share_a_cluster_whatever_their_gauge(library: Library) -
 def test_a_second_call_answers_from_the_first_and_reads_no_weights(
     library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = run_cluster(str(library.path), k=2)
+    first = lorary.cluster(str(library.path), k=2)
     assert first.folder is not None
     assert re.fullmatch(r"clusters-[0-9a-f]+", first.folder.name)
     assert (first.folder / "clusters.json").is_file()
     monkeypatch.setattr(Library, "get", lambda *_: pytest.fail("an adapter was read"))
-    second = run_cluster(str(library.path), k=2)
+    second = lorary.cluster(str(library.path), k=2)
     assert second.is_stored
     assert second.cosine is not None
     assert first.cosine is not None
@@ -86,7 +86,7 @@ def test_another_adapter_or_setting_has_another_answer(
     library: Library, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"k": 2, "seed": 1, "method": "delta"}
-    first = run_cluster(str(library.path), **settings)
+    first = lorary.cluster(str(library.path), **settings)
     if change == "adapter":
         library.replace_adapter(adapter_of("a0", 0, 0.3), {"tasks": ["a0"]})
     elif change == "name":
@@ -95,15 +95,15 @@ def test_another_adapter_or_setting_has_another_answer(
         monkeypatch.setattr(recipe, "EDITION", recipe.EDITION + 1)
     else:
         settings |= {"k": {"k": 3}, "seed": {"seed": 2}, "method": {"method": "sketch"}}[change]
-    second = run_cluster(str(library.path), **settings)
+    second = lorary.cluster(str(library.path), **settings)
     assert not second.is_stored
     assert second.folder != first.folder
 
 
 def test_provenance_that_changes_no_weights_keeps_the_answer(library: Library) -> None:
-    run_cluster(str(library.path), k=2)
+    lorary.cluster(str(library.path), k=2)
     library.replace_adapter(library.get("a0"), {"tasks": ["a0"], "families": {"a0": "b"}})
-    result = run_cluster(str(library.path), k=2)
+    result = lorary.cluster(str(library.path), k=2)
     assert result.is_stored
     assert result.families["a0"] == "b"
 
@@ -111,7 +111,7 @@ def test_provenance_that_changes_no_weights_keeps_the_answer(library: Library) -
 def test_zero_adapters_and_duplicates_are_told_apart(library: Library, capsys: pytest.CaptureFixture[str]) -> None:
     library.add_adapter(adapter_of("idle", 0, 0.0, zero=True), {"tasks": []})
     library.add_adapter(replace(library.get("b0"), name="copy"), {"tasks": []})
-    result = run_cluster(str(library.path), k=2)
+    result = lorary.cluster(str(library.path), k=2)
     document = result.to_json()
     assert document["zero"] == ["idle"]
     assert document["duplicates"] == [["b0", "copy"]] or document["duplicates"] == [["copy", "b0"]]
@@ -128,7 +128,7 @@ def test_zero_adapters_and_duplicates_are_told_apart(library: Library, capsys: p
 def test_a_number_of_clusters_that_is_chosen_comes_with_what_was_tried(
     library: Library, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = run_cluster(str(library.path))
+    result = lorary.cluster(str(library.path))
     assert result.document["k"] == 2
     assert result.document["candidates"][0]["k"] == 2
     print_clusters(result)
@@ -143,7 +143,7 @@ def test_a_number_of_clusters_that_is_chosen_comes_with_what_was_tried(
 def test_the_warning_of_different_draws_comes_back_with_the_stored_answer(library: Library) -> None:
     for _ in range(2):
         with pytest.warns(UserWarning, match="different initial draws"):
-            run_cluster(str(library.path), k=2, method="paper-2024")
+            lorary.cluster(str(library.path), k=2, method="paper-2024")
 
 
 def test_a_library_that_cannot_be_written_gets_its_answer_with_a_warning(
@@ -154,7 +154,7 @@ def test_a_library_that_cannot_be_written_gets_its_answer_with_a_warning(
 
     monkeypatch.setattr(recipe, "save_derived", refuse)
     with pytest.warns(UserWarning, match="not stored: library lib must be writable"):
-        result = run_cluster(str(library.path), k=2)
+        result = lorary.cluster(str(library.path), k=2)
     assert result.folder is None
     assert result.to_json()["folder"] is None
 
@@ -163,17 +163,17 @@ def test_what_cannot_be_clustered_is_refused(tmp_path: Path, tiny_base_folder: P
     empty = Library.create(tmp_path / "empty", tiny_base_folder)
     for found in (0, 1):
         with pytest.raises(LibraryError, match=rf"at least two adapters[\s\S]*found: {found}"):
-            run_cluster(str(empty.path))
+            lorary.cluster(str(empty.path))
         empty.add_adapter(adapter_of(f"zero{found}", 0, 0.0, zero=True), {"tasks": []})
     with pytest.raises(UsageError, match=r"between 1 and 5[\s\S]*found: 6"):
-        run_cluster(str(library.path), k=6)
+        lorary.cluster(str(library.path), k=6)
     with pytest.raises(UsageError, match=r"method[\s\S]*found: foo"):
-        run_cluster(str(library.path), k=2, method="foo")
+        lorary.cluster(str(library.path), k=2, method="foo")
     assert not (library.path / "derived").exists()
     library.add_adapter(adapter_of("wide", 0, 0.1, rank=3), {"tasks": []})
     with pytest.raises(AdapterError, match="rank"):
-        run_cluster(str(library.path), k=2, method="paper-2024")
-    assert run_cluster(str(library.path), k=2).labels["wide"] >= 0
+        lorary.cluster(str(library.path), k=2, method="paper-2024")
+    assert lorary.cluster(str(library.path), k=2).labels["wide"] >= 0
 
 
 @pytest.mark.parametrize("k", [1, "auto"])
@@ -182,15 +182,15 @@ def test_a_library_of_zero_adapters_only_is_refused(tmp_path: Path, tiny_base_fo
     for name in ("idle0", "idle1"):
         library.add_adapter(adapter_of(name, 0, 0.0, zero=True), {"tasks": []})
     with pytest.raises(UsageError, match="compute something"):
-        run_cluster(str(library.path), k=k)
+        lorary.cluster(str(library.path), k=k)
 
 
 def test_a_damaged_answer_is_refused_by_name(library: Library) -> None:
-    folder = run_cluster(str(library.path), k=2).folder
+    folder = lorary.cluster(str(library.path), k=2).folder
     assert folder is not None
     (folder / "clusters.json").write_text("{}")
     with pytest.raises(LibraryError, match=re.escape(folder.name)):
-        run_cluster(str(library.path), k=2)
+        lorary.cluster(str(library.path), k=2)
 
 
 @pytest.mark.parametrize(
@@ -201,17 +201,17 @@ def test_the_family_of_an_adapter_is_known_where_its_tasks_have_one(
     library: Library, families: object, family: str | None
 ) -> None:
     library.replace_adapter(library.get("a0"), {"tasks": [], "families": families})
-    assert run_cluster(str(library.path), k=2).families.get("a0") == family
+    assert lorary.cluster(str(library.path), k=2).families.get("a0") == family
 
 
 def test_adapters_of_one_family_or_none_agree_with_nothing(library: Library) -> None:
     for name in CLOSE:
         library.replace_adapter(library.get(name), {"tasks": []})
-    assert run_cluster(str(library.path), k=2).to_json()["agreement"] is None
+    assert lorary.cluster(str(library.path), k=2).to_json()["agreement"] is None
 
 
 def test_the_page_shows_the_cohesion_of_the_document(library: Library) -> None:
-    result = run_cluster(str(library.path), k=2)
+    result = lorary.cluster(str(library.path), k=2)
     page = render_map(map_of(result))
     for value in result.document["cohesion"]:
         assert f"<b>{value:.2f}</b>" in page

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import lorary
 from lorary.data.schema import Task
 from lorary.data.tasks import load_tasks
 from lorary.errors import LibraryError, LoraryError, TaskError, UsageError
@@ -21,10 +22,9 @@ from lorary.evaluate.evaluate_library import evaluate_libraries, evaluate_librar
 from lorary.evaluate.evaluation import Evaluation, combine
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.document import DEFAULT_ROUTER
+from lorary.library.prepared import Prepared, expert_key, save_prepared
 from lorary.library.store import Library
 from lorary.model.base import Base
-from lorary.recipes.base_options import BaseOptions
-from lorary.recipes.evaluate import run_evaluate
 from lorary.route.setting import Routing
 
 ROWS = 3
@@ -120,14 +120,14 @@ def test_a_default_threshold_stays_with_its_own_router(
 ) -> None:
     library = make_library("lib", "a", "b")
     library.set_default_router({**DEFAULT_ROUTER, "top_k": 1, "threshold": 0.25, "null": 0.5, "per": "token"})
-    asked = {"routers": ("arrow", "norm"), "load": BaseOptions(str(tiny_base_folder)), "rows": 1, "routing_rows": 0}
-    found = run_evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked)
+    asked = {"routers": ("arrow", "norm"), "base": str(tiny_base_folder), "rows": 1, "routing_rows": 0}
+    found = lorary.evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked)
     settings = found.settings
     assert settings.setting("arrow") == Routing.of("arrow", top_k=1, threshold=0.25, null=0.5, per="token")
     assert settings.setting("norm") == Routing.of("norm", top_k=1, per="token")
     assert settings.setting("arrow[threshold=0.1]").choosing.threshold == 0.1
-    asked["route"] = {"threshold": 0.4, "null": None}  # for all routers, since somebody said so
-    settings = run_evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked).settings
+    asked |= {"threshold": 0.4, "null": None}  # for all routers, since somebody said so
+    settings = lorary.evaluate(str(library.path), str(tmp_path / "tasks.jsonl"), **asked).settings
     assert [settings.setting(router).choosing.threshold for router in ("arrow", "norm")] == [0.4, 0.4]
     assert settings.setting("arrow").choosing.null is None
 
@@ -382,7 +382,7 @@ def test_a_scored_cell_whose_routing_cannot_be_looked_at_is_no_failure(
         raise torch.OutOfMemoryError("no memory left")
 
     with monkeypatch.context() as patched:
-        patched.setattr(scorer, "routing_accuracy", no_memory)
+        patched.setattr(scorer, "look_at_routing", no_memory)
         with pytest.warns(UserWarning, match=r"lib, arrow, a: scored, .* no memory left"):
             first = evaluate_library(base, library, only, SETTINGS)
     first.check()
@@ -440,6 +440,81 @@ def test_routing_accuracy_is_the_share_of_the_tasks_own_expert(
     assert (only.share, only.top1, only.chance, only.rows, only.expert) == (1.0, 1.0, 1.0, 2, "a")
     assert found["arrow", "a"].chance == 0.5
     assert 0 < found["arrow", "a"].share < 1
+    # Where prompts go is known of all tasks; what an expert gets there is what its accuracy says, and the rest is b's.
+    usage = {(u.router, u.task): u for u in first.routing_usage}
+    assert set(usage) == {(router, task) for router in ("arrow[allow=a]", "arrow") for task in tested}
+    assert usage["arrow[allow=a]", "c"].usage == {"a": 1.0}
+    assert usage["arrow[allow=a]", "c"].strongest == [("a", 1.0)] * 2
+    assert usage["arrow", "a"].usage["a"] == pytest.approx(found["arrow", "a"].share, abs=1e-4)
+    assert sum(usage["arrow", "a"].usage.values()) == pytest.approx(1, abs=2e-4)
     scored.clear()
-    assert evaluate_library(base, library, tested, settings).routing == first.routing
+    again = evaluate_library(base, library, tested, settings)
+    assert (again.routing, again.routing_usage) == (first.routing, first.routing_usage)
     assert evaluate_library(base, library, tested, replace(settings, routing_rows=0)).routing == []
+
+
+def with_prompts(library: Library, width: int) -> None:
+    """Prompts of every expert around a vector of its own, unlike the hidden states of any prompt."""
+    for number, name in enumerate(library.names()):
+        draw = torch.Generator().manual_seed(number)
+        vectors = torch.randn(width, generator=draw) + 0.1 * torch.randn(8, width, generator=draw)
+        save_prepared(library, "samples_hidden", expert_key(library, name), Prepared({"request": vectors}, {}, {}))
+
+
+def test_rows_that_fit_no_expert_are_asked_of_the_base_in_its_own_template(
+    base: Base, make_library: Callable[..., Library], tested: dict[str, Task]
+) -> None:
+    library = make_library("lib", "a", "b", "c")
+    with_prompts(library, base.model.config.hidden_size)
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.chat_template = "user: {% for m in messages %}{{ m['content'] }}{% endfor %} bot:"
+    chatting = replace(base, tokenizer=tokenizer)
+    settings = replace(SETTINGS, routers=("auto", "auto[fallback=uniform]", "auto[threshold=-999.5]", "uniform"))
+    evaluation = evaluate_library(chatting, library, tested, settings)
+    assert not evaluation.failures
+    for task in tested:
+        cells = {(c.router, c.template, c.metric): c for c in evaluation.cells if c.task == task}
+        lost, as_base = cells["auto", "plain", "loss"], cells["base", "chat", "loss"]
+        assert lost.base_rows == ROWS
+        assert lost.values == pytest.approx(as_base.values)
+        fallen = cells["auto[fallback=uniform]", "plain", "loss"]
+        assert (fallen.base_rows, fallen.values) == (0, pytest.approx(cells["uniform", "plain", "loss"].values))
+        kept = cells["auto[threshold=-999.5]", "plain", "loss"]
+        assert kept.base_rows == 0
+        assert kept.values != pytest.approx(as_base.values)
+
+
+def test_answers_are_kept_with_the_rows_and_cells_without_them_are_read_as_they_are(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library], scored: list[str]
+) -> None:
+    library = make_library("lib", "a", "b")
+    first = evaluate_library(base, library, tested, SETTINGS)
+    for cell in first.cells:
+        assert len(cell.answers) == (ROWS if cell.metric in ("em", "acc") else 0)
+    rows = first.to_json()["rows"]
+    assert [row["prompt"] for row in rows["a"]] == [f"a {i} test:" for i in range(ROWS)]
+    for cell in first.cells:
+        if cell.metric == "acc":
+            right = [float(answer in row["references"]) for answer, row in zip(cell.answers, rows["b"], strict=True)]
+            assert cell.values == right
+    path = library.path / "results" / "evaluation.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line]
+    for line in lines:
+        for cell in line["value"] if isinstance(line["value"], list) else ():
+            del cell["answers"]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    scored.clear()
+    again = evaluate_library(base, library, tested, SETTINGS)
+    assert scored == []
+    assert again.cells == [replace(cell, answers=[]) for cell in first.cells]
+
+
+def test_the_oracle_of_a_held_out_task_is_the_expert_of_the_lowest_loss_that_is_recorded(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library]
+) -> None:
+    settings = replace(SETTINGS, routers=("experts[a]", "experts[b]", "oracle"))
+    found = evaluate_library(base, make_library("lib", "a", "b"), tested, settings)
+    (entry,) = found.expert_losses
+    assert (entry.task, entry.split, entry.rows, set(entry.losses)) == ("c", "val", 4, {"a", "b"})
+    (expert,) = {cell.expert for cell in found.cells if (cell.router, cell.task) == ("oracle", "c")}
+    assert expert == min(entry.losses, key=lambda name: entry.losses[name])

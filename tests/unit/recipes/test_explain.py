@@ -9,25 +9,32 @@ from typing import Any
 import pytest
 import torch
 
+import lorary
 from lorary.adapter import LoraFactors
 from lorary.data.template import make_template
 from lorary.data.text_of_ids import texts_of_ids
 from lorary.errors import LoraryError, RouterError, TaskError, UsageError
-from lorary.evaluate.explain_trace import FIRST_TOKEN, Prompt, read_prompts
+from lorary.evaluate.explain_library import explain_library, without_expert
+from lorary.evaluate.explain_trace import FIRST_TOKEN
 from lorary.evaluate.explanation import Explanation
 from lorary.evaluate.loglik import answer_losses
+from lorary.evaluate.prompts import Prompt, read_prompts
 from lorary.evaluate.routing import SINK_RATIO
+from lorary.evaluate.settings import ExplainSettings
 from lorary.library.store import Library
 from lorary.model.attach import attach
 from lorary.model.base import Base, load_base
 from lorary.model.seating import seating
-from lorary.recipes.explain import explain, run_explain, without_expert
 from lorary.report.explain_text import print_explanation
 from lorary.report.explanation_json import explanation_json
 from lorary.route.setting import Routing
 
 Make = Callable[..., Any]
 TEXT = Prompt("Name the colour of the sky:", "blue")
+
+
+def explain(base: Base, prompts: list[Prompt], template: str, **settings: Any) -> Explanation:
+    return explain_library(base, prompts, template, ExplainSettings(**settings))
 
 
 @pytest.fixture
@@ -105,7 +112,7 @@ def test_an_answer_of_its_own_is_greedy_and_scored_by_the_very_tokens(routed: Ma
 
 @pytest.mark.parametrize("setting", [{}, {"router": "projection", "per": "request"}, {"router": "uniform"}])
 def test_without_an_expert_is_the_library_that_never_had_it(routed: Make, setting: dict[str, Any]) -> None:
-    found = explain(routed(**setting), [TEXT], "plain", without=["b", "d"])
+    found = explain(routed(**setting), [TEXT], "plain", without=("b", "d"))
     whole = loss_of(routed(**setting))
     assert found.log_likelihood == pytest.approx([whole], abs=1e-4)
     by_name = {one.name: one for one in found.without_each}
@@ -216,7 +223,7 @@ def test_a_token_of_huge_norm_is_shown_and_left_out(routed: Make) -> None:
 def test_several_prompts_are_pooled_token_by_token_and_answers_summed(routed: Make) -> None:
     other = Prompt("Add one and two:", "three")
     both, one, two = (
-        explain(routed(), prompts, "plain", without=["a"]) for prompts in ([TEXT, other], [TEXT], [other])
+        explain(routed(), prompts, "plain", without=("a",)) for prompts in ([TEXT, other], [TEXT], [other])
     )
     counts = [single.shares.shape[1] for single in (one, two)]
     pooled = (one.overall.measures.usage * counts[0] + two.overall.measures.usage * counts[1]) / sum(counts)
@@ -301,7 +308,7 @@ def test_wrong_input_is_refused(
 ) -> None:
     routed("ab")
     with pytest.raises(LoraryError, match=match):
-        run_explain(str(tmp_path / "lib-ab"), [prompt], **options)
+        lorary.explain(str(tmp_path / "lib-ab"), [prompt], **options)
 
 
 def test_prompts_are_read_from_lines_of_json(tmp_path: Path) -> None:
@@ -316,7 +323,10 @@ def test_prompts_are_read_from_lines_of_json(tmp_path: Path) -> None:
         ("", TaskError, "must hold a prompt"),
         ('"a"', TaskError, r"prompts\.jsonl:1: a line must be an object"),
         ('{"answer": "a"}', TaskError, "must be an object with 'prompt'"),
-        ('{"prompt": "a", "target": "b"}', TaskError, "and nothing else"),
+        ('{"prompt": "a", "colour": "b"}', TaskError, "and nothing else"),
+        ('{"prompt": "a", "source": "b"}', TaskError, "and nothing else"),
+        ('{"prompt": "a", "task": "b"}', TaskError, "and nothing else"),
+        ('{"prompt": "a", "target": "b", "answer": "c"}', TaskError, "and nothing else"),
         ('{"prompt": 3}', TaskError, "must be strings"),
         ('{"prompt": "a", "answer": ""}', UsageError, r":1: 'answer' must hold text"),
         ("{", TaskError, "valid JSON"),
@@ -334,7 +344,7 @@ def test_other_lines_are_refused_with_their_place(tmp_path: Path, line: str, kin
 def test_there_must_be_a_prompt(routed: Make, tmp_path: Path) -> None:
     routed("ab")
     with pytest.raises(UsageError, match="there must be a prompt"):
-        run_explain(str(tmp_path / "lib-ab"), [])
+        lorary.explain(str(tmp_path / "lib-ab"), [])
 
 
 def test_an_explanation_of_other_shapes_is_refused(routed: Make) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from lorary.adapt.merge_settings import MERGES
 from lorary.adapter import Adapter
 from lorary.errors import AdapterError, LibraryError, UsageError
 from lorary.formats.peft import read_adapter
 from lorary.library.store import Library
 from lorary.merge.ties import DENSITY, merge_entries
 from lorary.model.base import Base
-from lorary.recipes.merge import MERGES, run_merge
+from lorary.recipes.merge import run_merge
 
 
 @pytest.fixture

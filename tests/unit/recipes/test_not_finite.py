@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+import lorary
 from lorary.build.settings import BuildSettings, BuildSource
 from lorary.errors import BaseModelError
-from lorary.evaluate.explain_trace import Prompt
+from lorary.evaluate.prompts import Prompt
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.store import Library
 from lorary.recipes.build import run_build
-from lorary.recipes.evaluate import run_evaluate
-from lorary.recipes.explain import run_explain
 from lorary.recipes.generate import run_generate
 from lorary.recipes.prepare import run_prepare
 
@@ -60,11 +59,11 @@ def test_nothing_is_generated(library: Library, more: dict[str, Any], capsys: py
 @pytest.mark.parametrize("answer", [None, "up"])
 def test_nothing_is_explained(library: Library, answer: str | None) -> None:
     with pytest.raises(BaseModelError, match=WORDS):
-        run_explain(str(library.path), [Prompt("a 1:", answer)], max_new_tokens=2)
+        lorary.explain(str(library.path), [Prompt("a 1:", answer)], max_new_tokens=2)
 
 
 def test_no_cell_gets_a_score(library: Library, tasks: str) -> None:
-    evaluation = run_evaluate(str(library.path), tasks, routers=["arrow", "oracle"], rows=1, routing_rows=0)
+    evaluation = lorary.evaluate(str(library.path), tasks, routers=["arrow", "oracle"], rows=1, routing_rows=0)
     assert not evaluation.cells
     assert {failure.rule for failure in evaluation.failures} == {WORDS.split(r"\n")[0].replace("\\", "")}
 

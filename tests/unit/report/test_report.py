@@ -1,11 +1,9 @@
 """The report page: what it says, that it asks nothing of a network, and that no text of it can become code."""
 
 import base64
-import builtins
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 from pages import Page
 
-from lorary.errors import MissingExtraError, ShapeError, UsageError
+from lorary.errors import ShapeError, UsageError
 from lorary.evaluate.cells import Cell
 from lorary.evaluate.routed_prompt import RoutedPrompt
 from lorary.evaluate.summary import CellSummary
@@ -33,8 +31,6 @@ from lorary.report.shell import part
 from lorary.report.table import score_table
 from lorary.report.table_model import ScoreTable
 from lorary.report.traces import routing_plot
-
-pytest.importorskip("plotly", reason="the report page draws with plotly (extra viz)")
 
 ATTACK = "</script><img src=x onerror=alert(1)>\"'&<!--\u2028"
 
@@ -311,11 +307,11 @@ def test_the_page_can_load_nothing(page: Page) -> None:
     assert "unsafe-eval" not in policy
 
 
-def test_the_policy_lets_exactly_the_two_scripts_of_the_page_run(page: Page) -> None:
+def test_the_policy_lets_exactly_the_script_of_the_page_run(page: Page) -> None:
     policy = next(a["content"] or "" for t, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
-    _, plotly, script = page.scripts
-    hashes = [base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in (plotly, script)]
-    assert f"script-src 'sha256-{hashes[0]}' 'sha256-{hashes[1]}';" in policy
+    _, script = page.scripts
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in policy
 
 
 def attacked(report: Report) -> Report:
@@ -339,8 +335,8 @@ def _attack_cell(document: dict[str, Any]) -> dict[str, Any]:
 def test_no_text_can_become_markup(page: Page, report: Report) -> None:
     hostile = Page(render_report(attacked(report)))
     assert {tag for tag, _ in hostile.elements} <= {tag for tag, _ in page.elements}
-    assert len(hostile.scripts) == len(page.scripts) == 3
-    assert hostile.scripts[2] == page.scripts[2]
+    assert len(hostile.scripts) == len(page.scripts) == 2
+    assert hostile.scripts[1] == page.scripts[1]
     assert not any(name.startswith("on") for _, attrs in hostile.elements for name in attrs)
     assert hostile.text.count("<img src=x onerror=alert(1)>") > 50
     assert json.loads(hostile.scripts[0])["routings"][0]["prompt"] == ATTACK
@@ -387,19 +383,6 @@ def test_a_report_that_cannot_be_written_is_refused_by_name(tmp_path: Path, plac
     with pytest.raises(UsageError, match=re.escape(str(tmp_path / place))):
         write_report(tmp_path / place, Report("New"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-
-
-def test_without_plotly_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    real: Callable[..., Any] = builtins.__import__
-
-    def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("plotly"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(MissingExtraError, match=r"lorary\[viz\]"):
-        write_report(tmp_path / "report.html", Report("New"))
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -83,16 +83,16 @@ def test_gaps_and_routing_stand_by_split_and_by_family() -> None:
 
 
 def test_the_page_has_a_section_for_all_of_it_and_names_what_failed() -> None:
-    pytest.importorskip("plotly", reason="the report page draws with plotly (extra viz)")
     page = Page(render_report(Report("lib", evaluation=document("lib", failed=True))))
     ids = [attrs["id"] for tag, attrs in page.elements if tag == "section"]
-    assert ids == ["result", "table", "heat", "families", "gap", "accuracy", "sweeps", "reading"]
+    assert ids == [
+        "result", "table", "heat", "matrix", "families", "gap", "accuracy", "sweeps", "rows", "reading",
+    ]  # fmt: skip
     assert "1 cell could not be scored" in page.text
     assert "norm on in0: a <rule> | that must hold" in page.text
 
 
 def test_an_evaluation_in_which_all_failed_is_a_page_that_says_so() -> None:
-    pytest.importorskip("plotly", reason="the report page draws with plotly (extra viz)")
     nothing = {key: [] for key in ("cells", "means", "comparisons", "oracle_gaps", "routing", "base_guard")}
     page = Page(render_report(Report("lib", evaluation={**document("lib", failed=True), **nothing})))
     assert "1 cell could not be scored" in page.text

@@ -17,6 +17,7 @@ from lorary.report.export import evaluation_csv, evaluation_markdown
 from lorary.report.tables import print_evaluation
 from lorary.study.context import StudyContext
 from lorary.study.parse import read_study
+from lorary.study.plots import study_plots
 from lorary.study.render import html_sections, markdown
 from lorary.study.report import report_document
 
@@ -88,7 +89,6 @@ def test_the_rows_of_every_cell_are_in_the_document(document: dict[str, Any]) ->
 def test_markdown_terminal_and_page_show_the_numbers_of_the_document(
     evaluation: Evaluation, document: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("plotly", reason="the report page draws with plotly (extra viz)")
     text, page = evaluation_markdown(evaluation), Page(render_report(Report("lib", evaluation=document)))
     print_evaluation(evaluation)
     terminal = " ".join(capsys.readouterr().out.split())
@@ -136,6 +136,7 @@ def test_a_study_of_the_same_cells_says_the_same(
         theirs = [row[key] for key in ("mean", "low", "high", "tasks_low", "tasks_high", "tasks")]
         assert ours == pytest.approx(theirs)
         assert column["left_out"] == (["in3"] if row["split"] == "held_in" else [])
+    sections = html_sections(study, study_plots(study))
     numbers = ("difference", "low", "high", "p_rows", "tasks_low", "tasks_high", "p_tasks", "verdict", "tasks")
     compared, gaps = study["answers"][0]["rows"], study["answers"][1]["rows"]
     assert len(compared) == 2
@@ -153,8 +154,8 @@ def test_a_study_of_the_same_cells_says_the_same(
             assert answer[key] == pytest.approx(row[key])
         line = f"private/{name} closes {100 * row['closed']:.0f} % of the gap from the base to private/oracle"
         assert line in markdown(study)
-        assert any(line in html for _, _, html in html_sections(study, None))
+        assert any(line in html for _, _, html in sections)
     assert study["answers"][0]["unfinished"] == []
     left_out = "In no mean, comparison or gap: in3, held-in (failed: private/arrow[top_k=1])"
     assert left_out in markdown(study)
-    assert any(left_out in html for _, _, html in html_sections(study, None))
+    assert any(left_out in html for _, _, html in sections)

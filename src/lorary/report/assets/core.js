@@ -4,8 +4,6 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-// Plotly reads a little markup in its texts, so names are written with entities there.
-const plain = (name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 const short = (name, most) => (name.length > most ? name.slice(0, most - 1) + "…" : name);
 
 function unpack(base64, Kind) {
@@ -48,42 +46,29 @@ function expertColours(experts) {
   });
 }
 
-// Buttons are named one by one, so that none which sends a plot anywhere can come with another plotly.
-const SETTINGS = {
-  displaylogo: false,
-  displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
-  modeBarButtons: [["resetScale2d", "toImage"]],
-};
-
-function layoutOf(extra) {
-  return {
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
-    font: { color: colour("--ink"), family: "system-ui, sans-serif", size: 13 },
-    hoverlabel: { bgcolor: colour("--panel"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
-    dragmode: false,
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: colour("--ink") },
-    showlegend: false,
-    ...extra,
-  };
+// An element of HTML.
+function html(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
 }
 
-const axisOf = (extra) => ({
-  gridcolor: colour("--line"), linecolor: colour("--line"), zeroline: false, automargin: false, fixedrange: true, ...extra,
-});
+// A choice: the labels in order, whose positions are the values.
+function fillSelect(id, labels, chosen = 0) {
+  byId(id).replaceChildren(...labels.map((label, i) => new Option(label, String(i), i === chosen, i === chosen)));
+}
 
-// Plots that are drawn: each is a function of its width, so that another width or scheme draws it anew.
+// Plots that are drawn: each is a function of its width that gives elements, so that another width or scheme draws it anew.
 const plots = new Map();
 
 function draw(id) {
   const element = byId(id);
-  const { traces, layout } = plots.get(id)(element.clientWidth);
-  return Plotly.react(element, traces, layout, SETTINGS);
+  element.replaceChildren(...plots.get(id)(element.clientWidth));
 }
 
 function plot(id, build) {
   plots.set(id, build);
-  return draw(id);
+  draw(id);
 }
 
 function drawAll() {

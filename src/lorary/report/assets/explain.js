@@ -45,8 +45,7 @@ function showMap() {
     cell.style.setProperty("--w", String((value ?? 0) / peak));
     cell.title = value === null ? "" : `layer ${data.depths[depth]}, ${data.names[column]}: ${value.toFixed(3)}`;
   }));
-  const name = Object.assign(document.createElement("b"), { textContent: subject() });
-  byId("map-of").replaceChildren(name, ` Darkest: ${peak.toFixed(2)}`);
+  byId("map-of").replaceChildren(html("b", { textContent: subject() }), ` Darkest: ${peak.toFixed(2)}`);
 }
 
 function choose(prompt, token) {
@@ -81,7 +80,7 @@ strips.forEach((strip, prompt) => {
   });
   strip.addEventListener("keydown", (event) => (event.key === "Enter" ? choose(prompt, tokensOf(strip).indexOf(event.target)) : walk(event, prompt)));
 });
-byId("kind").replaceChildren(...data.kinds.map((kind, i) => new Option(kind === "all" ? "all modules" : kind, String(i))));
+fillSelect("kind", data.kinds.map((kind) => (kind === "all" ? "all modules" : kind)));
 byId("kind").addEventListener("change", (event) => { state.kind = Number(event.target.value); showMap(); });
 byId("all-tokens").addEventListener("click", () => choose(null, null));
 byId("map-controls").hidden = false;

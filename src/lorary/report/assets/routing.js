@@ -28,19 +28,11 @@ const visible = (token) => token.replaceAll("\n", "↵").replaceAll("\t", "⇥")
 const depthName = (depth) => (depth === "all" ? "all layers" : depth === "-" ? "no number" : `layer ${depth}`);
 const kindName = (kind) => (kind === "all" ? "all modules" : kind);
 
-function fillSelect(id, labels, chosen) {
-  byId(id).replaceChildren(...labels.map((label, i) => new Option(label, String(i), i === chosen, i === chosen)));
-}
-
-function bar(label, weight, shown, hue) {
-  const item = document.createElement("li");
-  const [name, mark, value] = ["span", "i", "b"].map((tag) => document.createElement(tag));
-  name.textContent = label;
-  mark.style.setProperty("--w", String(shown));
-  mark.style.setProperty("--c", hue);
-  value.textContent = weight.toFixed(2);
-  item.append(name, mark, value);
-  return item;
+function bar(name, weight, shown, hue) {
+  const length = html("i");
+  length.style.setProperty("--w", String(shown));
+  length.style.setProperty("--c", hue);
+  return html("li", {}, html("span", { textContent: name }), length, html("b", { textContent: weight.toFixed(2) }));
 }
 
 function showTokens(trace, colours) {
@@ -48,11 +40,8 @@ function showTokens(trace, colours) {
   const all = trace.tokens.map((_, t) => (view === null ? [] : strongest(trace, view, t)));
   const peak = Math.max(...all.map((experts) => experts[0]?.[1] ?? 0), 1e-6);
   byId("tokens").replaceChildren(...trace.tokens.map((token, t) => {
-    const element = document.createElement("span");
     const [best] = all[t];
-    element.className = "token";
-    element.textContent = visible(token);
-    element.tabIndex = t === state.token ? 0 : -1;
+    const element = html("span", { className: "token", textContent: visible(token), tabIndex: t === state.token ? 0 : -1 });
     element.setAttribute("role", "option");
     element.setAttribute("aria-selected", String(t === state.token));
     element.setAttribute("aria-label", `token ${t + 1}, ${visible(token)}: ${best ? `${trace.experts[best[0]]} ${best[1].toFixed(2)}` : "no expert"}`);
@@ -98,7 +87,7 @@ function showToken() {
     element.setAttribute("aria-selected", String(isChosen));
   }
   showExperts(trace, expertColours(trace.experts));
-  Plotly.relayout("plot-routing", { shapes: cursor(trace) });
+  showCursor(trace);
 }
 
 function showView() {
@@ -119,7 +108,8 @@ function showPrompt() {
   fillSelect("kind", trace.kinds.map(kindName), state.kind);
   byId("depth").max = String(trace.depths.length - 1);
   byId("depth").value = String(state.depth);
-  byId("answer").replaceChildren(Object.assign(document.createElement("small"), { textContent: "answer  " }), trace.answer.trim());
+  const verdict = trace.right === null ? [] : [" ", html("span", { className: `verdict ${trace.right ? "up" : "down"}`, textContent: trace.right ? "right" : "wrong" })];
+  byId("answer").replaceChildren(html("small", { textContent: "answer  " }), trace.answer.trim(), ...verdict);
   showView();
   plot("plot-routing", (width) => routingMap(routed(), width));
 }

@@ -1,57 +1,57 @@
 // The map of tokens and layers. Its rows are the depths of the chosen module kind.
 const mapDepths = (trace) => trace.depths.map((_, i) => i).filter((i) => trace.depths[i] !== "all" && trace.views[state.kind][i] !== null);
 
-function cursor(trace) {
-  const line = { color: colour("--ink"), width: 1.5 };
-  const row = mapDepths(trace).indexOf(state.depth);
-  const column = { type: "rect", yref: "paper", x0: state.token - 0.5, x1: state.token + 0.5, y0: 0, y1: 1, line };
-  const across = { type: "rect", xref: "paper", x0: 0, x1: 1, y0: row - 0.5, y1: row + 0.5, line };
-  return row < 0 ? [column] : [column, across];
+// What the map now shows: the picture, and the group that frames the chosen token and layer.
+const routedMap = { p: null, frames: null };
+
+function showCursor(trace) {
+  const { p, frames } = routedMap;
+  const [row, token] = [mapDepths(trace).indexOf(state.depth), state.token];
+  const look = { fill: "none", stroke: "var(--ink)", "stroke-width": 1.5, "pointer-events": "none" };
+  const across = row < 0 ? [] : [rectangle(p.left, p.y(row), p.right, p.y(row + 1), look)];
+  frames.replaceChildren(rectangle(p.x(token), p.top, p.x(token + 1), p.bottom, look), ...across);
 }
 
-function mapTrace(trace, depths) {
-  const colours = expertColours(trace.experts);
-  const cells = depths.map((depth) => trace.tokens.map((_, t) => strongest(trace, trace.views[state.kind][depth], t)));
-  const text = cells.map((row, d) => row.map((experts, t) =>
-    `${depthName(trace.depths[depths[d]])}, token ${t + 1} “${plain(visible(trace.tokens[t]))}”<br>` +
-    experts.map(([id, weight]) => `${weight.toFixed(2)} ${plain(trace.experts[id])}`).join("<br>")));
-  const shared = { type: "heatmap", text, hovertemplate: "%{text}<extra></extra>", hoverongaps: false };
-  if (state.shade === "spread") {
-    const z = depths.map((depth) => trace.tokens.map((_, t) =>
-      trace.spread[trace.views[state.kind][depth] * trace.tokens.length + t] / trace.parts.spread));
-    return { ...shared, z, zmin: 1, colorscale: "Cividis", colorbar: { thickness: 10, outlinewidth: 0, x: 1.01 } };
+// The colour of each cell, and the scale where there is one.
+function cellColours(trace, depths, experts) {
+  if (state.shade === "expert") {
+    const colours = expertColours(trace.experts);
+    return { of: (d, t) => (experts(d, t).length ? colours[experts(d, t)[0][0]] : null) };
   }
-  const used = [...new Set(cells.flat().filter((experts) => experts.length).map((experts) => experts[0][0]))].sort((a, b) => a - b);
-  const place = new Map(used.map((id, i) => [id, i]));
-  // Two equal stops per expert: steps of colour, no blending.
-  const colorscale = used.flatMap((id, i) => [[i / used.length, colours[id]], [(i + 1) / used.length, colours[id]]]);
-  const z = cells.map((row) => row.map((experts) => (experts.length ? place.get(experts[0][0]) : null)));
-  const steps = colorscale.length ? { colorscale } : {};
-  return { ...shared, z, zmin: -0.5, zmax: used.length - 0.5, showscale: false, ...steps };
+  const spreadAt = (d, t) => trace.spread[trace.views[state.kind][depths[d]] * trace.tokens.length + t] / trace.parts.spread;
+  const most = Math.max(1.01, ...depths.flatMap((_, d) => trace.tokens.map((_, t) => spreadAt(d, t))));
+  const scale = shades(1, most, RISING);
+  return { of: (d, t) => scale.of(spreadAt(d, t)), bar: scaleBar(scale, "1", `${most.toFixed(1)} experts`) };
 }
 
 function routingMap(trace, width) {
   const depths = mapDepths(trace);
-  const isNamed = trace.tokens.length <= MAP_TOKENS && width > 420;
-  const columns = trace.tokens.map((_, i) => i);
-  const bottom = isNamed ? 92 : 44;
-  const step = width > 420 || columns.length <= 60 ? 20 : 50;
-  const every = Math.ceil(depths.length / 16);
-  const layout = layoutOf({
-    width, height: Math.max(170, Math.min(520, 26 * depths.length)) + bottom + 10,
-    margin: { l: 46, r: state.shade === "spread" ? 56 : 12, t: 10, b: bottom },
-    xaxis: axisOf({
-      showgrid: false, ticks: "",
-      ...(isNamed
-        ? { tickvals: columns, ticktext: trace.tokens.map((token) => plain(short(visible(token).trim(), 12))), tickangle: -60, tickfont: { size: 11 } }
-        : { title: { text: "token", font: { size: 13 } }, tickvals: columns.filter((i) => i % step === step - 1), ticktext: columns.map((i) => i + 1).filter((i) => i % step === 0) }),
-    }),
-    yaxis: axisOf({
-      showgrid: false, ticks: "", title: { text: "layer", standoff: 4, font: { size: 13 } },
-      tickvals: depths.map((_, i) => i).filter((i) => i % every === 0),
-      ticktext: depths.filter((_, i) => i % every === 0).map((depth) => trace.depths[depth]),
-    }),
-    shapes: cursor(trace),
+  const count = trace.tokens.length;
+  const isNamed = count <= 48 && width > 420;
+  const words = trace.tokens.map((token) => short(visible(token).trim(), 12));
+  const bottom = isNamed ? 16 + 0.87 * Math.max(...words.map((word) => widthOf(word, 11))) : 48;
+  const height = Math.max(150, Math.min(520, 26 * depths.length)) + 6 + bottom;
+  const p = picture(width, height, { left: 46, right: 10, top: 6, bottom }, [0, count], [0, depths.length]);
+  const experts = (d, t) => strongest(trace, trace.views[state.kind][depths[d]], t);
+  const { of, bar } = cellColours(trace, depths, experts);
+  const image = grid(p, depths.length, count, of, (d, t) =>
+    [`${depthName(trace.depths[depths[d]])}, token ${t + 1} “${visible(trace.tokens[t])}”`,
+      ...experts(d, t).map(([id, weight]) => `${weight.toFixed(2)} ${trace.experts[id]}`)].join("\n"));
+  image.addEventListener("click", (event) => {
+    const [row, token] = image.cellAt(event);
+    chooseDepth(depths[row]);
+    chooseToken(token);
   });
-  return { traces: [mapTrace(trace, depths)], layout };
+  const every = Math.ceil(depths.length / 16);
+  depths.forEach((depth, d) => d % every === 0 && p.add(label(trace.depths[depth], p.left - 6, p.y(d + 0.5), { anchor: "end" })));
+  p.add(label("layer", 10, (p.top + p.bottom) / 2, { anchor: "middle", turn: -90, size: 13 }));
+  if (isNamed) {
+    words.forEach((word, t) => p.add(label(word, p.x(t + 0.5), p.bottom + 9, { anchor: "end", turn: -60, size: 11 })));
+  } else {
+    axisBelow(p, { title: "token", ticks: ticksOf([1, count], width / 60).map(([at, text]) => [at - 0.5, text]), hasGrid: false });
+  }
+  Object.assign(routedMap, { p, frames: make("g") });
+  p.add(routedMap.frames);
+  showCursor(trace);
+  return [...(bar ? [bar] : []), p.svg];
 }

@@ -12,10 +12,6 @@ function startRouting() {
     tokens.addEventListener(kind, (event) => chooseToken(event.target.dataset.token));
   }
   tokens.addEventListener("keydown", walk);
-  byId("plot-routing").on("plotly_click", ({ points: [point] }) => {
-    chooseDepth(mapDepths(routed())[point.y]);
-    chooseToken(point.x);
-  });
 }
 
 function chooseToken(token) {
@@ -28,7 +24,7 @@ function chooseDepth(depth) {
   state.depth = depth;
   byId("depth").value = String(depth);
   showView();
-  Plotly.relayout("plot-routing", { shapes: cursor(routed()) });
+  showCursor(routed());
 }
 
 function walk(event) {
@@ -47,14 +43,17 @@ function redraw() {
   if (data.routings.length) showView();
 }
 
+if (data.means) plot("plot-means", (width) => meansPlot(data.means, width));
 if (data.scores) plot("plot-scores", (width) => scorePlot(data.scores, width));
 if (data.heat) plot("plot-heat", (width) => heatPlot(data.heat, width));
 if (data.gap.length) plot("plot-gap", (width) => gapPlot(data.gap, width));
 if (data.accuracy) plot("plot-accuracy", (width) => scorePlot(data.accuracy, width));
 data.sweeps.forEach((sweep, i) => plot(`plot-sweep-${i}`, (width) => sweepPlot(sweep, width)));
 if (data.similarity) {
-  const z = cosines(data.similarity);
-  plot("plot-similarity", (width) => similarityPlot(data.similarity, z, width));
+  const cosine = cosines(data.similarity);
+  plot("plot-similarity", (width) => similarityPlot(data.similarity, cosine, width));
 }
+if (data.rows) startRows();
+if (data.matrix) startMatrix();
 if (data.losses.length) plot("plot-losses", (width) => lossPlot(data.losses, width));
 if (data.routings.length) startRouting();

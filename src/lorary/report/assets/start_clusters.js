@@ -2,8 +2,8 @@
 const redraw = drawAll;
 
 if (byId("plot-similarity")) {
-  const z = cosines(data.similarity);
-  plot("plot-similarity", (width) => similarityPlot(data.similarity, z, width));
+  const cosine = cosines(data.similarity);
+  plot("plot-similarity", (width) => similarityPlot(data.similarity, cosine, width));
 }
 if (data.plane) plot("plot-plane", (width) => planePlot(data.plane, width));
 if (data.tree) plot("plot-tree", (width) => treePlot(data.tree, width));

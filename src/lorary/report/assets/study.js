@@ -1,118 +1,79 @@
 // The pictures of a study: all cells at a glance, differences of an answer, and what drift did by depth.
-const SPLIT_SHAPES = ["circle", "diamond", "square", "triangle-up", "cross"];
-
-// How far names reach to the left of a plot, and the names; on a phone each stands in two lines.
-const MOST_LETTERS = 44;
+// Names beside a picture; on a phone each stands in two lines.
 function namesBeside(names, width) {
-  const isWide = width > 620;
-  const most = isWide ? MOST_LETTERS : Math.floor((width * 0.5 - 16) / 7.1);
   const parts = (name) => name.split(name.includes(" − ") ? /(?= − )/ : name.includes("[") ? /(?=\[)/ : /(?<=: )/);
-  const lines = (name) => (isWide ? [name] : parts(name)).map((line) => short(line, most));
-  const longest = Math.max(...names.flatMap(lines).map(({ length }) => length));
-  return { left: Math.min(width * 0.5, 16 + 7.1 * longest), texts: names.map((name) => lines(name).map(plain).join("<br>")) };
+  return names.map((name) => (width > 620 ? [name] : parts(name)));
+}
+
+// A range with 0 in it, or not, and some room at both ends.
+function rangeOf(values, hasZero) {
+  const [low, high] = [Math.min(...values, ...(hasZero ? [0] : [])), Math.max(...values, ...(hasZero ? [0] : []))];
+  const pad = 0.03 * (high - low || 1);
+  return [low - pad, high + pad];
 }
 
 function columnsPlot(columns, width) {
   const names = columns.lines.map(({ name }) => name);
-  const { left, texts } = namesBeside(names, width);
-  const row = width > 620 ? 22 : 34;
-  const traces = columns.splits.map((split, i) => {
-    const found = columns.lines.map(({ points }, y) => [points[i], y + (i - (columns.splits.length - 1) / 2) * 0.3, names[y]]).filter(([point]) => point);
-    return {
-      type: "scatter", mode: "markers", name: split, x: found.map(([[value]]) => value), y: found.map(([, y]) => y),
-      error_x: {
-        type: "data", symmetric: false, width: 0, thickness: 1.5, color: hueOf(i),
-        array: found.map(([[value, , high]]) => high - value), arrayminus: found.map(([[value, low]]) => value - low),
-      },
-      marker: { color: hueOf(i), symbol: SPLIT_SHAPES[i], size: 8 },
-      text: found.map(([[value, low, high, tasks], , name]) =>
-        `${plain(name)}, ${plain(split)}<br>${value.toFixed(1)}  [${low.toFixed(1)}, ${high.toFixed(1)}]<br>${tasks} tasks`),
-      hovertemplate: "%{text}<extra></extra>",
-    };
-  });
+  const range = rangeOf(columns.lines.flatMap(({ points }) => points.flatMap((point) => point?.slice(0, 3) ?? [])), false);
+  const p = ladder(namesBeside(names, width), width, { row: width > 620 ? 22 : 34, range, title: "points of 100" });
   const base = columns.lines.find(({ name }) => name === columns.base);
-  const levels = base ? base.points.map((point, i) => point && {
-    type: "line", layer: "below", x0: point[0], x1: point[0], yref: "paper", y0: 0, y1: 1, line: { color: hueOf(i), width: 1.3, dash: "dot" },
-  }).filter((shape) => shape) : [];
-  const isNewLibrary = (i) => i > 0 && names[i].split(": ")[0] !== names[i - 1].split(": ")[0];
-  const edges = names.flatMap((_, i) => (isNewLibrary(i) ? [i - 0.5] : []));
-  const layout = layoutOf({
-    width, height: 96 + row * names.length, margin: { l: left, r: 14, t: 40, b: 50 },
-    showlegend: true, legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom" },
-    xaxis: axisOf({ title: { text: "points of 100", font: { size: 13 } } }),
-    yaxis: axisOf({ range: [names.length - 0.5, -0.5], showgrid: false, tickvals: names.map((_, i) => i), ticktext: texts, tickfont: { size: 12 } }),
-    shapes: [...levels, ...edges.map((y) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color: colour("--line"), width: 1 } }))],
+  base?.points.forEach((point, i) => point && p.add(line([[p.x(point[0]), p.top], [p.x(point[0]), p.bottom]], { stroke: hueOf(i), width: 1.3, dash: "2 3" })));
+  columns.lines.forEach(({ name, points }, row) => {
+    if (row > 0 && name.split(": ")[0] !== names[row - 1].split(": ")[0]) p.add(line([[0, p.y(row - 0.5)], [p.right, p.y(row - 0.5)]], { stroke: "var(--line)" }));
+    points.forEach((point, i) => {
+      if (!point) return;
+      const [value, low, high, tasks] = point;
+      const y = p.y(row + (i - (points.length - 1) / 2) * 0.3);
+      const tip = `${name}, ${columns.splits[i]}\n${value.toFixed(1)}  [${low.toFixed(1)}, ${high.toFixed(1)}]\n${tasks} tasks`;
+      p.add(spread(p, low, high, y, hueOf(i)), mark(p.x(value), y, { shape: i, radius: 4, fill: hueOf(i) }, tip));
+    });
   });
-  return { traces, layout };
+  return [legend(columns.splits.map((name, i) => ({ name, shape: i, fill: hueOf(i) }))), p.svg];
 }
 
 function differencesPlot(lines, width) {
   const peers = [...new Set(lines.map(({ against }) => against))];
   const names = lines.map(({ cell, against }) => (peers.length > 1 ? `${cell} − ${against}` : cell));
-  const title = peers.length > 1 ? "difference in points" : `points above ${plain(short(peers[0], MOST_LETTERS))}`;
-  const { left, texts } = namesBeside(names, width);
+  const title = peers.length > 1 ? "difference in points" : `points above ${peers[0]}`;
   const splits = [...new Set(lines.flatMap(({ points }) => points.map(({ split }) => split)))];
-  const row = width > 620 ? 44 : 52;
-  const traces = splits.flatMap((split, i) => {
-    const found = lines.flatMap(({ points }, y) => points.filter((point) => point.split === split)
-      .map((point) => ({ ...point, name: names[y], y: y + (i - (splits.length - 1) / 2) * 0.36 })));
-    const wide = found.filter(({ tasks }) => tasks);
-    const x = (points) => points.map(({ rows }) => rows[0]);
-    const y = (points) => points.map((point) => point.y);
-    const spread = (points, key, thickness) => ({
-      type: "data", symmetric: false, width: 0, thickness, color: hueOf(i),
-      array: points.map(({ rows, [key]: ends }) => ends.at(-1) - rows[0]), arrayminus: points.map(({ rows, [key]: ends }) => rows[0] - ends.at(-2)),
-    });
-    const words = ({ name, verdict, rows: [value, low, high], tasks }) =>
-      `${plain(name)}, ${plain(split)}: ${verdict}<br>${value.toFixed(1)} points, over rows [${low.toFixed(1)}, ${high.toFixed(1)}]` +
-      (tasks ? `<br>over tasks [${tasks[0].toFixed(1)}, ${tasks[1].toFixed(1)}]` : "");
-    return [
-      { type: "scatter", mode: "markers", x: x(wide), y: y(wide), error_x: spread(wide, "tasks", 1), marker: { size: 0.1, color: hueOf(i) }, showlegend: false, hoverinfo: "skip" },
-      {
-        type: "scatter", mode: "markers", name: split, x: x(found), y: y(found), error_x: spread(found, "rows", 4),
-        marker: {
-          size: 11, symbol: SPLIT_SHAPES[i], line: { color: hueOf(i), width: 2 },
-          color: found.map(({ verdict }) => (verdict === "level" ? colour("--paper") : hueOf(i))),
-        },
-        text: found.map(words), hovertemplate: "%{text}<extra></extra>",
-      },
-    ];
-  });
-  const layout = layoutOf({
-    width, height: 96 + row * lines.length, margin: { l: left, r: 14, t: 40, b: 50 },
-    showlegend: splits.length > 1, legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom" },
-    xaxis: axisOf({ title: { text: title, font: { size: 13 } }, rangemode: "tozero" }),
-    yaxis: axisOf({ range: [lines.length - 0.5, -0.5], showgrid: false, tickvals: names.map((_, i) => i), ticktext: texts }),
-    shapes: [{ type: "line", layer: "below", x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line: { color: colour("--soft"), width: 1.5 } }],
-  });
-  return { traces, layout };
+  const range = rangeOf(lines.flatMap(({ points }) => points.flatMap(({ rows, tasks }) => [...rows, ...(tasks ?? [])])), true);
+  const p = ladder(namesBeside(names, width), width, { row: width > 620 ? 44 : 52, range, title });
+  p.add(line([[p.x(0), p.top], [p.x(0), p.bottom]], { stroke: "var(--soft)", width: 1.5 }));
+  lines.forEach(({ points }, row) => points.forEach(({ split, verdict, rows: [value, low, high], tasks }) => {
+    const i = splits.indexOf(split);
+    const [hue, y] = [hueOf(i), p.y(row + (i - (splits.length - 1) / 2) * 0.36)];
+    const wide = tasks ? `\nover tasks [${written(tasks[0], 1)}, ${written(tasks[1], 1)}]` : "";
+    const tip = `${names[row]}, ${split}: ${verdict}\n${written(value, 1)} points, over rows [${written(low, 1)}, ${written(high, 1)}]${wide}`;
+    if (tasks) p.add(spread(p, ...tasks, y, hue, 1));
+    p.add(spread(p, low, high, y, hue, 4));
+    p.add(mark(p.x(value), y, { shape: i, fill: verdict === "level" ? "var(--paper)" : hue, stroke: hue, width: 2 }, tip));
+  }));
+  return [...(splits.length > 1 ? [legend(splits.map((name, i) => ({ name, shape: i, fill: hueOf(i) })))] : []), p.svg];
 }
 
 function driftPlot(lines, width) {
-  const traces = lines.map(({ name, layers, values }, i) => ({
-    type: "scatter", mode: "lines+markers", name: plain(name), x: layers, y: values, line: { color: hueOf(i), width: 2.5 },
-    hovertemplate: "layer %{x}: %{y:.2f}<extra></extra>",
-  }));
-  const layout = layoutOf({
-    width: Math.min(width, 760), height: 300, margin: { l: 48, r: 14, t: 14, b: 50 },
-    xaxis: axisOf({ title: { text: "layer", font: { size: 13 } }, showgrid: false }),
-    yaxis: axisOf({ range: [0, 1.02], title: { text: "mean |cosine|", font: { size: 13 } } }),
+  const layers = [...new Set(lines.flatMap((drift) => drift.layers))].sort((a, b) => a - b);
+  const every = Math.ceil(layers.length / Math.max(1, Math.min(width, 760) / 40));
+  const xTicks = layers.filter((_, i) => i % every === 0).map((layer) => [layer, String(layer)]);
+  const range = [Math.min(...layers) - 0.3, Math.max(...layers) + 0.3];
+  const p = chart(Math.min(width, 760), 300, range, [0, 1], { title: "layer", xTicks, least: 0 });
+  lines.forEach(({ name, layers: depths, values }, i) => {
+    const places = depths.map((layer, j) => [p.x(layer), p.y(values[j])]);
+    p.add(line(places, { stroke: hueOf(i), width: 2.5 }));
+    places.forEach((place, j) => p.add(mark(...place, { radius: 4, fill: hueOf(i) }, `${name}\nlayer ${depths[j]}: ${values[j].toFixed(2)}`)));
   });
-  return { traces, layout };
+  return [...(lines.length > 1 ? [legend(lines.map(({ name }, i) => ({ name, fill: hueOf(i) })))] : []), p.svg];
 }
 
 const KINDS = {
-  sweep: (found, width) => sweepPlot(found, width),
+  sweep: sweepPlot,
   differences: ({ lines }, width) => differencesPlot(lines, width),
   gaps: ({ panels, whole }, width) => gapPlot(panels, width, whole),
   drift: ({ lines }, width) => driftPlot(lines, width),
 };
 
-function redraw() {
-  drawAll();
-}
+const redraw = drawAll;
 
 if (data.columns) plot("plot-columns", (width) => columnsPlot(data.columns, width));
 if (data.heat) plot("plot-heat", (width) => heatPlot(data.heat, width));
-data.answers.forEach((pictures, i) => pictures.forEach((found, j) =>
-  plot(`plot-answer-${i}-${j}`, (width) => KINDS[found.kind](found, width))));
+data.answers.forEach((pictures, i) => pictures.forEach((drawn, j) => plot(`plot-answer-${i}-${j}`, (width) => KINDS[drawn.kind](drawn, width))));
