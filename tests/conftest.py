@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
+import jaxtyping
 import pytest
+from checked import checked
 
 if TYPE_CHECKING:
     import torch
+
+# What the import hook of jaxtyping (see addopts in pyproject.toml) puts on each function of the package.
+jaxtyping.jaxtyped = checked
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"

@@ -9,7 +9,9 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ RUN = ("bash", "python")
 SHOWN = ("", "text", "json", "jsonl", "html", "toml", "yaml", "make", "mermaid", "diff", "bibtex", "markdown")
 MADE_BY_MAKE = "make runs it"
 TIMEOUT_S = 900
+SERVER = ROOT / "tests" / "support" / "command_server.py"
 
 _FENCE = re.compile(r"(?P<indent> *)(?P<ticks>`{3,}|~{3,}) *(?P<tag>[\w+-]*).*")
 _NO_RUN = re.compile(r"\s*<!-- *no-run: *(?P<reason>.*?) *-->\s*")
@@ -73,13 +76,27 @@ RUNNABLE = [block for block in ALL if block.tag in RUN and block.not_run is None
 LEFT_OUT = [block for block in ALL if block.tag in RUN and block.not_run is not None]
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """What forks commands off: the path of its socket, which must be short."""
+    with tempfile.TemporaryDirectory(prefix="lorary-") as folder:
+        place = f"{folder}/socket"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        process = subprocess.Popen([sys.executable, SERVER, place], stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield place
+        process.kill()
+        process.communicate()
+
+
 @pytest.fixture
-def shell(tmp_path: Path) -> dict[str, str]:
+def shell(tmp_path: Path, server: str) -> dict[str, str]:
     """The environment of bash blocks: `lorary` and `python` are those of this test run."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, command in {"lorary": "-m lorary", "python": ""}.items():
-        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {command} "$@"\n')
+    for name, program in {"lorary": "lorary", "python": ""}.items():
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{SERVER}" "{server}" {program} "$@"\n')
         (programs / name).chmod(0o755)
     return {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "src")}
 
@@ -195,6 +212,23 @@ def test_a_block_that_fails_fails_the_page_and_names_its_line(tmp_path: Path, sh
     text = "```bash\necho made > file\n```\n\n```bash\ncat file\nfalse | true\n```\n"
     with pytest.raises(pytest.fail.Exception, match=r"page\.md:6 ended with 1:\nmade"):
         run_page(blocks_of(Path("page.md"), text), tmp_path, shell)
+
+
+def test_commands_and_scripts_run_in_the_readers_folder_and_their_failures_show(
+    tmp_path: Path, shell: dict[str, str]
+) -> None:
+    (tmp_path / "beside.py").write_text("WORD = 'beside'\n")
+    text = (
+        "```bash\necho 'import beside, sys; print(beside.WORD, sys.argv, input())' > script.py\n"
+        "echo read | python script.py one 'two three' > said\nlorary --version >> said\n"
+        "! lorary library ls nowhere 2>> said\n```\n\n```bash\nlorary library ls nowhere\n```\n"
+    )
+    with pytest.raises(pytest.fail.Exception, match=r"page\.md:9 ended with 1:\n\nerror: nowhere must be a library"):
+        run_page(blocks_of(Path("page.md"), text), tmp_path, shell)
+    script, version, error, *_ = (tmp_path / "said").read_text().splitlines()
+    assert script == "beside ['script.py', 'one', 'two three'] read"
+    assert version.startswith("lorary ")
+    assert error.startswith("error: nowhere must be a library")
 
 
 def test_a_make_command_with_anything_else_beside_it_is_run() -> None:

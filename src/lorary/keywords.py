@@ -84,7 +84,7 @@ def _signature(
 def _documented(function: Callable[..., Any], classes: tuple[type, ...], place: Mapping[str, type]) -> str:
     """The docstring with a sentence for each setting in the place of that for `options`."""
     sentences = [
-        f"    {name}: {sentence}."
+        f"    {name}: {sentence}" + "." * (not sentence.endswith("..."))
         for kind in classes
         for name, sentence in helps_of(kind, options=False).items()
         if place.get(name) is kind

@@ -1,6 +1,7 @@
 """The command `lorary`, run as a user runs it, over a tiny base model."""
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -36,13 +37,19 @@ def tasks(tmp_path: Path) -> Path:
     return write_tasks(tmp_path / "tasks.jsonl")
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test that needs a built library puts it for all."""
+    return tmp_path_factory.mktemp("built") / "lib"
+
+
 @pytest.fixture
-def library(tmp_path: Path, tasks: Path, tiny_base_folder: Path, run: Run) -> Path:
-    """A built library of two experts."""
-    path = tmp_path / "lib"
-    outcome = run("build", tasks, "--base", tiny_base_folder, "--library", path, *QUICK)
-    assert outcome.code == 0, outcome.err
-    return path
+def library(tmp_path: Path, tasks: Path, tiny_base_folder: Path, run: Run, built: Path) -> Path:
+    """A built library of two experts, copied."""
+    if not built.exists():
+        outcome = run("build", tasks, "--base", tiny_base_folder, "--library", built, *QUICK)
+        assert outcome.code == 0, outcome.err
+    return shutil.copytree(built, tmp_path / "lib")
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -218,8 +225,6 @@ def break_shapes(adapter: Path) -> None:
 def test_a_broken_adapter_is_refused_by_name_and_leaves_nothing(
     damage: Callable[[Path], None], words: str, library: Path, tmp_path: Path, run: Run
 ) -> None:
-    import shutil
-
     bad = tmp_path / "bad"
     shutil.copytree(library / "adapters" / "echo", bad)
     (bad / "provenance.json").unlink()
@@ -446,8 +451,6 @@ def test_generation_refuses_what_it_could_not_honour(
 def test_a_cached_score_follows_the_task_from_held_in_to_held_out(
     library: Path, tasks: Path, run: Run, tmp_path: Path
 ) -> None:
-    import shutil
-
     run("evaluate", library, tasks, "--rows", 2, "--routers", "uniform")
     clean = tmp_path / "clean" / "echo"
     shutil.copytree(library / "adapters" / "echo", clean)

@@ -1,12 +1,14 @@
 """Which tests a day's work asks for: `python tests/support/quick.py` prints them, for `make quick`.
 
-A file `src/lorary/ROOM/NAME.py` that differs from the last commit asks for `tests/unit/ROOM/test_NAME.py`, or for all
-tests of the room where it has none; a changed test asks for itself. The tests of the house and the floors always run.
+A file `src/lorary/ROOM/NAME.py` that differs from the last commit asks for `tests/unit/ROOM/test_NAME.py`; where it has
+none, for the tests of the room that import it, or for all of them. A changed test asks for itself. The tests of the
+house and the floors always run.
 """
 
+import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 ALWAYS = ("tests/test_floors.py", "tests/test_house.py", "tests/unit/route", "tests/unit/merge")
@@ -19,21 +21,26 @@ def changed_files(root: Path) -> list[str]:
     return [line[3:].split(" -> ")[-1] for line in listed.splitlines()]
 
 
-def tests_of(path: str, root: Path) -> Iterator[str]:
+def tests_of(path: str, root: Path) -> list[str]:
     """The tests that a changed file asks for, of those that are there."""
     parts = Path(path).parts
     if parts[:2] == ("src", "lorary") and path.endswith(".py"):
         room = Path("tests/unit", *parts[2:-1])
-        mirror = room / f"test_{parts[-1]}"
-        yield from (str(place) for place in (mirror, room) if (root / place).exists() and place != Path("tests/unit"))
-    elif parts[0] == "tests" and parts[-1].startswith("test_") and (root / path).exists():
-        yield path
+        if (root / room / f"test_{parts[-1]}").exists():
+            return [f"{room}/test_{parts[-1]}"]
+        if room == Path("tests/unit") or not (root / room).exists():
+            return []
+        module = re.compile(rf"\b{re.escape('.'.join(parts[1:])[:-3])}\b")
+        tests = sorted((root / room).glob("test_*.py"))
+        importing = [f"{room}/{test.name}" for test in tests if module.search(test.read_text(encoding="utf-8"))]
+        return importing or [str(room)]
+    is_test = parts[0] == "tests" and parts[-1].startswith("test_") and (root / path).exists()
+    return [path] if is_test else []
 
 
 def chosen(paths: Iterable[str], root: Path) -> list[str]:
-    """All tests to run, each once: those that always run, then the first choice for each changed file."""
-    first = [next(tests_of(path, root), None) for path in paths]
-    return list(dict.fromkeys([*ALWAYS, *(test for test in first if test is not None)]))
+    """All tests to run, each once: those that always run, then what each changed file asks for."""
+    return list(dict.fromkeys([*ALWAYS, *(test for path in paths for test in tests_of(path, root))]))
 
 
 if __name__ == "__main__":

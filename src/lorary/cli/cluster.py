@@ -16,7 +16,7 @@ class ClusterCommand:
     """Where the map goes.
 
     Args:
-        report: write a page with the map that opens offline, of 1,000 adapters at most; it needs the extra `viz`.
+        report: write a page with the map that opens offline, of 1,000 adapters at most.
     """
 
     report: str | None = flag(None, metavar="FILE.html")

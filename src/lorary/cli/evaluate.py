@@ -22,7 +22,7 @@ class EvaluateCommand:
         also: another library over the same base; may be repeated.
         names: only these tasks, by name, separated by commas; all with test rows by default.
         columns: columns of your own data that hold prompt and answer, such as source=question,target=reply.
-        report: write a page that opens offline; it needs the extra `viz`.
+        report: write a page that opens offline.
         csv: write one line a cell.
         markdown: write tables: means, differences, gap, routing, base guard, failures, every task.
     """

@@ -101,7 +101,7 @@ class Evaluation(Tabular):
                 first = next(cell for cell in cells if cell is not None)
                 lines.append([task, first.metric, first.n, *(cell and cell.value for cell in cells)])
             labels = (column.label(with_library=several) for column in columns)
-            tables.append(ResultTable(f"{split} tasks", ("task", "metric", "rows", *labels), lines))
+            tables.append(ResultTable(f"{split.replace('_', '-')} tasks", ("task", "metric", "rows", *labels), lines))
         return tables
 
     def records(self) -> list[dict[str, Any]]:

@@ -149,7 +149,7 @@ class Explanation(Tabular):
             (each.prompt, each.answer, "given" if each.is_given else "made", routed, base)
             for each, routed, base in scores
         ]
-        heads = ("prompt", "answer", "", "log-likelihood", "of the base")
+        heads = ("prompt", "answer", "it was", "log-likelihood", "of the base")
         records = self.records()
         experts = [list(record.values()) for record in records]
         return [

@@ -13,6 +13,7 @@ from lorary.data.template import Example, Ids, make_template
 from lorary.data.text_of_ids import text_of_ids
 from lorary.display import Display
 from lorary.evaluate.completion import check_context, complete_each, prompt_ids
+from lorary.evaluate.decisions import asks_base, decide, decides_once
 from lorary.evaluate.explain_trace import trace_example
 from lorary.evaluate.finite import finite_logits
 from lorary.evaluate.generation import stop_ids
@@ -26,7 +27,7 @@ from lorary.model.attach import attach, detach, routing
 from lorary.model.base import Base
 from lorary.model.plan import constant_weights
 from lorary.model.seating import seating
-from lorary.route.setting import Routing
+from lorary.route.setting import CHAT, Routing
 from lorary.tabular import ResultTable, Tabular
 
 ROUTER, BASE, EXPERT = "router", "base", "expert"
@@ -67,6 +68,9 @@ class PromptAnswers:
         decides: whether the router chose by what it saw.
         answers: the router's, the base's, and those of the experts by falling weight.
         seconds: that all of them took together.
+        confidence: of a router that decides for the whole request: the score of the best expert.
+        reason: of such a router: one sentence on what it decided.
+        asks_chat: whether it lets the base answer in its own chat template.
     """
 
     prompt: str
@@ -74,6 +78,9 @@ class PromptAnswers:
     decides: bool
     answers: Sequence[CandidateAnswer]
     seconds: float
+    confidence: float | None = None
+    reason: str = ""
+    asks_chat: bool = False
 
     @property
     def router(self) -> CandidateAnswer:
@@ -112,6 +119,8 @@ class PromptAnswers:
 
     def _choice(self) -> str:
         name, strongest = self.router.name, max((self.base, *self.experts), key=lambda answer: answer.weight or 0.0)
+        if self.asks_chat:
+            return f"{name} finds no expert that fits and asks the base in its own chat template"
         is_uniform = len({answer.weight for answer in self.experts}) == 1 and len(self.experts) > 1
         if not self.decides and is_uniform and strongest.kind == EXPERT:
             return f"{name} weighs all experts alike, whatever the prompt"
@@ -137,6 +146,9 @@ class PromptAnswers:
             ],
             "weights": {answer.name: answer.weight for answer in self.answers if answer.kind == EXPERT},
             "verdict": self.verdict,
+            "confidence": self.confidence,
+            "reason": self.reason,
+            "asks_chat": self.asks_chat,
             "seconds": self.seconds,
         }
 
@@ -204,6 +216,8 @@ class _Candidate(NamedTuple):
     name: str
     kind: str
     setting: Routing
+    ids: Ids
+    reference: Example | None
 
 
 def which_library(
@@ -241,7 +255,7 @@ def which_library(
         with Display().bar("answering", len(prompts)) as bar:
             answers = []
             for prompt, (ids, reference) in zip(prompts, encoded, strict=True):
-                answers.append(_answer_each(base, prompt, ids, reference, max_new_tokens))
+                answers.append(_answer_each(base, prompt, name, ids, reference, max_new_tokens))
                 bar.advance()
     finally:
         detach(base.model)
@@ -258,56 +272,66 @@ def _encode(base: Base, prompt: Prompt, template: str, max_new_tokens: int) -> t
     return ids, reference
 
 
-def _answer_each(base: Base, prompt: Prompt, ids: Ids, reference: Example | None, max_new_tokens: int) -> PromptAnswers:
+def _answer_each(
+    base: Base, prompt: Prompt, template: str, ids: Ids, reference: Example | None, max_new_tokens: int
+) -> PromptAnswers:
     """All answers to one prompt, by the router in force and those that it is compared with."""
     started = time.perf_counter()
     state = seating(base.model)
-    router, names = state.routing, state.experts
+    router, names, decision, asks_chat = state.routing, state.experts, None, False
+    acting, routed_ids, routed_reference = router, ids, reference
+    if decides_once(base.model):
+        (decision,) = decide(base.model, [ids])
+        asks_chat = asks_base(router, decision) and bool(base.tokenizer.chat_template) and template != CHAT
+        if asks_chat:
+            decision = decision.of_base()
+            routed_ids, routed_reference = _encode(base, prompt, CHAT, max_new_tokens)
+        acting = decision.setting(router)
     # The same mix for all, which a batch must share; of one expert it makes no difference.
-    others = [_Candidate(BASE, BASE, Routing(BASE, mix=router.mix))]
-    others += [_Candidate(name, EXPERT, Routing(experts=[name], mix=router.mix)) for name in names]
-    first = [_Candidate(_label(router), ROUTER, router)]
+    candidates = [_Candidate(BASE, BASE, Routing(BASE, mix=router.mix), ids, reference)]
+    candidates += [_Candidate(name, EXPERT, Routing(experts=[name], mix=router.mix), ids, reference) for name in names]
+    routed = _Candidate(_label(router), ROUTER, acting, routed_ids, routed_reference)
     # Where general experts are taken from the others, they are from the router's alone.
-    groups = [[*first, *others]] if router.general.experts is None else [first, others]
-    longest = max(len(ids) + max_new_tokens, 0 if reference is None else len((*ids, *reference.target_ids)))
-    shares = _shares(base, ids)
+    is_apart = asks_chat or router.general.experts is not None or acting.mix != router.mix
+    groups = [[routed], candidates] if is_apart else [[routed, *candidates]]
+    shares = _shares(base, ids) if decision is None else _as_named(names, decision.weights)
     answers = [
         answer
         for group in groups
-        for batch in _batches(group, longest)
-        for answer in _answer_batch(base, batch, ids, reference, max_new_tokens, shares)
+        for batch in _batches(group, max_new_tokens)
+        for answer in _answer_batch(base, batch, max_new_tokens, shares)
     ]
     answers[2:] = sorted(answers[2:], key=lambda answer: (-(answer.weight or 0.0), answer.name))
     decides = constant_weights(router, names) is None
-    return PromptAnswers(prompt.text, prompt.answer, decides, answers, time.perf_counter() - started)
+    confidence, reason = (None, "") if decision is None else (decision.confidence, decision.sentence(router))
+    seconds = time.perf_counter() - started
+    return PromptAnswers(prompt.text, prompt.answer, decides, answers, seconds, confidence, reason, asks_chat)
 
 
-def _batches(candidates: Sequence[_Candidate], longest: int) -> list[Sequence[_Candidate]]:
-    size = max(1, MAX_TOKENS // longest)
+def _batches(candidates: Sequence[_Candidate], max_new_tokens: int) -> list[Sequence[_Candidate]]:
+    lengths = [len(each.ids) + max_new_tokens for each in candidates]
+    lengths += [len((*each.reference.prompt_ids, *each.reference.target_ids)) for each in candidates if each.reference]
+    size = max(1, MAX_TOKENS // max(lengths))
     return [candidates[start : start + size] for start in range(0, len(candidates), size)]
 
 
 def _answer_batch(
-    base: Base,
-    candidates: Sequence[_Candidate],
-    ids: Ids,
-    reference: Example | None,
-    max_new_tokens: int,
-    shares: Mapping[str, float],
+    base: Base, candidates: Sequence[_Candidate], max_new_tokens: int, shares: Mapping[str, float]
 ) -> list[CandidateAnswer]:
     """The answers of some candidates, one row each, all prefilled and generated together."""
     losses: list[float | None] = [None] * len(candidates)
+    references = [candidate.reference for candidate in candidates if candidate.reference is not None]
     with routing(base.model, [candidate.setting for candidate in candidates]):
-        rows = complete_each(base, [ids] * len(candidates), max_new_tokens=max_new_tokens)
-        if reference is not None:
+        rows = complete_each(base, [candidate.ids for candidate in candidates], max_new_tokens=max_new_tokens)
+        if references:
             with finite_logits(base.model):
-                losses = [loss.mean for loss in answer_losses(base.model, [reference] * len(candidates))]
+                losses = [loss.mean for loss in answer_losses(base.model, references)]
     stops = stop_ids(base.model, base.tokenizer)
     return [
         CandidateAnswer(
             candidate.name,
             candidate.kind,
-            text_of_ids(base.tokenizer, row, ids, special=False).strip(),
+            text_of_ids(base.tokenizer, row, candidate.ids, special=False).strip(),
             len(row),
             row[-1] in stops,
             None if candidate.kind == ROUTER else shares["" if candidate.kind == BASE else candidate.name],
@@ -331,6 +355,13 @@ def _shares(base: Base, ids: Ids) -> dict[str, float]:
         weights = traced[:, counted if bool(counted.any()) else slice(None)]
     shares = as_shares(weights).flatten(0, -2).mean(dim=0) if weights.dim() > 1 else as_shares(weights)
     return dict(zip((*state.experts, ""), shares.tolist(), strict=True))
+
+
+def _as_named(names: Sequence[str], weights: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """The shares of a decision for the whole request, as `_shares` gives them."""
+    by_name = dict(weights)
+    shares = as_shares(torch.tensor([by_name.get(name, 0.0) for name in names]))
+    return dict(zip((*names, ""), shares.tolist(), strict=True))
 
 
 def _label(setting: Routing) -> str:

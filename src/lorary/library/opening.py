@@ -13,6 +13,8 @@ from lorary.library.handles import opened
 from lorary.library.layout import BUILD_FOLDER, LIBRARY_FILE
 from lorary.library.listing import local_folder
 from lorary.library.store import Library
+from lorary.route import ROUTERS
+from lorary.route.setting import Routing
 
 
 def open_or_create(path: str, base: str | None) -> Library:
@@ -37,7 +39,11 @@ def _open_or_create(path: str, base: str | None) -> tuple[Library, bool]:
     folder = local_folder(path)
     if base is not None and _is_vacant(folder):
         try:
-            return Library.create(path, base), True
+            library = Library.create(path, base)
+            # Whoever makes a library by a command has not thought of routers yet; an older library keeps its own.
+            settings = Routing.of("auto", **ROUTERS["auto"].defaults).to_json()
+            library.set_default_router({key: value for key, value in settings.items() if value is not None})
+            return library, True
         except LibraryError:
             if not (folder / LIBRARY_FILE).exists():  # else somebody made it at the same time
                 raise

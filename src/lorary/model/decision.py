@@ -71,6 +71,7 @@ class Request:
         measures: which of the real tokens count: all of them, or the last one.
         featured: scores by one vector of the prompt, in the place of the layers'.
         rule: name of the router.
+        border: what is taken from all scores.
         fallback: (experts,) weights for a row in which no expert may be chosen; the base answers where None.
 
     Attributes:
@@ -86,10 +87,11 @@ class Request:
         measures: Measures = "mean",
         featured: Featured | None = None,
         rule: str = "",
+        border: float = 0.0,
         fallback: Tensor | None = None,
     ) -> None:
         self.num_experts, self.choice, self.measures, self.featured = num_experts, choice, measures, featured
-        self.rule, self.fallback = rule, fallback
+        self.rule, self.border, self.fallback = rule, border, fallback
         self.is_probing = False
         self.chosen: Chosen | None = None
         self.scores: Tensor | None = None
@@ -138,7 +140,7 @@ class Request:
 
     def finish(self) -> None:
         """Decide."""
-        mean = self._sums / self._layers.clamp_min(1)
+        mean = self._sums / self._layers.clamp_min(1) - self.border
         self.scores = mean.masked_fill(self._layers == 0, -torch.inf)
         chosen = choose(self.scores, self.choice)
         self.is_lost = ~chosen.weights.any(dim=1)

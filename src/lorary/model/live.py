@@ -60,7 +60,7 @@ def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = Non
     _check_fit(model, adapter)
     _check_ranks(state, adapter)
     _check_general(state, adapter.name, adapter)
-    setting = settled(state.routing, state)
+    setting = settled(state.routing, state, model)
     kind = setting.data_kind
     prepared = state.prepared.get(kind or "", {}).get(adapter.name, {})
     is_prepared = paths_of(setting, adapter.modules) <= set(prepared)
@@ -124,7 +124,7 @@ def replace_expert(model: Any, adapter: Adapter | str | Path, name: str | None =
     _check_ranks(state, adapter)
     _check_general(state, adapter.name, adapter)
     _check_layers_stay(state, adapter.name, adapter.modules)
-    setting = settled(state.routing, state)
+    setting = settled(state.routing, state, model)
     kind = setting.data_kind
     moments = live_moments(setting, state, model, adapter)
     if kind is not None and not moments:

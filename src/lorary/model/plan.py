@@ -13,7 +13,7 @@ from lorary.model.features import Featured, embedding, featured
 from lorary.model.gates import ScoreGate, Seated, TokenGate
 from lorary.model.general_subtraction import Subtracted
 from lorary.model.layers import SeatedLayer, late_layer
-from lorary.model.prepared import PreparedTensors, read_missing
+from lorary.model.prepared import REQUEST, PreparedTensors
 from lorary.model.row_gates import RequestGate
 from lorary.model.row_settings import prepared_tensors, score_rows_for
 from lorary.model.seating import Seating
@@ -22,6 +22,9 @@ from lorary.route import ROUTERS
 from lorary.route.fixed import fixed_weights
 from lorary.route.rule import Measures
 from lorary.route.setting import CHAT, UNIFORM, Routing
+
+# Which part of prompts that belong to no expert lies below the border.
+UNFIT = 0.5
 
 
 @dataclass
@@ -56,7 +59,7 @@ def make_plan(setting: Routing, state: Seating, model: Any, without: Mapping[str
         raise RouterError(
             f"per='{setting.decides}' needs a decoder-only model", found=type(model).__name__, remedy="per='layer'"
         )
-    setting = settled(setting, state)
+    is_picked, setting = bool(ROUTERS[setting.router].tries), settled(setting, state, model)
     prepared = data_for(setting, state, model)
     if ROUTERS[setting.router].request is not None:
         embed = embedding(setting, model, state.tokenizer)
@@ -70,37 +73,54 @@ def make_plan(setting: Routing, state: Seating, model: Any, without: Mapping[str
         measures = ROUTERS[setting.router].measures
         at = setting.at or late_layer(list(state.layers))
         measured = {at: scored[at]} if measures == "last" else scored
-        return _request_plan(_request(setting, state, measures), state, measured)
+        border = _border(setting, state, prepared) if is_picked else 0.0
+        return _request_plan(_request(setting, state, measures, border=border), state, measured)
     return Plan(dict(scored))
 
 
-def settled(setting: Routing, state: Seating) -> Routing:
+def settled(setting: Routing, state: Seating, model: Any) -> Routing:
     """The setting that acts: that of the first rule which has all its data, for a rule that only picks another.
 
     Args:
         setting: of any router.
         state: the experts.
+        model: that they are seated in.
     """
     names = ROUTERS[setting.router].tries
-    if setting.experts is not None or not names:
-        return setting
     for name in names[:-1]:
         candidate = setting.changed(router=name)
-        at_hand = read_missing(candidate, state.library, state.experts, state.layers, state.live, state.prepared)
-        if set(state.experts) <= set(at_hand):
+        if set(state.experts) <= set(data_for(candidate, state, model)):
             return candidate
-    return setting.changed(router=names[-1])
+    return setting.changed(router=names[-1]) if names else setting
 
 
 def _request(
-    setting: Routing, state: Seating, measures: Measures = "mean", featured: Featured | None = None
+    setting: Routing,
+    state: Seating,
+    measures: Measures = "mean",
+    *,
+    featured: Featured | None = None,
+    border: float = 0.0,
 ) -> Request:
     fallback = None
     if setting.fallback in (UNIFORM, CHAT):
         fallback = constant_weights(Routing(UNIFORM, allow=setting.allow, general=setting.general), state.experts)
     elif setting.fallback is not None:
         fallback = constant_weights(Routing(experts=[setting.fallback]), state.experts)
-    return Request(len(state.experts), setting.choice(""), measures, featured, setting.router, fallback)
+    return Request(len(state.experts), setting.choice(""), measures, featured, setting.router, border, fallback)
+
+
+def _border(setting: Routing, state: Seating, prepared: PreparedTensors) -> float:
+    """What the best expert scores on half of the prompts that ship with the package, where these gave the moments.
+
+    They belong to no expert, so this is how a request looks that nothing fits. Half of them and not most: without
+    prompts of the experts' own, letting a good expert go is the greater loss.
+    """
+    scores = [prepared.get(name, {}).get(REQUEST) for name in state.experts if setting.may_choose(name)]
+    known = [score for score in scores if score is not None]
+    return (
+        float(torch.stack(known).amax(dim=0).double().quantile(UNFIT)) if known and len(known) == len(scores) else 0.0
+    )
 
 
 def _request_plan(request: Request, state: Seating, measured: Mapping[str, ScoreGate]) -> Plan:

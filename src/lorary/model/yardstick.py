@@ -27,7 +27,7 @@ from lorary.model.check_seated import check_unchanged
 from lorary.model.features import own_tokenizer
 from lorary.model.finite import finite_layers
 from lorary.model.layers import SeatedLayer, build_layers
-from lorary.model.prepared import PreparedTensors, not_prepared, read_missing
+from lorary.model.prepared import REQUEST, PreparedTensors, not_prepared, read_missing
 from lorary.model.prompt_scores import checked_moments, watch_prompts
 from lorary.model.seating import Seating
 from lorary.model.verdict import context_of
@@ -36,7 +36,7 @@ from lorary.route.rule import Rule
 from lorary.route.setting import Routing
 
 # Goes up when the same experts and prompts would give other moments.
-_EDITION = "1"
+_EDITION = "2"
 # Tokens of a prompt, at most: more than the longest has in any tokenizer that knows its letters.
 MAX_LENGTH = 1024
 _REMEDY = "use a base model whose tokenizer tells texts apart"
@@ -97,7 +97,8 @@ def yardstick_moments(
 
     Returns:
         By expert and path of the layer (2,), in the dtype of the experts; mean 0 and deviation 1 where nothing is
-        measured.
+        measured. Under `REQUEST` (prompts,), what the expert scores for each prompt as a whole: with them the border is
+        found below which nothing fits.
 
     Raises:
         TaskError: if an expert scores the same on all prompts, naming it and the layer.
@@ -117,12 +118,15 @@ def yardstick_moments(
         moments[path] = checked_moments(mean, deviation, measured[path], path, seated, _REMEDY)
         means[:, experts] += ((values - mean) / moments[path][:, 1]).masked_fill(~measured[path], 0.0)
         num_layers[experts] += measured[path]
-    deviations = (means / num_layers.clamp_min(1)).std(dim=0)
+    means /= num_layers.clamp_min(1)
+    deviations = means.std(dim=0)
+    whole = means / deviations.where(num_layers > 0, 1.0)
     by_expert: dict[str, dict[str, Tensor]] = {}
     for path, layer in layers.items():
         moments[path][:, 1] *= deviations[list(layer.experts)].where(measured[path], 1.0)
         for position, pair in zip(layer.experts, moments[path], strict=True):
-            by_expert.setdefault(names[position], {})[path] = pair.to(layer.lora.up.dtype)
+            tensors = by_expert.setdefault(names[position], {REQUEST: whole[:, position].float()})
+            tensors[path] = pair.to(layer.lora.up.dtype)
     return by_expert
 
 

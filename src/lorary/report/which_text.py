@@ -32,6 +32,8 @@ def _print_prompt(console: Console, prompt: PromptAnswers, top: int | None) -> N
         console.print(Text.assemble(("reference: ", "bold"), _shown(prompt.reference)))
     console.print(_table(prompt, top))
     console.print(Text(prompt.verdict))
+    if prompt.reason:
+        console.print(Text(prompt.reason))
     console.print()
 
 

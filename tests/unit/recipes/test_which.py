@@ -73,6 +73,21 @@ def test_each_answer_and_loss_is_that_of_the_candidate_by_itself(
     assert len({candidate.text for candidate in asked.answers}) > 1
 
 
+def test_a_prompt_that_fits_no_expert_is_the_bases_in_its_own_template(base: Base, library: Library) -> None:
+    base.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    route: dict[str, Any] = {"router": "arrow", "per": "request", "threshold": 1e9, "fallback": "chat"}
+    (asked,) = which_library(base, library, [PROMPT], WhichSettings(max_new_tokens=6), **route).prompts
+    text, num_tokens, _ = alone(base, library, **route)
+    assert (asked.router.text, asked.router.num_tokens) == (text, num_tokens)
+    (loss,) = answer_losses(base.model, [make_template("chat", base.tokenizer).encode(PROMPT.text, "blue")])
+    assert asked.router.loss == pytest.approx(loss.mean, abs=1e-4)
+    assert asked.router.loss != pytest.approx(asked.base.loss, abs=1e-3)
+    assert (asked.base.weight, [a.weight for a in asked.experts]) == (1.0, [0.0] * 3)
+    assert asked.verdict.startswith("arrow finds no expert that fits and asks the base in its own chat template; ")
+    assert "no expert fits" in asked.reason
+    assert asked.to_json()["confidence"] == asked.confidence
+
+
 def test_experts_that_do_not_fit_one_batch_answer_in_several(
     base: Base, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
