@@ -4,6 +4,7 @@
     ├── UsageError (ValueError)      the call itself is wrong: a bad option, a path that is not there     exit code 2
     ├── AdapterError (ValueError)    an adapter that cannot be read exactly, or does not fit
     ├── LibraryError (ValueError)    a library folder that is missing, damaged, locked or inconsistent
+    │   └── NoSuchAdapterError (KeyError)   a name that no adapter of a library has
     ├── BaseModelError (ValueError)  a base model that cannot be found, is not the one asked for, or gives no numbers
     ├── TaskError (ValueError)       rows, files or data sets that do not follow the task format
     ├── RouterError (ValueError)     a router that does not exist, or cannot run over these experts
@@ -50,6 +51,12 @@ class AdapterError(LoraryError, ValueError):
 
 class LibraryError(LoraryError, ValueError):
     """A library folder that is missing, damaged, locked or inconsistent."""
+
+
+class NoSuchAdapterError(LibraryError, KeyError):
+    """A name that no adapter of a library has."""
+
+    __str__ = LibraryError.__str__  # a KeyError would show its message as a literal
 
 
 class BaseModelError(LoraryError, ValueError):

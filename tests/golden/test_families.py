@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lorary.lora.seat import linear_shape
 from lorary.lora.targets import find_targets
-from lorary.model.verdict import settle_positions, verdict_of
+from lorary.model.verdict import settle, verdict_of
 
 IDS = torch.randint(3, 96, (2, 9), generator=torch.Generator().manual_seed(1))
 # By the spread of the logits.
@@ -54,7 +54,7 @@ def test_a_token_changes_no_logits_before_it(model: Any) -> None:
 
 
 def test_a_row_is_the_same_alone_and_padded_in_company(model: Any) -> None:
-    handles = settle_positions(model, verdict_of(model))
+    handles = settle(model, verdict_of(model))
     try:
         mask = torch.tensor([[0] * 5 + [1] * 4, [1] * 9])
         together = logits(model, IDS, mask)
@@ -66,7 +66,7 @@ def test_a_row_is_the_same_alone_and_padded_in_company(model: Any) -> None:
 
 
 def test_generation_with_a_cache_gives_the_logits_of_one_pass(model: Any) -> None:
-    handles = settle_positions(model, verdict_of(model))
+    handles = settle(model, verdict_of(model))
     try:
         found = model.generate(
             IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=4, min_new_tokens=4, do_sample=False,

@@ -64,7 +64,7 @@ class Decision:
 def decides_once(model: Any) -> bool:
     """Whether the router in force decides for whole requests, all rows alike."""
     state = seating(model)
-    return state.prober is not None and state.row_settings is None
+    return state.prober is not None and state.in_force.row_settings is None
 
 
 @torch.no_grad()

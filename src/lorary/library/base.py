@@ -13,7 +13,7 @@ from lorary.adapter import Adapter
 from lorary.errors import BaseModelError
 from lorary.formats.base import resolve_base
 from lorary.library.configuration import differing_fields, in_words
-from lorary.library.fingerprint import Fingerprint, compare, fingerprint_of_model
+from lorary.library.fingerprint import Fingerprint, compare, fingerprint_of_model, rounded_to
 from lorary.library.fingerprint_folder import fingerprint_of_folder
 from lorary.library.fit import check_base_copies, check_whole, misfit
 from lorary.library.origin import is_file
@@ -88,7 +88,13 @@ def check_same_base(record: BaseRecord, current: Fingerprint, label: str, *, for
             found="the same shapes, but unrelated values",
             remedy=f"use '{record.name}', or force it (--force-base) if you know that they belong together",
         )
-    if relation != "same":
+    if relation == "related" and (dtype := rounded_to(recorded, current)) is not None:
+        warnings.warn(
+            f"{label} is the library's base model '{record.name}' with weights rounded to {dtype}: nothing is wrong, "
+            "and results differ by rounding",
+            stacklevel=3,
+        )
+    elif relation != "same":
         kind = "related to" if relation == "related" else "unrelated to"
         difference = _difference(recorded, current)
         warnings.warn(

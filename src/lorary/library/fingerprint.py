@@ -257,6 +257,27 @@ def compare(recorded: Fingerprint, current: Fingerprint) -> Relation:
     return "related" if sum(cosines) / len(cosines) >= RELATED_COSINE else "unrelated"
 
 
+def rounded_to(recorded: Fingerprint, current: Fingerprint) -> str | None:
+    """The half precision in which one of two models has the other's weights, and else is the same.
+
+    Args:
+        recorded: of the base that the library or the adapter was made for.
+        current: of the base at hand.
+
+    Returns:
+        Its name; None where they differ by more.
+    """
+    is_comparable = recorded.samples and recorded.samples.keys() == current.samples.keys()
+    if not is_comparable or differing_fields(recorded.configuration, current.configuration):
+        return None
+    pairs = [(torch.tensor(recorded.samples[name]), torch.tensor(current.samples[name])) for name in recorded.samples]
+    for dtype in (torch.bfloat16, torch.float16):
+        is_new_rounded = all(torch.equal(old.to(dtype).float(), new) for old, new in pairs)
+        if is_new_rounded or all(torch.equal(old, new.to(dtype).float()) for old, new in pairs):
+            return str(dtype).removeprefix("torch.")
+    return None
+
+
 def _cosine(left: tuple[float, ...], right: tuple[float, ...]) -> float:
     if left == right:
         return 1.0

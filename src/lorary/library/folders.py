@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lorary.errors import LibraryError, UsageError, did_you_mean
+from lorary.errors import LibraryError, NoSuchAdapterError, UsageError, did_you_mean
 from lorary.library.files import fill_folder, reported
 from lorary.library.handles import Folder, opened
 from lorary.library.layout import ADAPTERS, DERIVED, STAGING, check_places
@@ -165,7 +165,7 @@ def _entries(root: Folder) -> list[str]:
         return adapters.names()
 
 
-def no_adapter(library: Path, name: str, names: Sequence[str]) -> LibraryError:
+def no_adapter(library: Path, name: str, names: Sequence[str]) -> NoSuchAdapterError:
     """The error for an adapter that is asked for and not there.
 
     Args:
@@ -173,7 +173,7 @@ def no_adapter(library: Path, name: str, names: Sequence[str]) -> LibraryError:
         name: of the adapter.
         names: of the adapters that are there.
     """
-    return LibraryError(
+    return NoSuchAdapterError(
         f"library {library} must have the adapter that is asked for",
         found=f"no adapter '{name}'",
         remedy=did_you_mean(name, names, remedy=f"it has {len(names)}: list them with `lorary library ls {library}`"),

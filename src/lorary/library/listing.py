@@ -31,7 +31,7 @@ def list_library(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Lora
         raise damaged_document(library / LIBRARY_FILE, f"no {missing[0]}")
     adapters, problems = [], {}
     for name, adapter in read_all(
-        library, lambda folder, name: (provenance_in(folder, name), _targets(folder))
+        library, lambda folder, name: (provenance_in(folder, name), targets_in(folder))
     ).items():
         if isinstance(adapter, LoraryError):
             problems[name] = adapter
@@ -53,7 +53,7 @@ def provenance_in(folder: Path, name: str) -> dict[str, Any]:
     return provenance
 
 
-def _targets(folder: Path) -> list[str] | None:
+def targets_in(folder: Path) -> list[str] | None:
     """The layers in an adapter_config.json; a damaged one is for `verify` to report."""
     try:
         targets = read_json(folder / CONFIG_FILE).get("target_modules")
@@ -110,12 +110,31 @@ def _check_is_library(path: Path) -> None:
     raise LibraryError(f"{path} must be a library", found=finding, remedy=remedy)
 
 
-def local_folder(path: str | Path) -> Path:
+def check_path(path: object, what: str) -> None:
+    """Refuse what is no path, such as a library that is open.
+
+    Args:
+        path: as it was given.
+        what: should lie there, in words.
+
+    Raises:
+        UsageError: if it is neither a text nor a Path.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise UsageError(
+            f"the path of {what} must be a text or a Path",
+            found=type(path).__name__,
+            remedy="an open library has its folder as .path; where a library is asked for, give it as it is",
+        )
+
+
+def local_folder(path: Any) -> Path:
     """The folder that a path names.
 
     Raises:
-        UsageError: if it names a remote.
+        UsageError: if it names a remote, or is no path at all.
     """
+    check_path(path, "a library")
     if "://" in str(path):
         raise UsageError(
             "a library must be a local folder: remote libraries are not supported yet",

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ from lorary.library.document import (
     read_document,
     write_document,
 )
+from lorary.library.expert import Expert
 from lorary.library.files import read_json, reported
 from lorary.library.fingerprint import fingerprint_of_model
-from lorary.library.folders import change, check_name, delete, put
-from lorary.library.layout import LIBRARY_FILE, PROVENANCE_FILE
-from lorary.library.listing import listed, local_folder, provenance_in
+from lorary.library.folders import change, check_name, delete, no_adapter, put
+from lorary.library.layout import ADAPTERS, LIBRARY_FILE, PROVENANCE_FILE
+from lorary.library.listing import check_path, listed, local_folder, provenance_in, targets_in
 from lorary.library.origin import check_not_stacked
 from lorary.library.placing import place, placed_adapter, placed_layers
 from lorary.library.presence import Presence
@@ -43,12 +45,15 @@ from lorary.library.provenance import (
 )
 from lorary.library.readers import Identity, names_in, read_all, read_stable, stamps_of
 from lorary.library.verify import Problem, verify_library
+from lorary.tabular import ResultTable
+from lorary.terminal import printable
 
 
 class Library:
     """An open library. Made by `Library.create` or `Library.open`.
 
-    Iterating gives the names of the adapters in canonical order, which is what routed models seat experts in.
+    Iterating gives the names of the adapters in canonical order, which is what routed models seat experts in;
+    `library[name]` tells what one of them is, and `name in library` whether it is there.
 
     Args:
         path: the library's folder.
@@ -106,7 +111,15 @@ class Library:
         return cls(folder, read_document(folder))
 
     def __repr__(self) -> str:
-        return f"Library({str(self._path)!r}, base={self.base.name!r}, adapters={len(self)})"
+        router = self.default_router["router"]
+        return printable(f"Library({str(self._path)!r}, base={self.base.name!r}, adapters={len(self)}, {router=!s})")
+
+    def _repr_html_(self) -> str:
+        heads = ("name", "tasks", "rank", "num_parameters")
+        lines = [
+            (row["name"], ", ".join(row["tasks"]), row["rank"], row["num_parameters"]) for row in self.listing()[0]
+        ]
+        return ResultTable(repr(self), heads, lines).to_html()
 
     @property
     def path(self) -> Path:
@@ -146,6 +159,25 @@ class Library:
 
     def __contains__(self, name: object) -> bool:
         return name in self.names()
+
+    def __getitem__(self, name: str) -> Expert:
+        """What one adapter is, without its weights.
+
+        Raises:
+            NoSuchAdapterError: if there is none of that name; it is a KeyError, too.
+            LibraryError: if its provenance is damaged.
+        """
+        self.check_presence()
+        if name not in (names := self.names()):
+            raise no_adapter(self._path, str(name), names)
+        return read_stable(self._path, name, partial(self._expert, name))
+
+    def _expert(self, name: str, folder: Path) -> Expert:
+        targets = targets_in(folder)
+        return Expert(
+            name, self._path / ADAPTERS / name, provenance_in(folder, name),
+            None if targets is None else tuple(targets), partial(self.get, name),
+        )  # fmt: skip
 
     def get(self, name: str) -> Adapter:
         """Read one adapter, its layers under the paths of the base. Hashes are not compared: `verify` does that.
@@ -335,8 +367,9 @@ class Library:
         check_same_base(self.base, fingerprint_of_model(model), "the base model at hand", force_base=force_base)
 
     def _import(
-        self, source: str | Path, name: str | None, tasks: Sequence[str] | None, *, force_base: bool, is_new: bool
+        self, source: Any, name: str | None, tasks: Sequence[str] | None, *, force_base: bool, is_new: bool
     ) -> str:
+        check_path(source, "an adapter")
         folder = Path(source)
         if name is not None:
             check_name(name)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lorary.lora import plans
+from lorary.lora.context import Local, innermost
 from lorary.lora.gate import Gate, LayerInput
 from lorary.ops.choose import Chosen, Mix
 from lorary.ops.growable import append_rows, remove_rows
@@ -15,6 +16,8 @@ from lorary.ops.native import FEW_TOKENS, MOST_CHOSEN, NativeRoute, Quick, is_na
 
 # The choice of fewer than one in so many experts is applied by itself; of more, all are computed.
 SPARSE = 2
+# The experts themselves, which the modules of all blocks share.
+_EXPERTS = ("down", "up", "expert_of_rank", "starts", "rank_index")
 
 
 class GatedLora(nn.Module):
@@ -22,6 +25,9 @@ class GatedLora(nn.Module):
 
     `z = x downᵀ` serves scoring and mixing at once: the first `ranks` columns are the experts' down-projections, the
     last `experts` columns the projections on the prototypes. Ranks may differ between experts.
+
+    A `with lorary.routing` block routes the same experts by a module of its own, which stands in for this one in the
+    thread or task that entered the block (`lorary.lora.context`) and is no part of the model.
 
     Args:
         down: rank-concatenated lora_a, then one prototype per expert.
@@ -59,6 +65,9 @@ class GatedLora(nn.Module):
         self.num_fixed = 0
         self.at_once: NativeRoute | None = None
         self.recorders: list[Callable[[Tensor], None]] = []
+        self.held: dict[int, GatedLora] = {}
+        self.is_open = True
+        self.entered: Local[tuple[GatedLora, ...]] = Local(tuple)
 
     @property
     def num_ranks(self) -> int:
@@ -74,6 +83,38 @@ class GatedLora(nn.Module):
     def prototypes(self) -> Tensor:
         """(experts, d_in), in the order of the seats."""
         return self.down[self.num_ranks :]
+
+    @property
+    def in_force(self) -> "GatedLora":
+        """This module, or the one of the innermost block that the running thread or task stands in."""
+        if torch.compiler.is_compiling():  # compiled code is told apart by what is local to a thread, and by no context
+            entered = [lora for lora in self.entered.value if lora.is_open]
+            return entered[-1] if entered else self
+        return innermost(self.held, self)
+
+    def beside(self) -> "GatedLora":
+        """A module for a block: the same experts, to be routed otherwise."""
+        other = GatedLora.__new__(GatedLora)
+        vars(other).update(vars(self), _buffers=dict(self._buffers), _modules=dict(self._modules), held={})
+        vars(other).pop("forward", None)  # accelerate's: it calls the module that it was put on
+        return other
+
+    def hold(self, block: int, lora: "GatedLora") -> None:
+        """Let a module made by `beside` stand in for this one inside a block."""
+        self.held[block] = lora
+        self._enter(lora)
+
+    def release(self, block: int) -> None:
+        """End that."""
+        self.held.pop(block).is_open = False
+        self._enter()
+
+    def _enter(self, *new: "GatedLora") -> None:
+        self.entered.value = (*(lora for lora in self.entered.value if lora.is_open), *new)
+
+    def extra_repr(self) -> str:
+        """Its sizes, for whoever prints the model."""
+        return f"experts={self.num_experts}, ranks={self.num_ranks}, mix={self.mix}"
 
     def route_by(self, gate: Gate, mix: Mix, general: nn.Module | None = None) -> None:
         """Let a gate weigh the experts of each token; `general` takes general experts from them (see its module)."""
@@ -102,19 +143,28 @@ class GatedLora(nn.Module):
         Returns:
             The sum, in the dtype of `output`.
         """
-        if self._is_at_once(x, output):
-            assert self.at_once is not None
-            return self.at_once(x, output)
+        # Compiled code must not look at the numbers of blocks: each block would be compiled anew.
+        if torch.compiler.is_compiling():
+            return self.in_force._add(x, output)
+        lora = innermost(self.held, self) if self.held else self
+        if lora is not self:
+            self._lend(lora)
+        if lora._is_at_once(x, output):
+            assert lora.at_once is not None
+            return lora.at_once(x, output)
+        return lora._add(x, output)
+
+    def _add(self, x: Tensor, output: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):  # scores in half precision would choose other experts
             with torch.autocast(x.device.type, enabled=False):
-                return self.forward(x, output)
+                return self._add(x, output)
         tokens = x.reshape(-1, x.shape[-1]).to(self.down.dtype)
         if self.gate is not None:
             return self._routed(self.gate, tokens, x.shape[:-1], output)
         return output if self.fixed_by_rank is None or not self.num_fixed else self._fixed(tokens, output)
 
     def _is_at_once(self, x: Tensor, output: Tensor) -> bool:
-        if torch.compiler.is_compiling() or self.at_once is None or self.recorders:
+        if self.at_once is None or self.recorders:
             return False
         up = self._buffers["up"]
         assert up is not None
@@ -178,7 +228,7 @@ class GatedLora(nn.Module):
         return self.mix == "outputs" and self.general is None
 
     def _record(self, chosen: Chosen, leading: torch.Size) -> None:
-        for record in self.recorders:
+        for record in tuple(self.recorders):  # another thread may end its trace
             record(chosen.dense(self.num_experts).detach().view(*leading, -1))
 
     def _shrink(self, tokens: Tensor, gate: Gate, *, all_z: bool = False) -> tuple[Tensor | None, Tensor | None]:
@@ -252,7 +302,23 @@ class GatedLora(nn.Module):
                 if buffer is not None:
                     device = fn(torch.empty(0, dtype=buffer.dtype, device=buffer.device)).device
                     module._buffers[name] = buffer.to(device)
+        for lora in self.held.values():
+            self._lend(lora)
+            lora._apply(fn)
         return self
+
+    def _lend(self, lora: "GatedLora") -> None:
+        """Give a block's module the experts that are here now: `torch.func` puts others in their place."""
+        experts, borrowed = self._buffers, lora._buffers
+        if experts["down"] is not borrowed["down"] or experts["up"] is not borrowed["up"]:
+            borrowed.update({name: experts[name] for name in _EXPERTS})
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy made in a block routes as the block does; a trace records its own model alone.
+        return {**vars(self.in_force), "held": {}, "entered": None, "recorders": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "entered": Local(tuple)})  # type: ignore[no-untyped-call]
 
 
 def _plus(output: Tensor, delta: Tensor) -> Tensor:

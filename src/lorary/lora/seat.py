@@ -7,6 +7,7 @@ the base stay as they are, and `detach` leaves nothing behind (docs/adr/0001).
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
 from itertools import chain
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lorary.errors import AdapterError
+from lorary.lora.flattened import ROWS, Rows
 
 CHILD = "lorary"
 
@@ -117,7 +119,9 @@ def seat(model: nn.Module, children: Mapping[str, nn.Module]) -> list[RemovableH
     for path, child in children.items():
         layer = model.get_submodule(path)
         layer.add_module(CHILD, child)
-        handles.append(layer.register_forward_hook(_add_seated, with_kwargs=True))
+        rows = vars(layer).get(ROWS)
+        hook = _add_seated if rows is None else partial(_add_by_rows, rows)
+        handles.append(layer.register_forward_hook(hook, with_kwargs=True))
     return handles
 
 
@@ -195,6 +199,15 @@ def _add_seated(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
         raise _no_tensor("compute", layer, output)
     parts = (child(x, output[0]), *output[1:])
     return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+
+def _add_by_rows(rows: Rows, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    x = input_of(layer, args, kwargs)
+    size = rows.of(x)
+    if size is None or not isinstance(output, Tensor):
+        return _add_seated(layer, args, kwargs, output)
+    child: Any = layer._modules[CHILD]
+    return child(x.unflatten(0, size), output.unflatten(0, size)).flatten(0, 1)
 
 
 def _no_tensor(action: str, layer: nn.Module, value: object) -> AdapterError:

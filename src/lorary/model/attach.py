@@ -4,7 +4,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from torch import nn
 
 from lorary.adapter import Adapter
 from lorary.errors import LibraryError, LoraryError, UsageError
@@ -12,22 +15,26 @@ from lorary.library.readers import READ_ATTEMPTS
 from lorary.library.store import Library
 from lorary.library.target_groups import different_targets
 from lorary.lora.seat import seat, unseat
-from lorary.model.apply import apply_routing, drop_pass_hooks
+from lorary.model.apply import applied, apply_routing, drop_pass_hooks
+from lorary.model.argument import check_model
+from lorary.model.changing import changing
 from lorary.model.layers import SeatedLayer, build_layers
-from lorary.model.seating import STATE, Seating, seating
-from lorary.model.verdict import check_computes, check_layers, settle_positions
+from lorary.model.saving import SaveWarning
+from lorary.model.seating import STATE, InForce, Seating, check_no_block, seating
+from lorary.model.verdict import check_computes, check_layers, settle
 from lorary.ops.choose import Mix
 from lorary.route.presets import merged, preset_fields
 from lorary.route.setting import Routing
 
 __all__ = ["Routing", "Seating", "attach", "detach", "routing", "seating"]
 
+Model = TypeVar("Model")
 Setting = str | Mapping[str, Any] | Routing
 
 
 def attach(
-    base_model: Any,
-    library: Library | str,
+    base_model: Model,
+    library: Library | str | Path,
     *,
     router: str | None = None,
     top_k: int | None = None,
@@ -39,7 +46,7 @@ def attach(
     template: str | None = None,
     force_base: bool = False,
     **settings: Any,
-) -> Any:
+) -> Model:
     """Seat every adapter of a library in a model and let a router choose among them.
 
     The model is changed in place and returned: it remains the same PreTrainedModel, with its own `generate`. Experts
@@ -68,15 +75,19 @@ def attach(
         BaseModelError: if the model is not the library's base, or does not compute as Lorary supposes.
         AdapterError: if an adapter does not fit.
         RouterError: if the router does not exist or cannot run over these experts.
-        UsageError: if a setting does not exist or is out of range.
+        UsageError: if a setting does not exist or is out of range, or something else is given for model or library.
     """
+    check_model(base_model)
     library = library if isinstance(library, Library) else Library.open(library)
     options = {"router": router, "top_k": top_k, "temperature": temperature, "mix": mix, "experts": experts}
     start = library.default_router if preset is None else preset_fields(preset)
     setting = merged(
         Routing.of(**start), {key: value for key, value in options.items() if value is not None} | settings
     )
-    return seat_library(base_model, library, setting, tokenizer=tokenizer, template=template, force_base=force_base)
+    routed: Model = seat_library(
+        base_model, library, setting, tokenizer=tokenizer, template=template, force_base=force_base
+    )
+    return routed
 
 
 def seat_library(
@@ -108,16 +119,19 @@ def seat_library(
     library.check_base(model, force_base=force_base)
     verdict = check_computes(model, library.base.name, must_run=False)
     names, order, layers = _read_layers(model, library, seats)
-    state = Seating(names, layers, {}, setting, library, order, tokenizer=tokenizer, template=template)
+    state = Seating(names, layers, {}, InForce(setting), library, order, tokenizer=tokenizer, template=template)
+    state.base_handles = settle(model, verdict)
     try:
         apply_routing(model, state, setting)
         handles = seat(model, {path: layer.lora for path, layer in layers.items()})
     except BaseException:
         drop_pass_hooks(state)
+        for handle in state.base_handles:
+            handle.remove()
         raise
     state.handles = dict(zip(layers, handles, strict=True))
-    state.position_handles = settle_positions(model, verdict)
     setattr(model, STATE, state)
+    state.base_handles.append(SaveWarning(model))
     _warn_of_ambiguity(state)
     _warn_of_targets(state)
     return model
@@ -147,7 +161,7 @@ def _read_layers(
     return tuple(names), order, layers
 
 
-def detach(model: Any) -> Any:
+def detach(model: Model) -> Model:
     """Take the experts away again; the model computes what it did before `attach`.
 
     Args:
@@ -157,18 +171,27 @@ def detach(model: Any) -> Any:
         `model`.
 
     Raises:
-        UsageError: if no experts are seated in it.
+        UsageError: if no experts are seated in it, a `with lorary.routing` or `lorary.trace` block is open, or another
+            thread computes with it.
     """
-    state = seating(model)
-    drop_pass_hooks(state)
-    unseat(model, list(state.layers), [*state.handles.values(), *state.position_handles])
-    delattr(model, STATE)
+    state, routed = seating(model), cast(nn.Module, model)
+    with changing(model):
+        check_no_block(state)
+        drop_pass_hooks(state)
+        unseat(routed, list(state.layers), list(state.handles.values()))
+        for handle in state.base_handles:
+            handle.remove()
+        delattr(model, STATE)
     return model
 
 
 @contextmanager
-def routing(model: Any, setting: Setting | Sequence[Setting]) -> Iterator[Any]:
+def routing(model: Model, setting: Setting | Sequence[Setting]) -> Iterator[Model]:
     """Route by another setting inside a `with` block, or each row of a batch by one of its own.
+
+    The setting is in force in the thread, or asyncio task, that entered the block: several may use one model, each by a
+    setting of its own. A thread that is started inside the block does not stand in it, as with `torch.autocast`: it has
+    to enter one, or to be started with `contextvars.copy_context().run`.
 
     Args:
         model: a routed model.
@@ -184,19 +207,15 @@ def routing(model: Any, setting: Setting | Sequence[Setting]) -> Iterator[Any]:
         RouterError: if the setting cannot be used over these experts.
     """
     state = seating(model)
-    before, row_settings_before = state.routing, state.row_settings
+    before = state.routing
     if isinstance(setting, (str, Mapping, Routing)) or not isinstance(setting, Sequence):
-        apply_routing(model, state, merged(before, setting))
+        block = applied(model, state, merged(before, setting))
+    elif not setting:
+        raise UsageError("a list of routing settings must have one for each row", found="an empty list")
     else:
-        if not setting:
-            raise UsageError("a list of routing settings must have one for each row", found="an empty list")
-        apply_routing(model, state, before, [merged(before, row_setting) for row_setting in setting])
-    state.num_blocks += 1
-    try:
+        block = applied(model, state, before, [merged(before, row_setting) for row_setting in setting])
+    with block:
         yield model
-    finally:
-        state.num_blocks -= 1
-        apply_routing(model, state, before, row_settings_before)
 
 
 def _warn_of_ambiguity(state: Seating) -> None:

@@ -13,7 +13,7 @@ from lorary.errors import BaseModelError, UsageError
 from lorary.formats.base import BaseFiles, resolve_base
 from lorary.formats.pretrained import load_pretrained, not_loaded
 from lorary.formats.quiet import quiet_transformers
-from lorary.model.verdict import check_computes, context_of, settle_positions
+from lorary.model.verdict import check_computes, context_of, settle
 from lorary.model.vocabulary import check_embedded, embedded_tokens, guard_embedding
 
 DTYPES = {
@@ -74,7 +74,7 @@ def load_base(reference: str | Path | BaseFiles = "embedded", *, dtype: str = "a
     model = load_model(files, kind, place)
     tokenizer = load_tokenizer(files)
     _settle_tokens(model, tokenizer, files)
-    settle_positions(model, check_computes(model, files.name))
+    settle(model, check_computes(model, files.name))
     return Base(model, tokenizer, files)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lorary.lora.context import PerThread
 from lorary.lora.gate import LayerInput
 from lorary.model.decision import TokenDecision
 from lorary.model.layers import SeatedLayer
@@ -165,7 +166,7 @@ class TokenGate(nn.Module):
     """One layer decides for each token, and all that run later in the pass do as it did.
 
     Args:
-        decision: shared by all layers of the setting.
+        decisions: of each thread; shared by all layers of the setting.
         layer: path of the layer.
         seated: which experts sit in it.
         decides: its scores, where it may decide: the first such layer to run does. The order in which a model holds
@@ -176,10 +177,15 @@ class TokenGate(nn.Module):
     quick = None
 
     def __init__(
-        self, decision: TokenDecision, layer: str, seated: Seated, decides: ScoreGate | None, most: int
+        self, decisions: PerThread[TokenDecision], layer: str, seated: Seated, decides: ScoreGate | None, most: int
     ) -> None:
         super().__init__()
-        self.decision, self.layer, self.seated, self.decides, self.most = decision, layer, seated, decides, most
+        self.decisions, self.layer, self.seated, self.decides, self.most = decisions, layer, seated, decides, most
+
+    @property
+    def decision(self) -> TokenDecision:
+        """Of the thread that runs."""
+        return self.decisions.here
 
     @property
     def reads_prototypes(self) -> bool:

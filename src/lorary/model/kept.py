@@ -22,6 +22,7 @@ class Verdict:
         dead: paths of linear layers that reach no logits, in the model's order.
         positions: how many positions its tables hold; None where it has no table.
         shift: what it adds to positions that it counts itself, and not to those that it is given.
+        flat: paths of linear layers that are given the tokens of all rows along one axis, row by row.
     """
 
     fault: str = ""
@@ -29,6 +30,7 @@ class Verdict:
     dead: tuple[str, ...] = ()
     positions: int | None = None
     shift: int = 0
+    flat: tuple[str, ...] = ()
 
 
 def read_verdict(key: str, model: nn.Module) -> Verdict | None:
@@ -41,17 +43,17 @@ def read_verdict(key: str, model: nn.Module) -> Verdict | None:
     try:
         document = read_json(_place(key))
         fields = document["verdict"]
-        dead, positions, shift = fields["dead"], fields["positions"], fields["shift"]
+        dead, positions, shift, flat = fields["dead"], fields["positions"], fields["shift"], fields["flat"]
         if document["key"] != key or not isinstance(fields["fault"], str) or not isinstance(fields["rule"], str):
             return None
         paths = {path for path, _ in model.named_modules()}
-        if not isinstance(dead, list) or not paths.issuperset(dead):
+        if not all(isinstance(listed, list) and paths.issuperset(listed) for listed in (dead, flat)):
             return None
         if not isinstance(shift, int) or (positions is not None and (not isinstance(positions, int) or positions < 1)):
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Verdict(fields["fault"], fields["rule"], tuple(dead), positions, shift)
+    return Verdict(fields["fault"], fields["rule"], tuple(dead), positions, shift, tuple(flat))
 
 
 def write_verdict(key: str, verdict: Verdict) -> None:

@@ -5,7 +5,8 @@ is kept by renumbering. So a model that changed live equals one that was built a
 in another order; `lorary.save` writes that order down. The library on disk is left alone.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ from lorary.library.placing import placed_adapter, placed_layers
 from lorary.lora.seat import find_linear, linear_shape, seat, unseat
 from lorary.lora.targets import is_language
 from lorary.model.apply import apply_routing
+from lorary.model.changing import changing
 from lorary.model.general_subtraction import check_general, seated_ranks
 from lorary.model.layers import beyond, build_layers, check_copies_of, in_order
+from lorary.model.plan import settled
 from lorary.model.prepared import PreparedTensors, paths_of
-from lorary.model.seating import Seating, seating
+from lorary.model.seating import Seating, check_no_block, seating
 from lorary.model.verdict import check_layers
 from lorary.model.yardstick import live_moments
 from lorary.ops.finite import is_finite
+from lorary.route.setting import Routing
 
 
 def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = None) -> str:
@@ -42,13 +46,16 @@ def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = Non
         The name.
 
     Raises:
-        UsageError: if the model is not routed, is inside a `with lorary.routing` or `lorary.trace` block, or the name
-            cannot be one.
+        UsageError: if the model is not routed, is inside a `with lorary.routing` or `lorary.trace` block of any thread,
+            another thread computes with it, or the name cannot be one.
         RouterError: if the name is taken, or the router in force cannot run over the experts that there would be.
         AdapterError: if the adapter does not fit, or is not whole.
     """
-    state = _changeable(model)
-    adapter = _read(model, state, adapter, name)
+    with _changeable(model) as state:
+        return _add_expert(model, state, _read(model, state, adapter, name))
+
+
+def _add_expert(model: Any, state: Seating, adapter: Adapter) -> str:
     if adapter.name in state.experts:
         raise RouterError(
             "each expert must have a name of its own",
@@ -58,10 +65,11 @@ def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = Non
     _check_fit(model, adapter)
     _check_ranks(state, adapter)
     _check_general(state, adapter.name, adapter)
-    kind = state.routing.data_kind
+    setting = settled(state.routing, state)
+    kind = setting.data_kind
     prepared = state.prepared.get(kind or "", {}).get(adapter.name, {})
-    is_prepared = paths_of(state.routing, adapter.modules) <= set(prepared)
-    moments = {} if is_prepared else live_moments(state.routing, state, model, adapter)
+    is_prepared = paths_of(setting, adapter.modules) <= set(prepared)
+    moments = {} if is_prepared else live_moments(setting, state, model, adapter)
     if not (is_prepared or moments):
         raise RouterError(
             f"an expert that comes to a router by '{kind}' must be prepared before",
@@ -69,7 +77,7 @@ def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = Non
             remedy="lorary.model.prepare.prepare",
         )
     _add(model, state, adapter)
-    _keep_moments(state, moments)
+    _keep_moments(state, setting, moments)
     apply_routing(model, state, state.routing)
     return adapter.name
 
@@ -85,7 +93,11 @@ def remove_expert(model: Any, name: str) -> None:
         UsageError: as for `add_expert`, or if it is the last one.
         RouterError: if there is no such expert, or the router in force names it.
     """
-    state = _changeable(model)
+    with _changeable(model) as state:
+        _remove_expert(model, state, name)
+
+
+def _remove_expert(model: Any, state: Seating, name: str) -> None:
     _check_seated(state, name)
     if len(state.experts) == 1:
         raise UsageError(
@@ -114,15 +126,19 @@ def replace_expert(model: Any, adapter: Adapter | str | Path, name: str | None =
     Returns:
         The name.
     """
-    state = _changeable(model)
-    adapter = _read(model, state, adapter, name)
+    with _changeable(model) as state:
+        return _replace_expert(model, state, _read(model, state, adapter, name))
+
+
+def _replace_expert(model: Any, state: Seating, adapter: Adapter) -> str:
     _check_seated(state, adapter.name)
     _check_fit(model, adapter)
     _check_ranks(state, adapter)
     _check_general(state, adapter.name, adapter)
     _check_layers_stay(state, adapter.name, adapter.modules)
-    kind = state.routing.data_kind
-    moments = live_moments(state.routing, state, model, adapter)
+    setting = settled(state.routing, state)
+    kind = setting.data_kind
+    moments = live_moments(setting, state, model, adapter)
     if kind is not None and not moments:
         raise RouterError(
             "an expert cannot be replaced under a router that knows the old one by its data",
@@ -141,26 +157,24 @@ def replace_expert(model: Any, adapter: Adapter | str | Path, name: str | None =
         _remove(model, state, adapter.name)
         _add(model, state, adapter)
     state.prepared = {kind: _without(tensors, adapter.name) for kind, tensors in state.prepared.items()}
-    _keep_moments(state, moments)
+    _keep_moments(state, setting, moments)
     apply_routing(model, state, state.routing)
     return adapter.name
 
 
-def _keep_moments(state: Seating, moments: PreparedTensors) -> None:
+def _keep_moments(state: Seating, setting: Routing, moments: PreparedTensors) -> None:
     """Give the router in force what was measured for an expert that came."""
-    if moments and state.routing.data is not None:
-        kind = state.routing.data.yardstick_kind
+    if moments and setting.data is not None:
+        kind = setting.data.yardstick_kind
         state.prepared[kind] = {**state.prepared.get(kind, {}), **moments}
 
 
-def _changeable(model: Any) -> Seating:
+@contextmanager
+def _changeable(model: Any) -> Iterator[Seating]:
     state = seating(model)
-    if state.num_blocks or any(layer.lora.recorders for layer in state.layers.values()):
-        raise UsageError(
-            "experts can come and go outside of `with lorary.routing` and `lorary.trace` blocks only",
-            found="an open block",
-        )
-    return state
+    with changing(model):
+        check_no_block(state)
+        yield state
 
 
 def _read(model: Any, state: Seating, adapter: Adapter | str | Path, name: str | None) -> Adapter:

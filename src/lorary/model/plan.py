@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorary.errors import RouterError, UsageError
+from lorary.lora.context import PerThread
 from lorary.model.decision import Request, TokenDecision
 from lorary.model.features import Featured, embedding, featured
 from lorary.model.gates import ScoreGate, Seated, TokenGate
@@ -32,8 +34,8 @@ class Plan:
     """One setting, made ready: a gate or fixed weights for each layer."""
 
     gates: dict[str, nn.Module | Tensor]
-    request: Request | None = None
-    decision: TokenDecision | None = None
+    requests: PerThread[Request] | None = None
+    decisions: PerThread[TokenDecision] | None = None
 
 
 def make_plan(setting: Routing, state: Seating, model: Any, without: Mapping[str, Subtracted]) -> Plan:
@@ -64,17 +66,17 @@ def make_plan(setting: Routing, state: Seating, model: Any, without: Mapping[str
     if ROUTERS[setting.router].request is not None:
         embed = embedding(setting, model, state.tokenizer)
         by = featured(setting, embed, state.library, state.experts, state.layers, prepared)
-        return _request_plan(_request(setting, state, featured=by), state, {})
+        return _request_plan(_requests(setting, state, featured=by), state, {})
     scored = _score_gates(setting, state, without, prepared)
     if setting.decides == "token":
-        decision = TokenDecision()
-        return Plan(dict(_token_gates(setting, state, scored, decision)), decision=decision)
+        decisions = PerThread(TokenDecision)
+        return Plan(dict(_token_gates(setting, state, scored, decisions)), decisions=decisions)
     if setting.decides == "request":
         measures = ROUTERS[setting.router].measures
         at = setting.at or late_layer(list(state.layers))
         measured = {at: scored[at]} if measures == "last" else scored
         border = _border(setting, state, prepared) if is_picked else 0.0
-        return _request_plan(_request(setting, state, measures, border=border), state, measured)
+        return _request_plan(_requests(setting, state, measures, border=border), state, measured)
     return Plan(dict(scored))
 
 
@@ -94,20 +96,21 @@ def settled(setting: Routing, state: Seating, model: Any) -> Routing:
     return setting.changed(router=names[-1]) if names else setting
 
 
-def _request(
+def _requests(
     setting: Routing,
     state: Seating,
     measures: Measures = "mean",
     *,
     featured: Featured | None = None,
     border: float = 0.0,
-) -> Request:
+) -> PerThread[Request]:
     fallback = None
     if setting.fallback in (UNIFORM, CHAT):
         fallback = constant_weights(Routing(UNIFORM, allow=setting.allow, general=setting.general), state.experts)
     elif setting.fallback is not None:
         fallback = constant_weights(Routing(experts=[setting.fallback]), state.experts)
-    return Request(len(state.experts), setting.choice(""), measures, featured, setting.router, border, fallback)
+    choice, experts = setting.choice(""), len(state.experts)
+    return PerThread(partial(Request, experts, choice, measures, featured, setting.router, border, fallback))
 
 
 def _border(setting: Routing, state: Seating, prepared: PreparedTensors) -> float:
@@ -118,17 +121,17 @@ def _border(setting: Routing, state: Seating, prepared: PreparedTensors) -> floa
     """
     scores = [prepared.get(name, {}).get(REQUEST) for name in state.experts if setting.may_choose(name)]
     known = [score for score in scores if score is not None]
-    return (
-        float(torch.stack(known).amax(dim=0).double().quantile(UNFIT)) if known and len(known) == len(scores) else 0.0
-    )
+    if not known or len(known) < len(scores):
+        return 0.0
+    return float(torch.stack(known).amax(dim=0).double().quantile(UNFIT))
 
 
-def _request_plan(request: Request, state: Seating, measured: Mapping[str, ScoreGate]) -> Plan:
+def _request_plan(requests: PerThread[Request], state: Seating, measured: Mapping[str, ScoreGate]) -> Plan:
     gates = {
-        path: RequestGate(request, Seated(layer.experts, len(state.experts)), measured.get(path))
+        path: RequestGate(requests, Seated(layer.experts, len(state.experts)), measured.get(path))
         for path, layer in state.layers.items()
     }
-    return Plan(dict(gates), request)
+    return Plan(dict(gates), requests)
 
 
 def constant_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
@@ -169,12 +172,12 @@ def _score_gates(
 
 
 def _token_gates(
-    setting: Routing, state: Seating, scored: Mapping[str, ScoreGate], decision: TokenDecision
+    setting: Routing, state: Seating, scored: Mapping[str, ScoreGate], decisions: PerThread[TokenDecision]
 ) -> dict[str, TokenGate]:
     num_experts = len(state.experts)
     return {
         path: TokenGate(
-            decision, path, Seated(layer.experts, num_experts), scored[path] if setting.at in (None, path) else None,
+            decisions, path, Seated(layer.experts, num_experts), scored[path] if setting.at in (None, path) else None,
             setting.choice("").most(num_experts),
         )
         for path, layer in state.layers.items()

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from lorary.errors import UsageError
-from lorary.model.probe import Prober, cache_of, is_filled
+from lorary.model.probe import cache_of, is_filled
+from lorary.model.seating import Seating
 
 # The step of `generate` that hands the prompt to the model: in one piece, in chunks, or what a cache lacks of it.
 STEP = "_prefill"
@@ -20,23 +21,23 @@ class Prefill:
 
     Args:
         model: that generates.
-        prober: decides for its requests.
+        state: says what decides for its requests in the thread that runs.
     """
 
-    def __init__(self, model: Any, prober: Prober) -> None:
-        self.model, self.prober = model, prober
+    def __init__(self, model: Any, state: Seating) -> None:
+        self.model, self.state = model, state
         vars(model)[STEP] = self
 
     def __call__(self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], **more: Any) -> Any:
         """Decide by the whole prompt where the model will not see it at once, and go on as `generate` does."""
-        is_first = bool(more.get("is_first_iteration", True))
+        prober, is_first = self.state.prober, bool(more.get("is_first_iteration", True))
         cache = cache_of(model_kwargs)
         is_chunked = getattr(generation_config, "prefill_chunk_size", None) is not None
         # An assistant drafts several times for one request, with one cache: that is not first.
-        if is_first and is_filled(cache) and _is_whole(input_ids, generation_config, model_kwargs):
+        if prober and is_first and is_filled(cache) and _is_whole(input_ids, generation_config, model_kwargs):
             _empty(cache)
-        if is_chunked and not is_filled(cache):
-            self.prober.decide(self.model, {"input_ids": input_ids, **_given(model_kwargs)})
+        if prober and is_chunked and not is_filled(cache):
+            prober.decide(self.model, {"input_ids": input_ids, **_given(model_kwargs)})
         return getattr(type(self.model), STEP)(self.model, input_ids, generation_config, model_kwargs, **more)
 
     def remove(self) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
 from itertools import count
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lorary.errors import UsageError
+from lorary.lora.context import PerThread
 from lorary.model.decision import Request
 from lorary.model.features import decoder_of
 from lorary.model.row_gates import spread
@@ -20,8 +22,22 @@ _DECIDED = "_lorary_decided"
 _KEYS = count()
 
 
+def make_probers(requests: Sequence[PerThread[Request] | None], of_row: Sequence[int]) -> PerThread["Prober"]:
+    """A prober for each thread; a cache that one of them filled is known to all.
+
+    Args:
+        requests: one for each different setting, None for settings that decide otherwise.
+        of_row: as for `Prober`.
+    """
+    return PerThread(partial(_make_prober, requests, of_row, next(_KEYS)))
+
+
+def _make_prober(requests: Sequence[PerThread[Request] | None], of_row: Sequence[int], key: int) -> "Prober":
+    return Prober([None if each is None else each.here for each in requests], of_row, key)
+
+
 class Prober:
-    """A forward pre-hook of the base's decoder that decides for each new request.
+    """Decides for each new request, when a pass of the base's decoder begins.
 
     A pass without cached tokens is a new request, and its real tokens are the prompt. One with cached tokens goes on
     with the request that filled the cache, which keeps its decision, also in a copy. One that repeats the last prompt
@@ -31,19 +47,20 @@ class Prober:
     Args:
         requests: one for each different setting, None for settings that decide otherwise.
         of_row: the setting of each row that was set; one for all where it has one.
+        key: of these settings, by which a cache says whose decisions it holds.
     """
 
-    def __init__(self, requests: Sequence[Request | None], of_row: Sequence[int]) -> None:
+    def __init__(self, requests: Sequence[Request | None], of_row: Sequence[int], key: int) -> None:
         self.requests, self.of_row = requests, of_row
         self.prompt: Tensor | None = None
         self._ids: Tensor | None = None
         self._length = 0
         self._num_behind = 0
         self._is_decided = False
-        self._key = next(_KEYS)
+        self._key = key
 
     def note(self, _model: torch.nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pre-hook of the whole model: where logits of the last n tokens are asked for, n - 1 are no prompt.
+        """A pass of the whole model begins: where logits of the last n tokens are asked for, n - 1 are no prompt.
 
         Assisted generation hands the prompt over together with the assistant's draft, and asks for those logits.
         """
@@ -78,7 +95,7 @@ class Prober:
         self._ids, self._is_decided = None, False
 
     def mark(self, _decoder: torch.nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        """A forward hook of the decoder: a cache that it made itself belongs to the request, too."""
+        """A pass of the decoder has ended: a cache that it made itself belongs to the request, too."""
         parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
         for part in parts:
             if hasattr(part, "get_seq_length"):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lorary.errors import RouterError, UsageError
+from lorary.lora.context import PerThread
 from lorary.lora.gate import LayerInput
 from lorary.model.decision import Request
 from lorary.model.gates import ScoreGate, Seated
@@ -16,16 +17,21 @@ class RequestGate(nn.Module):
     """Experts that were decided for each row before the pass began; while it is probed, a source of scores.
 
     Args:
-        request: shared by all layers of the setting.
+        requests: of each thread; shared by all layers of the setting.
         seated: which experts sit in the layer.
         probed: the scores of this layer, where they take part in the decision.
     """
 
     quick = None
 
-    def __init__(self, request: Request, seated: Seated, probed: ScoreGate | None) -> None:
+    def __init__(self, requests: PerThread[Request], seated: Seated, probed: ScoreGate | None) -> None:
         super().__init__()
-        self.request, self.seated, self.probed = request, seated, probed
+        self.requests, self.seated, self.probed = requests, seated, probed
+
+    @property
+    def request(self) -> Request:
+        """Of the thread that runs."""
+        return self.requests.here
 
     @property
     def is_probing(self) -> bool:

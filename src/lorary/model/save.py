@@ -23,6 +23,7 @@ from lorary.library.copying import copy_library
 from lorary.library.files import encode_json, read_json, reported, write_file
 from lorary.library.fingerprint import bare_modules, compare, fingerprint_of_model
 from lorary.library.fingerprint_folder import fingerprint_of_folder
+from lorary.library.listing import check_path
 from lorary.library.store import Library
 from lorary.model.apply import apply_routing
 from lorary.model.attach import seat_library
@@ -55,6 +56,7 @@ def save(model: Any, path: str | Path, *, copy_base: bool | None = None) -> Path
         LibraryError: if an adapter of the library changed since it was seated, or the folder cannot be written.
         BaseModelError: if the base is no model that can be loaded again.
     """
+    check_path(path, "a saved model")
     state, target = seating(model), Path(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError("a routed model must be saved to a folder of its own", found=f"{target} is taken")
@@ -93,6 +95,7 @@ def load(path: str | Path, *, device: str = "auto") -> Any:
         LibraryError: if it is damaged, or a newer Lorary wrote it.
         BaseModelError: if its base model is not where it was, or another one.
     """
+    check_path(path, "a saved model")
     folder = Path(path)
     if not (folder / MODEL_FILE).is_file():
         raise UsageError(f"{folder} must be a saved routed model", found=f"no {MODEL_FILE} in it")

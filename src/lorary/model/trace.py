@@ -4,14 +4,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lorary.errors import UsageError
+from lorary.lora.context import inside, is_inside, new_block
+from lorary.model.changing import CHANGING
 from lorary.model.probe import cache_of, cached_length
 from lorary.model.seating import Seating, seating
+from lorary.tabular import ResultTable
 
 
 class Trace:
@@ -30,6 +34,17 @@ class Trace:
         self._masks: dict[str, list[Tensor]] = {path: [] for path in state.layers}
         self._mask: Tensor | None = None
         self._segment: tuple[int | None, int] = (None, 0)
+
+    def __repr__(self) -> str:
+        if not self.layers:
+            return f"Trace(nothing recorded in {len(self._steps)} layers)"
+        steps = self._steps[self.layers[0]]
+        shape = f"batch {len(steps[0])}, seq {sum(step.shape[1] for step in steps)}"
+        return f"Trace({len(self.layers)} layers, {shape}, experts {list(self.experts)})"
+
+    def _repr_html_(self) -> str:
+        usage = self.usage() if self.layers else {}
+        return ResultTable(repr(self), ("expert", "mean weight"), list(usage.items())).to_html()
 
     @property
     def layers(self) -> list[str]:
@@ -126,7 +141,7 @@ class Trace:
 
 @contextmanager
 def trace(model: Any) -> Iterator[Trace]:
-    """Record routing weights per token, layer and expert.
+    """Record routing weights per token, layer and expert, of the passes of the running thread or asyncio task.
 
     Args:
         model: a routed model.
@@ -137,20 +152,27 @@ def trace(model: Any) -> Iterator[Trace]:
     Raises:
         UsageError: if no experts are seated in the model.
     """
-    state = seating(model)
-    recorded = Trace(state)
-
+    state, block = seating(model), new_block()
     parameters = list(signature(model.forward).parameters)
 
-    def begin(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recorded._begin({**dict(zip(parameters, args, strict=False)), **kwargs})
+    def begin(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] = MappingProxyType({})) -> None:
+        # A pass of another thread may lack keywords (`lorary.model.passes`), and a copy of the model has this hook too.
+        if module is model and is_inside(block):
+            recorded._begin({**dict(zip(parameters, args, strict=False)), **kwargs})
 
-    handle = model.register_forward_pre_hook(begin, with_kwargs=True)
-    recorders = {path: partial(recorded._record, path) for path in state.layers}
-    for path, layer in state.layers.items():
-        layer.lora.recorders.append(recorders[path])
+    def record(path: str, weights: Tensor) -> None:
+        if is_inside(block):
+            recorded._record(path, weights)
+
+    with CHANGING:
+        recorded = Trace(state)
+        handle = model.register_forward_pre_hook(begin, with_kwargs=True)
+        recorders = {path: partial(record, path) for path in state.layers}
+        for path, layer in state.layers.items():
+            layer.lora.recorders.append(recorders[path])
     try:
-        yield recorded
+        with inside(block):
+            yield recorded
     finally:
         handle.remove()
         for path, layer in state.layers.items():

@@ -43,6 +43,7 @@ class Outcome:
         failure: what generation raised, or nothing.
         called: paths of linear layers that were called.
         reaching: those whose output reached the logits; None where it could not be found out.
+        flat: those that were given the tokens of all rows along one axis, row by row.
         positions: how many positions the model's tables hold; None where it has no table.
         shift: what the model adds to positions that it counts itself, and not to those that it is given.
         tolerance: what rounding explains of them.
@@ -53,6 +54,7 @@ class Outcome:
     failure: str
     called: frozenset[str]
     reaching: frozenset[str] | None
+    flat: frozenset[str]
     positions: int | None
     shift: int
     tolerance: float
@@ -81,7 +83,7 @@ def run_trial(model: Any, seed: int = 0, length: int = LENGTH) -> Outcome:
     """
     rows = _rows(model, seed, length)
     layers = {path: module for path, module in model.named_modules() if linear_shape(module)}
-    watch = _Watch(layers)
+    watch = _Watch(layers, rows)
     with _evaluating(model):
         logits, tables, reaching = _pass(model, rows, watch)
         takes_positions = "position_ids" in signature(model.forward).parameters
@@ -93,7 +95,8 @@ def run_trial(model: Any, seed: int = 0, length: int = LENGTH) -> Outcome:
         except Exception as error:  # whatever a model raises at inputs that it does not take
             company, failure = math.nan, in_words(error)
     called, tolerance = frozenset(watch.outputs), _tolerance(model, layers)
-    return Outcome(causality, company, failure, called, reaching, tables.positions, shift, tolerance)
+    flat = frozenset(watch.flat)
+    return Outcome(causality, company, failure, called, reaching, flat, tables.positions, shift, tolerance)
 
 
 def in_words(error: Exception) -> str:
@@ -105,7 +108,7 @@ def in_words(error: Exception) -> str:
 def reaching_layers(model: Any) -> tuple[frozenset[str], frozenset[str] | None]:
     """Which linear layers of an encoder-decoder are called, and which reach the logits; as in `Outcome`."""
     rows = _rows(model, 0, LENGTH)
-    watch = _Watch({path: module for path, module in model.named_modules() if linear_shape(module)})
+    watch = _Watch({path: module for path, module in model.named_modules() if linear_shape(module)}, rows)
     with _evaluating(model):
         _, _, reaching = _pass(model, rows, watch, decoder_input_ids=rows)
     return frozenset(watch.outputs), reaching
@@ -218,17 +221,21 @@ class _Watch:
 
     Args:
         layers: linear layers by path.
+        rows: that are fed: two, which differ in the last token.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
-        self.layers = layers
+    def __init__(self, layers: Mapping[str, nn.Module], rows: Tensor) -> None:
+        self.layers, self.shape = layers, rows.shape
         self.outputs: dict[str, Tensor | None] = {}
+        self.flat: set[str] = set()
 
     def __enter__(self) -> "_Watch":
         paths = {id(layer): path for path, layer in self.layers.items()}
 
         def offset(layer: nn.Module, _args: Any, output: Any) -> Any:
             path = paths[id(layer)]
+            if path not in self.outputs and isinstance(output, Tensor) and self._is_flat(output):
+                self.flat.add(path)
             zero = self.outputs.setdefault(path, None)
             if not isinstance(output, Tensor) or not output.is_floating_point() or not torch.is_grad_enabled():
                 return output
@@ -243,6 +250,14 @@ class _Watch:
     def __exit__(self, *_exception: Any) -> None:
         for handle in self._handles:
             handle.remove()
+
+    def _is_flat(self, output: Tensor) -> bool:
+        """Whether tokens that the rows share have the same outputs where the first row and the second would lie."""
+        if output.dim() != 2 or len(output) != self.shape.numel():
+            return False
+        first, second = output.detach().unflatten(0, self.shape)
+        far = (first[1:] - first[:-1]).abs().max()
+        return bool((first[:-1] - second[:-1]).abs().max() <= _COARSE * far)
 
     def reaching(self, logits: Tensor) -> frozenset[str] | None:
         """The layers that `logits` depend on; None where a layer of a kind without a way back is between."""

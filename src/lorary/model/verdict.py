@@ -14,20 +14,21 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from lorary.errors import AdapterError, BaseModelError
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.fingerprint import bare_modules, fingerprint_of_model
+from lorary.lora.flattened import note_rows
 from lorary.lora.seat import CHILD, linear_shape
 from lorary.model.finite import weight_at_fault
+from lorary.model.handle import Handle
 from lorary.model.kept import Verdict, read_verdict, write_verdict
 from lorary.model.positions import configured_positions, guard_positions, shift_positions, text_config
 from lorary.model.shorten import shortened
 from lorary.model.trial import Outcome, in_words, reaching_layers, run_trial
 
 # Raise it when a trial learns to see more: older verdicts are ignored then.
-_FORMAT = 1
+_FORMAT = 2
 # A fault must show with each of these draws of token ids: experts of a mixture may flip by rounding in one of them.
 _DRAWS = 3
 # Tokens of the text in which layers that short ones leave out are looked for.
@@ -90,8 +91,8 @@ def check_computes(model: Any, name: str, *, must_run: bool = True) -> Verdict:
     return verdict
 
 
-def settle_positions(model: Any, verdict: Verdict) -> list[RemovableHandle]:
-    """Hooks that make positions count alike in every pass, and refuse those at which they would not.
+def settle(model: Any, verdict: Verdict) -> list[Handle]:
+    """Hooks that make positions count alike in every pass, refuse those at which they would not, and note rows.
 
     Args:
         model: a base model that `check_computes` took, changed in place.
@@ -100,7 +101,11 @@ def settle_positions(model: Any, verdict: Verdict) -> list[RemovableHandle]:
     Returns:
         Handles of the hooks; most models need none.
     """
-    return [*shift_positions(model, verdict.shift), *guard_positions(model)]
+    return [
+        *shift_positions(model, verdict.shift),
+        *guard_positions(model),
+        *note_rows(model, verdict.flat),
+    ]
 
 
 def check_layers(model: Any, adapters: Mapping[str, Iterable[str]]) -> None:
@@ -209,7 +214,9 @@ def _with_longer(model: Any, outcome: Outcome) -> Outcome:
 
 def _judge(model: Any, outcome: Outcome, rename: Any = str) -> Verdict:
     dead = _dead(model, outcome.called, outcome.reaching, rename)
-    config, sound = text_config(model), Verdict(dead=dead, positions=outcome.positions, shift=outcome.shift)
+    flat = tuple(path for path in _linear_paths(model) if rename(path) in outcome.flat)
+    sound = Verdict(dead=dead, positions=outcome.positions, shift=outcome.shift, flat=flat)
+    config = text_config(model)
     if outcome.looks_ahead:
         settings = [f"{name}={value}" for name in _DIRECTIONS if (value := getattr(config, name, None)) is not None]
         directions = f" ({', '.join(settings)} in its configuration)" if settings else ""
@@ -242,5 +249,9 @@ def _dead(
 ) -> tuple[str, ...]:
     """Linear layers that reach no logits. An expert of a mixture that no token was sent to may be sent others."""
     alive = called if reaching is None else reaching
-    layers = [path for path, module in bare_modules(model) if linear_shape(module)]
+    layers = _linear_paths(model)
     return tuple(p for p in layers if rename(p) not in alive and not ("expert" in p and rename(p) not in called))
+
+
+def _linear_paths(model: nn.Module) -> list[str]:
+    return [path for path, module in bare_modules(model) if linear_shape(module)]

@@ -390,3 +390,29 @@ def test_adding_leaves_the_source_alone(library: Library, source: Path) -> None:
     library.remove("sst2")
     assert tree(source) == before
     assert read_adapter(source).name == "sst2"
+
+
+def test_a_library_gives_its_adapters_by_name(
+    tmp_path: Path, tiny_base_folder: Path, tiny_model: Callable[..., Any], random_adapter: MakeAdapter, generator: Any
+) -> None:
+    library = Library.create(tmp_path / "lib", tiny_base_folder)
+    for name in ("sst2", "sum"):
+        adapter = random_adapter(tiny_model(), name, generator, targets=("q_proj", "v_proj"))
+        library.add_adapter(adapter, {"tasks": ["films"] if name == "sst2" else []})
+    assert repr(library).endswith(", adapters=2, router=arrow)")
+    assert (len(library), list(library), "sum" in library, "sst3" in library) == (2, ["sst2", "sum"], True, False)
+    expert = library["sst2"]
+    assert (expert.name, expert.rank, expert.tasks) == ("sst2", 3, ("films",))
+    assert expert.targets == tuple(sorted(library.get("sst2").modules))
+    assert expert.num_parameters == library.provenance("sst2")["num_parameters"]
+    assert (expert.folder / "adapter_config.json").is_file()
+    assert expert.read().modules.keys() == library.get("sst2").modules.keys()
+    shown = f"Expert('sst2', rank 3, {expert.num_parameters:,} parameters, layers q_proj v_proj, tasks films)"
+    assert repr(expert) == shown
+    assert repr(library["sum"]).endswith("layers q_proj v_proj)")
+    for wrong in ("sst3", "../sst2", ""):
+        with pytest.raises(KeyError, match="must have the adapter that is asked for") as caught:
+            library[wrong]
+        assert isinstance(caught.value, LibraryError)
+    with pytest.raises(KeyError, match=r"\nfound: no adapter 'sst3'\nremedy: did you mean 'sst2'\?"):
+        library["sst3"]

@@ -136,7 +136,7 @@ def test_what_was_looked_up_for_one_call_is_forgotten_when_experts_change(
         remove_expert(routed, "e03")
         assert lora.at_once is None
         with routing(routed, {"experts": ["e01"]}):
-            assert lora.at_once is None
+            assert lora.in_force.at_once is None
             fixed = routed(input_ids=ids).logits
         routed.double().float()
         with routing(routed, {"experts": ["e01"]}):

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,32 @@ def library(tiny_model: Make, random_adapter: Make, generator: torch.Generator, 
 
 
 # A base in half precision has rounded weights, and so other sampled values.
-@pytest.mark.filterwarnings("ignore:the base model at hand is related to the library's:UserWarning")
+@pytest.mark.filterwarnings("ignore:the base model at hand is the library's base model:UserWarning")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 1e-2), (torch.bfloat16, 1e-1)])
 def test_a_base_of_any_precision_is_routed(
     tiny_model: Make, library: Library, dtype: torch.dtype, tolerance: float
 ) -> None:
     check_routed(tiny_model(dtype=dtype), library, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("as_float32", [False, True])
+def test_a_rounded_base_is_told_once_and_that_nothing_is_wrong(
+    tiny_model: Make, library: Library, dtype: torch.dtype, as_float32: bool
+) -> None:
+    model, name = tiny_model(dtype=dtype), str(dtype).removeprefix("torch.")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        attach(model.float() if as_float32 else model, library, top_k=2)
+        with routing(model, {"per": "request"}):
+            model.generate(IDS, max_new_tokens=2, do_sample=False, attention_mask=torch.ones_like(IDS))
+    (message,) = [str(warning.message) for warning in caught]
+    assert f"'tiny' with weights rounded to {name}: nothing is wrong" in message
+    detach(model)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight.mul_(1.01)
+    with pytest.warns(UserWarning, match="is related to .*its weights have other values"):
+        attach(model, library)
 
 
 # Quantised: only the layer's own forward knows what it holds.
@@ -173,8 +194,12 @@ def test_a_routed_model_can_be_offloaded(tiny_model: Make, library: Library) -> 
     accelerate = pytest.importorskip("accelerate")
     model = attach(tiny_model(), library, top_k=2)
     expected = logits(model)
+    with routing(model, "norm"):
+        other = logits(model)
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     assert torch.equal(logits(model), expected)
+    with routing(model, "norm"):
+        assert torch.equal(logits(model), other)
 
 
 @pytest.mark.parametrize("setting", ["arrow", "uniform", {"per": "token"}, {"per": "request"}, ["base", "norm"]])

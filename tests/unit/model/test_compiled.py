@@ -7,13 +7,17 @@ in a process of their own, without it.
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from lorary.model.attach import routing
 from lorary.model.live import add_expert
@@ -73,6 +77,38 @@ def check_that_a_compiled_model_is_one_graph_and_notices_what_changes(
     add_expert(routed, random_adapter(routed, "live", generator, size=3.0))
     assert torch.allclose(logits(compiled), logits(routed), atol=1e-5)
     assert not torch.allclose(logits(compiled), arrow, atol=1e-2)
+
+
+def check_that_compiled_code_follows_the_block_of_its_thread(routed: Any, generator: torch.Generator) -> None:
+    lora = seating(routed).layers[PATH].lora
+    x, output = inputs(generator)
+    compiled = torch.compile(lora, backend="eager", fullgraph=True)
+    settings: list[Any] = ["lag", {"experts": ["b"]}, {"per": "token"}]
+    barrier = threading.Barrier(len(settings) + 1, timeout=60)
+
+    def run_in_thread(setting: Any) -> tuple[Tensor, Tensor]:
+        with routing(routed, setting) if setting else nullcontext(), torch.no_grad():
+            barrier.wait()
+            found = lora(x, output), compiled(x, output)
+            barrier.wait()
+        return found
+
+    with ThreadPoolExecutor(len(settings) + 1) as pool:
+        for plain, ours in pool.map(run_in_thread, [*settings, None]):
+            assert torch.allclose(ours, plain, atol=1e-5)
+
+
+def check_that_blocks_entered_again_are_not_compiled_again(routed: Any, generator: torch.Generator) -> None:
+    lora = seating(routed).layers[PATH].lora
+    x, output = inputs(generator)
+    graphs = CompileCounter()
+    compiled = torch.compile(lora, backend=graphs, fullgraph=True)
+    with torch.no_grad():
+        for _ in range(4):
+            for setting in ("lag", "norm"):
+                with routing(routed, setting):
+                    assert torch.allclose(compiled(x, output), lora(x, output), atol=1e-5)
+    assert graphs.frame_count == 2
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own

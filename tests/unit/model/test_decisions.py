@@ -92,7 +92,7 @@ def decided_by_hand(model: Any, ids: Tensor, mask: Tensor, router: str) -> Tenso
     with routing(model, router):
         for path, layer in state.layers.items():
             x = inputs[path].flatten(0, 1)
-            gate: Any = layer.lora.gate
+            gate: Any = layer.lora.in_force.gate
             z, projections = x @ layer.lora.down[: layer.lora.num_ranks].mT, x @ layer.lora.prototypes.mT
             scores = gate.scores(LayerInput(x, z, projections, inputs[path].shape[:2])).view(*ids.shape, -1)
             mean = torch.stack([row[real.bool()].mean(dim=0) for row, real in zip(scores, mask, strict=True)])
@@ -219,8 +219,8 @@ def test_probes_leave_no_hook_behind_and_follow_copies(routed: Any) -> None:
         found = logits(routed)
         other = copy.deepcopy(routed)
         with routing(routed, "base"):
-            assert not routed.model._forward_pre_hooks
             assert torch.allclose(logits(other), found)
+            assert not torch.allclose(logits(routed), found)
         assert other.model._forward_pre_hooks
     assert not routed.model._forward_pre_hooks
     assert detach(other) is other

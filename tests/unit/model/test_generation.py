@@ -49,7 +49,7 @@ def test_a_request_is_not_decided_by_what_an_assistant_drafts(routed: Any, tiny_
     assistant.generation_config.num_assistant_tokens = num_drafted
     assistant.generation_config.num_assistant_tokens_schedule = "constant"
     with routing(routed, {"per": "request"}):
-        request = next(iter(seating(routed).layers.values())).lora.gate.request
+        request = next(iter(seating(routed).layers.values())).lora.in_force.gate.request
         generate(routed, one)
         decided = request.chosen.weights
         generate(routed, one, assistant_model=assistant)

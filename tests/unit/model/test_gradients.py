@@ -98,7 +98,7 @@ def watched(model: Any, setting: Any, monkeypatch: pytest.MonkeyPatch, work: Cal
         with monkeypatch.context() as context:
             context.setattr("lorary.lora.gated.is_native", lambda _: False)
             for layer in seating(model).layers.values():
-                layer.lora.at_once = None
+                layer.lora.in_force.at_once = None
             return ours, work()
 
 
@@ -153,16 +153,17 @@ def test_rows_of_a_router_can_be_trained(single: Any) -> None:
         lora = seating(single).layers["model.layers.0.self_attn.q_proj"].lora
         x, output = torch.randn(2, 32), torch.zeros(2, 32)
         lora(x, output)
-        rows = lora.gate.score_rows.requires_grad_()
+        rows = lora.in_force.gate.score_rows.requires_grad_()
         lora(x, output).square().sum().backward()
         assert rows.grad is not None
         assert rows.grad.any()
 
 
-def test_factors_given_for_one_call_are_those_that_count(single: Any) -> None:
+@pytest.mark.parametrize("setting", [{}, "norm"])
+def test_factors_given_for_one_call_are_those_that_count(single: Any, setting: Any) -> None:
     lora = seating(single).layers["model.layers.0.self_attn.q_proj"].lora
     x, output = torch.randn(2, 32), torch.zeros(2, 32)
-    with torch.no_grad():
+    with routing(single, setting), torch.no_grad():
         plain = lora(x, output)
         doubled = torch.func.functional_call(lora, {"up": lora.up * 2}, (x, output))
         assert torch.allclose(doubled, plain * 2, atol=1e-5)

@@ -21,7 +21,7 @@ from lorary.model.live import add_expert
 from lorary.model.save import load, save
 from lorary.model.trace import trace
 from lorary.model.trial import run_trial
-from lorary.model.verdict import check_computes, context_of, settle_positions, verdict_of
+from lorary.model.verdict import check_computes, context_of, settle, verdict_of
 
 LONG_ROPE: dict[str, Any] = {
     "num_key_value_heads": 4, "original_max_position_embeddings": 8, "max_position_embeddings": 64,
@@ -242,7 +242,7 @@ def test_an_adapter_of_a_silent_layer_is_refused_at_attach_and_live(
 def test_the_context_is_what_a_model_can_take(family: str, fields: dict[str, Any], positions: int | None) -> None:
     model = tiny_family(family, dtype=torch.float32, **fields)
     assert context_of(model) == positions
-    settle_positions(model, verdict_of(model))
+    settle(model, verdict_of(model))
     if positions is not None:
         with torch.no_grad():
             assert model(ids_of([positions])[0]).logits.isfinite().all()

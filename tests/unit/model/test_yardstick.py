@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.adapters import write_adapter
 from torch import Tensor
 
 from lorary.adapter import Adapter
 from lorary.data.yardstick import yardstick_digest, yardstick_prompts
 from lorary.errors import BaseModelError, LibraryError, RouterError
-from lorary.formats.peft import write_adapter
 from lorary.library.derived import iterate_derived
 from lorary.library.prepared import save_prepared
 from lorary.library.store import Library

@@ -169,7 +169,7 @@ def test_settings_survive_json() -> None:
 
 def test_temperatures_by_layer_are_taken_by_path_before_number(routed: Any) -> None:
     with routing(routed, {"temperature": {Q0: 3.0, 0: 0.5, "1": 2.0}}):
-        choices = [layer.lora.gate.choice.temperature for layer in seating(routed).layers.values()]  # type: ignore
+        choices = [layer.lora.in_force.gate.choice.temperature for layer in seating(routed).layers.values()]  # type: ignore
     assert choices == [3.0, 0.5, 0.5, 2.0, 2.0, 2.0]
     with routing(routed, {"temperature": {Q1: 1e-6}}):
         assert torch.allclose(weights(routed, Q1).max(dim=-1).values, torch.ones(2, 6))
