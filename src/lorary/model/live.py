@@ -65,7 +65,7 @@ def _add_expert(model: Any, state: Seating, adapter: Adapter) -> str:
     _check_fit(model, adapter)
     _check_ranks(state, adapter)
     _check_general(state, adapter.name, adapter)
-    setting = settled(state.routing, state)
+    setting = settled(state.routing, state, model)
     kind = setting.data_kind
     prepared = state.prepared.get(kind or "", {}).get(adapter.name, {})
     is_prepared = paths_of(setting, adapter.modules) <= set(prepared)
@@ -136,7 +136,7 @@ def _replace_expert(model: Any, state: Seating, adapter: Adapter) -> str:
     _check_ranks(state, adapter)
     _check_general(state, adapter.name, adapter)
     _check_layers_stay(state, adapter.name, adapter.modules)
-    setting = settled(state.routing, state)
+    setting = settled(state.routing, state, model)
     kind = setting.data_kind
     moments = live_moments(setting, state, model, adapter)
     if kind is not None and not moments:
