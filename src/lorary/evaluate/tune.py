@@ -23,7 +23,7 @@ CANDIDATES = ("auto", "auto[fallback=uniform]", "auto[top_k=3]", "arrow", "unifo
 
 
 @dataclass(frozen=True)
-class Candidate:
+class TriedRouter:
     """How one router did.
 
     Args:
@@ -56,7 +56,7 @@ class Tuned:
 
     library: str
     router: Mapping[str, Any]
-    candidates: list[Candidate]
+    candidates: list[TriedRouter]
     tasks: list[str]
     rows: int
 
@@ -90,23 +90,8 @@ def tune_library(
         TaskError: if no expert's task is among `tasks` with validation or training rows, or a candidate failed.
         UsageError: if nothing would be left without a task's experts.
     """
-    experts_of: dict[str, list[str]] = {}
-    for row in library.describe():
-        for task in row["tasks"]:
-            experts_of.setdefault(task, []).append(row["name"])
-    views = {
-        name: replace(task, rows={"test": rows})
-        for name, task in tasks.items()
-        if name in experts_of and (rows := _rows(task, settings.rows))
-    }
     names = library.names()
-    views = {name: view for name, view in views.items() if len(experts_of[name]) < len(names)}
-    if not views:
-        raise TaskError(
-            f"tasks of experts of '{library.path}' must be given, with validation or training rows",
-            found=f"none among {sorted(tasks)[:5]} that some experts were trained on and others were not",
-            remedy="--tasks with the tasks of the build",
-        )
+    experts_of, views = _views(library, tasks, settings.rows)
     seated, scored = SeatedBase(known_base(base), library, force_base=force_base), (ScoredCells(), ScoredCells())
     with seated, (display or Display()).bar("tuning", len(views) * len(settings.routers)) as bar:
         for name, view in views.items():
@@ -122,7 +107,7 @@ def tune_library(
                         )  # fmt: skip
                 bar.advance(f"{name} {router}")
     means = [_means(cells, settings.routers) for cells in scored]
-    candidates = [Candidate(router, means[0][router], means[1][router]) for router in settings.routers]
+    candidates = [TriedRouter(router, means[0][router], means[1][router]) for router in settings.routers]
     candidates.sort(key=lambda candidate: -candidate.mean)  # stable: of equal ones the first that was named
     best = settings.setting(candidates[0].router).to_json()
     default = {key: value for key, value in best.items() if value is not None}
@@ -130,6 +115,27 @@ def tune_library(
     save_derived(library.path, "tuned", group_key(library, names), {"tuned.json": encode_json(asdict(tuned))})
     library.set_default_router(default)
     return tuned
+
+
+def _views(library: Library, tasks: Mapping[str, Task], num_rows: int) -> tuple[dict[str, list[str]], dict[str, Task]]:
+    """The experts of each task, and the tasks that can be masked, their rows to score in the place of test rows."""
+    experts_of: dict[str, list[str]] = {}
+    for row in library.describe():
+        for task in row["tasks"]:
+            experts_of.setdefault(task, []).append(row["name"])
+    num_experts = len(library.names())
+    views = {
+        name: replace(task, rows={"test": rows})
+        for name, task in tasks.items()
+        if 0 < len(experts_of.get(name, ())) < num_experts and (rows := _rows(task, num_rows))
+    }
+    if not views:
+        raise TaskError(
+            f"tasks of experts of '{library.path}' must be given, with validation or training rows",
+            found=f"none among {sorted(tasks)[:5]} that some experts were trained on and others were not",
+            remedy="--tasks with the tasks of the build",
+        )
+    return experts_of, views
 
 
 def _rows(task: Task, number: int) -> tuple[Row, ...]:
