@@ -17,6 +17,7 @@ from lorary.data.template import Example, Template, make_template, warn_of_cuts
 from lorary.data.tokenizer_content import text_of
 from lorary.display import Display
 from lorary.errors import BaseModelError, RouterError
+from lorary.evaluate.tune import pick_fallback
 from lorary.library.configuration import differing_fields
 from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.opening import template_of
@@ -32,6 +33,8 @@ from lorary.prepare.expert_rows import ExpertRows, draw_rows
 from lorary.prepare.measure import MeasureContext, Tensors
 from lorary.prepare.settings import PrepareSettings
 from lorary.route import ROUTERS
+from lorary.route.presets import merged
+from lorary.route.setting import Routing
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,12 @@ def prepare_built(
         for name, names in tasks_of.items()
         if names and set(names) <= set(tasks)
     }
-    return prepare_library(base, library, data, settings, display=display)
+    result = prepare_library(base, library, data, settings, display=display)
+    default = Routing.of(**library.default_router)
+    if result.prepared and ROUTERS[router].tries and default == merged(Routing(), router):
+        picked = default.changed(fallback=pick_fallback(base, library, tasks, display=display)).to_json()
+        library.set_default_router({key: value for key, value in picked.items() if value is not None})
+    return result
 
 
 def prepare_yardstick(

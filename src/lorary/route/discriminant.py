@@ -16,8 +16,8 @@ from lorary.errors import RouterError
 SHRINKAGE = 0.1
 # Experts beside one, the nearest of which say how far "far" is. More than one, so that a twin does not hide it.
 NEIGHBOURS = 7
-# Which part of an expert's own prompts may lie below the border, and which part of foreign prompts has to.
-OWN_LOST, FOREIGN_LOST = 0.02, 0.9
+# Which part of an expert's own prompts may lie below the border.
+OWN_LOST = 0.02
 # Prompts of which the shared covariance is made; more of them change it little, and its cost grows with their square.
 MOST_PROMPTS = 2048
 # Of one task: half of them tell means and covariance for the border, and have to vary.
@@ -52,8 +52,8 @@ def fit_discriminant(
     """Linear discriminant analysis of the experts' prompts, and the border below which nothing fits.
 
     The border comes from halves: means and covariance of one half of the prompts score the other. It lies where
-    `OWN_LOST` of the prompts have less for their own expert, or, if that is lower, where `FOREIGN_LOST` of them have
-    less for the best of the other experts, which is how a request looks that no expert was trained for.
+    `OWN_LOST` of the prompts have less for their own expert. A part of what they have for the best *foreign* expert
+    would be a worse border: it depends on how alike the tasks of a library are (docs/routers.md has the figures).
 
     Args:
         samples: for each expert the vectors of some of its prompts, any float dtype.
@@ -80,7 +80,7 @@ def fit_discriminant(
     order = kind_of_prompt.argsort(stable=True)
     number_in_kind = torch.empty_like(order)
     number_in_kind[order] = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    own, foreign = [], []
+    own = []
     for half in (0, 1):
         is_fitted = number_in_kind % 2 == half
         # A task with one prompt has no half that could tell of it.
@@ -89,12 +89,7 @@ def fit_discriminant(
         distances = _distances(vectors[is_scored], halved, len(samples))
         mine = owners[is_scored][:, None]
         own.append(_scores(distances).gather(1, mine).squeeze(1))
-        without = _scores(distances.scatter(1, mine, torch.inf))
-        foreign.append(without.amax(dim=1))
-    border = torch.cat(own).quantile(OWN_LOST)
-    if len(samples) > 2:  # with one expert left there is no other to say how far "far" is
-        border = torch.minimum(border, torch.cat(foreign).quantile(FOREIGN_LOST))
-    return fitted._replace(border=border)
+    return fitted._replace(border=torch.cat(own).quantile(OWN_LOST))
 
 
 def discriminant_scores(
