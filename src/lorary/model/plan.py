@@ -186,14 +186,10 @@ def _token_gates(
 
 def _check_names(setting: Routing, state: Seating) -> None:
     """Refuse experts and layers that are not there."""
-    named = (*(setting.allow or ()), *(() if setting.fallback in (None, UNIFORM, CHAT) else (setting.fallback,)))
-    missing = [name for name in named if name not in state.experts]
-    if missing:
-        raise RouterError(
-            "experts that are allowed or fallen back on must be seated",
-            found=missing,
-            remedy=f"it has {list(state.experts)}",
-        )
+    fallback = [] if setting.fallback in (None, UNIFORM, CHAT) else [str(setting.fallback)]
+    for role, names in (("allowed experts", setting.allow or ()), ("the expert to fall back on", fallback)):
+        if missing := [name for name in names if name not in state.experts]:
+            raise RouterError(f"{role} must be seated", found=missing, remedy=f"it has {list(state.experts)}")
     if setting.at is not None and setting.at not in state.layers:
         raise UsageError("at must name a routed layer", found=setting.at, remedy=f"one of {list(state.layers)}")
     temperature = setting.choosing.temperature

@@ -30,8 +30,8 @@ CHARACTERS = 4.0
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of one task, as far as a dry run needs them.
+class RowCounts:
+    """RowCounts of one task, as far as a dry run needs them.
 
     Args:
         train: training rows.
@@ -61,7 +61,7 @@ def dry_run(context: StudyContext, stages: Sequence[Stage]) -> dict[str, Any]:
     assume = context.study.assume
     notes: list[str] = []
     train = _sizes(context, context.study.train, notes)
-    held_out: dict[str, Rows] = {}
+    held_out: dict[str, RowCounts] = {}
     for chosen in context.study.held_out:
         held_out |= _sizes(context, chosen, notes)
     skeleton = skeleton_for(context.study.base, assume.get("model"))
@@ -120,7 +120,7 @@ def _speed_here() -> float:
     return EFFICIENCY * 2 * size**3 / best
 
 
-def _sizes(context: StudyContext, chosen: TaskSet, notes: list[str]) -> dict[str, Rows]:
+def _sizes(context: StudyContext, chosen: TaskSet, notes: list[str]) -> dict[str, RowCounts]:
     """Sizes of tasks: from the data where they are on this machine, else as assumed."""
     reference = chosen.reference or context.tasks_folder
     if reference is not None and (reference == BUILTIN or Path(reference).exists()):
@@ -133,23 +133,23 @@ def _sizes(context: StudyContext, chosen: TaskSet, notes: list[str]) -> dict[str
     number = len(chosen.names) if chosen.names else int(assumed["tasks"])
     names = chosen.names or [f"{reference}-{n}" for n in range(number)]
     number_of = {split: int(assumed.get(f"{split}_rows") or assumed["rows"]) for split in SPLITS}
-    rows = Rows(**number_of, tokens=assumed["tokens"], options=2.0)
+    rows = RowCounts(**number_of, tokens=assumed["tokens"], options=2.0)
     notes.append(f"tasks '{reference}': {number} of {rows.train} training rows of {rows.tokens:.0f} tokens")
     return dict.fromkeys(names, rows)
 
 
-def _counted(task: Task) -> Rows:
+def _counted(task: Task) -> RowCounts:
     sample = [row for split in ("train", "test") for row in task.split(split)[:50]]
     tokens = sum(len(row.source) + len(row.target) for row in sample) / len(sample) / CHARACTERS + 1
     options = sum(max(1, len(row.options or ())) for row in sample) / len(sample)
-    return Rows(**{split: len(task.split(split)) for split in SPLITS}, tokens=tokens, options=options)
+    return RowCounts(**{split: len(task.split(split)) for split in SPLITS}, tokens=tokens, options=options)
 
 
 def _row(
     stage: Stage,
     skeleton: BaseSkeleton,
-    train: Mapping[str, Rows],
-    held_out: Mapping[str, Rows],
+    train: Mapping[str, RowCounts],
+    held_out: Mapping[str, RowCounts],
     speed: float,
     context: StudyContext,
 ) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def _row(
     return row
 
 
-def _chosen(stage: BuildStage, train: Mapping[str, Rows]) -> dict[str, Rows]:
+def _chosen(stage: BuildStage, train: Mapping[str, RowCounts]) -> dict[str, RowCounts]:
     names = list(train)
     if isinstance(stage.tasks, int):
         if not 0 < stage.tasks <= len(names):
@@ -202,7 +202,12 @@ def _chosen(stage: BuildStage, train: Mapping[str, Rows]) -> dict[str, Rows]:
 
 
 def _trained(
-    stage: BuildStage, skeleton: BaseSkeleton, tasks: Sequence[Rows], weights: int, speed: float, context: StudyContext
+    stage: BuildStage,
+    skeleton: BaseSkeleton,
+    tasks: Sequence[RowCounts],
+    weights: int,
+    speed: float,
+    context: StudyContext,
 ) -> dict[str, Any]:
     """Steps, tokens, memory and time of a build."""
     settings, method = stage.settings, stage.method

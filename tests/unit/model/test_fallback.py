@@ -122,7 +122,7 @@ def test_a_fallback_that_could_never_answer_is_refused(fields: dict[str, Any], e
 
 
 def test_a_fallback_must_be_seated(prepared: Any) -> None:
-    with pytest.raises(RouterError, match="fallen back on"), routing(prepared, {"router": "auto", "fallback": "zzz"}):
+    with pytest.raises(RouterError, match="fall back on"), routing(prepared, {"router": "auto", "fallback": "zzz"}):
         pass
 
 

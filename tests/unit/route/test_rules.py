@@ -141,7 +141,7 @@ def test_logo_looks_at_the_last_token_that_counts(generator: torch.Generator) ->
 
 def test_the_catalogue_says_what_each_rule_needs() -> None:
     for name, rule in ROUTERS.items():
-        assert [rule.scores, rule.weights, rule.request].count(None) == 2, name
+        assert [rule.scores, rule.weights, rule.request, rule.tries or None].count(None) == 3, name
         assert bool(rule.reads) == (rule.scores is not None), name
         assert (rule.decides == "always") == (rule.pers == ()) == (rule.weights is not None), name
         assert (rule.decides == "request") == (rule.pers == ("request",)), name
