@@ -52,5 +52,9 @@ def test_a_router_is_prepared_used_kept_and_refused(library: tuple[Path, Path], 
     assert code == 0, err
     assert json.loads(out)["usage"] == {"colours": 0.0, "sums": 1.0}
     assert run("library", "verify", path)[0] == 0
+    code, _, err = run("generate", path, "--router", "contrast", "--prompt", "add 2", "--max-new-tokens", 2)
+    assert code == 0, err  # without data
+    code, out, err = run("library", "prepare", path, "--router", "contrast")
+    assert (code, out.count("0 experts prepared, 2 kept"), out.count("from prompts that ship with Lorary")) == (0, 1, 1)
     code, _, err = run("library", "prepare", path, "--router", "arrow", "--tasks", tasks)
     assert (code, len(err.splitlines())) == (1, 3)

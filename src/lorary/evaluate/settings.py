@@ -160,7 +160,7 @@ class WhichSettings:
     """
 
     template: str | None = None
-    max_new_tokens: int = flag(32, least=1)
+    max_new_tokens: int = flag(16, least=1)
 
     def __post_init__(self) -> None:
         check_flags(self)

@@ -149,8 +149,11 @@ class Request:
 
     @property
     def most(self) -> int:
-        """Experts of a row at most, of those that are decided; a fallback may bring more than `choice` does."""
-        return self.choice.most(self.num_experts) if self.chosen is None else self.chosen.experts.shape[1]
+        """Experts of a row at most: of those that were decided, or of any; a fallback may bring more than `choice`."""
+        if self.chosen is not None:
+            return self.chosen.experts.shape[1]
+        num_fallback = 0 if self.fallback is None else int(self.fallback.count_nonzero())
+        return max(self.choice.most(self.num_experts), num_fallback)
 
     def stop(self) -> None:
         """End the probe, also one that failed."""

@@ -137,7 +137,7 @@ def featured(
         tensors.append(prepared[name][REQUEST])
         if tensors[-1].shape[-1] != tensors[0].shape[-1]:
             raise RouterError(
-                f"what was prepared for expert '{name}' must have as many features as for the others",
+                f"what was prepared for expert '{name}' must have the shape it has for the others",
                 found=f"{tuple(tensors[-1].shape)} beside {tuple(tensors[0].shape)}",
                 remedy="lorary library prepare",
             )

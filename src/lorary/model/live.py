@@ -25,11 +25,13 @@ from lorary.model.apply import apply_routing
 from lorary.model.changing import changing
 from lorary.model.general_subtraction import check_general, seated_ranks
 from lorary.model.layers import beyond, build_layers, check_copies_of, in_order
+from lorary.model.plan import settled
 from lorary.model.prepared import PreparedTensors, paths_of
 from lorary.model.seating import Seating, check_no_block, seating
 from lorary.model.verdict import check_layers
 from lorary.model.yardstick import live_moments
 from lorary.ops.finite import is_finite
+from lorary.route.setting import Routing
 
 
 def add_expert(model: Any, adapter: Adapter | str | Path, name: str | None = None) -> str:
@@ -63,10 +65,11 @@ def _add_expert(model: Any, state: Seating, adapter: Adapter) -> str:
     _check_fit(model, adapter)
     _check_ranks(state, adapter)
     _check_general(state, adapter.name, adapter)
-    kind = state.routing.data_kind
+    setting = settled(state.routing, state, model)
+    kind = setting.data_kind
     prepared = state.prepared.get(kind or "", {}).get(adapter.name, {})
-    is_prepared = paths_of(state.routing, adapter.modules) <= set(prepared)
-    moments = {} if is_prepared else live_moments(state.routing, state, model, adapter)
+    is_prepared = paths_of(setting, adapter.modules) <= set(prepared)
+    moments = {} if is_prepared else live_moments(setting, state, model, adapter)
     if not (is_prepared or moments):
         raise RouterError(
             f"an expert that comes to a router by '{kind}' must be prepared before",
@@ -74,7 +77,7 @@ def _add_expert(model: Any, state: Seating, adapter: Adapter) -> str:
             remedy="lorary.model.prepare.prepare",
         )
     _add(model, state, adapter)
-    _keep_moments(state, moments)
+    _keep_moments(state, setting, moments)
     apply_routing(model, state, state.routing)
     return adapter.name
 
@@ -133,8 +136,9 @@ def _replace_expert(model: Any, state: Seating, adapter: Adapter) -> str:
     _check_ranks(state, adapter)
     _check_general(state, adapter.name, adapter)
     _check_layers_stay(state, adapter.name, adapter.modules)
-    kind = state.routing.data_kind
-    moments = live_moments(state.routing, state, model, adapter)
+    setting = settled(state.routing, state, model)
+    kind = setting.data_kind
+    moments = live_moments(setting, state, model, adapter)
     if kind is not None and not moments:
         raise RouterError(
             "an expert cannot be replaced under a router that knows the old one by its data",
@@ -153,15 +157,15 @@ def _replace_expert(model: Any, state: Seating, adapter: Adapter) -> str:
         _remove(model, state, adapter.name)
         _add(model, state, adapter)
     state.prepared = {kind: _without(tensors, adapter.name) for kind, tensors in state.prepared.items()}
-    _keep_moments(state, moments)
+    _keep_moments(state, setting, moments)
     apply_routing(model, state, state.routing)
     return adapter.name
 
 
-def _keep_moments(state: Seating, moments: PreparedTensors) -> None:
+def _keep_moments(state: Seating, setting: Routing, moments: PreparedTensors) -> None:
     """Give the router in force what was measured for an expert that came."""
-    if moments and state.routing.data is not None:
-        kind = state.routing.data.yardstick_kind
+    if moments and setting.data is not None:
+        kind = setting.data.yardstick_kind
         state.prepared[kind] = {**state.prepared.get(kind, {}), **moments}
 
 

@@ -10,6 +10,7 @@ from lorary.library.prepared import Key, expert_key, group_key, load_prepared, p
 from lorary.library.store import Library
 from lorary.model.check_seated import check_unchanged
 from lorary.model.layers import SeatedLayer
+from lorary.route import ROUTERS
 from lorary.route.setting import Routing
 
 # By expert, then by the path of the layer (or `REQUEST`): what rules need beyond weights.
@@ -60,7 +61,16 @@ def read_missing(
 
 
 def prepared_marks(setting: Routing, library: Library) -> dict[str, Mapping[str, str]]:
-    """Hashes of what a setting would read from a library, by expert: with them a result can be known again."""
+    """Hashes of what a setting would read from a library, by expert: with them a result can be known again.
+
+    For a rule that picks one of several, of what each of these would read.
+    """
+    if setting.experts is None and (tries := ROUTERS[setting.router].tries):
+        return {
+            f"{router}/{name}": marks
+            for router in tries
+            for name, marks in prepared_marks(setting.changed(router=router), library).items()
+        }
     kind = setting.data_kind
     if kind is None or setting.data is None:
         return {}

@@ -31,9 +31,10 @@ from lorary.report.tables import print_evaluation
 
 # Adapters in the upper layers only and few steps, so that the quick demo ends in minutes on two cores.
 QUICK = BuildSettings(steps=24, upper_layers=15, evals=2, val_rows=16)
-QUICK_EVALUATION = EvaluateSettings(rows=20, oracle_rows=8)
+ROUTERS = ("base", "uniform", "arrow", "auto", "oracle")
+QUICK_EVALUATION = EvaluateSettings(ROUTERS, rows=20, oracle_rows=8)
 FULL = BuildSettings(steps=100)
-FULL_EVALUATION = EvaluateSettings(rows=40)
+FULL_EVALUATION = EvaluateSettings(ROUTERS, rows=40)
 
 
 @dataclass(frozen=True)

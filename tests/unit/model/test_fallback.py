@@ -124,3 +124,11 @@ def test_a_fallback_that_could_never_answer_is_refused(fields: dict[str, Any], e
 def test_a_fallback_must_be_seated(prepared: Any) -> None:
     with pytest.raises(RouterError, match="fallen back on"), routing(prepared, {"router": "auto", "fallback": "zzz"}):
         pass
+
+
+def test_rows_with_settings_of_their_own_fall_back_too(prepared: Any) -> None:
+    settings = [{"experts": ["b"]}, {"router": "auto", "threshold": 1e9}, "base", "auto"]
+    found = routed_by(prepared, settings)
+    for row, as_if in enumerate([{"experts": ["b"]}, "uniform", "base", "uniform"]):
+        alone = routed_by(prepared, as_if, IDS[row : row + 1])
+        assert torch.allclose(found[row : row + 1], alone, atol=1e-10)
