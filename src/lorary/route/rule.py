@@ -132,6 +132,6 @@ class Rule:
     @property
     def needs(self) -> Needs:
         """What it must have before it can run."""
-        if self.data is not None and not self.data.is_optional:
+        if self.data is not None and not self.data.is_optional and not self.tries:
             return "prepared"
         return "probe" if self.measures == "last" else "weights"

@@ -31,7 +31,7 @@ CHARACTERS = 4.0
 
 @dataclass(frozen=True)
 class RowCounts:
-    """RowCounts of one task, as far as a dry run needs them.
+    """Rows of one task, as far as a dry run needs them.
 
     Args:
         train: training rows.
