@@ -44,7 +44,7 @@ class Routed:
         if self.rule is None or self.rule.weights is not None:
             ranks = self.num_fixed * self.rank
             return [(d_in, ranks), (ranks, d_out)] if ranks else []
-        has_rows, has_matrices = "rows" in self.rule.reads, bool(self.rule.reads & {"row_space", "outputs"})
+        has_rows, has_matrices = "score_rows" in self.rule.reads, bool(self.rule.reads & {"row_space", "outputs"})
         chosen = min(self.top_k, self.experts)
         projected = chosen
         if has_matrices:

@@ -41,7 +41,7 @@ def test_the_demo_builds_evaluates_and_reports_and_a_rerun_goes_on(
 
     document = json.loads((tmp_path / "out" / "results.json").read_text())
     primary = [(c["router"], c["task"]) for c in document["cells"] if c["primary"]]
-    routers, tasks = ("base", "uniform", "arrow", "oracle"), ("last_word", "sentiment", "second_word")
+    routers, tasks = ("base", "uniform", "arrow", "auto", "oracle"), ("last_word", "sentiment", "second_word")
     assert sorted(primary) == sorted((router, task) for router in routers for task in tasks)
     assert {c["template"] for c in document["cells"] if c["router"] == "base"} == {"plain", "chat"}
     assert {c["split"] for c in document["cells"] if c["task"] == "second_word"} == {"held_out"}

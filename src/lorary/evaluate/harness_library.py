@@ -124,7 +124,7 @@ def harness_settings(
         display.say("oracle: left out, it is for tasks with rows to choose an expert by")
     default = Routing.of(**library.default_router)
     fields = without_router(default) | dict(route)
-    choice = {key: fields.pop(key) for key in ("top_k", "temperature", "mix")}
+    choice = {str(key): fields.pop(key) for key in ("top_k", "temperature", "mix") if key in fields}
     names = tuple(dict.fromkeys(("base", *(router for router in routers if router != ORACLE))))
     return EvaluateSettings(routers=names, route=fields, units=in_units(default), **choice)
 

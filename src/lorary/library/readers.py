@@ -146,11 +146,12 @@ def read_all(library: Path, read: Callable[[Path, str], Read]) -> dict[str, Read
         if not missing:
             return {name: readings[name][1] for name in names}
         for name in missing:
+            # Taken before: an adapter that comes back after the error has another one, and is read anew.
+            before = _identity_of(library, name)
             try:
                 readings[name] = _read_identified(library, name, read)
             except LoraryError as error:
-                # Left out by the next look if somebody removed it meanwhile, read anew if it is another one by then.
-                readings[name] = _identity(library / ADAPTERS / name), error
+                readings[name] = before, error  # left out by the next look if somebody removed it meanwhile
     raise LibraryError(
         f"the adapters of library {library} must hold still to be read together",
         found=f"some were replaced during each of {READ_ATTEMPTS} attempts",
@@ -170,7 +171,8 @@ def _read_identified(library: Path, name: str, read: Callable[[Path, str], Read]
                     _check_files(folder)
                     result = read(folder, name)
                 except (LoraryError, OSError):
-                    if before is not None and _is_still(library, name, before):
+                    # A folder that was moved aside keeps its times within one tick of the clock: look where it is, too.
+                    if before is not None and _is_still(library, name, before) and _place(library, name) == folder:
                         raise
                     continue
                 if before is not None and _is_still(library, name, before):
@@ -197,10 +199,19 @@ def _check_files(folder: Path) -> None:
 
 def _is_still(library: Path, name: str, identity: Identity | None) -> bool:
     """Whether an adapter is the one that was read, or that could not be."""
+    return identity is not None and _identity_of(library, name) == identity
+
+
+def _identity_of(library: Path, name: str) -> Identity | None:
+    return _identity(_place(library, name))
+
+
+def _place(library: Path, name: str) -> Path:
+    """Where an adapter lies; where it would lie if it does not, or cannot be told."""
     try:
-        return identity is not None and _identity(locate(library, name)) == identity
+        return locate(library, name)
     except LibraryError:
-        return identity is not None and _identity(library / ADAPTERS / name) == identity
+        return library / ADAPTERS / name
 
 
 def _identity(folder: Path) -> Identity | None:

@@ -50,15 +50,21 @@ def merged(before: Routing, setting: "str | Mapping[str, Any] | Routing") -> Rou
     if "router" in changes:
         is_same = before.experts is None and changes["router"] == before.router
         changes = {**_its_own(before), **({} if is_same else _exchanged(before, changes["router"])), **changes}
+    elif changes.get("experts") is not None:
+        changes = {**_undone(before), **changes}
     return before.changed(**changes)
 
 
 def _exchanged(before: Routing, router: Any) -> dict[str, Any]:
     """What changes beside when another router takes over: bounds in units of the old one, and defaults of both."""
-    defaults = Routing().fields()
-    left = {key: defaults[key] for key in _defaults_of(before)}
     rule = ROUTERS.get(router) if isinstance(router, str) else None
-    return {**dict.fromkeys(_IN_UNITS), **left, **({} if rule is None else rule.defaults)}
+    return {**dict.fromkeys(_IN_UNITS), **_undone(before), **({} if rule is None else rule.defaults)}
+
+
+def _undone(setting: Routing) -> dict[str, Any]:
+    """The fields that the rule of a setting changes by default, as they are without it."""
+    defaults = Routing().fields()
+    return {key: defaults[key] for key in _defaults_of(setting)}
 
 
 def _defaults_of(setting: Routing) -> Mapping[str, Any]:

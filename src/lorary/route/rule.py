@@ -126,7 +126,7 @@ class Rule:
     fit: Callable[[Sequence[Tensor], Sequence[Tensor]], Any] = _stacked
     quick: bool = False
     weights: Callable[[Sequence[str]], Tensor] | None = None
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
     tries: tuple[str, ...] = ()
 
     @property

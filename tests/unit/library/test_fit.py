@@ -61,7 +61,7 @@ def keys_of(folder: Path) -> set[str]:
     return set(safetensors.torch.load_file(folder / "adapter_model.safetensors"))
 
 
-@pytest.mark.filterwarnings("ignore:the base model at hand is related")
+@pytest.mark.filterwarnings("ignore:the base model at hand is the library's base model .*rounded to bfloat16")
 @pytest.mark.parametrize(
     ("targets", "settings"),
     [(["q_proj", "lm_head"], {}), (["q_proj"], {"save_embedding_layers": True}), ("model.*q_proj|lm_head", {})],

@@ -129,7 +129,7 @@ def test_an_empty_library_is_refused(model: Any, route: Make) -> None:
         (
             {"router": "arow"},
             RouterError,
-            r"a router must exist\nfound: arow\nremedy: did you mean 'arrow'\? one of \['arrow'",
+            r"a router must exist\nfound: arow\nremedy: did you mean 'arrow'\? one of \['auto', 'arrow'",
         ),
         ({"mix": "deltas"}, RouterError, "mix must be one of"),
         ({"experts": "a"}, RouterError, "experts must be a list of different names"),

@@ -102,6 +102,7 @@ def test_defaults_of_a_rule_come_and_go_with_it() -> None:
     assert (auto.choosing.top_k, auto.choosing.threshold, auto.fallback) == (1, 0.0, "chat")
     assert merged(auto, "arrow") == Routing()
     assert merged(auto, {"top_k": 2}).choosing.top_k == 2
+    assert merged(auto, {"experts": ["a"]}) == merged(Routing(), {"experts": ["a"]}).changed(router="auto")
     assert merged(Routing(), {"router": "auto", "fallback": None}).fallback is None
     assert not {"top_k", "threshold", "fallback"} & set(without_router(auto))
     assert Routing.of(**auto.to_json()) == auto

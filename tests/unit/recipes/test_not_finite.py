@@ -12,6 +12,7 @@ import lorary
 from lorary.build.settings import BuildSettings, BuildSource
 from lorary.errors import BaseModelError
 from lorary.evaluate.prompts import Prompt
+from lorary.evaluate.sampling import Sampling
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.store import Library
 from lorary.recipes.build import run_build
@@ -49,7 +50,9 @@ def library(
     return made
 
 
-@pytest.mark.parametrize("more", [{}, {"sample": True}, {"router": "base"}, {"experts": ["a"]}, {"stream": True}])
+@pytest.mark.parametrize(
+    "more", [{}, {"sampling": Sampling()}, {"router": "base"}, {"experts": ["a"]}, {"stream": True}]
+)
 def test_nothing_is_generated(library: Library, more: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BaseModelError, match=WORDS):
         run_generate(str(library.path), "a 1:", max_new_tokens=4, **more)
