@@ -171,7 +171,7 @@ class TimeLimit:
 def routed_contenders(model: Any, experts: int, *, all_rules: bool) -> list[Contender]:
     """Ours over one routed model: Arrow first, and the other rules that need weights alone where asked for."""
     arrow = Contender("arrow", experts, model, None, Routed(ROUTERS["arrow"], experts, RANK, TOP_K))
-    others = [name for name, rule in ROUTERS.items() if rule.needs == "weights" and name not in ("arrow", "auto")]
+    others = [name for name, rule in ROUTERS.items() if rule.needs == "weights" and not rule.tries and name != "arrow"]
     return [
         arrow,
         *(
