@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from lorary.model.base import Base, load_base
 from lorary.prepare.prepare_library import prepare_built
 from lorary.report.evaluation_page import report_of, write_report
 from lorary.report.tables import print_evaluation
+from lorary.route.presets import in_units
+from lorary.route.setting import Routing
 
 # Adapters in the upper layers only and few steps, so that the quick demo ends in minutes on two cores.
 QUICK = BuildSettings(steps=24, upper_layers=15, evals=2, val_rows=16)
@@ -99,7 +101,8 @@ def run_demo(out: str, *, full: bool = False, quiet: bool = False) -> DemoResult
     prepare_built(base, library, train, display=display)
     watch.lap("train")
     display.say(f"3/4 evaluating on {len(train)} held-in and {len(held_out)} held-out tasks")
-    settings = FULL_EVALUATION if full else QUICK_EVALUATION
+    default = Routing.of(**library.default_router)
+    settings = replace(FULL_EVALUATION if full else QUICK_EVALUATION, units=in_units(default))
     evaluation = evaluate_library(base, library, {**train, **held_out}, settings, display=display)
     watch.lap("evaluate")
     display.say("4/4 report")

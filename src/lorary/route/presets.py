@@ -79,9 +79,13 @@ def without_router(setting: Routing) -> dict[str, Any]:
 
 
 def in_units(setting: Routing) -> dict[str, dict[str, Any]]:
-    """By the name of its router, the fields of a setting in that rule's own units; nothing where there are none."""
-    bounds = {key: value for key in _IN_UNITS if (value := setting.fields()[key]) is not None}
-    return {setting.router: bounds} if bounds and setting.experts is None else {}
+    """By the name of its router, the fields of a setting that mean something to that rule alone.
+
+    These are bounds in its own units, and what the rule has defaults of its own for.
+    """
+    fields, own = setting.fields(), _defaults_of(setting)
+    kept = {key: fields[key] for key in (*_IN_UNITS, *own) if key in own or fields[key] is not None}
+    return {setting.router: kept} if kept and setting.experts is None else {}
 
 
 def _its_own(setting: Routing) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from lorary.errors import RouterError, UsageError
 from lorary.model.attach import routing
 from lorary.model.prepare import prepare
 from lorary.model.seating import seating
-from lorary.route.presets import merged, without_router
+from lorary.route.presets import in_units, merged, without_router
 from lorary.route.setting import Routing
 
 Make = Callable[..., Any]
@@ -106,6 +106,8 @@ def test_defaults_of_a_rule_come_and_go_with_it() -> None:
     assert merged(Routing(), {"router": "auto", "fallback": None}).fallback is None
     assert not {"top_k", "threshold", "fallback"} & set(without_router(auto))
     assert Routing.of(**auto.to_json()) == auto
+    assert in_units(auto.changed(fallback=None)) == {"auto": {"threshold": 0.0, "top_k": 1, "fallback": None}}
+    assert in_units(Routing()) == {}
 
 
 @pytest.mark.parametrize(
