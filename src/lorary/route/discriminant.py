@@ -17,7 +17,7 @@ SHRINKAGE = 0.1
 # Experts beside one, the nearest of which say how far "far" is. More than one, so that a twin does not hide it.
 NEIGHBOURS = 7
 # Which part of an expert's own prompts may lie below the border.
-OWN_LOST = 0.02
+OWN_LOST = 0.05
 # Prompts of which the shared covariance is made; more of them change it little, and its cost grows with their square.
 MOST_PROMPTS = 2048
 # Of one task: half of them tell means and covariance for the border, and have to vary.
