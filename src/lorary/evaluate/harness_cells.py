@@ -1,11 +1,13 @@
-"""Cells out of the results of lm-evaluation-harness."""
+"""Cells out of the results of lm-evaluation-harness, which is not needed for them: tables print them."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
-from lorary.evaluate.cells import Cell
+from lorary.evaluate.cells import OF_ROWS, Cell
+from lorary.evaluate.summary import CellSummary
 
 FAMILY = "lm-evaluation-harness"
 # Half of a 95 % interval, in standard errors.
@@ -25,6 +27,30 @@ class HarnessCell(Cell):
     filter: str = "none"
     stderr: float | None = None
     shots: int = 0
+
+
+@dataclass(frozen=True)
+class HarnessResult:
+    """All cells, in the order of routers and tasks, and the tasks on which the base beats a router."""
+
+    cells: list[HarnessCell]
+    library: str
+    base: str
+    settings: Mapping[str, Any]
+
+    @property
+    def guard(self) -> list[dict[str, Any]]:
+        """Every task on which the base alone beats a router, by name."""
+        return CellSummary(self.cells).base_guard()
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `--json` prints."""
+        cells = [{key: value for key, value in asdict(cell).items() if key not in OF_ROWS} for cell in self.cells]
+        versions = {"lm_eval": version("lm_eval"), "lorary": version("lorary")}
+        return {
+            "library": self.library, "base": self.base, "settings": dict(self.settings), "versions": versions,
+            "cells": cells, "base_guard": self.guard,
+        }  # fmt: skip
 
 
 def cells_of(

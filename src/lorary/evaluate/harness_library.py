@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -16,42 +16,17 @@ from lorary.data.chat import chat_frame, warn_of_dates
 from lorary.display import Bar, Display
 from lorary.evaluate.base_key import content_of_base
 from lorary.evaluate.cache import ResultCache
-from lorary.evaluate.cells import OF_ROWS, ORACLE
+from lorary.evaluate.cells import ORACLE
 from lorary.evaluate.harness import HarnessModel, evaluate_tasks
 from lorary.evaluate.harness_cells import HarnessCell, cells_of
 from lorary.evaluate.recorded_tasks import tasks_of
 from lorary.evaluate.settings import EvaluateSettings
-from lorary.evaluate.summary import CellSummary
 from lorary.library.store import Library
 from lorary.model.attach import routing
 from lorary.model.base import Base
 from lorary.model.prepared import prepared_marks
 from lorary.route.presets import in_units, without_router
 from lorary.route.setting import Routing
-
-
-@dataclass(frozen=True)
-class HarnessResult:
-    """All cells, in the order of routers and tasks, and the tasks on which the base beats a router."""
-
-    cells: list[HarnessCell]
-    library: str
-    base: str
-    settings: Mapping[str, Any]
-
-    @property
-    def guard(self) -> list[dict[str, Any]]:
-        """Every task on which the base alone beats a router, by name."""
-        return CellSummary(self.cells).base_guard()
-
-    def to_json(self) -> dict[str, Any]:
-        """The document that `--json` prints."""
-        cells = [{key: value for key, value in asdict(cell).items() if key not in OF_ROWS} for cell in self.cells]
-        versions = {"lm_eval": version("lm_eval"), "lorary": version("lorary")}
-        return {
-            "library": self.library, "base": self.base, "settings": dict(self.settings), "versions": versions,
-            "cells": cells, "base_guard": self.guard,
-        }  # fmt: skip
 
 
 @dataclass

@@ -7,8 +7,8 @@ from typing import Any
 from lorary.display import Display
 from lorary.errors import LibraryError, UsageError
 from lorary.evaluate.harness import load_tasks
-from lorary.evaluate.harness_cells import choose_primary
-from lorary.evaluate.harness_library import HarnessResult, HarnessRun, harness_settings, quiet_harness
+from lorary.evaluate.harness_cells import HarnessResult, choose_primary
+from lorary.evaluate.harness_library import HarnessRun, harness_settings, quiet_harness
 from lorary.evaluate.settings import HarnessSettings
 from lorary.library.opening import base_of, template_of
 from lorary.library.store import Library

@@ -9,7 +9,7 @@ from rich.table import Table
 from lorary.display import table_console
 from lorary.evaluate.cells import ORACLE, Cell, Column, columns_of, grouped_tasks, primary_cells
 from lorary.evaluate.evaluation import Evaluation
-from lorary.evaluate.harness_library import HarnessResult
+from lorary.evaluate.harness_cells import HarnessResult
 from lorary.evaluate.summary import Comparison, Mean
 from lorary.report.export import guard_line, label, split_words
 from lorary.report.markup import by_name_words, counted, left_out_words
