@@ -34,7 +34,8 @@ class Featured:
     Args:
         embed: makes the vectors.
         rule: the pure function from vectors and what was prepared to scores.
-        prepared: what the rule made of what was prepared for each expert; it follows a tensor by `to`.
+        prepared: what the rule made of what was prepared for each expert that may be chosen; it follows a tensor by
+            `to`. Those that may not play no part, as if they were not in the library.
         alive: (experts,) bool, whether each expert may be chosen.
     """
 
@@ -44,9 +45,12 @@ class Featured:
     alive: Tensor
 
     def scores(self, hidden: Tensor, ids: Tensor | None, real: Tensor) -> Tensor:
-        """(rows, experts) scores; see `Embed` for what they come from."""
+        """(rows, experts) scores, 0 for experts that may not be chosen; see `Embed` for what they come from."""
         vectors = self.embed(hidden, ids, real)
-        return self.rule(vectors, self.prepared.to(vectors))
+        scores = vectors.new_zeros(len(vectors), len(self.alive), dtype=torch.float64)
+        if self.prepared is not None:
+            scores[:, self.alive.to(scores.device)] = self.rule(vectors, self.prepared.to(vectors)).double()
+        return scores
 
 
 def mean_hidden(hidden: Float[Tensor, "batch seq d"], real: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch d"]:
@@ -135,7 +139,7 @@ def featured(
         if REQUEST not in prepared.get(name, {}):
             raise not_prepared(setting, library, name, "whole requests")
         tensors.append(prepared[name][REQUEST])
-        if tensors[-1].shape[-1] != tensors[0].shape[-1]:
+        if (tensors[-1].dim(), tensors[-1].shape[-1]) != (tensors[0].dim(), tensors[0].shape[-1]):
             raise RouterError(
                 f"what was prepared for expert '{name}' must have the shape it has for the others",
                 found=f"{tuple(tensors[-1].shape)} beside {tuple(tensors[0].shape)}",
@@ -145,9 +149,10 @@ def featured(
     for layer in layers.values():
         alive[list(layer.experts)] |= layer.alive.cpu()
     alive &= torch.tensor([setting.may_choose(name) for name in experts])
-    no_tasks = (torch.zeros(len(vectors), dtype=torch.int64) for vectors in tensors)
-    tasks = [prepared[name].get(TASKS, none) for name, none in zip(experts, no_tasks, strict=True)]
-    return Featured(embed, rule.request, rule.fit(tensors, tasks), alive)
+    usable = [(name, tensor) for name, tensor, ok in zip(experts, tensors, alive.tolist(), strict=True) if ok]
+    tasks = [prepared[name].get(TASKS, torch.zeros(len(tensor), dtype=torch.int64)) for name, tensor in usable]
+    fitted = rule.fit([tensor for _, tensor in usable], tasks) if usable else None
+    return Featured(embed, rule.request, fitted, alive)
 
 
 @torch.no_grad()

@@ -111,7 +111,10 @@ def prepare_library(
 def prepare_built(
     base: Base, library: Library, tasks: Mapping[str, Task], *, seed: int = 0, display: Display | None = None
 ) -> PrepareResult | None:
-    """Prepare the default router of a library from the tasks that its experts were just trained on.
+    """Prepare the default router of a library, if that is one that picks its rule by what is known of the experts.
+
+    The prompts are those of the tasks that the experts were just trained on. Where nobody has chosen otherwise, what
+    answers when no expert fits is picked by the same tasks.
 
     Args:
         base: the bare base model.
@@ -121,10 +124,10 @@ def prepare_built(
         display: where progress is shown.
 
     Returns:
-        What was done; None where the default router needs nothing that one expert's rows give.
+        What was done; None for another default router.
     """
     router = library.default_router["router"]
-    if router not in MEASURES or MEASURES[router].per_expert is None:
+    if router not in ROUTERS or not ROUTERS[router].tries:
         return None
     settings = PrepareSettings(router, seed=seed)
     tasks_of = {name: library.provenance(name)["tasks"] for name in library.names()}
@@ -135,7 +138,7 @@ def prepare_built(
     }
     result = prepare_library(base, library, data, settings, display=display)
     default = Routing.of(**library.default_router)
-    if result.prepared and ROUTERS[router].tries and default == merged(Routing(), router):
+    if default == merged(Routing(), router):  # also after an interruption: what was scored is not scored again
         picked = default.changed(fallback=pick_fallback(base, library, tasks, display=display)).to_json()
         library.set_default_router({key: value for key, value in picked.items() if value is not None})
     return result

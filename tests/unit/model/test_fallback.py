@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lorary.errors import RouterError, UsageError
 from lorary.model.attach import routing
+from lorary.model.live import remove_expert
 from lorary.model.prepare import prepare
 from lorary.model.seating import seating
 from lorary.route.presets import in_units, merged, without_router
@@ -135,3 +136,19 @@ def test_rows_with_settings_of_their_own_fall_back_too(prepared: Any) -> None:
     for row, as_if in enumerate([{"experts": ["b"]}, "uniform", "base", "uniform"]):
         alone = routed_by(prepared, as_if, IDS[row : row + 1])
         assert torch.allclose(found[row : row + 1], alone, atol=1e-10)
+
+
+def test_experts_that_may_not_be_chosen_play_no_part(prepared: Any) -> None:
+    """Else a request of a masked expert's kind would be told as foreign by that expert's own prompts."""
+    found = {}
+    for setting in ({"allow": ["a", "b"]}, {"general": ["c"]}):
+        with routing(prepared, {"router": "discriminant", **setting}):
+            logits(prepared)
+            found[str(setting)] = seating(prepared).prober.requests[0].scores
+    remove_expert(prepared, "c")
+    with routing(prepared, "discriminant"):
+        logits(prepared)
+        without = seating(prepared).prober.requests[0].scores
+    for scores in found.values():
+        assert torch.allclose(scores[:, :2], without, rtol=1e-8)
+        assert (scores[:, 2] == -torch.inf).all()
