@@ -15,7 +15,10 @@ import lorary
 from lorary.adapter import Adapter
 from lorary.errors import LibraryError, UsageError
 from lorary.evaluate.cache import ResultCache
+from lorary.library import readers
 from lorary.library.derived import load_derived, save_derived
+from lorary.library.layout import STAGING
+from lorary.library.readers import REPLACED
 from lorary.library.store import Library
 
 MakeAdapter = Callable[..., Adapter]
@@ -205,3 +208,41 @@ def test_results_with_endless_or_nested_lines_are_passed_over(filled: Library, m
     ResultCache(filled, "base").put("two", 2)
     again = ResultCache(filled, "base")
     assert (again.get("one"), again.get("two")) == (1, 2)
+
+
+def test_an_adapter_that_comes_back_after_an_error_is_read_anew(
+    filled: Library, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = readers._read_identified, []
+
+    def read_identified(library: Path, name: str, read: Any) -> Any:
+        calls.append(name)
+        if calls == ["a"]:  # missed between two changes of a writer
+            filled.remove("a")
+            filled.add_adapter(make_adapter("a", 9.0), {"tasks": ["a"]})
+            raise LibraryError("there is no adapter 'a'")
+        return real(library, name, read)
+
+    monkeypatch.setattr(readers, "_read_identified", read_identified)
+    assert readers.read_all(filled.path, lambda _folder, name: name) == {"a": "a", "b": "b", "c": "c"}
+
+
+def test_an_adapter_that_is_moved_aside_within_one_tick_is_read_where_it_is(
+    filled: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its times are those of before then, so that they do not tell that it moved."""
+    identity = readers._identity
+    monkeypatch.setattr(readers, "_identity", lambda folder: (found := identity(folder)) and (*found[:2], 0))
+    aside = filled.path / STAGING / REPLACED / "b"
+    calls: list[Path] = []
+
+    def read(folder: Path) -> str:
+        calls.append(folder)
+        if len(calls) == 1:
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(aside)
+            raise LibraryError("a file was not there")
+        return (folder / "provenance.json").read_text()
+
+    assert '"b"' in readers.read_stable(filled.path, "b", read)
+    assert calls == [filled.path / "adapters" / "b", aside]
