@@ -119,10 +119,17 @@ def test_an_expert_of_tasks_that_lie_apart_is_as_near_as_its_nearest_task(genera
     assert (joined.amax(dim=1) > 0).double().mean() > 0.9
 
 
-def test_a_twin_does_not_hide_an_expert(generator: torch.Generator) -> None:
-    samples = samples_of(20, generator, apart=6.0, experts=5)
-    fitted = fit([samples[0][::2], samples[0][1::2], *samples[1:]])
-    assert (discriminant_scores(samples[0], fitted)[:, :2].amax(dim=1) > 0).double().mean() > 0.9
+def test_twins_hide_neither_an_expert_nor_that_none_fits(generator: torch.Generator) -> None:
+    """Every expert twice: the nearest other one is always as near, and says nothing."""
+    centres = 4 * torch.randn(7, 20, generator=generator, dtype=torch.float64)
+    drawn = centres[:, None] + torch.randn(7, 40, 20, generator=generator, dtype=torch.float64)
+    fitted = fit([sample[half:24:2] for sample in drawn[:5] for half in (0, 1)])
+    known = discriminant_scores(drawn[:5, 24:].flatten(0, 1), fitted)
+    owners = torch.arange(5).repeat_interleave(16)
+    assert (known.argmax(dim=1) // 2 == owners).double().mean() > 0.95
+    assert (known.amax(dim=1) > 0).double().mean() > 0.85
+    unknown = discriminant_scores(drawn[5:].flatten(0, 1), fitted)
+    assert (unknown.amax(dim=1) < 0).double().mean() > 0.9
 
 
 def test_three_prompts_of_each_kind_are_too_few() -> None:
