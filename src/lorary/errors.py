@@ -111,3 +111,7 @@ def did_you_mean(name: str, names: object, *, remedy: str | None = None) -> str 
     near = get_close_matches(name, list(names), n=1)  # type: ignore[call-overload]
     parts = [f"did you mean '{near[0]}'?"] if near else []
     return " ".join([*parts, *([remedy] if remedy else [])]) or None
+
+
+class BusyError(LoraryError, RuntimeError):
+    """A server has as many requests as it holds; the same request may succeed later."""
