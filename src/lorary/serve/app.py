@@ -91,7 +91,7 @@ def _answering(server: Server) -> APIRouter:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Go on with a text, or with several; a stream of events where `stream` is true."""
         wanted = wanted_completion(body)
-        target, session = server.router.target(body.model, body), session_of(request.headers)
+        target, session = await server.router.target(body.model, body), session_of(request.headers)
         asked = []
         for source in _sources(body.prompt):
             if isinstance(source, str):
@@ -109,7 +109,7 @@ def _answering(server: Server) -> APIRouter:
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation; a stream of events where `stream` is true."""
         wanted = wanted_chat(body)
-        asked = _conversation(server, body, body.model, body.messages, session_of(request.headers))
+        asked = await _conversation(server, body, body.model, body.messages, session_of(request.headers))
         shape = ChatShape(prompts.texts)
         answers = Answers(server, shape, request.state.request_id, body.model, [asked], wanted)
         return await answers.respond(request)
@@ -121,10 +121,10 @@ def _answering(server: Server) -> APIRouter:
             raise ApiError(400, "a dry run takes either a prompt or messages", param="prompt")
         session = session_of(request.headers)
         if body.messages is not None:
-            asked = _conversation(server, body, body.model, body.messages, session)
+            asked = await _conversation(server, body, body.model, body.messages, session)
         else:
             template, source = body.template or PLAIN, body.prompt or ""
-            target = server.router.target(body.model, body)
+            target = await server.router.target(body.model, body)
             asked = Asked(target, prompts.encode(source, template), source, template, session)
         with server.traffic.place():
             return await unless_gone(request, _dry_run(server, asked, request.state.request_id, bool(body.trace)))
@@ -149,10 +149,10 @@ def _sources(prompt: Any) -> list[str | Ids]:
     return [each if isinstance(each, str) else tuple(each) for each in prompt]
 
 
-def _conversation(
+async def _conversation(
     server: Server, fields: RoutingFields, model: str, messages: list[Message], session: str | None
 ) -> Asked:
-    target = server.router.target(model, fields)
+    target = await server.router.target(model, fields)
     conversation = Conversation(tuple(message.turn for message in messages))
     is_base = target.setting.router == "base" and target.setting.fixed is None
     template = fields.template or server.prompts.chat_template(conversation, is_base=is_base)
@@ -267,6 +267,8 @@ def _watching(server: Server, page: Callable[[], str] | None) -> APIRouter:
     async def ready() -> State:
         """Whether requests are taken."""
         server.traffic.check_open()
+        if not server.engine.is_ready:
+            raise ApiError(503, "the engine must take requests", remedy="restart the server", code="not_ready")
         return State(status="ok")
 
     @router.get("/metrics", response_class=Response)
