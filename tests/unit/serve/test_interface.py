@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from lorary.errors import UsageError
+from lorary.serve.app import create_app
 from lorary.serve.decision_log import read_log
 from lorary.serve.page import page_response
 from lorary.serve.settings import ServeSettings
@@ -390,6 +391,18 @@ def test_a_page_may_run_its_own_scripts_alone() -> None:
     policy = response.headers["content-security-policy"]
     assert policy.count("'sha256-") == 2
     assert "unsafe-inline" not in policy.partition("style-src")[0]
+
+
+def test_the_page_is_made_once_until_an_adapter_changes(asker: Any) -> None:
+    made: list[int] = []
+
+    def make() -> str:
+        made.append(1)
+        return "<html>a page</html>"
+
+    asker.app = create_app(asker.server, make)
+    assert [asker.ask("GET", "/").text for _ in range(2)] == ["<html>a page</html>"] * 2
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize(
