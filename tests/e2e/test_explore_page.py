@@ -235,7 +235,10 @@ def test_two_models_answer_side_by_side_with_receipts(open_page: OpenPage, serve
     ]
     tokens.nth(0).focus()
     page.keyboard.press("ArrowRight")
-    assert "Token 2 of 3: “↵”" in page.locator("#pane-1 .token-experts").inner_text()
+    # A server that tells the layers of a token has them shown.
+    assert page.locator("#pane-1 .token-experts").inner_text().split("\n") == [
+        "Token 2 of 3: “↵”", "layer 7\tdates_0001 1.00",
+    ]  # fmt: skip
 
 
 def test_chat_and_a_dry_run_ask_what_they_should(open_page: OpenPage, server: PageServer) -> None:
@@ -297,7 +300,13 @@ def test_nothing_bars_anybody_from_the_live_page(open_page: OpenPage, server: Pa
     ask(page, beside="lib@arrow")
     page.locator("#decision-rows button").first.click()
     page.locator("#decision-shown h3").wait_for()
-    assert "arrow: strings_0003" in page.locator("#decision-shown").inner_text()
+    receipt = page.locator("#decision-shown").inner_text()
+    assert "arrow: strings_0003" in receipt
+    assert "confidence −1.25, threshold 0.00" in receipt
+    meter = page.locator("#decision-shown .meter").evaluate(
+        "(box) => [...box.children].map((part) => part.offsetLeft / box.clientWidth)"
+    )
+    assert meter == pytest.approx([0, 1.25 / 2.25], abs=0.02)
     facts = page.locator("#usage-facts").inner_text().split("\n")
     assert [text for text in facts if text][1::2] == ["1,234", "57 (4.6 %)", "arrow", "240", "199 (82.9 %)"]
     assert page.locator("#usage-bars b").all_inner_texts() == ["700", "320"]

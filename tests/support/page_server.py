@@ -26,7 +26,11 @@ RECEIPT: dict[str, Any] = {
 TRACE: dict[str, Any] = {
     "tokens": [
         {"text": "Capital", "experts": [{"name": "facts_0002", "weight": 0.9}, {"name": "dates_0001", "weight": 0.1}]},
-        {"text": "\n", "experts": [{"name": "dates_0001", "weight": 1.0}]},
+        {
+            "text": "\n",
+            "experts": [{"name": "dates_0001", "weight": 1.0}],
+            "layers": [{"group": "layer 7", "experts": [{"name": "dates_0001", "weight": 1.0}]}],
+        },
         {"text": " Paris", "experts": []},
     ],
     "layers": [{"group": f"layer {i}", "experts": [{"name": "facts_0002", "weight": 0.5}]} for i in range(2)],
@@ -82,7 +86,8 @@ def page_server(page: str) -> Iterator[PageServer]:
 
 def _decision(decision_id: str) -> dict[str, Any]:
     """A decision as it is shown again; the first one has one in the shadow."""
-    return {**RECEIPT, "id": decision_id, **({"shadow": SHADOW} if decision_id == "req-0" else {})}
+    first = {"shadow": SHADOW, "confidence": -1.25, "threshold": 0.0}
+    return {**RECEIPT, "id": decision_id, **(first if decision_id == "req-0" else {})}
 
 
 class _Handler(BaseHTTPRequestHandler):

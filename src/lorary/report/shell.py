@@ -139,4 +139,5 @@ def _policy(script: str, *, may_ask: bool) -> str:
     """Nothing may be loaded; this script may run; styles and pictures may be made on the page itself."""
     digest = b64encode(sha256(script.encode("utf-8")).digest()).decode("ascii")
     policy = f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:"
-    return f"{policy}; connect-src 'self'" if may_ask else policy
+    # A form of such a page is for its script alone.
+    return f"{policy}; connect-src 'self'; base-uri 'none'; form-action 'none'" if may_ask else policy

@@ -130,6 +130,15 @@ def test_a_library_of_too_few_adapters_has_a_page_without_a_map(
     assert data_of(page)["points"] is None
 
 
+def test_a_library_of_too_many_adapters_has_a_page_without_a_map(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorary.report.explore_contents.MOST_MAPPED", 3)
+    page = explore_page(library)
+    assert "A map shows at most 3 adapters." in Page(page).text
+    assert [card["name"] for card in data_of(page)["adapters"]] == ["a0", "a1", "b0", "b1"]
+
+
 @pytest.mark.parametrize("size", [0.0, 1.0])
 def test_adapters_that_compute_nothing_or_the_same_have_a_page(
     tmp_path: Path, tiny_base_folder: Path, size: float

@@ -20,19 +20,19 @@ function weightBars(experts) {
   return html("ul", { className: "bars" }, ...items, ...more);
 }
 
+// From the threshold, or from 0, to the confidence; scores of some rules are below 0 or above 1.
 function confidenceMeter({ confidence, threshold }) {
-  const most = Math.max(1, Math.abs(confidence), Math.abs(threshold ?? 0));
-  const place = (value) => String(Math.max(0, Math.min(1, value / most)));
-  const filled = html("i", { className: threshold !== null && confidence < threshold ? "low" : "" });
-  filled.style.setProperty("--w", place(confidence));
-  const meter = html("div", { className: "meter", ariaHidden: "true" }, filled);
-  if (threshold !== null) {
-    const limit = html("b");
-    limit.style.setProperty("--m", place(threshold));
-    meter.append(limit);
-  }
-  const words = threshold === null ? "no threshold" : `threshold ${threshold.toFixed(2)}`;
-  return [html("div", { textContent: `confidence ${confidence.toFixed(2)}, ${words}` }), meter];
+  const from = threshold ?? 0;
+  const [low, high] = [Math.min(0, confidence, from), Math.max(1, confidence, from)];
+  const place = (value) => (value - low) / (high - low);
+  const filled = html("i", { className: confidence < from ? "low" : "" });
+  filled.style.setProperty("--from", String(place(Math.min(from, confidence))));
+  filled.style.setProperty("--w", String(place(Math.max(from, confidence)) - place(Math.min(from, confidence))));
+  const limit = html("b");
+  limit.style.setProperty("--m", String(place(from)));
+  const words = threshold === null ? "" : `, threshold ${cosineText(threshold)}`;
+  const meter = html("div", { className: "meter", ariaHidden: "true" }, filled, ...(threshold === null ? [] : [limit]));
+  return [html("div", { textContent: `confidence ${cosineText(confidence)}${words}` }), meter];
 }
 
 function rejectedTable(rejected) {
@@ -99,7 +99,7 @@ function receiptParts(receipt) {
   return [
     html("h4", { textContent: "Receipt" }),
     html("p", { className: "sentence", textContent: receipt.sentence }),
-    ...(typeof receipt.confidence === "number" ? confidenceMeter({ threshold: null, ...receipt }) : []),
+    ...(typeof receipt.confidence === "number" ? confidenceMeter({ ...receipt, threshold: receipt.threshold ?? null }) : []),
     ...(experts.length ? [weightBars(experts)] : []),
     definition(facts),
     ...(receipt.rejected?.length ? [rejectedTable(receipt.rejected)] : []),

@@ -34,7 +34,7 @@ async function showDecision(id) {
 }
 
 function decisionRow(decision) {
-  const number = (value, digits) => html("td", { className: "number", textContent: typeof value === "number" ? value.toFixed(digits) : "–" });
+  const number = (value, digits) => html("td", { className: "number", textContent: typeof value === "number" ? value.toFixed(digits).replace("-", "−") : "–" });
   const button = html("button", { type: "button", className: "name", textContent: decision.id });
   button.addEventListener("click", () => showDecision(decision.id));
   const cells = [
