@@ -13,6 +13,7 @@ from lorary.cli.build import build
 from lorary.cli.cluster import cluster
 from lorary.cli.evaluate import evaluate
 from lorary.cli.explain import explain
+from lorary.cli.explore import explore
 from lorary.cli.generate import generate
 from lorary.cli.grouped import GroupedCommands
 from lorary.cli.library import library_app
@@ -70,6 +71,7 @@ app.command()(adapt)
 app.command()(merge)
 app.command()(cluster)
 app.command()(explain)
+app.command()(explore)
 app.command()(evaluate)
 app.command()(reproduce)
 

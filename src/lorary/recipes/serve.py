@@ -1,6 +1,7 @@
 """`lorary serve`: one library behind an OpenAI-compatible interface."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lorary.errors import MissingExtraError
@@ -12,6 +13,7 @@ from lorary.model.seating import seating
 from lorary.model.verdict import context_of
 from lorary.model.vocabulary import embedded_tokens
 from lorary.recipes.base_options import BaseOptions
+from lorary.report.explore import explore_page
 from lorary.serve.batching import RoutedEngine
 from lorary.serve.names import served_name
 from lorary.serve.prompts import Prompts
@@ -65,4 +67,5 @@ def run_serve(
             most=settings.max_prompt_tokens,
         )
         server = Server(engine, library, prompts, settings, seating(base.model).routing)
-        run(create_app(server), server, place, lambda address: ready(address, served_name(library.name)))
+        page = partial(explore_page, library, live=True)
+        run(create_app(server, page), server, place, lambda address: ready(address, served_name(library.name)))
