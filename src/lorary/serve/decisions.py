@@ -6,6 +6,8 @@ from typing import Any
 
 # So many can be shown again; older ones are in the log, where there is one.
 MOST_KEPT = 1000
+# Experts of each: a library may hold thousands, and the mean of all of them answer.
+MOST_EXPERTS = 100
 
 
 class Decisions:
@@ -24,7 +26,8 @@ class Decisions:
             shadow = {"shadow": {key: entry[key] for key in ("router", "winner", "agrees")}}
             (self._kept if entry["id"] in self._kept else self._ahead).setdefault(entry["id"], {}).update(shadow)
         else:
-            self._kept[entry["id"]] = {**entry, **self._ahead.pop(entry["id"], {})}
+            shown = {"experts": entry["experts"][:MOST_EXPERTS]}
+            self._kept[entry["id"]] = {**entry, **shown, **self._ahead.pop(entry["id"], {})}
         for entries in (self._kept, self._ahead):
             while len(entries) > MOST_KEPT:
                 entries.popitem(last=False)

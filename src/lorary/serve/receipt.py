@@ -14,6 +14,8 @@ from lorary.route import ROUTERS
 from lorary.route.setting import Routing
 from lorary.serve.engine import Traced
 
+# So many experts of one token, and so many rejected ones of a decision that is kept: a library may hold thousands.
+MOST_OF_TOKEN, MOST_REJECTED = 20, 20
 # Weights below it are not shown: they round to nothing.
 _LEAST_WEIGHT = 5e-4
 
@@ -163,7 +165,7 @@ def constant_weights(setting: Routing, experts: Sequence[str]) -> dict[str, floa
 def traced_tokens(
     traced: Traced, texts: Sequence[str], constant: Mapping[str, float]
 ) -> tuple[tuple[str, Weights], ...]:
-    """The experts of each token, as the mean over layers.
+    """The experts of each token, as the mean over layers; those of the largest weights, where there are many.
 
     Args:
         traced: how the tokens were routed.
@@ -171,10 +173,10 @@ def traced_tokens(
         constant: weights of all tokens, where no token decides.
     """
     if not traced.layers:
-        same = _sorted(constant.items())
+        same = _sorted(constant.items())[:MOST_OF_TOKEN]
         return tuple((text, same) for text in texts)
-    mean = traced.weights.mean(dim=0)
-    return tuple((text, _shown(weights, traced.experts)) for text, weights in zip(texts, mean, strict=True))
+    pairs = zip(texts, traced.weights.mean(dim=0), strict=True)
+    return tuple((text, _shown(weights, traced.experts)[:MOST_OF_TOKEN]) for text, weights in pairs)
 
 
 def traced_layers(traced: Traced, constant: Mapping[str, float]) -> tuple[tuple[str, Weights], ...]:

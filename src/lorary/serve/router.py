@@ -172,13 +172,9 @@ class Router:
 
     def _acting(self, asked: Asked, number: str, decision: Decision, ms: float, *, is_pinned: bool) -> Routed:
         setting, ids = asked.target.setting, asked.ids
-        if (
-            asks_base(setting, decision)
-            and asked.source is not None
-            and self._prompts.has_chat
-            and asked.template != CHAT
-        ):
-            decision, ids = decision.of_base(), self._prompts.encode(asked.source, CHAT)
+        if asks_base(setting, decision) and asked.source is not None and self._prompts.has_chat:
+            decision = decision.of_base()
+            ids = ids if asked.template == CHAT else self._prompts.encode(asked.source, CHAT)
         receipt = decided_receipt(number, setting, decision, ms, len(ids), pinned=is_pinned)
         return Routed(ids, decision.setting(setting), receipt, asked)
 

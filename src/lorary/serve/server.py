@@ -19,7 +19,7 @@ from lorary.serve.decisions import Decisions
 from lorary.serve.engine import Engine
 from lorary.serve.metrics import Metrics
 from lorary.serve.prompts import Prompts
-from lorary.serve.receipt import constant_weights
+from lorary.serve.receipt import MOST_REJECTED, constant_weights
 from lorary.serve.redact import Redactor
 from lorary.serve.router import Routed, Router
 from lorary.serve.settings import ServeSettings
@@ -103,7 +103,7 @@ class Server:
         receipt = routed.receipt
         if endpoint != "route":  # a dry run answers nothing
             self.metrics.count_decision(receipt)
-        shown = replace(receipt, tokens=None, layers=None).to_json()
+        shown = replace(receipt, tokens=None, layers=None, rejected=receipt.rejected[:MOST_REJECTED]).to_json()
         entry = {"kind": "decision", "time": round(time.time(), 3), "endpoint": endpoint,
                  "model": routed.asked.target.name, **shown, **facts}  # fmt: skip
         if self.settings.log_prompts:

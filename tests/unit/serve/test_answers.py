@@ -56,6 +56,7 @@ def test_a_reply_has_no_white_space_before_its_first_word(asker: Any) -> None:
         ("lib", [("system", "be"), ("user", "june")], None, "<system>be<user>june<assistant>"),
         ("lib", [("user", "june"), ("assistant", "b")], "plain", "User: june\nAssistant: b\nAssistant:"),
         ("base", [("user", "hi")], None, "<user>hi<assistant>"),
+        ("lib", [("system", "be"), ("user", "x")], None, "<system>be<user>x<assistant>"),
         ("lib", [("user", "no name")], None, "<user>no name<assistant>"),  # no expert fits: the base in its template
     ],
 )  # fmt: skip
@@ -74,6 +75,13 @@ def test_the_base_answers_a_text_that_no_expert_fits_in_its_own_template(asker: 
     shown = response.json()["lorary"]
     assert (shown["is_fallback"], shown["experts"]) == (True, [])
     assert "the base answers" in shown["sentence"]
+
+
+def test_the_base_answers_a_conversation_in_its_template_that_no_expert_fits(asker: Any) -> None:
+    turns = [{"role": "system", "content": "be"}, {"role": "user", "content": "nobody"}]
+    response = asker.post("/v1/chat/completions", model="lib", messages=turns, trace=True)
+    assert response.json()["choices"][0]["message"]["content"].startswith("base says")
+    assert response.json()["lorary"]["is_fallback"]
 
 
 @pytest.mark.parametrize("extra", [{"prompt": [5, 6]}, {"prompt": "nobody", "echo": True}])
