@@ -37,6 +37,7 @@ from lorary.serve.decoder import Decoder, Event
 from lorary.serve.engine import Job, Load, Stream, Traced
 from lorary.serve.prefixes import PrefixCache, contents
 from lorary.serve.sizes import Sizes
+from lorary.serve.trial import check_serves
 
 T = TypeVar("T")
 # Settings of which it is kept whether they can be used.
@@ -80,6 +81,7 @@ class RoutedEngine:
         """Begin to take jobs.
 
         Raises:
+            BaseModelError: if rows of this model cannot share a batch that changes; see `check_serves`.
             EngineError: if it was started before.
         """
         if self._thread is not None:
@@ -87,6 +89,11 @@ class RoutedEngine:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="lorary-engine", daemon=True)
         self._thread.start()
+        try:
+            await self.call(_try_rows)
+        except BaseException:
+            await self.stop(drain=0)
+            raise
 
     @property
     def is_ready(self) -> bool:
@@ -434,6 +441,11 @@ class _Call:
 def _try(setting: Routing, model: Any) -> None:
     with routing(model, setting):
         pass
+
+
+def _try_rows(model: Any) -> None:
+    with routing(model, Routing("base")):
+        check_serves(model)
 
 
 def _traced(setting: Routing, ids: Ids, model: Any) -> Traced:

@@ -4,8 +4,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +19,7 @@ from lorary.serve.engine import Token
 from lorary.serve.next_token import log_probabilities, next_tokens
 from lorary.serve.prefixes import PrefixCache, computed_by
 from lorary.serve.row_cache import RowCache
+from lorary.serve.row_pass import row_pass
 from lorary.serve.sizes import Sizes
 
 # What becomes of a request: the prompt's tokens, a token, an error, or None where it ends without any of these.
@@ -97,7 +96,6 @@ class Decoder:
         self._hashes, self._epoch = hashes, epoch
         self._stops = frozenset(stop_ids(base.model, base.tokenizer))
         self._num_layers = int(text_config(base.model).num_hidden_layers)
-        self._parameters = signature(base.model.forward).parameters
         self.lanes: dict[Kind, Lane] = {}
         self.prompts: Prompts | None = None
 
@@ -280,18 +278,7 @@ class Decoder:
         """(rows, 1, vocabulary) logits of the last column, or of every one."""
         settings = [request.ready for request in requests]
         self.routing.use([ready for ready in settings if ready is not None])
-        num_new, device = ids.shape[1], self.model.device
-        mask = cache.mask(num_new)
-        given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-        if "position_ids" in self._parameters:
-            given["position_ids"] = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -num_new:]
-        given = {name: tensor.to(device) for name, tensor in given.items()}
-        if not every and "logits_to_keep" in self._parameters:
-            given["logits_to_keep"] = 1
-        output = self.model(**given, past_key_values=cache.states, use_cache=True)
-        cache.advance(num_new)
-        logits: Tensor = output.logits
-        return logits if every else logits[:, -1:]
+        return row_pass(self.model, cache, ids, every=every)
 
     def _note_logprobs(self, prompts: Prompts, logits: Tensor) -> None:
         """Write down the log-probabilities of the prompts' tokens that a chunk predicts."""
