@@ -20,7 +20,7 @@ function mapPixel([x, y]) {
 }
 
 function spot(i, { shape, radius, fill }) {
-  const look = { shape, radius, fill, stroke: "var(--paper)", width: 1 };
+  const look = { shape, radius, fill, stroke: "var(--paper)", width: radius / 6 };
   const tip = [adapters[i].name, clusterText(data.labels[i]), adapters[i].families.join(", ")].filter(Boolean).join("\n");
   const element = mark(...places[i], look, tip);
   const label = [adapters[i].name, clusterText(data.labels[i])].join(", ");
@@ -41,20 +41,40 @@ function namesOnMap() {
     named = new Set(seen.filter((_, at) => free[at]));
     return namesAt(free, points, names, () => ({ size: 11, halo: "var(--paper)" }));
   }
-  const clusters = [...new Set(seen.map((i) => data.labels[i]))].filter((label) => label >= 0).sort((a, b) => a - b);
-  return clusters.map((cluster) => {
-    const points = seen.filter((i) => data.labels[i] === cluster).map((i) => places[i]);
-    const top = Math.max(10, Math.min(...points.map(([, y]) => y)) - 12);
+  return clusterNames(seen);
+}
+
+// Names of clusters above their marks, the larger ones first; one that would stand on another is left out.
+function clusterNames(seen) {
+  const members = new Map();
+  for (const i of seen) if (data.labels[i] >= 0) members.set(data.labels[i], [...(members.get(data.labels[i]) ?? []), places[i]]);
+  const taken = explored.chosen === null ? [] : [chosenName().box];
+  return [...members].sort((a, b) => b[1].length - a[1].length || a[0] - b[0]).flatMap(([cluster, points]) => {
     const name = short(data.clusters[cluster], area.width > 520 ? 24 : 14);
-    return label(name, meanOf(points)[0], top, { size: 12, bold: true, anchor: "middle", halo: "var(--paper)" });
+    const [x, y] = [meanOf(points)[0], Math.max(10, Math.min(...points.map((point) => point[1])) - 12)];
+    const half = widthOf(name, 13) / 2 + 2;
+    const box = { left: x - half, right: x + half, top: y - 8, bottom: y + 8 };
+    if (taken.some((other) => overlap(box, other))) return [];
+    taken.push(box);
+    return [label(name, x, y, { size: 12, bold: true, anchor: "middle", halo: "var(--paper)" })];
   });
+}
+
+// The name beside the chosen mark, on the side with more room.
+function chosenName() {
+  const [x, y] = places[explored.chosen];
+  const name = short(adapters[explored.chosen].name, 40);
+  const isLeft = x > area.width * 0.7;
+  const [near, far] = [x + (isLeft ? -14 : 14), x + (isLeft ? -1 : 1) * (18 + widthOf(name, 14))];
+  const box = { left: Math.min(near, far), right: Math.max(near, far), top: y - 9, bottom: y + 9 };
+  return { box, element: label(name, near, y, { anchor: isLeft ? "end" : "start", size: 13, bold: true, halo: "var(--paper)" }) };
 }
 
 function mapPlot(width) {
   area = { width: width - 2, height: Math.round(Math.min(640, Math.max(320, width * 0.72))) };
   places = data.points.map(mapPixel);
   const shapes = shapesOf(adapters.map((adapter) => adapter.name));
-  const radius = adapters.length > 200 ? 4 : 5.5;
+  const radius = adapters.length > 200 ? 3.5 : 5.5;
   const svg = make("svg", { width: area.width, height: area.height, role: "none" });
   layer = make("g", { role: "none" });
   // A colour is looked up once: for each of 1,000 marks it would take longer than to draw them.
@@ -84,9 +104,8 @@ function showChosen() {
   const lines = adapters[i].nearest.map(([other, cosine]) =>
     line([places[i], places[other]], { stroke: "var(--ink)", width: 1.3, opacity: 0.25 + 0.6 * Math.max(0, cosine) }));
   const [x, y] = places[i];
-  const anchor = x > area.width * 0.7 ? "end" : "start";
-  const name = label(short(adapters[i].name, 40), x + (anchor === "end" ? -14 : 14), y, { anchor, size: 13, bold: true, halo: "var(--paper)" });
-  chosenLayer.replaceChildren(...lines, make("circle", { class: "ring", cx: x, cy: y, r: 10 }), ...(named.has(i) ? [] : [name]));
+  const ring = make("circle", { class: "ring", cx: x, cy: y, r: 9 });
+  chosenLayer.replaceChildren(...lines, ring, ...(named.has(i) ? [] : [chosenName().element]));
 }
 
 function drawMap() {
@@ -192,6 +211,9 @@ function startMap() {
     if (explored.chosen !== null && !isInside(places[explored.chosen])) {
       view.middle = data.points[explored.chosen];
       drawMap();
-    } else showChosen();
+    } else {
+      showNames();
+      showChosen();
+    }
   });
 }
