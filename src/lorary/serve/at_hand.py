@@ -1,7 +1,7 @@
 """Which routers can decide at once: no request may start minutes of measuring."""
 
 from lorary.errors import LoraryError
-from lorary.library.prepared import was_prepared_before
+from lorary.library.derived import iterate_derived
 from lorary.library.store import Library
 from lorary.model.prepared import prepared_marks
 from lorary.route import ROUTERS
@@ -38,8 +38,14 @@ def is_at_hand(setting: Routing, library: Library) -> bool:
     data = setting.data
     if data is None:
         return True
-    if data.has_yardstick and all(was_prepared_before(library, data.yardstick_kind, name) for name in library.names()):
+    if data.has_yardstick and _is_measured(data.yardstick_kind, library):
         return True
     marks = prepared_marks(setting, library)
     is_yardstick = "yardstick" in marks.get("", {})  # which is not measured yet
     return bool(marks) and all(marks.values()) and not is_yardstick
+
+
+def _is_measured(kind: str, library: Library) -> bool:
+    """Whether every expert was measured on the prompts that ship with the package."""
+    measured = {entry.key.get("adapter") for entry in iterate_derived(library.path, kind)}
+    return {adapter["hash"] for adapter in library.listing()[0]} <= measured

@@ -90,7 +90,9 @@ class Receipt:
 
     @property
     def winner(self) -> str:
-        """The expert with the largest weight, or the base."""
+        """The expert with the largest weight, or what stands in its place."""
+        if self.is_fallback:
+            return "fallback"
         return self.experts[0][0] if self.experts else "base"
 
 
@@ -108,7 +110,8 @@ def decided_receipt(
         pinned: whether it is that of an earlier request of the same session.
     """
     experts = _sorted(decision.weights)
-    chosen = {name for name, _ in experts}
+    # Where no expert fits, all were rejected, although the mean of them may answer.
+    chosen = set() if decision.is_lost else {name for name, _ in experts}
     sentence = decision.sentence(setting)
     return Receipt(
         request_id, setting.router, decision.rule, decision.is_lost, decision.confidence, setting.choosing.threshold,

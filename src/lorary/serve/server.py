@@ -144,7 +144,7 @@ class Server:
         })  # fmt: skip
 
     async def _answered(self, routed: Routed) -> str:
-        """The expert with the largest weight in an answer, or the base."""
+        """The expert with the largest weight in an answer, or what stands in its place."""
         if constant_weights(routed.setting, self.engine.experts) is not None:
             return routed.receipt.winner
         (seen,) = await self.router.route([routed.asked], routed.receipt.id, is_dry=True)

@@ -74,6 +74,7 @@ def test_the_base_answers_a_text_that_no_expert_fits_in_its_own_template(asker: 
     assert asker.engine.tokenizer.decode(asker.engine.jobs[0].ids) == "<user>nobody<assistant>"
     shown = response.json()["lorary"]
     assert (shown["is_fallback"], shown["experts"]) == (True, [])
+    assert [expert["name"] for expert in shown["rejected"]] == ["blue", "june", "three"]
     assert "the base answers" in shown["sentence"]
 
 
