@@ -23,7 +23,7 @@ from lorary.library.files import read_json
 from lorary.library.listing import listed, provenance_in, targets_in, targets_in_short
 from lorary.library.readers import read_all
 from lorary.library.store import Library
-from lorary.report.explore_map import map_points
+from lorary.report.explore_map import library_map
 from lorary.report.markup import cosine as cosine_words
 
 # Up to this many adapters the number of clusters is chosen; trying numbers for 1,000 would take minutes.
@@ -143,7 +143,7 @@ def explored(library: Library) -> Explored:
         cohesion=document["cohesion"],
         cluster_note=_cluster_note(document),
         nearest={name: [(other, cosine) for other, cosine in pairs] for name, pairs in document["nearest"].items()},
-        points=map_points(result.cosine.double().numpy()),
+        points=library_map(library.path, result),
     )
 
 

@@ -17,6 +17,7 @@ from lorary.errors import LibraryError
 from lorary.evaluate.cache import RESULTS_FILE
 from lorary.formats.peft_config import new_config
 from lorary.library.clusters import cluster_library
+from lorary.library.derived import save_derived
 from lorary.library.layout import RESULTS
 from lorary.library.store import Library
 from lorary.report.explore import explore_page, render_explored, size_words
@@ -93,6 +94,41 @@ def test_the_stored_clusters_are_taken_and_those_of_other_adapters_are_not(libra
     assert len(set(data_of(explore_page(library))["labels"])) == 2
     library.add_adapter(adapter_of("c0", 2), {})
     assert len(data_of(explore_page(library))["labels"]) == 5
+
+
+def test_a_map_that_takes_long_is_stored_and_a_damaged_one_is_named(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorary.report.explore_map.LEAST_TSNE", 4)
+    points = data_of(explore_page(library))["points"]
+    (entry,) = (library.path / "derived").glob("map-*")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the map was made anew")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lorary.report.explore_map.map_points", refuse)
+        assert data_of(explore_page(library))["points"] == points
+    folder = library.path / "derived"
+    for number, wrong in enumerate(([[0.0, 0.0]], [[9.0, 0.0]] * 4, "x")):
+        key = json.loads((entry / "entry.json").read_text())["key"]
+        save_derived(library.path, "map", key, {"map.json": json.dumps({"points": wrong}).encode()})
+        with pytest.raises(LibraryError, match="a point for each adapter"):
+            explore_page(library)
+        assert len(list(folder.glob("map-*"))) == 1, number
+
+
+def test_a_library_that_cannot_be_written_has_its_map_all_the_same(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise LibraryError("it must be writable", found="read only")
+
+    cluster_library(library, k=2)
+    monkeypatch.setattr("lorary.report.explore_map.LEAST_TSNE", 4)
+    monkeypatch.setattr("lorary.report.explore_map.save_derived", refuse)
+    assert len(data_of(explore_page(library))["points"]) == 4
+    assert not list((library.path / "derived").glob("map-*"))
 
 
 def test_results_of_single_experts_are_shown_beside_the_base(library: Library) -> None:
