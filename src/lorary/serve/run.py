@@ -56,10 +56,14 @@ def run(app: FastAPI, server: Server, place: socket.socket, ready: Callable[[str
 
     Raises:
         LoraryError: if the server cannot start.
+        KeyboardInterrupt: if a second signal ended it at once.
     """
-    asyncio.run(Listener(app, server, ready).serve([place]))
+    listener = Listener(app, server, ready)
+    asyncio.run(listener.serve([place]))
     if server.start_error is not None:
         raise server.start_error
+    if listener.force_exit:  # not all that was accepted was finished
+        raise KeyboardInterrupt
 
 
 class _BoundedHead(H11Protocol):
