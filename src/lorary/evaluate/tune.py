@@ -6,7 +6,8 @@ from typing import Any
 
 from lorary.data.schema import Row, Task
 from lorary.display import Display
-from lorary.errors import TaskError
+from lorary.errors import TaskError, UsageError
+from lorary.evaluate.base_template import choose_templates, count_templates
 from lorary.evaluate.cells import BASE
 from lorary.evaluate.evaluation import ScoredCells
 from lorary.evaluate.scorer import Scorer
@@ -19,6 +20,7 @@ from lorary.library.prepared import group_key
 from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.route.setting import CHAT, UNIFORM
+from lorary.route.spec import REFERENCES
 
 # Tasks that are looked at to choose a fallback: more of them seldom change it.
 MOST_TASKS = 24
@@ -93,10 +95,16 @@ def tune_library(
 
     Raises:
         TaskError: if no expert's task is among `tasks` with validation or training rows, or a candidate failed.
-        UsageError: if nothing would be left without a task's experts.
+        UsageError: if a candidate is no router, such as the oracle.
     """
+    if references := [router for router in settings.routers if router in REFERENCES]:
+        raise UsageError(
+            "candidates for a default must be routers, which are told nothing of the task", found=references[0]
+        )
     names = library.names()
     experts_of, views = _views(library, tasks, settings.rows)
+    if BASE in settings.routers:
+        views = {name: _with_other_rows(view, tasks[name]) for name, view in views.items()}
     seated, scored = SeatedBase(known_base(base), library, force_base=force_base), (ScoredCells(), ScoredCells())
     with seated, (display or Display()).bar("tuning", len(views) * len(settings.routers)) as bar:
         for name, view in views.items():
@@ -182,6 +190,14 @@ def _views(library: Library, tasks: Mapping[str, Task], num_rows: int) -> tuple[
     return experts_of, views
 
 
+def _with_other_rows(view: Task, task: Task) -> Task:
+    """A task with the training rows that are not scored: on these the base's template is chosen."""
+    scored = set(map(id, view.split("test")))
+    return replace(
+        view, rows={**view.rows, "train": tuple(row for row in task.split("train") if id(row) not in scored)}
+    )
+
+
 def _rows(task: Task, number: int) -> tuple[Row, ...]:
     return (task.split("val") or task.split("train"))[:number]
 
@@ -189,7 +205,7 @@ def _rows(task: Task, number: int) -> tuple[Row, ...]:
 def _means(scored: ScoredCells, routers: Sequence[str]) -> dict[str, float]:
     """Mean over tasks of the score that counts, by router."""
     values: dict[str, list[float]] = {router: [] for router in routers}
-    for cell in scored.cells:
+    for cell in count_templates(scored.cells, choose_templates(scored.base_templates)):
         if cell.primary and cell.router in values:
             values[cell.router].append(cell.value)
     return {router: sum(own) / len(own) for router, own in values.items()}

@@ -108,6 +108,7 @@ def _read(setting: Routing, library: Library, kind: str, names: Sequence[str]) -
 
 def _keys(setting: Routing, library: Library, names: Sequence[str]) -> dict[str, Key]:
     """The keys to read, by expert; one under an empty name for joint data."""
+    measured_by = ROUTERS[setting.router].measured_by
     if setting.data is not None and setting.data.is_joint:
-        return {"": group_key(library, library.names())}
-    return {name: expert_key(library, name) for name in names}
+        return {"": {**group_key(library, library.names()), **measured_by}}
+    return {name: {**expert_key(library, name), **measured_by} for name in names}
