@@ -55,6 +55,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Build, route and evaluate a library on the embedded base model, and write a report."""
+    from lorary.display import Display
+
+    Display().say("0/4 loading PyTorch")  # which takes some seconds
     from lorary.recipes.demo import run_demo
 
     result = run_demo(out, full=full, quiet=as_json)
