@@ -13,6 +13,7 @@ from lorary.cli.build import build
 from lorary.cli.cluster import cluster
 from lorary.cli.evaluate import evaluate
 from lorary.cli.explain import explain
+from lorary.cli.export import export
 from lorary.cli.generate import generate
 from lorary.cli.grouped import GroupedCommands
 from lorary.cli.library import library_app
@@ -74,3 +75,4 @@ app.command()(reproduce)
 
 app.command()(generate)
 app.command()(which)
+app.command()(export)
