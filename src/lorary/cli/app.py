@@ -20,6 +20,7 @@ from lorary.cli.library import library_app
 from lorary.cli.merge import merge
 from lorary.cli.options import Json
 from lorary.cli.reproduce import reproduce
+from lorary.cli.serve import serve_app
 from lorary.cli.which import which
 from lorary.version import __version__
 
@@ -32,6 +33,7 @@ app = typer.Typer(
     help="A library of LoRA experts over one frozen base model, routed token by token as one model.",
 )
 app.add_typer(library_app, name="library")
+app.add_typer(serve_app, name="serve")
 
 
 def _version(value: bool | None) -> None:

@@ -1,5 +1,6 @@
 """Decisions of a router for whole requests, taken once per prompt, before anything is scored."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,7 @@ class Decision:
         confidence: that score, in units of the rule.
         is_lost: whether no expert could be chosen, so that the fallback answers.
         rule: the router that decided; another one than was asked for where that only picks one.
+        scores: of every expert that may be chosen, in units of the rule.
     """
 
     weights: tuple[tuple[str, float], ...]
@@ -29,6 +31,7 @@ class Decision:
     confidence: float
     is_lost: bool
     rule: str
+    scores: tuple[tuple[str, float], ...] = ()
 
     def of_base(self) -> "Decision":
         """The same where the base answers."""
@@ -93,8 +96,10 @@ def decide(model: Any, prompts: Sequence[Ids]) -> list[Decision]:
         dense, (confidence, best) = chosen.dense(len(state.experts)).tolist(), scores.max(dim=1)
         for row, i in enumerate(bucket):
             named = tuple((name, weight) for name, weight in zip(state.experts, dense[row], strict=True) if weight)
+            finite = zip(state.experts, scores[row].tolist(), strict=True)
+            known = tuple((name, score) for name, score in finite if math.isfinite(score))
             by_prompt[different[i]] = Decision(
-                named, state.experts[int(best[row])], float(confidence[row]), bool(is_lost[row]), request.rule
+                named, state.experts[int(best[row])], float(confidence[row]), bool(is_lost[row]), request.rule, known
             )
     state.prober.forget()
     return [by_prompt[tuple(prompt)] for prompt in prompts]

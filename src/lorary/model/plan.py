@@ -51,8 +51,7 @@ def make_plan(setting: Routing, state: Seating, model: Any, without: Mapping[str
         RouterError: if the setting cannot be used over these experts.
         UsageError: if it names layers that are not routed.
     """
-    _check_mix(setting, state.layers)
-    _check_names(setting, state)
+    check_setting(setting, state)
     weights = constant_weights(setting, state.experts)
     if weights is not None:
         return Plan({path: weights[list(layer.experts)] for path, layer in state.layers.items()})
@@ -184,8 +183,18 @@ def _token_gates(
     }  # fmt: skip
 
 
-def _check_names(setting: Routing, state: Seating) -> None:
-    """Refuse experts and layers that are not there."""
+def check_setting(setting: Routing, state: Seating) -> None:
+    """Refuse factors that cannot be mixed, and experts and layers that are not there.
+
+    Args:
+        setting: of one row or of all.
+        state: the experts.
+
+    Raises:
+        RouterError: if the setting cannot be used over these experts.
+        UsageError: if it names layers that are not routed.
+    """
+    _check_mix(setting, state.layers)
     fallback = [] if setting.fallback in (None, UNIFORM, CHAT) else [str(setting.fallback)]
     for role, names in (("allowed experts", setting.allow or ()), ("the expert to fall back on", fallback)):
         if missing := [name for name in names if name not in state.experts]:

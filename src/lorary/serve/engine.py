@@ -2,7 +2,10 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
 
 from lorary.data.template import Ids
 from lorary.evaluate.decisions import Decision
@@ -57,6 +60,7 @@ class Token:
     finish: Finish | None = None
 
 
+@runtime_checkable
 class Stream(Protocol):
     """An answer while it is made."""
 
@@ -73,6 +77,21 @@ class Stream(Protocol):
 
 
 @dataclass(frozen=True)
+class Traced:
+    """How the tokens of one text were routed.
+
+    Args:
+        experts: names, in the order of the last axis.
+        layers: paths of the layers that decided, in the model's order; empty where no token decides.
+        weights: routing weight of each expert, float32 on the CPU.
+    """
+
+    experts: tuple[str, ...]
+    layers: tuple[str, ...]
+    weights: Float[Tensor, "layers tokens experts"]
+
+
+@dataclass(frozen=True)
 class Load:
     """How busy an engine is: requests that wait, requests that are answered, and the most of both."""
 
@@ -81,6 +100,7 @@ class Load:
     capacity: int
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Makes answers. All methods are called from one event loop; heavy work happens in a thread of the engine."""
 
@@ -103,6 +123,42 @@ class Engine(Protocol):
 
     async def decide(self, setting: Routing, prompts: Sequence[Ids]) -> list[Decision]:
         """Let a rule that decides for whole requests decide for each prompt: one prefill each."""
+        ...
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Names of the experts that are seated, sorted."""
+        ...
+
+    def check(self, setting: Routing) -> None:
+        """Refuse a setting that cannot be used over the experts that are seated.
+
+        Raises:
+            RouterError: if it cannot.
+            UsageError: if it names layers that are not routed.
+        """
+        ...
+
+    async def trace(self, setting: Routing, ids: Ids) -> Traced:
+        """Run one pass over a text, and record how each of its tokens is routed."""
+        ...
+
+    async def seat(self, name: str) -> None:
+        """Seat the library's adapter of a name, in the place of the expert of that name where there is one.
+
+        Jobs that were accepted before are answered without it; those accepted later, with it.
+
+        Raises:
+            LoraryError: if it cannot be seated; nothing has changed then.
+        """
+        ...
+
+    async def unseat(self, name: str) -> None:
+        """Take an expert out. Jobs that were accepted before are still answered with it.
+
+        Raises:
+            LoraryError: if it must stay; nothing has changed then.
+        """
         ...
 
     def load(self) -> Load:
