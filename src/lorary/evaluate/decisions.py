@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lorary.data.template import Ids
+from lorary.model.decision import Request
 from lorary.model.features import prompt_batches
 from lorary.model.seating import seating
 from lorary.route.setting import CHAT, Routing
@@ -89,20 +90,33 @@ def decide(model: Any, prompts: Sequence[Ids]) -> list[Decision]:
     by_prompt: dict[Ids, Decision] = {}
     for bucket, ids, real in prompt_batches(model, different):
         state.prober.decide(model, {"input_ids": ids, "attention_mask": real.long()})
-        chosen, scores, is_lost = request.chosen, request.scores, request.is_lost
-        assert chosen is not None
-        assert scores is not None
-        assert is_lost is not None
-        dense, (confidence, best) = chosen.dense(len(state.experts)).tolist(), scores.max(dim=1)
-        for row, i in enumerate(bucket):
-            named = tuple((name, weight) for name, weight in zip(state.experts, dense[row], strict=True) if weight)
-            finite = zip(state.experts, scores[row].tolist(), strict=True)
-            known = tuple((name, score) for name, score in finite if math.isfinite(score))
-            by_prompt[different[i]] = Decision(
-                named, state.experts[int(best[row])], float(confidence[row]), bool(is_lost[row]), request.rule, known
-            )
+        decided = zip(bucket, decisions_of(request, state.experts), strict=True)
+        by_prompt.update((different[i], decision) for i, decision in decided)
     state.prober.forget()
     return [by_prompt[tuple(prompt)] for prompt in prompts]
+
+
+def decisions_of(request: Request, experts: Sequence[str]) -> list[Decision]:
+    """What a router has decided, row by row.
+
+    Args:
+        request: that was decided.
+        experts: names, in canonical order.
+    """
+    chosen, scores, is_lost = request.chosen, request.scores, request.is_lost
+    assert chosen is not None
+    assert scores is not None
+    assert is_lost is not None
+    decisions = []
+    dense, (confidence, best) = chosen.dense(len(experts)).tolist(), scores.max(dim=1)
+    for row, weights in enumerate(dense):
+        named = tuple((name, weight) for name, weight in zip(experts, weights, strict=True) if weight)
+        each = zip(experts, scores[row].tolist(), strict=True)
+        known = tuple((name, score) for name, score in each if math.isfinite(score))
+        decisions.append(
+            Decision(named, experts[int(best[row])], float(confidence[row]), bool(is_lost[row]), request.rule, known)
+        )
+    return decisions
 
 
 def asks_base(routing: Routing, decision: Decision) -> bool:
