@@ -74,6 +74,10 @@ class FakeEngine:
         return int(self.tokenizer.eos_token_id)
 
     @property
+    def is_ready(self) -> bool:
+        return self.is_started
+
+    @property
     def experts(self) -> tuple[str, ...]:
         return tuple(sorted(self.names))
 

@@ -6,12 +6,17 @@ from typing import Any
 from lorary.errors import MissingExtraError
 from lorary.library.opening import base_of
 from lorary.library.store import Library
+from lorary.model.attach import attach
 from lorary.model.base import load_base
+from lorary.model.seating import seating
+from lorary.model.verdict import context_of
 from lorary.model.vocabulary import embedded_tokens
 from lorary.recipes.base_options import BaseOptions
-from lorary.route.presets import merged, preset_fields
-from lorary.route.setting import Routing
+from lorary.serve.batching import RoutedEngine
+from lorary.serve.names import served_name
+from lorary.serve.prompts import Prompts
 from lorary.serve.settings import ServeSettings
+from lorary.serve.sizes import Sizes
 
 
 def run_serve(
@@ -38,42 +43,26 @@ def run_serve(
     """
     try:
         from lorary.serve.app import create_app
-        from lorary.serve.run import listen, run
+        from lorary.serve.run import reserve, run
+        from lorary.serve.server import Server
     except ImportError as error:
         raise MissingExtraError(str(error.name).partition(".")[0], "serve") from error
-    from lorary.serve.names import served_name
-    from lorary.serve.prompts import Prompts
-    from lorary.serve.server import Server
-
     load = load or BaseOptions()
     library = Library.open(library_path)
-    default = default_of(library, route)
     # Before the base is loaded, which takes time.
-    place = listen(settings.host, settings.port)
+    place = reserve(settings.host, settings.port)
     with place:
         base = load_base(base_of(library, load.base), dtype=load.dtype, device=load.device)
-        engine = make_engine(base, library, default, settings, force_base=load.force_base)
-        context = base.most_tokens(_UNBOUNDED)
+        attach(base.model, library, tokenizer=base.tokenizer, force_base=load.force_base, **route)
+        # Places for one request of many answers beside requests of one.
+        capacity = settings.max_requests + settings.max_choices
+        engine = RoutedEngine(base, Sizes(rows=settings.batch, capacity=capacity))
         prompts = Prompts(
             library,
             base.tokenizer,
-            context=None if context == _UNBOUNDED else context,
+            context=context_of(base.model),
             num_tokens=embedded_tokens(base.model),
             most=settings.max_prompt_tokens,
         )
-        server = Server(engine, library, prompts, settings, default)
+        server = Server(engine, library, prompts, settings, seating(base.model).routing)
         run(create_app(server), server, place, lambda address: ready(address, served_name(library.name)))
-
-
-_UNBOUNDED = 2**62
-
-
-def default_of(library: Library, route: dict[str, Any]) -> Routing:
-    """What the library's own name means: its default router, with what the options change.
-
-    Raises:
-        UsageError: if a setting does not exist or is out of range.
-        RouterError: if there is no such router.
-    """
-    preset = route.pop("preset", None)
-    return merged(Routing.of(**(library.default_router if preset is None else preset_fields(preset))), route)

@@ -71,7 +71,7 @@ async def put(server: Server, name: str, files: Mapping[str, UploadFile], tasks:
             except BaseException:
                 await asyncio.to_thread(_undo, server, name, old)
                 raise
-        server.prompts.look_at_experts()
+        await _look_again(server)
 
 
 async def remove(server: Server, name: str) -> None:
@@ -93,7 +93,12 @@ async def remove(server: Server, name: str) -> None:
             if name in server.library:
                 await server.engine.seat(name)
             raise
-        server.prompts.look_at_experts()
+        await _look_again(server)
+
+
+async def _look_again(server: Server) -> None:
+    server.prompts.look_at_experts()
+    await server.router.look_at_experts()
 
 
 def _missing(server: Server, name: str) -> ApiError:

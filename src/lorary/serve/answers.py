@@ -131,8 +131,9 @@ class Answers:
         num_running = len(tasks)
         try:
             while num_running:
-                remaining = max(0.0, self._deadline - perf_counter())
-                item = await asyncio.wait_for(queue.get(), remaining)
+                # Not `wait_for`: in Python 3.11 it may forget that it was cancelled.
+                async with asyncio.timeout(max(0.0, self._deadline - perf_counter())):
+                    item = await queue.get()
                 if isinstance(item, Exception):
                     raise item
                 num_running -= item.finish is not None

@@ -97,7 +97,7 @@ def _answering(server: Server, gateway: Gateway | None) -> APIRouter:
     @router.post("/completions", response_model=CompletionAnswer)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Go on with a text, or with several; a stream of events where `stream` is true."""
-        target, session = server.router.target(body.model, body), session_of(request.headers)
+        target, session = await server.router.target(body.model, body), session_of(request.headers)
         asked = []
         for source in _sources(body.prompt):
             if isinstance(source, str):
@@ -119,10 +119,11 @@ def _answering(server: Server, gateway: Gateway | None) -> APIRouter:
         """Answer a conversation; a stream of events where `stream` is true."""
         if gateway is not None:
             template = gateway.template(body.template)
-            asked = _conversation(server, body, body.model, body.messages, session_of(request.headers), template)
+            session = session_of(request.headers)
+            asked = await _conversation(server, body, body.model, body.messages, session, template)
             return await gateway.respond(request, "chat/completions", [replace(asked, source=None)])
         wanted = wanted_chat(body)
-        asked = _conversation(server, body, body.model, body.messages, session_of(request.headers))
+        asked = await _conversation(server, body, body.model, body.messages, session_of(request.headers))
         shape = ChatShape(prompts.texts)
         answers = Answers(server, shape, request.state.request_id, body.model, [asked], wanted)
         return await answers.respond(request)
@@ -134,10 +135,10 @@ def _answering(server: Server, gateway: Gateway | None) -> APIRouter:
             raise ApiError(400, "a dry run takes either a prompt or messages", param="prompt")
         session = session_of(request.headers)
         if body.messages is not None:
-            asked = _conversation(server, body, body.model, body.messages, session)
+            asked = await _conversation(server, body, body.model, body.messages, session)
         else:
             template, source = body.template or PLAIN, body.prompt or ""
-            target = server.router.target(body.model, body)
+            target = await server.router.target(body.model, body)
             asked = Asked(target, prompts.encode(source, template), source, template, session)
         with server.traffic.place():
             return await unless_gone(request, _dry_run(server, asked, request.state.request_id, bool(body.trace)))
@@ -162,7 +163,7 @@ def _sources(prompt: Any) -> list[str | Ids]:
     return [each if isinstance(each, str) else tuple(each) for each in prompt]
 
 
-def _conversation(
+async def _conversation(
     server: Server,
     fields: RoutingFields,
     model: str,
@@ -170,7 +171,7 @@ def _conversation(
     session: str | None,
     template: str | None = None,
 ) -> Asked:
-    target = server.router.target(model, fields)
+    target = await server.router.target(model, fields)
     conversation = Conversation(tuple(message.turn for message in messages))
     is_base = target.setting.router == "base" and target.setting.fixed is None
     template = template or fields.template or server.prompts.chat_template(conversation, is_base=is_base)
@@ -285,6 +286,8 @@ def _watching(server: Server, page: Callable[[], str] | None) -> APIRouter:
     async def ready() -> State:
         """Whether requests are taken."""
         server.traffic.check_open()
+        if not server.engine.is_ready:
+            raise ApiError(503, "the engine must take requests", remedy="restart the server", code="not_ready")
         return State(status="ok")
 
     @router.get("/metrics", response_class=Response)

@@ -126,12 +126,17 @@ class Engine(Protocol):
         ...
 
     @property
+    def is_ready(self) -> bool:
+        """Whether jobs are taken."""
+        ...
+
+    @property
     def experts(self) -> tuple[str, ...]:
         """Names of the experts that are seated, sorted."""
         ...
 
     def check(self, setting: Routing) -> None:
-        """Refuse a setting that cannot be used over the experts that are seated.
+        """Refuse a setting that cannot be used over the experts that are seated; may wait, and be called anywhere.
 
         Raises:
             RouterError: if it cannot.

@@ -141,7 +141,8 @@ class _Counted:
         if self._is_whole:  # what comes now is that the client leaves
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), max(0.0, self._deadline - time.monotonic()))
+            async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
+                message = await self._receive()
         except TimeoutError:
             raise ApiError(408, "the body of a request must come in time", headers={"connection": "close"}) from None
         self._number += len(message.get("body", b""))

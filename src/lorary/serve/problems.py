@@ -10,6 +10,7 @@ from lorary.errors import (
     AdapterError,
     BaseModelError,
     BusyError,
+    EngineError,
     LibraryError,
     LoraryError,
     NoSuchAdapterError,
@@ -79,6 +80,7 @@ def api_error(error: Exception) -> ApiError:
 # The first class that fits.
 _STATUS = (
     (BusyError, 429),
+    (EngineError, 503),
     (NoSuchAdapterError, 404),
     (UsageError, 400),
     (RouterError, 400),

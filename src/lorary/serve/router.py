@@ -11,13 +11,13 @@ from typing import Any
 from lorary.data.conversation import Conversation
 from lorary.data.template import Ids
 from lorary.data.text_of_ids import texts_of_ids
-from lorary.errors import LoraryError
 from lorary.evaluate.decisions import Decision, asks_base
 from lorary.library.store import Library
 from lorary.route import ROUTERS
 from lorary.route.presets import merged
 from lorary.route.setting import CHAT, Routing
 from lorary.serve.api_error import ApiError
+from lorary.serve.at_hand import routers_at_hand
 from lorary.serve.engine import Engine
 from lorary.serve.names import Names, Target, served_name
 from lorary.serve.prompts import Prompts
@@ -96,14 +96,14 @@ class Router:
         self.engine, self.default = engine, default
         self._library, self._prompts = library, prompts
         self._sessions: OrderedDict[str, Decision] = OrderedDict()
-        self._usable: tuple[tuple[str, ...], list[str]] = ((), [])
+        self._routers: list[str] = []
 
     @property
     def names(self) -> Names:
         """The names that requests may give as `model`, as of now."""
-        return Names(served_name(self._library.name), self.engine.experts, self._routers())
+        return Names(served_name(self._library.name), self.engine.experts, self._routers)
 
-    def target(self, model: str, fields: RoutingFields) -> Target:
+    async def target(self, model: str, fields: RoutingFields) -> Target:
         """What a request asks for.
 
         Raises:
@@ -122,13 +122,20 @@ class Router:
                 remedy=f"model '{self.names.library}'",
                 param=next(iter(given)),
             )
+        if fields.router in ROUTERS and fields.router not in (*self._routers, "base"):
+            raise ApiError(
+                400,
+                f"router '{fields.router}' must be prepared before the server starts",
+                remedy=f"lorary library prepare LIB --router {fields.router}",
+                param="router",
+            )
         missing = [name for name in fields.allow or () if name not in self.engine.experts]
         if missing:
             remedy = f"{len(self.engine.experts)} experts are served: GET /v1/adapters"
             raise ApiError(400, "allow must name experts", found=missing[:5], remedy=remedy, param="allow")
         changes = {_FIELDS[name]: value for name, value in given.items()}
         setting = merged(target.setting, changes)
-        self.engine.check(setting)
+        await asyncio.to_thread(self.engine.check, setting)  # it may wait for a pass
         return replace(target, setting=setting)
 
     async def route(self, asked: Sequence[Asked], request_id: str, *, is_dry: bool = False) -> list[Routed]:
@@ -214,20 +221,9 @@ class Router:
         while len(self._sessions) > MOST_SESSIONS:
             self._sessions.popitem(last=False)
 
-    def _routers(self) -> list[str]:
-        """The routers that can run over the experts that are seated; found out anew when these change."""
-        experts, routers = self._usable
-        if experts != self.engine.experts:
-            routers = [name for name in ROUTERS if name != "base" and self._is_usable(name)]
-            self._usable = (self.engine.experts, routers)
-        return routers
-
-    def _is_usable(self, router: str) -> bool:
-        try:
-            self.engine.check(merged(self.default, router))
-        except LoraryError:
-            return False
-        return True
+    async def look_at_experts(self) -> None:
+        """Find out which routers can decide over the experts of now, beside other requests: it reads files."""
+        self._routers = await asyncio.to_thread(routers_at_hand, self.default, self._library)
 
 
 def session_of(headers: Any) -> str | None:

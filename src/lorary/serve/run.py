@@ -24,15 +24,19 @@ _CONNECTIONS = 4
 _KEEP_ALIVE_S = 15
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+def reserve(host: str, port: int) -> socket.socket:
+    """A socket that has its port; nobody can connect to it before the server listens.
 
     Raises:
         UsageError: if the address does not exist here, or the port is taken.
     """
+    place = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind((host, port))
+        return place
     except OSError as error:
+        place.close()
         reason = error.strerror or str(error)
         raise UsageError(
             "the server must be able to listen on its port",

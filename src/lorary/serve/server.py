@@ -74,6 +74,7 @@ class Server:
         """
         try:
             await self.engine.start()
+            await self.router.look_at_experts()
             if self._shadow is not None:
                 self.engine.check(self._shadow)
         except Exception as error:

@@ -18,6 +18,7 @@ class ServeSettings:
         token: what requests must bring as `Authorization: Bearer TOKEN`; the variable LORARY_TOKEN otherwise.
         admin_token: the same for requests that change the library; the variable LORARY_ADMIN_TOKEN otherwise. Without
             it no request can.
+        batch: answers that are made at the same time; others wait.
         max_requests: requests that are answered or wait at the same time; more are refused with 429.
         max_choices: answers of one request, over all its prompts.
         max_prompt_tokens: tokens of a prompt; only the base's context bounds them by default.
@@ -38,6 +39,7 @@ class ServeSettings:
     port: int = flag(8000, least=0, most=65535)
     token: str | None = None
     admin_token: str | None = None
+    batch: int = flag(16, least=1)
     max_requests: int = flag(64, least=1)
     max_choices: int = flag(64, least=1)
     max_prompt_tokens: int | None = None

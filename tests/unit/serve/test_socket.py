@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from lorary.serve.run import Listener, listen
+from lorary.serve.run import Listener, reserve
 
 
 class Running:
@@ -26,7 +26,7 @@ class Running:
             ready.set()
 
         self.listener = Listener(asker.app, asker.server, say)
-        place = listen("127.0.0.1", 0)
+        place = reserve("127.0.0.1", 0)
         self._thread = threading.Thread(target=lambda: asyncio.run(self.listener.serve([place])))
         self._thread.start()
         assert ready.wait(20)
