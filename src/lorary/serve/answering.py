@@ -76,6 +76,7 @@ class Request:
         job: the job.
         stream: where its tokens go.
         deadline: on the clock of `time.monotonic`; None for none.
+        number: counts the requests that were accepted.
         is_over: whether it has ended, for whatever reason; its place is free at the next step.
         ready: its setting, once its turn has come.
         computed_by: what computes its keys and values.
@@ -87,6 +88,7 @@ class Request:
     job: Job
     stream: AnswerStream
     deadline: float | None
+    number: int
     is_over: bool = False
     ready: Ready | None = None
     computed_by: bytes = b""
@@ -96,15 +98,16 @@ class Request:
     prompt: list[Token] = field(default_factory=list)
 
     @classmethod
-    def of(cls, job: Job, cancel: Callable[["Request"], None]) -> "Request":
+    def of(cls, job: Job, number: int, cancel: Callable[["Request"], None]) -> "Request":
         """A request for a job.
 
         Args:
             job: the job.
+            number: counts them.
             cancel: tells the engine that it was broken off.
         """
         deadline = None if job.timeout is None else time.monotonic() + job.timeout
-        request: Any = cls(job, AnswerStream(lambda: cancel(request)), deadline)
+        request: Any = cls(job, AnswerStream(lambda: cancel(request)), deadline, number)
         if job.sampling is not None:
             seed = job.seed if job.seed is not None else time.time_ns() % 2**63
             request.sampler = Sampler(job.sampling.temperature, job.sampling.top_p, [seed])

@@ -5,9 +5,14 @@ lets routers decide, and changes experts.
 """
 
 import asyncio
+import concurrent.futures
+import json
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -16,21 +21,26 @@ from lorary.data.template import Ids
 from lorary.errors import BusyError, EngineError, UsageError
 from lorary.evaluate.completion import check_context
 from lorary.evaluate.decisions import Decision
+from lorary.model.apply import apply_routing
+from lorary.model.attach import routing
 from lorary.model.base import Base
+from lorary.model.features import decoder_of
+from lorary.model.live import add_expert, remove_expert, replace_expert
 from lorary.model.row_routing import RowRouting, check_decided
 from lorary.model.seating import seating
+from lorary.model.trace import trace
 from lorary.model.vocabulary import embedded_tokens
 from lorary.route.setting import Routing
 from lorary.serve.answering import AnswerStream, Request
 from lorary.serve.deciding import Asked, Deciding
 from lorary.serve.decoder import Decoder, Event
-from lorary.serve.engine import Job, Load, Stream
+from lorary.serve.engine import Job, Load, Stream, Traced
 from lorary.serve.prefixes import PrefixCache, contents
 from lorary.serve.sizes import Sizes
 
 T = TypeVar("T")
-# What an idle engine waits for news, in seconds: only times that are up come without any.
-_IDLE = 0.05
+# Settings of which it is kept whether they can be used.
+_MOST_CHECKED = 1000
 
 
 class RoutedEngine:
@@ -51,14 +61,17 @@ class RoutedEngine:
         self._news = threading.Condition()
         self._waiting: deque[Request] = deque()
         self._asked: deque[Asked] = deque()
-        self._calls: deque[tuple[Callable[[Any], Any], bool, asyncio.Future[Any]]] = deque()
+        self._calls: deque[_Call] = deque()
+        self._changes: deque[_Call] = deque()
+        self._checked: dict[str, Exception | None] = {}
         self._events: list[tuple[Request, Event]] = []
-        self._num_accepted = self._epoch = 0
+        self._num_accepted = self._num_submitted = self._epoch = 0
         self._decoder: Decoder | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = self._is_ending = False
         self._failure: BaseException | None = None
+        self._gone: EngineError | None = None
         self._num_threads = torch.get_num_threads()
 
     # What the event loop calls.
@@ -111,11 +124,10 @@ class RoutedEngine:
         check_context(self.base, len(job.ids), job.max_new_tokens)
         if job.max_new_tokens < 0 or (not job.max_new_tokens and not job.prompt_logprobs):
             raise UsageError("an answer must have a token at least", found=job.max_new_tokens)
-        request = Request.of(job, self._cancel)
+        request = Request.of(job, self._num_submitted, self._cancel)
+        self._post(self._waiting, request)
+        self._num_submitted += 1
         self._num_accepted += 1
-        with self._news:
-            self._waiting.append(request)
-            self._news.notify()
         return request.stream
 
     async def decide(self, setting: Routing, prompts: Sequence[Ids]) -> list[Decision]:
@@ -137,11 +149,51 @@ class RoutedEngine:
             check_context(self.base, len(ids), 0)
         assert self._loop is not None
         asked = Asked(setting, [tuple(ids) for ids in prompts], self._loop.create_future())
-        with self._news:
-            self._asked.append(asked)
-            self._news.notify()
+        self._post(self._asked, asked)
         decisions: list[Decision] = await asked.answer
         return decisions
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Names of the experts that are seated, sorted."""
+        return seating(self.base.model).experts
+
+    def check(self, setting: Routing) -> None:
+        """Refuse a setting that cannot be used over the experts that are seated; waits for a pass the first time.
+
+        Raises:
+            EngineError: if the engine has failed.
+            RouterError: if it cannot.
+            UsageError: if it names layers that are not routed.
+        """
+        key = json.dumps(setting.to_json(), sort_keys=True)
+        if key not in self._checked:
+            asked: concurrent.futures.Future[None] = concurrent.futures.Future()
+            call = _Call(partial(_try, setting), asked, 0)
+            if self._thread is not None and self._thread.is_alive():
+                self._post(self._calls, call)
+            else:
+                call.run(self.base.model)
+            error = asked.exception()
+            if isinstance(error, EngineError):
+                raise error
+            if len(self._checked) >= _MOST_CHECKED:
+                self._checked.clear()
+            self._checked[key] = error if isinstance(error, Exception) else None
+        if (known := self._checked[key]) is not None:
+            raise known.with_traceback(None)
+
+    async def trace(self, setting: Routing, ids: Ids) -> Traced:
+        """Run one pass over a text, and record how each of its tokens is routed.
+
+        Raises:
+            EngineError: if the engine was not started, stops, or has failed.
+            RouterError: if the setting cannot be used over the experts.
+            UsageError: if the text does not fit the base.
+        """
+        self._check_ids(ids)
+        check_context(self.base, len(ids), 0)
+        return await self.call(partial(_traced, setting, ids))
 
     async def call(self, work: Callable[[Any], T]) -> T:
         """Run a function with the model in the engine's thread, between two passes; the answers stand still meanwhile.
@@ -149,34 +201,57 @@ class RoutedEngine:
         Args:
             work: is given the model. It may enter `lorary.routing` and `lorary.trace` blocks, and changes no expert.
         """
-        return await self._put(work, False)
+        return await self._put(self._calls, work)
 
     async def change(self, change: Callable[[Any], T]) -> T:
         """Add, remove or replace experts.
 
-        Requests that are answered end with the experts that they began with; those that wait begin with the new ones.
-        One that names an expert which is gone then fails with a `RouterError`.
+        Requests that were accepted before are answered by the experts that they found. Those that are accepted later
+        wait for these and for the change. One that names an expert which is gone then fails with a `RouterError`.
 
         Args:
             change: is given the model, for `lorary.add_expert`, `lorary.remove_expert`, `lorary.replace_expert`. The
                 engine goes on where it fails, and its error is raised here.
         """
-        return await self._put(change, True)
+        return await self._put(self._changes, change)
+
+    async def seat(self, name: str) -> None:
+        """Seat the library's adapter of a name, in the place of the expert of that name where there is one.
+
+        Requests that were accepted before are answered without it, those that are accepted later, with it.
+
+        Raises:
+            LoraryError: if it cannot be seated; nothing has changed then.
+        """
+        await self.change(partial(_seat, name))
+
+    async def unseat(self, name: str) -> None:
+        """Take an expert out. Requests that were accepted before are still answered with it.
+
+        Raises:
+            LoraryError: if it must stay; nothing has changed then.
+        """
+        await self.change(partial(remove_expert, name=name))
 
     def load(self) -> Load:
         """How busy the engine is now."""
         waiting = sum(not request.is_over for request in tuple(self._waiting))
         return Load(waiting, max(self._num_accepted - waiting, 0), self.sizes.capacity)
 
-    async def _put(self, work: Callable[[Any], T], is_change: bool) -> T:
+    async def _put(self, calls: "deque[_Call]", work: Callable[[Any], T]) -> T:
         if (reason := self._why_not()) is not None:
             raise reason
         assert self._loop is not None
         future: asyncio.Future[T] = self._loop.create_future()
-        with self._news:
-            self._calls.append((work, is_change, future))
-            self._news.notify()
+        self._post(calls, _Call(work, future, self._num_submitted, self._loop))
         return await future
+
+    def _post(self, queue: "deque[Any]", item: Any) -> None:
+        with self._news:
+            if self._gone is not None:
+                raise self._gone
+            queue.append(item)
+            self._news.notify()
 
     def _why_not(self) -> EngineError | None:
         if self._failure is not None:
@@ -214,12 +289,17 @@ class RoutedEngine:
 
     def _run(self) -> None:
         error: BaseException | None = None
+        model, state = self.base.model, seating(self.base.model)
+        before = state.default.routing
         try:
             torch.set_num_threads(self._num_threads)  # a new thread has a number of its own
+            # Each request brings its setting; one in force could keep experts from coming that lack its data.
+            apply_routing(model, state, Routing("base"))
             with torch.no_grad():
                 while not self._is_ending:
                     self._serve()
                     self._change()
+            apply_routing(model, state, before)
         except BaseException as failure:  # whatever it is, nobody may wait for it
             error = self._failure = failure
         self._break_off(error)
@@ -233,43 +313,31 @@ class RoutedEngine:
             )
             while not self._is_ending:
                 self._wait(decoder)
-                decoder.sweep()
-                is_due = self._call()
-                if is_due and not decoder.requests:
-                    return
-                deciding.step(self._asked, self.sizes.chunk, self._answer)
+                decoder.sweep(self._waiting)
+                while self._calls:
+                    self._calls.popleft().run(self.base.model)
+                before = self._changes[0].number if self._changes else None
+                decoder.admit(self._waiting, before)
+                is_due = before is not None and not decoder.requests
                 if not is_due:
-                    decoder.admit(self._waiting)
-                decoder.step()
+                    deciding.step(self._asked, self.sizes.chunk, self._answer)
+                    decoder.step()
                 self._hand_out()
+                if is_due:
+                    return
 
     def _wait(self, decoder: Decoder) -> None:
+        queues = (self._asked, self._calls, self._changes, self._waiting)
         with self._news:
-            while not (self._is_ending or self._asked or self._calls or self._waiting or decoder.requests):
-                self._news.wait(_IDLE)
-
-    def _call(self) -> bool:
-        """Run what was asked for; whether a change is the next."""
-        while self._calls and not self._calls[0][1]:
-            self._run_next()
-        return bool(self._calls)
+            while not (self._is_ending or any(queues) or decoder.requests):
+                self._news.wait()
 
     def _change(self) -> None:
         """Change experts, while no block is open."""
-        while self._calls and self._calls[0][1] and not self._is_ending:
+        if self._changes and not self._is_ending:
             self._epoch += 1
-            self._run_next()
-
-    def _run_next(self) -> None:
-        work, _, future = self._calls.popleft()
-        if future.cancelled():
-            return
-        try:
-            result = work(self.base.model)
-        except Exception as error:
-            self._answer(future, error)
-        else:
-            self._answer(future, result)
+            self._checked = {}
+            self._changes.popleft().run(self.base.model)
 
     def _answer(self, future: asyncio.Future[Any], result: Any) -> None:
         """Give the event loop a result, or an error to raise."""
@@ -309,6 +377,8 @@ class RoutedEngine:
         """End whatever has not ended."""
         error = EngineError("the engine has stopped", found="the answer was not complete")
         error = error if failure is None else _failed(failure)
+        with self._news:
+            self._gone = error
         reading = [] if self._decoder is None else self._decoder.requests
         self._decoder = None
         self.prefixes.clear()
@@ -318,13 +388,70 @@ class RoutedEngine:
                 self._emit(request, error)
         self._waiting.clear()
         self._hand_out()
-        for future in (*(asked.answer for asked in self._asked), *(future for _, _, future in self._calls)):
-            self._answer(future, error)
-        self._asked.clear()
-        self._calls.clear()
+        for asked in self._asked:
+            self._answer(asked.answer, error)
+        for call in (*self._calls, *self._changes):
+            call.settle(error)
+        for queue in (self._asked, self._calls, self._changes):
+            queue.clear()
 
 
-def _settle(future: asyncio.Future[Any], result: Any) -> None:
+@dataclass(eq=False)
+class _Call:
+    """Something to do between two passes.
+
+    Args:
+        work: is given the model.
+        future: gets its result; settled in the event loop where there is one.
+        number: of requests that were accepted before.
+        loop: of the future; None where a thread waits for it.
+    """
+
+    work: Callable[[Any], Any]
+    future: Any
+    number: int
+    loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, model: Any) -> None:
+        """Do it."""
+        if self.future.cancelled():
+            return
+        try:
+            result = self.work(model)
+        except Exception as error:
+            result = error
+        self.settle(result)
+
+    def settle(self, result: Any) -> None:
+        """Hand out the result, or an error to raise."""
+        if self.loop is None:
+            _settle(self.future, result)
+        else:
+            with suppress(RuntimeError):  # the loop is closed: nobody listens
+                self.loop.call_soon_threadsafe(_settle, self.future, result)
+
+
+def _try(setting: Routing, model: Any) -> None:
+    with routing(model, setting):
+        pass
+
+
+def _traced(setting: Routing, ids: Ids, model: Any) -> Traced:
+    with routing(model, setting), trace(model) as traced:
+        decoder_of(model)(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
+    if not traced.layers:
+        return Traced(traced.experts, (), torch.zeros(0, len(ids), len(traced.experts)))
+    return Traced(traced.experts, tuple(traced.layers), traced.stacked()[:, 0])
+
+
+def _seat(name: str, model: Any) -> None:
+    state = seating(model)
+    put = replace_expert if name in state.experts else add_expert
+    put(model, state.library.get(name), name)
+    state.live.pop(name, None)  # it is the library's own, and so is what was prepared for it
+
+
+def _settle(future: Any, result: Any) -> None:
     if future.done():
         return
     if isinstance(result, Exception):

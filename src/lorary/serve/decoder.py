@@ -113,9 +113,16 @@ class Decoder:
         reading = 0 if self.prompts is None else self.prompts.cache.num_bytes
         return reading + sum(lane.cache.num_bytes for lane in self.lanes.values())
 
-    def sweep(self) -> None:
-        """Free the places of requests that were broken off or whose time is up."""
+    def sweep(self, waiting: deque[Request]) -> None:
+        """Free the places of requests that were broken off or whose time is up.
+
+        Args:
+            waiting: those that have not begun; they may be over, too.
+        """
         now = time.monotonic()
+        for request in tuple(waiting):
+            if self._is_over(request, now):
+                waiting.remove(request)
         if self.prompts is not None and all(self._is_over(request, now) for request in self.prompts.requests):
             self.prompts = None
         for lane in self.lanes.values():
@@ -133,19 +140,20 @@ class Decoder:
         request.is_over = True
         self.emit(request, error)
 
-    def admit(self, waiting: deque[Request]) -> None:
+    def admit(self, waiting: deque[Request], before: int | None = None) -> None:
         """Begin with the prompts of requests that wait, in their order, as many as one chunk holds.
 
         Args:
             waiting: those that begin are taken off.
+            before: the number of the first request that has to wait longer; None where all may begin.
         """
-        while self.prompts is None and waiting:
+        while self.prompts is None and _may_begin(waiting, before):
             request = waiting[0]
             if self._prepared(request) and not self._fits(request, self.requests):
                 return
             waiting.popleft()
             if not request.is_over:
-                self.prompts = self._gather(request, waiting)
+                self.prompts = self._gather(request, waiting, before)
 
     def _prepared(self, request: Request) -> bool:
         """Make the setting of a request ready, unless it is over or cannot be used."""
@@ -164,7 +172,7 @@ class Decoder:
         longest = max(len(other.job.ids) + other.job.max_new_tokens for other in (request, *others))
         return len(others) < self.sizes.rows and (len(others) + 1) * longest <= self.sizes.tokens
 
-    def _gather(self, first: Request, waiting: deque[Request]) -> Prompts:
+    def _gather(self, first: Request, waiting: deque[Request], before: int | None) -> Prompts:
         """A request, with those behind it that can be read in the same pass."""
         assert first.ready is not None
         ids, is_plain = first.job.ids, not first.job.prompt_logprobs
@@ -174,7 +182,7 @@ class Decoder:
             cache.add(*known)
             return Prompts([first], torch.tensor([ids]), cache, known[1])
         group, running = [first], self.requests
-        while waiting and self._prepared(waiting[0]):
+        while _may_begin(waiting, before) and self._prepared(waiting[0]):
             request = waiting[0]
             assert request.ready is not None
             longest = max(len(r.job.ids) for r in (request, *group))
@@ -299,6 +307,10 @@ class Decoder:
                 predicting = logits[row, first - prompts.done : last - prompts.done]
                 found = log_probabilities(predicting, ids, request.job.num_top or 0)
                 request.prompt += [Token(i, *rest) for i, rest in zip(ids.tolist(), found, strict=True)]
+
+
+def _may_begin(waiting: deque[Request], before: int | None) -> bool:
+    return bool(waiting) and (before is None or waiting[0].number < before)
 
 
 def timed_out(request: Request) -> RequestTimeoutError:

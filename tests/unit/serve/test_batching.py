@@ -10,7 +10,15 @@ import pytest
 import torch
 
 import lorary
-from lorary.errors import BaseModelError, BusyError, EngineError, RequestTimeoutError, RouterError, UsageError
+from lorary.errors import (
+    BaseModelError,
+    BusyError,
+    EngineError,
+    NoSuchAdapterError,
+    RequestTimeoutError,
+    RouterError,
+    UsageError,
+)
 from lorary.evaluate.completion import complete
 from lorary.evaluate.decisions import decide
 from lorary.evaluate.sampling import Sampling
@@ -242,10 +250,10 @@ def test_a_request_that_is_broken_off_frees_its_place(base: Base, generator: tor
 
 def test_time_that_is_up_ends_an_answer_by_name(base: Base, generator: torch.Generator) -> None:
     async def work(engine: RoutedEngine) -> None:
-        begun = engine.submit(Job(ids_of(5, generator), Routing("arrow"), 240, timeout=0.05))
-        with pytest.raises(RequestTimeoutError, match=r"tokens after 0\.05 s"):
-            async for _ in begun:
-                pass
+        begun = [engine.submit(Job(ids_of(5, generator), Routing("arrow"), 240, timeout=0.05)) for _ in range(9)]
+        for stream in begun:
+            with pytest.raises(RequestTimeoutError, match=r"tokens after 0\.05 s"):
+                [token async for token in stream]
         assert len(await ids(engine, Job(ids_of(5, generator), Routing("base"), 3, timeout=30.0))) <= 3
 
     serving(base, work)
@@ -314,7 +322,7 @@ def test_a_thread_that_dies_is_told_to_all_who_wait(
     async def work(engine: RoutedEngine) -> None:
         await ids(engine, job)
         streams = [engine.submit(job) for _ in range(9)]
-        monkeypatch.setattr(Decoder, "sweep", lambda self: 1 // 0)
+        monkeypatch.setattr(Decoder, "sweep", lambda self, waiting: 1 // 0)
         for stream in streams:
             with pytest.raises(EngineError, match="ZeroDivisionError"):
                 [token async for token in stream]
@@ -332,7 +340,7 @@ def test_experts_come_and_go_between_answers(
     base: Base, random_adapter: Callable[..., Any], generator: torch.Generator
 ) -> None:
     new = random_adapter(base.model, "new", generator, size=3.0)
-    begun = [Job(ids_of(10, generator), setting, 60) for setting in (Routing("arrow"), Routing(experts=["b"]))]
+    begun = [Job(ids_of(10, generator), setting, 20) for setting in (Routing("arrow"), Routing(experts=["b"])) * 5]
     expected = [alone(base, job) for job in begun]
     later = [Job(ids_of(10, generator), setting, 9) for setting in (Routing("arrow"), Routing(experts=["new"]))]
 
@@ -353,6 +361,55 @@ def test_experts_come_and_go_between_answers(
         with pytest.raises(RouterError, match="must be seated"):
             await engine.change(lambda model: lorary.remove_expert(model, "new"))
         assert [await ids(engine, job) for job in begun] == expected
+
+    serving(base, work)
+
+
+def test_the_library_own_adapters_are_seated_by_name(
+    base: Base, random_adapter: Callable[..., Any], generator: torch.Generator
+) -> None:
+    library = seating(base.model).library
+    job = Job(ids_of(10, generator), Routing(experts=["a"]), 9)
+    by_all = Routing.of("arrow", per="request", top_k=2)
+
+    async def work(engine: RoutedEngine) -> None:
+        assert engine.experts == ("a", "b", "c", "d")
+        before = await ids(engine, job)
+        library.add_adapter(random_adapter(base.model, "e", generator), {"tasks": []})
+        with pytest.raises(RouterError, match="must be in the library"):
+            engine.check(Routing(experts=["e"]))
+        await engine.seat("e")
+        assert engine.experts == ("a", "b", "c", "d", "e")
+        engine.check(Routing(experts=["e"]))
+        assert dict((await engine.decide(by_all, [job.ids]))[0].weights).keys() <= set(engine.experts)
+        library.replace_adapter(random_adapter(base.model, "a", generator, size=3.0), {"tasks": []})
+        await engine.seat("a")
+        assert await ids(engine, job) == await engine.call(lambda _: alone(base, job)) != before
+        await engine.unseat("e")
+        with pytest.raises(RouterError, match="must be in the library"):
+            engine.check(Routing(experts=["e"]))
+        with pytest.raises(NoSuchAdapterError):
+            await engine.seat("nobody")
+        assert engine.experts == ("a", "b", "c", "d")
+        assert not seating(base.model).live
+
+    default = seating(base.model).routing
+    serving(base, work)
+    assert seating(base.model).routing == default
+
+
+def test_a_text_is_traced_while_others_are_answered(base: Base, generator: torch.Generator) -> None:
+    text, setting = ids_of(12, generator), Routing.of("arrow", top_k=2)
+    with routing(base.model, setting), lorary.trace(base.model) as expected:
+        base.model(torch.tensor([text]))
+
+    async def work(engine: RoutedEngine) -> None:
+        running = [asyncio.create_task(ids(engine, job)) for job in mixed_jobs(5, generator)]
+        traced = await engine.trace(setting, text)
+        assert traced.layers == tuple(expected.layers)
+        torch.testing.assert_close(traced.weights, expected.stacked()[:, 0])
+        assert (await engine.trace(Routing("base"), text)).weights.shape == (0, 12, 4)
+        await asyncio.gather(*running)
 
     serving(base, work)
 
