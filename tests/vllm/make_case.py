@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.formats.peft import new_config
@@ -40,6 +41,16 @@ def make_base() -> Any:
         eos_token_id=0, pad_token_id=0, initializer_range=0.15,
     )  # fmt: skip
     return LlamaForCausalLM(config).float().requires_grad_(False).eval()
+
+
+def make_tokenizer() -> Any:
+    """A tokenizer of single bytes, for a server that wants one."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = {"<|end|>": 0, **{letter: number for number, letter in enumerate(alphabet, start=1)}}
+    tokenizer = Tokenizer(models.BPE(tokens, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
 
 
 def make_adapter(
@@ -73,6 +84,7 @@ def main(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     model = make_base()
     model.save_pretrained(folder / "base")
+    make_tokenizer().save_pretrained(folder / "base")
     library = Library.create(folder / "lib", folder / "base")
     for adapter in (
         make_adapter(model, "all", 4, LINEARS, 0.5),

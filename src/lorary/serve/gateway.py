@@ -55,6 +55,7 @@ class Gateway:
         self.server, self.upstream = server, upstream
         self._settings = upstream.settings
         self._loading = asyncio.Lock()
+        self._contents: dict[str, str] = {}
 
     async def start(self) -> None:
         """Look at what the server behind holds, and have it load what is missing, where that was asked for.
@@ -65,6 +66,7 @@ class Gateway:
         try:
             await self.upstream.look()
             await self._hold(self.server.engine.experts)
+            self._contents = {name: self._content(name) for name in self.server.engine.experts}
         except UsageError as error:
             self.server.start_error = error  # what calls this only says that it failed
             raise
@@ -80,7 +82,7 @@ class Gateway:
         and other content must never come under an old one.
         """
         name = f"{self._settings.adapter_prefix}{expert}"
-        return f"{name}-{self.server.library.provenance(expert)['content_hash'][:8]}" if self._settings.load else name
+        return f"{name}-{self._content(expert)[:8]}" if self._settings.load else name
 
     def template(self, requested: str | None) -> str:
         """The template of conversations, which the server behind writes by its own.
@@ -170,18 +172,13 @@ class Gateway:
             return Picked(None, receipt)
         if receipt.is_fallback and len(weights) > 1:
             return Picked(None, _noted(receipt, (), "the base answers, since the server behind takes one adapter"))
+        if len(weights) > 1 and routed.asked.target.setting.decides == "always":
+            raise _several(weights, "a router that decides, or one expert")
         name, weight = max(weights.items(), key=lambda pair: pair[1])
         if len(weights) == 1 and weight == 1.0:
             return Picked(name, receipt)
         if self._settings.strict:
-            raise ApiError(
-                400,
-                "the server behind this one takes one adapter with the weight 1",
-                found=", ".join(f"{expert} {share:.0%}" for expert, share in weights.items()),
-                remedy="top_k: 1, or start this server without --strict",
-                param="top_k",
-                code="several_experts",
-            )
+            raise _several(weights, "top_k: 1, or start this server without --strict")
         note = f"{name} answers alone, since the server behind takes one adapter"
         return Picked(name, _noted(receipt, ((name, 1.0),), note))
 
@@ -194,12 +191,19 @@ class Gateway:
         if expert is None:
             return self.upstream.held.bare
         name = self.upstream_name(expert)
+        content = self._content(expert)
+        if not self._settings.load and self._contents.setdefault(expert, content) != content:
+            # It would answer with what it holds under the name, which this process decides by no longer.
+            raise self._not_held(name, "the library's adapter was replaced since the start, and may be another there,")
         if name not in self._held:
             try:
                 await self._hold([expert])
             except UsageError as error:
                 raise self._not_held(name, error.found or error.rule) from error
         return self._held[name]
+
+    def _content(self, expert: str) -> str:
+        return str(self.server.library.provenance(expert)["content_hash"])
 
     async def _hold(self, experts: Sequence[str]) -> None:
         """See to it that the server behind holds experts; those that it lacks are loaded, where that was asked for."""
@@ -299,6 +303,12 @@ def _noted(receipt: Receipt, experts: tuple[tuple[str, float], ...], note: str) 
 
 def _event(document: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(document).encode() + b"\n\n"
+
+
+def _several(weights: Mapping[str, float], remedy: str) -> ApiError:
+    found = ", ".join(f"{name} {weight:.0%}" for name, weight in list(weights.items())[:10])
+    rule = "the server behind this one takes one adapter, with the weight 1"
+    return ApiError(400, rule, found=found, remedy=remedy, param="model", code="several_experts")
 
 
 def _per_token(routed: Routed) -> ApiError:

@@ -14,13 +14,13 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, get_args
+from typing import Any
 
 import httpx
 
-from lorary.errors import UsageError, did_you_mean
+from lorary.errors import UsageError
 from lorary.serve.api_error import ApiError
-from lorary.serve.upstream_settings import Kind, UpstreamSettings
+from lorary.serve.upstream_settings import UpstreamSettings
 
 # Of what a server says about an error, so much is passed on.
 _MOST_SAID = 500
@@ -86,7 +86,7 @@ class Upstream:
             trust_env=False,  # a proxy of the environment would get the token
         )
         self.held = Held("")
-        self.kind: Kind = "vllm"
+        self.kind = "vllm"
 
     async def look(self) -> Held:
         """Ask what the server holds.
@@ -156,7 +156,8 @@ class Upstream:
             ApiError: 502 or 504 if the server gives no reply, fails, or refuses our token; 429 and 503 with its own
                 Retry-After where it is busy.
         """
-        pause, last = _FIRST_PAUSE, None
+        pause = _FIRST_PAUSE
+        last: httpx.TransportError | None = None
         for attempt in range(self.settings.retries + 1):
             if attempt:
                 await asyncio.sleep(pause)
@@ -245,17 +246,6 @@ class _AgainError(Exception):
     """The server may answer the same request a moment later."""
 
 
-def check_kind(kind: str | None) -> None:
-    """Refuse a kind of server that is not known.
-
-    Raises:
-        UsageError: naming those that are.
-    """
-    if kind is not None and kind not in get_args(Kind):
-        remedy = did_you_mean(kind, get_args(Kind), remedy=f"one of {list(get_args(Kind))}")
-        raise UsageError("--upstream-kind must be a kind of server that is known", found=kind, remedy=remedy)
-
-
 async def _rest(response: httpx.Response, first: bytes, pieces: Any) -> AsyncGenerator[bytes, None]:
     try:
         if first:
@@ -272,10 +262,9 @@ async def _closed(response: httpx.Response) -> None:
         await asyncio.shield(response.aclose())
 
 
-def _kind_of(models: list[dict[str, Any]]) -> Kind:
+def _kind_of(models: list[dict[str, Any]]) -> str:
     owners = {str(model.get("owned_by")) for model in models}
-    known = {"sglang": "sglang", "llamacpp": "llamacpp"}
-    return next((kind for owner, kind in known.items() if owner in owners), "vllm")  # type: ignore[return-value]
+    return next((kind for kind in ("sglang", "llamacpp") if kind in owners), "vllm")
 
 
 def _of_llamacpp(base: str, document: Any) -> Held:

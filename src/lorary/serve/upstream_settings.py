@@ -1,13 +1,11 @@
 """Where the server behind ours is, and how it is asked."""
 
 from dataclasses import dataclass
-from typing import Literal
 from urllib.parse import urlsplit
 
 from lorary.errors import UsageError
 from lorary.flags import check_flags, flag
 
-Kind = Literal["vllm", "sglang", "llamacpp"]
 KINDS = ("vllm", "sglang", "llamacpp")
 
 
@@ -17,7 +15,7 @@ class UpstreamSettings:
 
     Args:
         url: address of a server that holds the base and its adapters; it answers, and this process only decides.
-        token: what it wants as `Authorization: Bearer TOKEN`, by the name of the variable that holds it.
+        token: variable that holds what it wants as `Authorization: Bearer TOKEN`.
         kind: `vllm`, `sglang` or `llamacpp`; as it says itself by default.
         load: have it load the library's adapters, from the library's own folder.
         adapter_prefix: of the adapters' names there.

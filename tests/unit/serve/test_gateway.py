@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,12 @@ def test_a_router_that_decides_per_token_is_refused(front: Front) -> None:
     assert not front.behind.answered
 
 
+def test_the_mean_of_all_experts_has_no_best_one(front: Front) -> None:
+    refused = front.post(model="lib@uniform", prompt="x")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "several_experts")
+    assert "blue 33%, june 33%, three 33%" in message_of(refused)
+
+
 # Servers of other kinds.
 
 
@@ -225,6 +232,28 @@ def test_a_server_that_was_started_anew_loads_again(make_front: Callable[..., Fr
     loaded = [body["lora_name"] for path, body, _ in front.behind.asked if "load_lora" in path]
     assert len(loaded) == 4
     assert loaded[-1] == front.behind.answered[-1]["model"]
+
+
+def test_an_adapter_that_was_replaced_here_is_not_asked_for_under_its_old_name(
+    make_front: Callable[..., Front], lent_library: Path, tmp_path: Path, chat_tokenizer: Any
+) -> None:
+    shutil.copytree(lent_library, tmp_path / "lib")
+    library = Library.open(tmp_path / "lib")
+    body = {"model": "lib", "prompt": "june"}
+
+    async def work(client: httpx.AsyncClient) -> list[httpx.Response]:
+        before = await client.post("/v1/completions", json=body)
+        library.replace(library.path / "adapters" / "blue", "june")
+        return [before, await client.post("/v1/completions", json=body)]
+
+    before, refused = Front(library, chat_tokenizer, FakeUpstream.of_vllm(NAMES)).run(work)
+    assert (before.status_code, refused.status_code) == (200, 502)
+    assert "was replaced since the start" in message_of(refused)
+    loading = Front(library, chat_tokenizer, FakeUpstream.of_vllm([]), load=True)
+    library.replace(lent_library / "adapters" / "june", "june")
+    before, after = loading.run(work)
+    names = [body["model"] for body in loading.behind.answered]
+    assert (before.status_code, after.status_code, names[0] == names[1]) == (200, 200, False)
 
 
 def test_requests_at_the_same_time_load_an_adapter_once(make_front: Callable[..., Front]) -> None:
