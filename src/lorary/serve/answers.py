@@ -81,12 +81,12 @@ class Answers:
             server.prompts.check(each.ids, wanted.max_new_tokens or 1)
         async with asyncio.timeout(server.settings.timeout):
             self._routed = await server.router.route(self._asked, self._id)
-        for each in self._routed:
-            if each.ids != each.asked.ids:  # written anew, and longer
-                server.prompts.check(each.ids, wanted.max_new_tokens or 1)
-            echo = await asyncio.to_thread(self._echo, each) if wanted.is_echoed else None
+        for routed in self._routed:
+            if routed.ids != routed.asked.ids:  # written anew, and longer
+                server.prompts.check(routed.ids, wanted.max_new_tokens or 1)
+            echo = await asyncio.to_thread(self._echo, routed) if wanted.is_echoed else None
             for _ in range(wanted.num_each):
-                self._choices.append(self._choice(each, echo))
+                self._choices.append(self._choice(routed, echo))
         server.shadow(self._routed)
 
     def _choice(self, routed: Routed, echo: Echo | None) -> Choice:

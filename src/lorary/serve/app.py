@@ -20,7 +20,7 @@ from lorary.serve.gateway import Gateway
 from lorary.serve.gone import unless_gone
 from lorary.serve.guard import Guard
 from lorary.serve.metrics import CONTENT_TYPE
-from lorary.serve.page import page_response
+from lorary.serve.page import Page
 from lorary.serve.problems import error_response
 from lorary.serve.prompts import PLAIN
 from lorary.serve.router import Asked, session_of
@@ -296,10 +296,11 @@ def _watching(server: Server, page: Callable[[], str] | None) -> APIRouter:
         return Response(server.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
     if page is not None:
+        shown = Page(server.library, page)
 
         @router.get("/", include_in_schema=False)
         def show_page() -> Response:
-            return page_response(page())
+            return shown.response()
 
     return router
 

@@ -1,6 +1,7 @@
 """What stands between the network and the interface: tokens, bounds, headers. Nothing of a request is read before."""
 
 import asyncio
+import base64
 import hmac
 import secrets
 import time
@@ -14,8 +15,7 @@ from lorary.serve.api_error import ApiError
 from lorary.serve.problems import error_response
 from lorary.serve.server import Server
 
-# Open to everybody: whether the process lives and answers, and the page itself, which holds no secret but the library's
-# own description; what it asks for needs the token.
+# Open to everybody: whether the process lives and takes requests.
 OPEN_PATHS = frozenset({"/health", "/ready"})
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -92,10 +92,13 @@ class Guard:
         # A page of another site could give its own name the address of this machine.
         if settings.is_local and (host := _host_of(headers.get("host", ""))) not in (*LOCAL_HOSTS, settings.host):
             raise ApiError(421, "a server for this machine alone is asked by its own name", found=repr(host[:100]))
-        if path in OPEN_PATHS or (path == "/" and scope["method"] in ("GET", "HEAD")):
+        if scope["method"] in CHANGING and headers.get("sec-fetch-site", "none") == "cross-site":
+            raise ApiError(403, "a page of another site may not ask for anything", found="sec-fetch-site: cross-site")
+        if path in OPEN_PATHS:
             return
-        given = headers.get("authorization", "").removeprefix("Bearer ").strip()
-        is_admin = _is_same(given, settings.admin_token)
+        given, kind = _token_of(headers.get("authorization", ""))
+        # Browsers send a password by themselves, whoever made the page: it changes nothing.
+        is_admin = kind == "bearer" and _is_same(given, settings.admin_token)
         if settings.token is not None and not (is_admin or _is_same(given, settings.token)):
             raise ApiError(
                 401,
@@ -103,7 +106,8 @@ class Guard:
                 found="another one" if given else "none",
                 remedy="Authorization: Bearer TOKEN",
                 code="invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
+                # A browser that opens the page asks for it: any name, and the token as the password.
+                headers={"www-authenticate": 'Basic realm="lorary"' if path == "/" else "Bearer"},
             )
         if path.startswith(ADAPTERS) and scope["method"] in CHANGING and not is_admin:
             remedy = "Authorization: Bearer ADMIN_TOKEN" if settings.admin_token else "start it with --admin-token"
@@ -180,6 +184,17 @@ def _too_large(most: int, found: int) -> ApiError:
 def _host_of(host: str) -> str:
     """The name in a `Host` header, without the port."""
     return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+
+
+def _token_of(authorization: str) -> tuple[str, str]:
+    """The token that a request brings, and how: `bearer`, or `basic` where it is a password."""
+    kind, _, value = authorization.partition(" ")
+    if kind.lower() != "basic":
+        return value.strip(), kind.lower()
+    try:
+        return base64.b64decode(value, validate=True).decode().partition(":")[2], "basic"
+    except ValueError:
+        return "", "basic"
 
 
 def _is_same(given: str, token: str | None) -> bool:

@@ -25,22 +25,21 @@ class Metrics:
     def __init__(self, load: Callable[[], Load], num_experts: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Gauges(load, num_experts))
-        registry = {"registry": self._registry}
-        self.requests = Counter("lorary_requests", "Requests", ("endpoint", "status"), **registry)
-        self.tokens = Counter("lorary_tokens", "Tokens of prompts and answers", ("kind",), **registry)
-        self.decisions = Counter("lorary_decisions", "Decisions", ("router", "fallback"), **registry)
-        self.experts = Counter("lorary_expert_requests", "Requests that an expert answered", ("expert",), **registry)
-        self.shadow = Counter("lorary_shadow_requests", "Shadow decisions", ("router", "agrees"), **registry)
-        self.request_time = Histogram(
-            "lorary_request_seconds", "Time of a request", ("endpoint",), buckets=_LONG, **registry
-        )
-        self.first_token = Histogram(
-            "lorary_time_to_first_token_seconds", "From the request to its first token", buckets=_LONG, **registry
-        )
-        self.between_tokens = Histogram(
-            "lorary_time_between_tokens_seconds", "From one token of an answer to the next", buckets=_SHORT, **registry
-        )
-        self.routing_time = Histogram("lorary_routing_seconds", "Time of a decision", buckets=_SHORT, **registry)
+        self.requests = self._counter("requests", "Requests", "endpoint", "status")
+        self.tokens = self._counter("tokens", "Tokens of prompts and answers", "kind")
+        self.decisions = self._counter("decisions", "Decisions", "router", "fallback")
+        self.experts = self._counter("expert_requests", "Requests that an expert answered", "expert")
+        self.shadow = self._counter("shadow_requests", "Shadow decisions", "router", "agrees")
+        self.request_time = self._histogram("request", "Time of a request", _LONG, "endpoint")
+        self.first_token = self._histogram("time_to_first_token", "From a request to its first token", _LONG)
+        self.between_tokens = self._histogram("time_between_tokens", "From one token of an answer to the next", _SHORT)
+        self.routing_time = self._histogram("routing", "Time of a decision", _SHORT)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"lorary_{name}", text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"lorary_{name}_seconds", text, labels, buckets=buckets, registry=self._registry)
 
     def count_decision(self, receipt: Receipt) -> None:
         """Count a decision."""

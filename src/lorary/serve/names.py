@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lorary.errors import did_you_mean
+from lorary.route import ROUTERS
 from lorary.route.presets import merged
 from lorary.route.setting import Routing
 from lorary.serve.api_error import ApiError
@@ -73,6 +74,8 @@ class Names:
         router = name.removeprefix(f"{self.library}@")
         if router != name and router in self.routers:
             return Target(name, "router", merged(default, router))
+        if router != name and router in ROUTERS:
+            raise not_at_hand(router, 404)
         raise self._missing(name)
 
     def _missing(self, name: str) -> ApiError:
@@ -86,6 +89,23 @@ class Names:
             param="model",
             code="model_not_found",
         )
+
+
+def not_at_hand(router: str, status: int) -> ApiError:
+    """The refusal of a router that lacks data.
+
+    Args:
+        router: its name.
+        status: of the response.
+    """
+    return ApiError(
+        status,
+        f"router '{router}' must be prepared before the server starts",
+        found="nothing",
+        remedy=f"lorary library prepare LIB --router {router}",
+        param="model" if status == 404 else "router",
+        code="not_prepared",
+    )
 
 
 def served_name(name: str) -> str:

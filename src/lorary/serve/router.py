@@ -19,7 +19,7 @@ from lorary.route.setting import CHAT, Routing
 from lorary.serve.api_error import ApiError
 from lorary.serve.at_hand import routers_at_hand
 from lorary.serve.engine import Engine
-from lorary.serve.names import Names, Target, served_name
+from lorary.serve.names import Names, Target, not_at_hand, served_name
 from lorary.serve.prompts import Prompts
 from lorary.serve.receipt import (
     Receipt,
@@ -123,12 +123,7 @@ class Router:
                 param=next(iter(given)),
             )
         if fields.router in ROUTERS and fields.router not in (*self._routers, "base"):
-            raise ApiError(
-                400,
-                f"router '{fields.router}' must be prepared before the server starts",
-                remedy=f"lorary library prepare LIB --router {fields.router}",
-                param="router",
-            )
+            raise not_at_hand(str(fields.router), 400)
         missing = [name for name in fields.allow or () if name not in self.engine.experts]
         if missing:
             remedy = f"{len(self.engine.experts)} experts are served: GET /v1/adapters"

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from lorary.errors import UsageError
+from lorary.serve.app import create_app
 from lorary.serve.decision_log import read_log
 from lorary.serve.page import page_response
 from lorary.serve.settings import ServeSettings
@@ -26,6 +27,7 @@ def test_models_are_the_library_its_routers_its_experts_and_the_base(asker: Any)
     assert {"lib", "base", "lib@auto", "lib@arrow", "lib@uniform", "lib:blue", "lib:june", "lib:three"} <= set(models)
     # It needs data that nobody prepared.
     assert "lib@centroid" not in models
+    assert "library prepare" in error(asker.post("/v1/completions", model="lib@centroid", prompt="a"), 404)["message"]
     assert (models["lib:blue"]["parent"], models["lib"]["parent"], models["base"]["parent"]) == ("lib", "base", None)
     assert all(model["owned_by"] == "lorary" for model in models.values())
     assert asker.ask("GET", "/v1/models/lib:blue").json() == models["lib:blue"]
@@ -247,7 +249,7 @@ def test_a_token_is_asked_for_everywhere_but_at_the_signs_of_life(make_asker: An
     body = {"model": "lib", "prompt": "june"}
     for path in ("/health", "/ready"):
         assert asker.ask("GET", path).status_code == 200
-    for path in ("/v1/models", "/metrics", "/openapi.json", "/v1/decisions", "/nowhere"):
+    for path in ("/", "/v1/models", "/metrics", "/openapi.json", "/v1/decisions", "/nowhere"):
         response = asker.ask("GET", path)
         assert error(response, 401)["code"] == "invalid_api_key"
         assert "www-authenticate" in response.headers
@@ -257,6 +259,19 @@ def test_a_token_is_asked_for_everywhere_but_at_the_signs_of_life(make_asker: An
     for given in ("Bearer secret", "Bearer root"):
         assert asker.ask("POST", "/v1/completions", json=body, headers={"authorization": given}).status_code == 200
     error(asker.ask("DELETE", "/v1/adapters/blue", headers={"authorization": "Bearer secret"}), 403)
+    # A browser asks for a password when it opens the page, and sends it with all that the page asks for.
+    assert asker.ask("GET", "/").headers["www-authenticate"].startswith("Basic")
+    assert asker.ask("GET", "/v1/models", auth=("anyone", "secret")).status_code == 200
+    error(asker.ask("GET", "/v1/models", auth=("anyone", "wrong")), 401)
+    error(asker.ask("GET", "/v1/models", headers={"authorization": "Basic ?"}), 401)
+    error(asker.ask("DELETE", "/v1/adapters/blue", auth=("anyone", "root")), 401)
+
+
+def test_a_page_of_another_site_asks_for_nothing(asker: Any) -> None:
+    body, headers = {"model": "lib", "prompt": "june"}, {"sec-fetch-site": "cross-site"}
+    error(asker.ask("POST", "/v1/completions", json=body, headers=headers), 403)
+    headers = {"sec-fetch-site": "same-origin"}
+    assert asker.ask("POST", "/v1/completions", json=body, headers=headers).status_code == 200
 
 
 def test_the_library_is_not_changed_without_an_admin_token(asker: Any) -> None:
@@ -376,6 +391,18 @@ def test_a_page_may_run_its_own_scripts_alone() -> None:
     policy = response.headers["content-security-policy"]
     assert policy.count("'sha256-") == 2
     assert "unsafe-inline" not in policy.partition("style-src")[0]
+
+
+def test_the_page_is_made_once_until_an_adapter_changes(asker: Any) -> None:
+    made: list[int] = []
+
+    def make() -> str:
+        made.append(1)
+        return "<html>a page</html>"
+
+    asker.app = create_app(asker.server, make)
+    assert [asker.ask("GET", "/").text for _ in range(2)] == ["<html>a page</html>"] * 2
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize(
