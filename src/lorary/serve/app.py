@@ -135,7 +135,8 @@ def _answering(server: Server, gateway: Gateway | None) -> APIRouter:
             raise ApiError(400, "a dry run takes either a prompt or messages", param="prompt")
         session = session_of(request.headers)
         if body.messages is not None:
-            asked = await _conversation(server, body, body.model, body.messages, session)
+            template = None if gateway is None else gateway.template(body.template)
+            asked = await _conversation(server, body, body.model, body.messages, session, template)
         else:
             template, source = body.template or PLAIN, body.prompt or ""
             target = await server.router.target(body.model, body)

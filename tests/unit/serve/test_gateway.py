@@ -424,4 +424,7 @@ def test_what_the_server_behind_refuses_of_a_request_is_its_own_word(front: Fron
 def test_a_dry_run_asks_nobody(front: Front) -> None:
     body = front.post("/v1/route", model="lib", prompt="june").json()
     assert body["experts"] == [{"name": "june", "weight": 1.0}]
+    front.post("/v1/route", model="lib", messages=[{"role": "user", "content": "june"}])
+    # By what a request would be decided by.
+    assert front.engine.tokenizer.decode(list(front.engine.decided[-1])) == "<user>june<assistant>"
     assert not front.behind.answered
