@@ -45,7 +45,7 @@ quick: lint
 check-vllm: .venv/check.stamp
 	@if test -f .venv-vllm/done.stamp || tests/vllm/install.sh $(PYTHON) .venv-vllm; then \
 		PYTHONPATH=src $(BIN)/python tests/vllm/make_case.py .venv-vllm/case && \
-		.venv-vllm/bin/python tests/vllm/check_case.py .venv-vllm/case && \
+		PYTHONPATH=src .venv-vllm/bin/python tests/vllm/check_case.py .venv-vllm/case && \
 		PYTHONPATH=src $(BIN)/python tests/vllm/check_gateway.py .venv-vllm/case .venv-vllm/bin/python; \
 	fi
 

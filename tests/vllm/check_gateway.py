@@ -86,7 +86,6 @@ def main(folder: Path, python: str) -> int:
         **os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING",
     }  # fmt: skip
-    environment.pop("PYTHONPATH", None)
     with open(folder / "server.log", "wb") as log:
         process = subprocess.Popen(
             command(case, python, port), env=environment, stdout=log, stderr=log, start_new_session=True
