@@ -13,6 +13,7 @@ from lorary.cli.build import build
 from lorary.cli.cluster import cluster
 from lorary.cli.evaluate import evaluate
 from lorary.cli.explain import explain
+from lorary.cli.explore import explore
 from lorary.cli.export import export
 from lorary.cli.generate import generate
 from lorary.cli.grouped import GroupedCommands
@@ -71,6 +72,7 @@ app.command()(adapt)
 app.command()(merge)
 app.command()(cluster)
 app.command()(explain)
+app.command()(explore)
 app.command()(evaluate)
 app.command()(reproduce)
 

@@ -225,7 +225,8 @@ class _Rows:
 
     def most(self, path: str) -> int:
         """Experts of a token at most, in one layer."""
-        return max([self.fixed.experts.shape[1], *(int(gates[path].most) for gates, _ in self.deciding)])
+        gates: list[Any] = [by_path[path] for by_path, _ in self.deciding]
+        return max([self.fixed.experts.shape[1], *(gate.most for gate in gates)])
 
     def seated(self, gate: "RowsGate", x: Tensor, seq: int, width: int) -> Chosen:
         """The fixed experts as a layer seats them, `seq` times for each row; worked out once for layers that agree.

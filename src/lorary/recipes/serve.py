@@ -1,6 +1,7 @@
 """`lorary serve`: one library behind an OpenAI-compatible interface."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from lorary.errors import MissingExtraError
@@ -13,6 +14,7 @@ from lorary.model.seating import seating
 from lorary.model.verdict import context_of
 from lorary.model.vocabulary import embedded_tokens
 from lorary.recipes.base_options import BaseOptions
+from lorary.report.explore import explore_page
 from lorary.route.presets import merged
 from lorary.route.setting import Routing
 from lorary.serve.batching import RoutedEngine
@@ -68,7 +70,7 @@ def run_serve(
         engine, prompts, default = by_text or _with_base(library, load, settings, route)
         server = Server(engine, library, prompts, settings, default)
         gateway = None if upstream is None else Gateway(server, Upstream(upstream))
-        app = create_app(server, gateway=gateway)
+        app = create_app(server, partial(explore_page, library, live=True), gateway)
         run(app, server, place, lambda address: ready(address, served_name(library.name)))
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from starlette.datastructures import UploadFile
 
-from lorary.errors import LoraryError, did_you_mean
+from lorary.errors import LibraryError, LoraryError, did_you_mean
 from lorary.formats.peft_reasons import CONFIG_FILE, WEIGHTS_FILE
+from lorary.library.clusters import stored_clusters
 from lorary.library.folders import check_name
 from lorary.library.listing import list_library
+from lorary.library.store import Library
 from lorary.serve.api_error import ApiError
 from lorary.serve.server import Server
 
@@ -23,6 +25,7 @@ _CHUNK = 1 << 20
 def listed(server: Server) -> list[dict[str, Any]]:
     """The adapters that are served, read from their provenance."""
     adapters, _ = list_library(server.library.path)
+    clusters = _clusters(server.library)
     served = set(server.engine.experts)
     return [
         {
@@ -32,11 +35,20 @@ def listed(server: Server) -> list[dict[str, Any]]:
             "tasks": list(adapter["tasks"]),
             "size": adapter["num_parameters"],
             "content_hash": adapter["hash"],
-            "cluster": None,
+            "cluster": clusters.get(adapter["name"]),
         }
         for adapter in adapters
         if adapter["name"] in served
     ]
+
+
+def _clusters(library: Library) -> dict[str, int]:
+    """Cluster of each adapter, where these were computed for the adapters of now."""
+    try:
+        stored = stored_clusters(library)
+    except LibraryError:  # `lorary library verify` says what is damaged
+        return {}
+    return {} if stored is None else stored.labels
 
 
 async def put(server: Server, name: str, files: Mapping[str, UploadFile], tasks: list[str], *, is_new: bool) -> None:

@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from lorary.evaluate.generation import Sampler
 from lorary.model.row_routing import Ready
@@ -107,8 +106,8 @@ class Request:
             cancel: tells the engine that it was broken off.
         """
         deadline = None if job.timeout is None else time.monotonic() + job.timeout
-        request: Any = cls(job, AnswerStream(lambda: cancel(request)), deadline, number)
+        request = cls(job, AnswerStream(lambda: cancel(request)), deadline, number)
         if job.sampling is not None:
             seed = job.seed if job.seed is not None else time.time_ns() % 2**63
             request.sampler = Sampler(job.sampling.temperature, job.sampling.top_p, [seed])
-        return request  # type: ignore[no-any-return]
+        return request

@@ -197,8 +197,8 @@ def _telling(server: Server) -> APIRouter:
         return _model(server, name, server.router.names.library)
 
     @router.get("/adapters", response_model=Adapters)
-    async def list_adapters() -> Response:
-        """The adapters that are served."""
+    def list_adapters() -> Response:
+        """The adapters that are served; `cluster` is that of `lorary cluster`, where it was computed for them."""
         return JSONResponse({"data": adapters.listed(server)})
 
     @router.get("/decisions", response_model=Decisions)

@@ -29,7 +29,8 @@ def next_tokens(
             continue
         if request.sampler is not None:
             token = int(request.sampler(likeliest, logits[row : row + 1]).argmax())
-        logprob, top = None, ()
+        logprob: float | None = None
+        top: tuple[tuple[int, float], ...] = ()
         if request.job.num_top is not None:
             ((logprob, top),) = log_probabilities(logits[row : row + 1], torch.tensor([token]), request.job.num_top)
         request.num_new, request.last = request.num_new + 1, token

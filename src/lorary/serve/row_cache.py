@@ -31,6 +31,8 @@ class _Layer(CacheLayerMixin):
     """Keys and values of one layer, in buffers that are larger than what is in use: (rows, heads, columns, width)."""
 
     is_sliding = False  # a reach that is shorter than the text is a matter of the mask
+    keys: Tensor | None
+    values: Tensor | None
 
     def __init__(self, window: _Window) -> None:
         super().__init__()

@@ -73,7 +73,7 @@ def serving(base: Base, work: Callable[[RoutedEngine], Awaitable[T]], sizes: Siz
         engine = RoutedEngine(base, sizes)
         await engine.start()
         try:
-            result = await asyncio.wait_for(work(engine), timeout=60)
+            result = await asyncio.wait_for(work(engine), timeout=300)
             if engine.is_ready:
                 await idle(engine)
             return result
@@ -108,9 +108,9 @@ def mixed_jobs(number: int, generator: torch.Generator) -> list[Job]:
 def test_requests_of_all_settings_get_the_tokens_of_generate_in_any_company(
     base: Base, generator: torch.Generator
 ) -> None:
-    jobs = mixed_jobs(33, generator)
+    jobs = mixed_jobs(22, generator)
     expected = [alone(base, job) for job in jobs]
-    assert len({tuple(answer) for answer in expected}) > 25
+    assert len({tuple(answer) for answer in expected}) > 15
 
     async def work(engine: RoutedEngine) -> None:
         assert await asyncio.gather(*(ids(engine, job) for job in jobs)) == expected
@@ -485,13 +485,13 @@ def test_what_cannot_be_answered_is_refused_at_once(base: Base, generator: torch
 
 
 def test_hundreds_of_requests_leave_nothing_behind(base: Base, generator: torch.Generator) -> None:
-    jobs = [Job(job.ids, job.setting, 1 + job.max_new_tokens % 6) for job in mixed_jobs(300, generator)]
+    jobs = [Job(ids_of(1 + i % 20, generator), SETTINGS[i % 4], 1 + i % 4) for i in range(300)]
     chance = random.Random(3)
 
     async def one(engine: RoutedEngine, job: Job) -> None:
         stream = engine.submit(job)
         async for _ in stream:
-            if chance.random() < 0.1:
+            if chance.random() < 0.2:
                 stream.cancel()
 
     async def work(engine: RoutedEngine) -> None:
@@ -505,3 +505,25 @@ def test_hundreds_of_requests_leave_nothing_behind(base: Base, generator: torch.
 def test_a_model_that_is_not_routed_cannot_be_served(tiny_base_folder: Path) -> None:
     with pytest.raises(UsageError, match="routed one"):
         RoutedEngine(load_base(str(tiny_base_folder)))
+
+
+@pytest.mark.slow
+def test_the_embedded_base_answers_a_company_as_it_answers_each(
+    embedded_cache: None, random_adapter: Callable[..., Any], route: Callable[..., Any], generator: torch.Generator
+) -> None:
+    base = load_base("embedded")
+    route(base.model, [random_adapter(base.model, name, generator, size=0.5) for name in "abcd"])
+    texts = (
+        "Name the colour of the sky.",
+        "Which month follows May?",
+        "Write a word that rhymes with 'house'.",
+        "2+2=",
+    )
+    prompts = [tuple(base.tokenizer(text * (1 + i % 4))["input_ids"]) for i, text in enumerate(texts * 3)]
+    jobs = [Job(ids, SETTINGS[i % len(SETTINGS)], 8) for i, ids in enumerate(prompts)]
+    expected = [alone(base, job) for job in jobs]
+
+    async def work(engine: RoutedEngine) -> None:
+        assert await asyncio.gather(*(ids(engine, job) for job in jobs)) == expected
+
+    serving(base, work, Sizes(rows=8, chunk=32))

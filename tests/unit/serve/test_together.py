@@ -1,7 +1,11 @@
 """The interface over the real engine: what is answered is what the routed model generates."""
 
 import asyncio
+import os
 import shutil
+import signal
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,15 @@ import pytest
 from tests.unit.serve.conftest import Asker
 
 from lorary.data.text_of_ids import text_of_ids
+from lorary.errors import UsageError
 from lorary.evaluate.completion import complete
 from lorary.library.store import Library
 from lorary.model.attach import attach, routing
 from lorary.model.base import Base, load_base
+from lorary.recipes.serve import run_serve
+from lorary.recipes.serve_log import run_serve_log
 from lorary.serve.batching import RoutedEngine
+from lorary.serve.settings import ServeSettings
 from lorary.serve.sizes import Sizes
 
 PROMPTS = ["Name the colour", "Which month follows May in the year?"]
@@ -89,3 +97,35 @@ def test_a_real_server_traces_scores_and_changes_experts(real: Asker, base: Base
         assert (await client.post("/v1/completions", json=asked)).status_code == 404
 
     real.run(work)
+
+
+def test_the_recipe_serves_until_a_signal_and_finishes_what_it_accepted(lent_library: Path, tmp_path: Path) -> None:
+    shutil.copytree(lent_library, tmp_path / "lib")
+    answers: list[httpx.Response] = []
+    asking: list[threading.Thread] = []
+
+    def ask(address: str) -> None:
+        body = {"model": "lib", "prompt": PROMPTS[0], "max_tokens": NUM_NEW}
+        answers.append(httpx.post(f"{address}/v1/completions", json=body, timeout=60))
+
+    def ready(address: str, name: str) -> None:
+        assert name == "lib"
+        asking.append(threading.Thread(target=ask, args=(address,)))
+        asking[0].start()
+        # In the midst of the answer, where the machine is quick enough.
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    before = signal.getsignal(signal.SIGTERM)
+    run_serve(str(tmp_path / "lib"), ServeSettings(port=0, log=str(tmp_path / "log")), ready=ready, router="arrow")
+    asking[0].join(60)
+    assert [answer.status_code for answer in answers] == [200]
+    assert signal.getsignal(signal.SIGTERM) is before
+    (entry,) = run_serve_log(str(tmp_path / "log")).entries
+    assert (entry["router"], entry["outcome"]) == ("arrow", "ok")
+
+
+def test_a_port_that_is_taken_is_refused_before_the_base_is_loaded(lent_library: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match="must be able to listen"):
+            run_serve(str(lent_library), ServeSettings(port=port), ready=print)
