@@ -10,6 +10,9 @@
     ├── RouterError (ValueError)     a router that does not exist, or cannot run over these experts
     ├── ShapeError (ValueError)      tensors whose axes disagree
     ├── TrainError (RuntimeError)    a build that cannot go on (a loss that is not finite, a run in use)
+    ├── BusyError (RuntimeError)     a server that has as many requests as it holds
+    ├── EngineError (RuntimeError)   a server whose engine stops, or has failed
+    ├── RequestTimeoutError (TimeoutError)   a request whose time is up
     └── MissingExtraError (ImportError)   an optional dependency that is not installed
 
 Every error says the rule, the value found and the remedy, and names the file, adapter and layer where there is one.
@@ -111,3 +114,15 @@ def did_you_mean(name: str, names: object, *, remedy: str | None = None) -> str 
     near = get_close_matches(name, list(names), n=1)  # type: ignore[call-overload]
     parts = [f"did you mean '{near[0]}'?"] if near else []
     return " ".join([*parts, *([remedy] if remedy else [])]) or None
+
+
+class BusyError(LoraryError, RuntimeError):
+    """A server has as many requests as it holds; the same request may succeed later."""
+
+
+class EngineError(LoraryError, RuntimeError):
+    """A server's engine takes no requests any more: it stops, or has failed."""
+
+
+class RequestTimeoutError(LoraryError, TimeoutError):
+    """A request's time is up before its answer is complete."""

@@ -44,6 +44,7 @@ FLOORS = {
     "prepare": 6,
     "report": 6,
     "adapt": 7,
+    "serve": 7,
     "study": 8,
     "recipes": 9,
     "cli": 10,

@@ -35,7 +35,7 @@ def apply_routing(model: Any, state: Seating, routing: Routing) -> None:
     """
     with CHANGING:
         state.default = _apply(model, state, {path: layer.lora for path, layer in state.layers.items()}, routing)
-        _set_pass_hooks(model, state)
+        set_pass_hooks(model, state)
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def applied(
         state.held[block] = _apply(model, state, loras, routing, row_settings)
         for path, lora in loras.items():
             layers[path].lora.hold(block, lora)
-        _set_pass_hooks(model, state)
+        set_pass_hooks(model, state)
     try:
         with inside(block):
             yield
@@ -69,7 +69,7 @@ def applied(
             del state.held[block]
             for layer in layers.values():
                 layer.lora.release(block)
-            _set_pass_hooks(model, state)
+            set_pass_hooks(model, state)
 
 
 def drop_pass_hooks(state: Seating) -> None:
@@ -118,8 +118,13 @@ def _apply(
     )
 
 
-def _set_pass_hooks(model: Any, state: Seating) -> None:
-    """Have hooks where any setting needs them."""
+def set_pass_hooks(model: Any, state: Seating) -> None:
+    """Have hooks where any setting needs them.
+
+    Args:
+        model: that the experts are seated in.
+        state: its seating.
+    """
     settings = [state.default, *state.held.values()]
     is_needed = any(setting.decisions or setting.probers is not None for setting in settings)
     if not is_needed:

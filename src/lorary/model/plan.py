@@ -52,8 +52,7 @@ def make_plan(setting: Routing, state: Seating, model: Any, without: Mapping[str
         RouterError: if the setting cannot be used over these experts.
         UsageError: if it names layers that are not routed.
     """
-    _check_mix(setting, state.layers)
-    _check_names(setting, state)
+    check_setting(setting, state)
     weights = constant_weights(setting, state.experts)
     if weights is not None:
         return Plan({path: weights[list(layer.experts)] for path, layer in state.layers.items()})
@@ -66,7 +65,10 @@ def make_plan(setting: Routing, state: Seating, model: Any, without: Mapping[str
     prepared = data_for(setting, state, model)
     if ROUTERS[setting.router].request is not None:
         embed = embedding(setting, model, state.tokenizer)
-        by = featured(setting, embed, state.library, state.experts, state.layers, prepared)
+        alive = torch.zeros(len(state.experts), dtype=torch.bool)
+        for layer in state.layers.values():
+            alive[list(layer.experts)] |= layer.alive.cpu()
+        by = featured(setting, embed, state.library, state.experts, alive, prepared)
         return _request_plan(_requests(setting, state, featured=by), state, {})
     scored = _score_gates(setting, state, without, prepared)
     if setting.decides == "token":
@@ -105,14 +107,16 @@ def _requests(
     featured: Featured | None = None,
     border: float = 0.0,
 ) -> PerThread[Request]:
-    fallback = None
-    if setting.fallback in (UNIFORM, CHAT):
-        fallback = constant_weights(Routing(UNIFORM, allow=setting.allow, general=setting.general), state.experts)
-    elif setting.fallback is not None:
-        fallback = constant_weights(Routing(experts=[setting.fallback]), state.experts)
-    choice, experts = setting.choice(""), len(state.experts)
+    choice, experts, fallback = setting.choice(""), len(state.experts), fallback_weights(setting, state.experts)
     evidence = load_evidence(state.library) if setting.fallback == CHAT else None
     return PerThread(partial(Request, experts, choice, measures, featured, setting.router, border, fallback, evidence))
+
+
+def fallback_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
+    """(experts,) weights for a request in which no expert reaches the threshold; the base answers where None."""
+    if setting.fallback in (UNIFORM, CHAT):
+        return constant_weights(Routing(UNIFORM, allow=setting.allow, general=setting.general), experts)
+    return None if setting.fallback is None else constant_weights(Routing(experts=[setting.fallback]), experts)
 
 
 def _border(setting: Routing, state: Seating, prepared: PreparedTensors) -> float:
@@ -186,8 +190,18 @@ def _token_gates(
     }  # fmt: skip
 
 
-def _check_names(setting: Routing, state: Seating) -> None:
-    """Refuse experts and layers that are not there."""
+def check_setting(setting: Routing, state: Seating) -> None:
+    """Refuse factors that cannot be mixed, and experts and layers that are not there.
+
+    Args:
+        setting: of one row or of all.
+        state: the experts.
+
+    Raises:
+        RouterError: if the setting cannot be used over these experts.
+        UsageError: if it names layers that are not routed.
+    """
+    _check_mix(setting, state.layers)
     fallback = [] if setting.fallback in (None, UNIFORM, CHAT) else [str(setting.fallback)]
     for role, names in (("allowed experts", setting.allow or ()), ("the expert to fall back on", fallback)):
         if missing := [name for name in names if name not in state.experts]:

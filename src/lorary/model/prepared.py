@@ -54,7 +54,7 @@ def read_missing(
         return {}
     at_hand = prepared.get(kind, {})
     missing = [name for name in experts if name not in at_hand and name not in live]
-    stored = _read(setting, library, kind, missing) if missing else {}
+    stored = read_stored(setting, library, missing) if missing else {}
     if stored:
         check_unchanged(library, experts, layers, live)
         prepared[kind] = {**at_hand, **stored}
@@ -106,8 +106,19 @@ def not_prepared(setting: Routing, library: Library, name: str, where: str, othe
     )
 
 
-def _read(setting: Routing, library: Library, kind: str, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-    by_expert: dict[str, dict[str, Tensor]] = {}
+def read_stored(setting: Routing, library: Library, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """What a library holds of what a setting needs beyond weights, by expert and path.
+
+    Args:
+        setting: the router.
+        library: where the experts are.
+        names: of the experts; one for which there is nothing is left out.
+
+    Raises:
+        LibraryError: if something is damaged.
+    """
+    kind, by_expert = setting.data_kind, dict[str, dict[str, Tensor]]()
+    assert kind is not None
     for name, key in _keys(setting, library, names).items():
         stored = load_prepared(library, kind, key)
         for path, tensor in () if stored is None else stored.tensors.items():

@@ -137,22 +137,33 @@ class RowGate(nn.Module):
 
     def forward(self, inputs: LayerInput) -> Chosen | None:
         """The experts of each token; None while rows are probed."""
-        batch, seq = rows_of(inputs)
+        batch, _ = rows_of(inputs)
         of_row = torch.tensor(spread(self.of_row, batch), device=inputs.x.device)
         probing = any(getattr(self.gates[number], "is_probing", False) for number in self.deciding)
-        experts = self.fixed_experts[of_row][:, None].repeat(1, seq, 1)
-        weights = self.fixed_weights[of_row][:, None].repeat(1, seq, 1).to(inputs.x.dtype)
-        for number in self.deciding:
-            gate = self.gates[number]
-            if probing and not getattr(gate, "is_probing", False):
-                continue
-            rows = (of_row == number).nonzero().squeeze(1)
-            chosen = gate(_rows_only(inputs, rows, batch))
-            if chosen is not None:
-                width = chosen.experts.shape[1]
-                experts[rows, :, :width] = chosen.experts.view(len(rows), seq, width)
-                weights[rows, :, :width] = chosen.weights.to(weights).view(len(rows), seq, width)
-        return None if probing else Chosen(experts.flatten(0, 1), weights.flatten(0, 1))
+        numbers = [n for n in self.deciding if not probing or getattr(self.gates[n], "is_probing", False)]
+        parts = [(self.gates[number], (of_row == number).nonzero().squeeze(1)) for number in numbers]
+        fixed = Chosen(self.fixed_experts[of_row], self.fixed_weights[of_row].to(inputs.x.dtype))
+        chosen = chosen_by_row(inputs, fixed, parts)
+        return None if probing else chosen
+
+
+def chosen_by_row(inputs: LayerInput, fixed: Chosen, parts: Sequence[tuple[nn.Module, Tensor]]) -> Chosen:
+    """The experts of each token, where some rows have fixed ones and others are decided.
+
+    Args:
+        inputs: of the layer.
+        fixed: one for each row, as wide as the widest choice; weights of 0 in rows that are decided.
+        parts: gates, each with the rows that it decides for; one that leaves them as they are gives None.
+    """
+    batch, seq = rows_of(inputs)
+    experts, weights = (part[:, None].repeat(1, seq, 1) for part in fixed)
+    for gate, rows in parts:
+        chosen = gate(_rows_only(inputs, rows, batch))
+        if chosen is not None:
+            width = chosen.experts.shape[1]
+            experts[rows, :, :width] = chosen.experts.view(len(rows), seq, width)
+            weights[rows, :, :width] = chosen.weights.to(weights).view(len(rows), seq, width)
+    return Chosen(experts.flatten(0, 1), weights.flatten(0, 1))
 
 
 def spread(of_row: Sequence[int], batch: int) -> list[int]:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import sys
 import time
 from contextlib import redirect_stdout
@@ -169,7 +170,7 @@ def _print(result: DemoResult) -> None:
     print("\nanswers of the routed model:")
     for traced in result.traced:
         print(f"  {traced.prompt!r} -> {traced.answer!r}")
-    print(f"library: {result.library}\nreport: {result.report}")
+    print(f"library: {result.library}\nreport: {result.report}\nserve it: lorary serve {shlex.quote(result.library)}")
     stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds.items())
     print(f"time: {sum(result.seconds.values()):.0f} s ({stages})")
 
