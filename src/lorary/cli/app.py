@@ -13,12 +13,15 @@ from lorary.cli.build import build
 from lorary.cli.cluster import cluster
 from lorary.cli.evaluate import evaluate
 from lorary.cli.explain import explain
+from lorary.cli.explore import explore
+from lorary.cli.export import export
 from lorary.cli.generate import generate
 from lorary.cli.grouped import GroupedCommands
 from lorary.cli.library import library_app
 from lorary.cli.merge import merge
 from lorary.cli.options import Json
 from lorary.cli.reproduce import reproduce
+from lorary.cli.serve import serve_app
 from lorary.cli.which import which
 from lorary.version import __version__
 
@@ -31,6 +34,7 @@ app = typer.Typer(
     help="A library of LoRA experts over one frozen base model, routed token by token as one model.",
 )
 app.add_typer(library_app, name="library")
+app.add_typer(serve_app, name="serve")
 
 
 def _version(value: bool | None) -> None:
@@ -55,6 +59,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Build, route and evaluate a library on the embedded base model, and write a report."""
+    from lorary.display import Display
+
+    Display().say("0/4 loading PyTorch")  # which takes some seconds
     from lorary.recipes.demo import run_demo
 
     result = run_demo(out, full=full, quiet=as_json)
@@ -68,9 +75,11 @@ app.command()(adapt)
 app.command()(merge)
 app.command()(cluster)
 app.command()(explain)
+app.command()(explore)
 app.command()(evaluate)
 app.command()(reproduce)
 
 
 app.command()(generate)
 app.command()(which)
+app.command()(export)

@@ -7,8 +7,8 @@ from typer.core import TyperGroup
 # As a user's day goes: build, look, use, judge, keep.
 GROUPS = {
     "Build": ("demo", "build", "adapt", "merge"),
-    "Look": ("cluster", "explain"),
-    "Use": ("generate", "which"),
+    "Look": ("cluster", "explore", "explain"),
+    "Use": ("generate", "which", "serve", "export"),
     "Judge": ("evaluate", "reproduce"),
     "Keep": ("library",),
 }

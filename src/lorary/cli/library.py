@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from lorary.axes import layer_number
 from lorary.cli.flags import CommandOptions, OptionValues, split_names, with_options
 from lorary.cli.grouped import GroupedCommands
 from lorary.cli.options import BASE_HELP, ForceBase, Json, LibraryPath, Output, Route
@@ -41,10 +40,12 @@ def ls(library: LibraryPath, as_json: Json = False) -> None:
 
 def _print_adapters(adapters: Sequence[Mapping[str, Any]]) -> None:
     """A table: columns as wide as what is in them; tasks come last, since they may be many."""
+    from lorary.library.listing import targets_in_short
+
     lines = [("name", "rank", "parameters", "hash", "targets", "tasks")]
     for adapter in adapters:
         targets, tasks = adapter["targets"], ", ".join(adapter["tasks"])
-        shown = "-" if targets is None else _in_short(targets)
+        shown = "-" if targets is None else targets_in_short(targets)
         number = f"{adapter['num_parameters']:,}"
         lines.append((adapter["name"], str(adapter["rank"]), number, adapter["hash"][:12], shown, tasks))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -54,13 +55,6 @@ def _print_adapters(adapters: Sequence[Mapping[str, Any]]) -> None:
             for heading, cell, width in zip(lines[0], line, widths, strict=True)
         ]
         print("  ".join(cells).rstrip())
-
-
-def _in_short(targets: Sequence[str]) -> str:
-    """Targets as a table can show them: of paths of layers the modules, and from which transformer layer to which."""
-    numbers = sorted({number for target in targets if (number := layer_number(target)) is not None})
-    modules = ", ".join(sorted({target.rpartition(".")[2] for target in targets}))
-    return f"{modules} in {len(numbers)} layers, {numbers[0]} to {numbers[-1]}" if numbers else modules
 
 
 @library_app.command("show")

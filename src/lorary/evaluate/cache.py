@@ -19,6 +19,43 @@ MAX_LINE_BYTES = 64 * 1024 * 1024
 PACKAGES = ("lorary", "torch", "transformers", "tokenizers")
 
 
+def stored_values(library: Library) -> Iterator[tuple[str, Any]]:
+    """Key and value of each line of a library's results, in the order in which they were written.
+
+    A line that a kill cut short is passed over.
+
+    Args:
+        library: its folder `results/` holds the file; there may be none.
+
+    Raises:
+        LibraryError: if results are there and cannot be read.
+    """
+    for line in _lines(library):
+        try:
+            entry = parse_json(line)
+            key, value = entry["key"], entry["value"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if isinstance(key, str):
+            yield key, value
+
+
+def _lines(library: Library) -> Iterator[bytes]:
+    """The lines that were written before. One that is longer than any that is written comes in useless pieces."""
+    library.check_presence()
+    path = library.path / RESULTS / RESULTS_FILE
+    for part in (path.parent, path):
+        check_kind(part, "file" if part == path else "folder", kind_of(part))
+    if not os.path.lexists(path):
+        return
+    try:
+        with open_regular(path, follow_links=False) as file:
+            while line := file.readline(MAX_LINE_BYTES):
+                yield line
+    except OSError as error:
+        raise LibraryError(f"results must be readable at '{path}'", found=error) from error
+
+
 class ResultCache:
     """What was computed before: one JSON line each in the library's results, found by the hash of what made it.
 
@@ -38,12 +75,7 @@ class ResultCache:
         self._hashes = self._read_hashes()
         self._base = base_content
         self._versions = {package: version(package) for package in PACKAGES}
-        for line in self._lines():
-            try:
-                entry = parse_json(line)
-                self._values[entry["key"]] = entry["value"]
-            except (ValueError, KeyError, TypeError):
-                continue  # a line that was cut short by a kill: it is computed again
+        self._values.update(stored_values(library))
 
     def check_experts(self) -> None:
         """Refuse experts that are no longer those by which values are found.
@@ -60,20 +92,6 @@ class ResultCache:
 
     def _read_hashes(self) -> dict[str, str]:
         return {row["name"]: row["hash"] for row in self._library.describe()}
-
-    def _lines(self) -> Iterator[bytes]:
-        """The lines that were written before. One that is longer than any that is written comes in useless pieces."""
-        self._library.check_presence()
-        for path in (self._path.parent, self._path):
-            check_kind(path, "file" if path == self._path else "folder", kind_of(path))
-        if not os.path.lexists(self._path):
-            return
-        try:
-            with open_regular(self._path, follow_links=False) as file:
-                while line := file.readline(MAX_LINE_BYTES):
-                    yield line
-        except OSError as error:
-            raise LibraryError(f"results must be readable at '{self._path}'", found=error) from error
 
     def key(self, *, with_experts: bool = True, **inputs: Any) -> str:
         """Hash of everything that decides a value: experts, base, software, task data and settings.

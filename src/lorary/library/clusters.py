@@ -21,7 +21,8 @@ from lorary.cluster.mbc import Clustering, cluster_adapters
 from lorary.data.schema import NO_FAMILY
 from lorary.display import Display
 from lorary.errors import LibraryError
-from lorary.library.derived import derived_folder, load_derived, save_derived
+from lorary.library.cluster_options import AUTO
+from lorary.library.derived import derived_folder, iterate_derived, load_derived, save_derived
 from lorary.library.files import encode_json, reported
 from lorary.library.handles import opened
 from lorary.library.layout import check_places
@@ -126,33 +127,74 @@ def cluster_library(
         UsageError: if an option is out of range, or there are fewer distinct adapters than clusters.
         AdapterError: if an adapter is damaged, or two cannot be compared by the method.
     """
-    _check_readable(library)
-    provenances = {name: library.provenance(name) for name in library.names()}
+    provenances = _provenances(library)
     if len(provenances) < 2:
         raise LibraryError(
             f"library {library.path} must have at least two adapters to cluster",
             found=len(provenances),
             remedy=f"add some with `lorary library add {library.path} PATH`",
         )
-    hashes = {name: provenance["content_hash"] for name, provenance in provenances.items()}
-    key = {"adapters": hashes, "edition": EDITION, "k": k, "method": method, "seed": seed}
+    key = {"adapters": _hashes(provenances), "edition": EDITION, "k": k, "method": method, "seed": seed}
     files = load_derived(library.path, KIND, key)
     is_stored = files is not None
     if files is None:
         files = _encoded(*_cluster(library, k, method, seed))
         is_kept = _keep(library, key, files)
+    folder = derived_folder(library.path, KIND, key) if is_stored or is_kept else None
+    return _result(library, provenances, files, folder, is_stored=is_stored)
+
+
+def stored_clusters(library: Library) -> ClusterResult | None:
+    """Clusters of the adapters as they are now that an earlier call stored; None where there are none.
+
+    Of several, those whose number was chosen come first, then those by the method `delta`.
+
+    Args:
+        library: the library.
+
+    Raises:
+        LibraryError: if an adapter cannot be read, or a stored answer is damaged.
+    """
+    provenances = _provenances(library)
+    now = {"adapters": _hashes(provenances), "edition": EDITION}
+    found = [
+        entry for entry in iterate_derived(library.path, KIND) if {part: entry.key.get(part) for part in now} == now
+    ]
+    if not found:
+        return None
+    entry = min(found, key=lambda entry: (entry.key.get("k") != AUTO, entry.key.get("method") != "delta"))
+    folder = derived_folder(library.path, KIND, entry.key)
+    return _result(library, provenances, entry.files, folder, is_stored=True)
+
+
+def _provenances(library: Library) -> dict[str, dict[str, Any]]:
+    _check_readable(library)
+    return {name: library.provenance(name) for name in library.names()}
+
+
+def _hashes(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return {name: provenance["content_hash"] for name, provenance in provenances.items()}
+
+
+def _result(
+    library: Library,
+    provenances: Mapping[str, Mapping[str, Any]],
+    files: Mapping[str, bytes],
+    folder: Path | None,
+    *,
+    is_stored: bool,
+) -> ClusterResult:
     document = json.loads(files[DOCUMENT])
     for message in document["warnings"]:
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(message, stacklevel=3)
+    families = {name: family for name, provenance in provenances.items() if (family := _family(provenance)) is not None}
     return ClusterResult(
         library=str(library.path),
         base=library.base.name,
         document=document,
         cosine=read_tensors(files[COSINES])["cosine"] if COSINES in files else None,
-        families={
-            name: family for name, provenance in provenances.items() if (family := _family(provenance)) is not None
-        },
-        folder=derived_folder(library.path, KIND, key) if is_stored or is_kept else None,
+        families=families,
+        folder=folder,
         is_stored=is_stored,
     )
 

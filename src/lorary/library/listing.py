@@ -2,10 +2,11 @@
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorary.axes import layer_number
 from lorary.errors import LibraryError, LoraryError, UsageError
 from lorary.formats.peft_reasons import CONFIG_FILE
 from lorary.library.files import read_json
@@ -62,6 +63,17 @@ def targets_in(folder: Path) -> list[str] | None:
     if isinstance(targets, str):
         return [targets]
     return sorted(set(map(str, targets))) if isinstance(targets, list) else None
+
+
+def targets_in_short(targets: Sequence[str]) -> str:
+    """Targets as a table can show them: of paths of layers the modules, and from which layer to which.
+
+    >>> targets_in_short(["model.layers.3.mlp.up_proj", "model.layers.4.mlp.up_proj"])
+    'up_proj in 2 layers, 3 to 4'
+    """
+    numbers = sorted({number for target in targets if (number := layer_number(target)) is not None})
+    modules = ", ".join(sorted({target.rpartition(".")[2] for target in targets}))
+    return f"{modules} in {len(numbers)} layers, {numbers[0]} to {numbers[-1]}" if numbers else modules
 
 
 def read_current(library: Path) -> dict[str, Any]:

@@ -64,11 +64,17 @@ def tree_plot(tree: Matrix, names: Sequence[str], labels: Sequence[int]) -> dict
     return {"names": [names[i] for i in order], "labels": [labels[i] for i in order], "joins": joins}
 
 
-def plane_plot(cosine: Matrix, names: Sequence[str], labels: Sequence[int]) -> dict[str, Any]:
+def plane_points(cosine: Matrix) -> tuple[Matrix, float]:
     """A point per adapter, and the share of the spread that the plane of the points shows.
 
     Classical multidimensional scaling: the plane that holds most of what tells the adapters apart, of cosines as the
     inner products of unit vectors.
+
+    Args:
+        cosine: (adapters, adapters), symmetric.
+
+    Returns:
+        (adapters, 2), and a share of 0..1.
     """
     centred = cosine - cosine.mean(axis=0)
     centred = centred - centred.mean(axis=1, keepdims=True)
@@ -78,9 +84,15 @@ def plane_plot(cosine: Matrix, names: Sequence[str], labels: Sequence[int]) -> d
     # An eigenvector has no sign of its own: its largest entry is made positive, so that equal inputs draw alike.
     points = points * np.where(points[np.abs(points).argmax(axis=0), range(points.shape[1])] < 0, -1, 1)
     spread = values.clip(min=0).sum()
+    return points, float(largest.sum() / spread) if spread > 0 else 1.0
+
+
+def plane_plot(cosine: Matrix, names: Sequence[str], labels: Sequence[int]) -> dict[str, Any]:
+    """What `plane_points` found, as a page draws it."""
+    points, share = plane_points(cosine)
     return {
         "names": list(names),
         "labels": list(labels),
         "points": [[round(float(x), 4) for x in point] for point in points],
-        "share": round(float(largest.sum() / spread), 4) if spread > 0 else 1.0,
+        "share": round(share, 4),
     }

@@ -62,6 +62,7 @@ def page_html(
     scripts: Sequence[str],
     styles: Sequence[str] = ("style.css",),
     plots: bool = True,
+    may_ask: bool = False,
 ) -> str:
     """One self-contained page.
 
@@ -76,6 +77,7 @@ def page_html(
         scripts: assets to run, in order.
         styles: assets with styles, in order.
         plots: whether scripts draw; the HTML of a page without plots says all of it.
+        may_ask: whether scripts may ask the server that the page came from.
 
     Returns:
         The HTML.
@@ -85,7 +87,7 @@ def page_html(
         _templates()
         .get_template("page.html")
         .render(
-            policy=Markup(_policy(script)),
+            policy=Markup(_policy(script, may_ask=may_ask)),
             title=title,
             style=Markup("".join(asset(name) for name in styles)),
             facts=facts,
@@ -133,7 +135,9 @@ def _unwritable(path: Path, finding: str | None) -> UsageError:
     )
 
 
-def _policy(script: str) -> str:
+def _policy(script: str, *, may_ask: bool) -> str:
     """Nothing may be loaded; this script may run; styles and pictures may be made on the page itself."""
     digest = b64encode(sha256(script.encode("utf-8")).digest()).decode("ascii")
-    return f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:"
+    policy = f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:"
+    # A form of such a page is for its script alone.
+    return f"{policy}; connect-src 'self'; base-uri 'none'; form-action 'none'" if may_ask else policy

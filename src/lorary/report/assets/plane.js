@@ -1,4 +1,8 @@
 // Adapters in the plane: the colour is the cluster, the shape the family, lines lead to the middle of a cluster.
+// Grey where there is none, or where there are several.
+const MIXED = -1;
+const clusterColour = (cluster) => (cluster === MIXED ? colour("--hue-7") : familyColour(`cluster ${cluster}`));
+
 function shapesOf(names) {
   const families = [...new Set(names.map((name) => data.families[name] ?? ""))].sort();
   const isKnown = families.length > 1 && families.length <= SHAPES.length;

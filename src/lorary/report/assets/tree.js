@@ -1,7 +1,4 @@
 // The tree of adapters: leaves on the left, brackets where branches join.
-const MIXED = -1;
-const clusterColour = (cluster) => (cluster === MIXED ? colour("--hue-7") : familyColour(`cluster ${cluster}`));
-
 function treePlot(tree, width) {
   const count = tree.names.length;
   const isNamed = count <= 80;
