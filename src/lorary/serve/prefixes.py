@@ -119,11 +119,14 @@ def computed_by(setting: Routing, hashes: Mapping[str, str]) -> bytes:
     Returns:
         A digest of the setting and of the contents of all experts that may take part.
     """
-    if (fixed := setting.fixed) is not None:
+    fixed = setting.fixed
+    who: list[Any] = [setting.to_json()]
+    experts = list(hashes)
+    if fixed is not None:
+        who = [fixed, setting.mix, setting.general.experts, setting.general.mode]
         experts = sorted(name for name in {*fixed, *(setting.general.experts or ())} if name in hashes)
-        who: Any = [fixed, setting.mix, setting.general.experts, setting.general.mode]
-    else:
-        experts, who = ([], ["base"]) if setting.router == "base" else (list(hashes), [setting.to_json()])
+    elif setting.router == "base":
+        who, experts = ["base"], []
     document = [who, [(name, hashes[name]) for name in experts]]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).digest()
 
