@@ -4,6 +4,8 @@
 #   make check    set up, then prove the project: format, lint, types, floors, tests, documentation
 #   make quick    set up, then format, lint and the tests of what differs from the last commit: under a minute
 #   make format   set up, then put every file into the one format
+#   make check-vllm   set up a second environment with vLLM, then have it answer as we do; some minutes, 4 GB, no part
+#                 of make check; it says why and stops where vLLM cannot be installed
 #
 # All of it lives in .venv; a second run installs nothing unless pyproject.toml or constraints.txt changed.
 
@@ -16,7 +18,7 @@ COMPILE := $(BIN)/python -W ignore -m compileall -q -j 2 .venv/lib > /dev/null |
 
 # A process that starts anew takes seconds to compile the package where it may not keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: demo check quick format lint
+.PHONY: demo check quick format lint check-vllm
 # One installation at a time.
 .NOTPARALLEL:
 .DEFAULT_GOAL := check
@@ -38,6 +40,14 @@ lint: .venv/check.stamp
 # What one runs while working: format, lint, and the tests that the changed files ask for.
 quick: lint
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q $$($(BIN)/python tests/support/quick.py)
+
+# vLLM pins other versions than ours, so that it has an environment of its own. Of ours it gets the package alone.
+check-vllm: .venv/check.stamp
+	@if test -f .venv-vllm/done.stamp || tests/vllm/install.sh $(PYTHON) .venv-vllm; then \
+		PYTHONPATH=src $(BIN)/python tests/vllm/make_case.py .venv-vllm/case && \
+		PYTHONPATH=src .venv-vllm/bin/python tests/vllm/check_case.py .venv-vllm/case && \
+		PYTHONPATH=src $(BIN)/python tests/vllm/check_gateway.py .venv-vllm/case .venv-vllm/bin/python; \
+	fi
 
 format: .venv/check.stamp
 	@$(BIN)/ruff check --fix .

@@ -9,6 +9,8 @@ round; figures are medians over rounds.
 
 * `prefill-N`: one pass over N tokens, logits of all of them, without a cache. `decode-B`: one step of B rows behind a
   cache of 128 tokens, the median of 15. Single adapters and the rules beside Arrow have no turn at 2,048 tokens.
+* `auto` takes one expert for each request, by prompts that were made up; its time of a prompt has the decision in it, a
+  pass of the bare base. Its `floor` is that of one expert, without the decision.
 * `E`: experts seated. E=1 is one adapter: ours as a fixed expert among 10, PEFT's beside its layers or merged.
 * `floor`: the base's time and that of the bare matrix products that the rule cannot leave out (`route_floor.py`);
   `floor_ratio` is counted in multiply-adds instead. `spread`: least and largest ratio to the base in one round.

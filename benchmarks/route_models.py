@@ -19,12 +19,19 @@ from route_floor import Routed
 from train_peer import twin
 
 import lorary
+from lorary.keys import keyed_generator
+from lorary.library.prepared import Prepared, expert_key, save_prepared
 from lorary.lora.targets import ALL_LINEAR, find_targets
 from lorary.model.base import load_base
+from lorary.model.prepared import REQUEST
 from lorary.route import ROUTERS
 
 BASES = ("embedded", "mistral")
 RANK, TOP_K = 4, 4
+# Made prompts of each expert, by which `auto` chooses one for a request, as a build prepares them.
+PROMPTS = 16
+# One expert whatever a request is like: bare tokens, which no expert fits, would go to the base.
+AUTO = {"router": "auto", "threshold": None, "fallback": None}
 MOST_PEER_EXPERTS, MOST_PEER_TOKENS = 64, 512
 WARM_UP_TOKENS = 16
 
@@ -70,6 +77,11 @@ class Contender:
         """What is in force while it runs."""
         return nullcontext(self.model) if self.setting is None else lorary.routing(self.model, self.setting)
 
+    @property
+    def decides_once(self) -> bool:
+        """Whether it decides for a whole request, where that begins: it needs a cache of its own."""
+        return isinstance(self.setting, Mapping) and self.setting.get("router") == AUTO["router"]
+
     @torch.no_grad()
     def warm_up(self) -> "Contender":
         """Do what is done once and belongs to no figure, such as PEFT's prototypes."""
@@ -95,7 +107,11 @@ class Shelf:
     def grow(self, experts: int) -> None:
         """Make adapters until there are so many."""
         for index in range(len(self.library), experts):
-            self.library.add_adapter(harness.made_adapter(f"made-{index:03d}", self.targets, RANK), {"tasks": []})
+            name = f"made-{index:03d}"
+            self.library.add_adapter(harness.made_adapter(name, self.targets, RANK), {"tasks": []})
+            vectors = torch.randn(PROMPTS, self.model.config.hidden_size, generator=keyed_generator("benchmark", name))
+            key = expert_key(self.library, name)
+            save_prepared(self.library, "samples_hidden", key, Prepared({REQUEST: vectors}, {}, {}))
 
     @property
     def folders(self) -> list[str]:
@@ -169,11 +185,12 @@ class TimeLimit:
 
 
 def routed_contenders(model: Any, experts: int, *, all_rules: bool) -> list[Contender]:
-    """Ours over one routed model: Arrow first, and the other rules that need weights alone where asked for."""
+    """Ours over one routed model: Arrow, `auto`, and the other rules that need weights alone where asked for."""
     arrow = Contender("arrow", experts, model, None, Routed(ROUTERS["arrow"], experts, RANK, TOP_K))
     others = [name for name, rule in ROUTERS.items() if rule.needs == "weights" and not rule.tries and name != "arrow"]
     return [
         arrow,
+        Contender("auto", experts, model, AUTO, Routed(None, 1, RANK)),
         *(
             Contender(name, experts, model, name, Routed(ROUTERS[name], experts, RANK, TOP_K))
             for name in (others if all_rules else [])

@@ -33,8 +33,10 @@ NEEDS_HARNESS = {
 NEEDS_RAY = {"lorary.train.ray_cluster", "lorary.train.ray_pool", "lorary.train.ray_schedule", "lorary.train.ray_shard"}
 NEEDS_SERVE = {
     f"lorary.serve.{name}"
-    for name in ("adapters", "answers", "app", "gone", "guard", "metrics", "page", "problems", "run", "server")
-}
+    for name in (
+        "adapters", "answers", "app", "gateway", "gone", "guard", "metrics", "page", "problems", "run", "server",
+    )
+}  # fmt: skip
 
 
 def test_modules_that_need_an_extra_are_those_alone() -> None:

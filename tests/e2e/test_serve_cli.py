@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import Run
+
+from lorary.serve.upstream_settings import UpstreamSettings
 
 ENTRY = {
     "kind": "decision", "time": 1.0, "endpoint": "chat", "model": "lib", "id": "chatcmpl-1", "router": "auto",
@@ -58,3 +61,23 @@ def test_a_library_and_its_log_are_told_apart(run: Run, tmp_path: Path) -> None:
     open_to_all = run("serve", tmp_path, "--host", "0.0.0.0")
     assert (open_to_all.code, "needs a token" in open_to_all.err) == (2, True)
     assert run("serve").code == 2
+
+
+def test_the_server_behind_is_named_with_its_options(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr("lorary.recipes.serve.run_serve", lambda *_, **given: served.append(given["upstream"]))
+    monkeypatch.setenv("BEHIND", "secret")
+    assert run("serve", tmp_path).code == 0
+    url = "http://127.0.0.1:8001/v1"
+    options = ("--upstream-token", "BEHIND", "--upstream-load", "--strict")
+    assert run("serve", tmp_path, "--upstream", url, *options).code == 0
+    assert served == [None, UpstreamSettings(url=url, token="secret", load=True, strict=True)]
+    for wrong, said in (
+        (["--upstream-load"], "--upstream-load goes with --upstream URL"),
+        (["--upstream", url, "--upstream-token", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE is not set"),
+        (["--upstream", "8001"], "must be the address of a server"),
+        (["--upstream", url, "--upstream-kind", "tgi"], "--upstream-kind must be"),
+        (["--upstream", url, "--upstream-retries", 99], "--upstream-retries must be"),
+    ):
+        refused = run("serve", tmp_path, *wrong)
+        assert (refused.code, said in refused.err) == (2, True), refused.err

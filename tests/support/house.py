@@ -18,6 +18,7 @@ FLOORS = {
     "adapter": 0,
     "axes": 0,
     "caching": 0,
+    "cores": 0,
     "display": 0,
     "errors": 0,
     "flags": 0,

@@ -28,6 +28,7 @@ from lorary.cli.which import which
 from lorary.evaluate.settings import HarnessSettings
 from lorary.flags import defaults_of, flags_of, helps_of, option_of
 from lorary.serve.settings import ServeSettings
+from lorary.serve.upstream_settings import UpstreamSettings
 
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- settings {}: made by python -m tests.support.settings_tables --write -->", "<!-- settings: end -->"
@@ -70,6 +71,7 @@ TABLES: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "of lorary explain": ("explain.md", lambda: options(explain)),
     "of lorary which": ("which.md", lambda: options(which)),
     "of lorary serve": ("serving.md", lambda: options(serve, ServeSettings)),
+    "of lorary serve --upstream": ("serving-engines.md", lambda: options(serve, UpstreamSettings)),
     "of lorary cluster": ("clusters.md", lambda: options(cluster)),
     "of lorary merge": ("adapt.md", lambda: options(merge)),
     "of lorary adapt": ("adapt.md", lambda: options(adapt, AdaptCommand, AdaptSettings)),

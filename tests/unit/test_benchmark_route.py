@@ -60,8 +60,8 @@ def rows(scripts: Scripts, tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_contender_has_its_rows(scripts: Scripts, rows: Any, tmp_path: Path) -> None:
     table = {(row["case"], row["figure"]): row for row in rows({"prefill-8", "prefill-12", "decode-2", "attach"})}
     rules = {name for name, rule in ROUTERS.items() if rule.needs == "weights" and not rule.tries}
-    assert {name for case, name in table if case == "tiny prefill-8 E=4"} == rules
-    assert {name for case, name in table if case == "tiny prefill-8 E=6"} == {"arrow"}
+    assert {name for case, name in table if case == "tiny prefill-8 E=4"} == rules | {"auto"}
+    assert {name for case, name in table if case == "tiny prefill-8 E=6"} == {"arrow", "auto"}
     assert {case for case, _ in table if case.startswith("tiny prefill-12")} == {
         "tiny prefill-12 E=4",
         "tiny prefill-12 E=6",
@@ -154,6 +154,25 @@ def test_decoding_leaves_the_cache_as_it_was(scripts: Scripts, tiny_model: Any) 
     work = scripts.turns.Work(scripts.turns.Case("decode", 1, batch=2, cached=6), model)
     before = work.cache.layers[0].keys.clone()
     assert work.seconds(model) > 0
+    assert torch.equal(work.cache.layers[0].keys, before)
+
+
+def test_auto_decides_once_where_a_request_begins_and_steps_are_timed_without_it(
+    scripts: Scripts, tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    shelf = scripts.models.Shelf("tiny", model, tmp_path)
+    shelf.grow(4)
+    work = scripts.turns.Work(scripts.turns.Case("decode", 1, cached=6), model)
+    routed, _ = shelf.attach(repeats=1)
+    auto = next(one for one in scripts.models.routed_contenders(routed, 4, all_rules=False) if one.name == "auto")
+    assert auto.decides_once
+    lengths: list[int] = []
+    routed.get_input_embeddings().register_forward_pre_hook(lambda _module, args: lengths.append(args[0].shape[1]))
+    before = work.cache.layers[0].keys.clone()
+    with auto.turn() as side, torch.no_grad():
+        assert work.seconds(side, own_cache=auto.decides_once) > 0
+    assert lengths == [6, 6] + [1] * scripts.turns.DECODE_STEPS  # the decision, the prompt, the steps
     assert torch.equal(work.cache.layers[0].keys, before)
 
 

@@ -17,6 +17,7 @@ from lorary.cli.app import app
 from lorary.cli.grouped import GROUPS
 from lorary.data.builtin.catalogue import DEMO_TASKS, builtin_tasks
 from lorary.data.schema import FIELDS
+from lorary.evaluate.base_template import BaseTemplate
 from lorary.evaluate.cells import Cell, CellFailure
 from lorary.evaluate.evaluation import ExpertLosses
 from lorary.evaluate.metrics import CHOICE_METRICS, TEXT_METRICS
@@ -132,7 +133,8 @@ def test_every_option_of_the_large_commands_is_named() -> None:
 def test_every_key_of_the_results_is_named() -> None:
     text = page("evaluation.md")
     kinds: tuple[Any, ...] = (
-        Cell, CellFailure, Mean, Comparison, OracleGap, RoutingAccuracy, RoutingUsage, ExpertLosses, EvaluateSettings,
+        Cell, CellFailure, Mean, Comparison, OracleGap, RoutingAccuracy, RoutingUsage, ExpertLosses, BaseTemplate,
+        EvaluateSettings,
     )  # fmt: skip
     keys = {field.name for kind in kinds for field in fields(kind)} - {"values"}
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []

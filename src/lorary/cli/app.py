@@ -14,6 +14,7 @@ from lorary.cli.cluster import cluster
 from lorary.cli.evaluate import evaluate
 from lorary.cli.explain import explain
 from lorary.cli.explore import explore
+from lorary.cli.export import export
 from lorary.cli.generate import generate
 from lorary.cli.grouped import GroupedCommands
 from lorary.cli.library import library_app
@@ -58,6 +59,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Build, route and evaluate a library on the embedded base model, and write a report."""
+    from lorary.display import Display
+
+    Display().say("0/4 loading PyTorch")  # which takes some seconds
     from lorary.recipes.demo import run_demo
 
     result = run_demo(out, full=full, quiet=as_json)
@@ -78,3 +82,4 @@ app.command()(reproduce)
 
 app.command()(generate)
 app.command()(which)
+app.command()(export)

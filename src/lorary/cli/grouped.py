@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 GROUPS = {
     "Build": ("demo", "build", "adapt", "merge"),
     "Look": ("cluster", "explore", "explain"),
-    "Use": ("generate", "which", "serve"),
+    "Use": ("generate", "which", "serve", "export"),
     "Judge": ("evaluate", "reproduce"),
     "Keep": ("library",),
 }

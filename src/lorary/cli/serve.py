@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -10,8 +11,11 @@ from lorary.cli.flags import CommandOptions, OptionValues, with_options
 from lorary.cli.grouped import GroupedCommands
 from lorary.cli.options import Json, LibraryPath, RouterChoice, RouterFields
 from lorary.cli.route import route_fields
+from lorary.errors import UsageError
+from lorary.flags import option_of
 from lorary.recipes.base_options import BaseOptions
 from lorary.serve.settings import ServeSettings
+from lorary.serve.upstream_settings import UpstreamSettings
 
 TOKEN, ADMIN_TOKEN = "LORARY_TOKEN", "LORARY_ADMIN_TOKEN"
 
@@ -39,7 +43,9 @@ serve_app = typer.Typer(
 @with_options
 def serve(
     library: LibraryPath,
-    options: Annotated[OptionValues, CommandOptions((ServeSettings, RouterChoice, RouterFields, BaseOptions))],
+    options: Annotated[
+        OptionValues, CommandOptions((ServeSettings, RouterChoice, RouterFields, BaseOptions, UpstreamSettings))
+    ],
 ) -> None:
     """Serve a library as an OpenAI-compatible server, until a signal ends it.
 
@@ -56,8 +62,24 @@ def serve(
         ServeSettings(**given),
         ready=_say_ready,
         load=BaseOptions(**options[BaseOptions]),
+        upstream=_upstream(options[UpstreamSettings]),
         **route_fields(**options[RouterChoice], **options[RouterFields]),
     )
+
+
+def _upstream(given: Mapping[str, Any]) -> UpstreamSettings | None:
+    """The server behind ours, where one is named; its token is in a variable, which no list of processes shows."""
+    if not given:
+        return None
+    if "url" not in given:
+        option = option_of(UpstreamSettings, next(iter(given)))
+        raise UsageError(f"{option} goes with --upstream URL", found="no --upstream")
+    variable = given.get("token")
+    if variable is None:
+        return UpstreamSettings(**given)
+    if not os.environ.get(variable):
+        raise UsageError("--upstream-token must name a variable that holds the token", found=f"{variable} is not set")
+    return UpstreamSettings(**{**given, "token": os.environ[variable]})
 
 
 def _say_ready(address: str, name: str) -> None:

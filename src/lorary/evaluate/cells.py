@@ -84,6 +84,16 @@ class CellFailure:
     remedy: str | None = None
 
 
+def base_in(template: str) -> str:
+    """What the base is called where it is in one template throughout, whichever counts."""
+    return f"{BASE} ({template})"
+
+
+def is_base(router: str) -> bool:
+    """Whether a column is the base's, in the template that counts or in one throughout."""
+    return router == BASE or router.startswith(f"{BASE} (")
+
+
 class Column(NamedTuple):
     """Who is scored: a router of a library. The base belongs to none, so that it counts once however many there are."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lorary.data.template import Ids
+from lorary.model.decision import Request
 from lorary.model.features import prompt_batches
 from lorary.model.seating import seating
 from lorary.route.setting import CHAT, Routing
@@ -24,6 +25,7 @@ class Decision:
         is_lost: whether no expert could be chosen, so that the fallback answers.
         rule: the router that decided; another one than was asked for where that only picks one.
         scores: of every expert that may be chosen, in units of the rule.
+        prefers_mean: whether evidence of the library speaks for the mean of all experts where the base would answer.
     """
 
     weights: tuple[tuple[str, float], ...]
@@ -32,6 +34,7 @@ class Decision:
     is_lost: bool
     rule: str
     scores: tuple[tuple[str, float], ...] = ()
+    prefers_mean: bool = False
 
     def of_base(self) -> "Decision":
         """The same where the base answers."""
@@ -89,22 +92,43 @@ def decide(model: Any, prompts: Sequence[Ids]) -> list[Decision]:
     by_prompt: dict[Ids, Decision] = {}
     for bucket, ids, real in prompt_batches(model, different):
         state.prober.decide(model, {"input_ids": ids, "attention_mask": real.long()})
-        chosen, scores, is_lost = request.chosen, request.scores, request.is_lost
-        assert chosen is not None
-        assert scores is not None
-        assert is_lost is not None
-        dense, (confidence, best) = chosen.dense(len(state.experts)).tolist(), scores.max(dim=1)
-        for row, i in enumerate(bucket):
-            named = tuple((name, weight) for name, weight in zip(state.experts, dense[row], strict=True) if weight)
-            finite = zip(state.experts, scores[row].tolist(), strict=True)
-            known = tuple((name, score) for name, score in finite if math.isfinite(score))
-            by_prompt[different[i]] = Decision(
-                named, state.experts[int(best[row])], float(confidence[row]), bool(is_lost[row]), request.rule, known
-            )
+        decided = zip(bucket, decisions_of(request, state.experts), strict=True)
+        by_prompt.update((different[i], decision) for i, decision in decided)
     state.prober.forget()
     return [by_prompt[tuple(prompt)] for prompt in prompts]
 
 
+def decisions_of(request: Request, experts: Sequence[str]) -> list[Decision]:
+    """What a router has decided, row by row.
+
+    Args:
+        request: that was decided.
+        experts: names, in canonical order.
+    """
+    chosen, scores, is_lost, prefers_mean = request.chosen, request.scores, request.is_lost, request.prefers_mean
+    assert chosen is not None
+    assert scores is not None
+    assert is_lost is not None
+    assert prefers_mean is not None
+    decisions = []
+    dense, (confidence, best) = chosen.dense(len(experts)).tolist(), scores.max(dim=1)
+    for row, weights in enumerate(dense):
+        named = tuple((name, weight) for name, weight in zip(experts, weights, strict=True) if weight)
+        each = zip(experts, scores[row].tolist(), strict=True)
+        known = tuple((name, score) for name, score in each if math.isfinite(score))
+        decisions.append(
+            Decision(
+                named, experts[int(best[row])], float(confidence[row]), bool(is_lost[row]), request.rule, known,
+                bool(prefers_mean[row]),
+            )
+        )  # fmt: skip
+    return decisions
+
+
 def asks_base(routing: Routing, decision: Decision) -> bool:
-    """Whether the base is to answer in its own chat template."""
-    return decision.is_lost and routing.fallback == CHAT
+    """Whether the base is to answer in its own chat template.
+
+    It answers freely there. Ranking given options by their likelihood is another matter: in a chat the base expects a
+    sentence, and ranks worse than the mean of all experts (docs/results/README.md). So callers do not ask for options.
+    """
+    return decision.is_lost and routing.fallback == CHAT and not decision.prefers_mean

@@ -30,10 +30,10 @@ def evaluate_library(
 ) -> Evaluation:
     """Score every router on every task; cells that were scored before are read from the library's results.
 
-    The base model is scored twice, in the template of the experts and under its own chat template, and the better of
-    the two is what every router is compared with: a bare prompt puts a chat model at a disadvantage that any adapter
-    repairs. The oracle is the task's own expert, or for a task without one the single expert with the lowest loss on
-    its validation rows (where it has none, on its training rows, else on its test rows).
+    The base model is scored twice, in the template of the experts and under its own chat template: a bare prompt puts
+    a chat model at a disadvantage that any adapter repairs. Routers are compared with the template that is better on
+    validation rows. The oracle is the task's own expert, or for a task without one the single expert with the lowest
+    loss on its validation rows (where it has none, on its training rows, else on its test rows).
 
     A cell that cannot be scored is a failure of the evaluation, and the others are scored all the same.
 
@@ -104,7 +104,8 @@ def evaluate_libraries(
         for name, seated in zip(names, bases, strict=True):
             if by_name := mapped_by_name(seated.library.describe(), tasks):
                 scored.tasks_by_name[name] = by_name
-            scorer = Scorer(seated, name, settings, [other.cache for other in bases if other is not seated], sandbox)
+            other_caches = [other.cache for other in bases if other is not seated]
+            scorer = Scorer(seated, name, settings, other_caches, sandbox, tasks.values())
             with seated:
                 for task in tasks.values():
                     for router in routers:

@@ -6,11 +6,12 @@ from typing import Any
 
 from lorary.data.schema import Row
 from lorary.errors import LoraryError, TaskError, UsageError
-from lorary.evaluate.cells import BASE, Cell, CellFailure, Column, columns_of, grouped_tasks, primary_cells
+from lorary.evaluate.base_template import BaseTemplate, choose_templates, count_templates
+from lorary.evaluate.cells import Cell, CellFailure, Column, columns_of, grouped_tasks, is_base, primary_cells
 from lorary.evaluate.routing_accuracy import RoutingAccuracy, RoutingMean, RoutingUsage, routing_means
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.evaluate.summary import CellSummary, Comparison, Mean, OracleGap
-from lorary.route.spec import ORACLE
+from lorary.route.spec import REFERENCES
 from lorary.tabular import ResultTable, Tabular
 
 
@@ -43,6 +44,7 @@ class Evaluation(Tabular):
         routing: for held-in tasks, how much of the routing goes to the expert of the task.
         routing_usage: for all tasks, how much of the routing goes to each expert.
         expert_losses: for held-out tasks, what each expert does alone.
+        base_templates: in which template the base counts on each task, where it was scored in two.
         rows: the test rows that were scored, by task.
         comparisons: paired differences; the base counts once.
         means: of every router on every split.
@@ -63,6 +65,7 @@ class Evaluation(Tabular):
     routing: list[RoutingAccuracy]
     routing_usage: list[RoutingUsage]
     expert_losses: list[ExpertLosses]
+    base_templates: list[BaseTemplate]
     rows: Mapping[str, Sequence[Row]]
     comparisons: list[Comparison]
     means: list[Mean]
@@ -88,7 +91,7 @@ class Evaluation(Tabular):
         failed = f"; {len(self.failures)} cells failed" if self.failures else ""
         title = f"{self.library} over {self.base}: means with 95 % intervals over rows{failed}"
         means = [
-            (Column(None if m.router == BASE else m.library, m.router).label(with_library=several), m.split, m.mean,
+            (Column(None if is_base(m.router) else m.library, m.router).label(with_library=several), m.split, m.mean,
              m.low, m.high, m.tasks)
             for m in self.means
         ]  # fmt: skip
@@ -146,7 +149,7 @@ class Evaluation(Tabular):
 
     def to_json(self) -> dict[str, Any]:
         """The document that `--json` prints."""
-        settings = {r: self.settings.setting(r).to_json() for r in self.settings.routers if r != ORACLE}
+        settings = {r: self.settings.setting(r).to_json() for r in self.settings.routers if r not in REFERENCES}
         return {
             "library": self.library,
             "libraries": list(self.libraries),
@@ -163,6 +166,7 @@ class Evaluation(Tabular):
             "routing": [asdict(routing) for routing in self.routing],
             "routing_usage": [asdict(usage) for usage in self.routing_usage],
             "expert_losses": [asdict(losses) for losses in self.expert_losses],
+            "base_templates": [asdict(choice) for choice in self.base_templates],
             "rows": {
                 task: [{"prompt": row.source, "references": list(row.references)} for row in rows]
                 for task, rows in self.rows.items()
@@ -184,18 +188,22 @@ class ScoredCells:
     tasks_by_name: dict[str, list[str]] = field(default_factory=dict)
     routing_usage: list[RoutingUsage] = field(default_factory=list)
     expert_losses: list[ExpertLosses] = field(default_factory=list)
+    base_templates: list[BaseTemplate] = field(default_factory=list)
     rows: dict[str, Sequence[Row]] = field(default_factory=dict)
 
 
 def evaluation_of(scored: ScoredCells, settings: EvaluateSettings, libraries: Sequence[str], base: str) -> Evaluation:
     """Everything that follows from what was scored."""
-    summary = CellSummary(scored.cells, scored.failures)
+    choices = choose_templates(scored.base_templates)
+    cells = count_templates(scored.cells, choices)
+    summary = CellSummary(cells, scored.failures)
     return Evaluation(
-        scored.cells,
+        cells,
         scored.failures,
         scored.routing,
         scored.routing_usage,
         scored.expert_losses,
+        choices,
         scored.rows,
         summary.comparisons(),
         summary.means(),
@@ -244,9 +252,9 @@ def combine(evaluations: Sequence[Evaluation]) -> Evaluation:
             scored.tasks_by_name[name] = sorted({*scored.tasks_by_name.get(name, ()), *adapters})
         _add(scored.routing_usage, part.routing_usage, "library", "router", "task")
         _add(scored.expert_losses, part.expert_losses, "library", "task")
+        _add(scored.base_templates, part.base_templates, "task")
         scored.rows = {**part.rows, **scored.rows}
-    scored.cells = _one_primary(scored.cells)
-    has_score = {(cell.library, cell.router, cell.task) for cell in scored.cells if cell.primary}
+    has_score = {(cell.library, cell.router, cell.task) for cell in scored.cells}
     scored.failures = [f for f in scored.failures if (f.library, f.router, f.task) not in has_score]
     routers = dict.fromkeys(router for part in evaluations for router in part.settings.routers)
     libraries = dict.fromkeys(name for part in evaluations for name in part.libraries)
@@ -256,17 +264,6 @@ def combine(evaluations: Sequence[Evaluation]) -> Evaluation:
 def _add(entries: list[Any], added: Sequence[Any], *keys: str) -> None:
     entry_keys = {tuple(getattr(entry, key) for key in keys) for entry in entries}
     entries += [entry for entry in added if tuple(getattr(entry, key) for key in keys) not in entry_keys]
-
-
-def _one_primary(cells: Sequence[Cell]) -> list[Cell]:
-    """Let the better template of the base count, also where an evaluation could score one of the two alone."""
-    best: dict[tuple[str, str, str], Cell] = {}
-    for cell in cells:
-        key = (cell.library, cell.router, cell.task)
-        if cell.primary and (key not in best or cell.value > best[key].value):
-            best[key] = cell
-    primary_ids = {id(cell) for cell in best.values()}
-    return [replace(cell, primary=id(cell) in primary_ids) if cell.primary else cell for cell in cells]
 
 
 def _check_same_data(cells: Sequence[Cell]) -> None:

@@ -16,7 +16,6 @@ from lorary.data.chat import chat_frame, warn_of_dates
 from lorary.display import Bar, Display
 from lorary.evaluate.base_key import content_of_base
 from lorary.evaluate.cache import ResultCache
-from lorary.evaluate.cells import ORACLE
 from lorary.evaluate.harness import HarnessModel, evaluate_tasks
 from lorary.evaluate.harness_cells import HarnessCell, cells_of
 from lorary.evaluate.recorded_tasks import tasks_of
@@ -27,6 +26,7 @@ from lorary.model.base import Base
 from lorary.model.prepared import prepared_marks
 from lorary.route.presets import in_units, without_router
 from lorary.route.setting import Routing
+from lorary.route.spec import REFERENCES
 
 
 @dataclass
@@ -73,6 +73,7 @@ class HarnessRun:
         conditions = {
             "routing": setting.to_json(), "prepared": prepared_marks(setting, self.library),
             "device": model.device.type, "dtype": str(model.dtype), "lm_eval": version("lm_eval"),
+            **({"editions": setting.editions} if setting.editions else {}),
         }  # fmt: skip
 
         def recall(kind: str, task: str, requests: Sequence[Any], compute: Callable[[], list[Any]]) -> list[Any]:
@@ -95,12 +96,12 @@ def harness_settings(
     library: Library, routers: Sequence[str], route: Mapping[str, Any], display: Display
 ) -> EvaluateSettings:
     """The routers' settings, as `lorary evaluate` makes them; without the oracle, who needs a task's other rows."""
-    if ORACLE in routers:
-        display.say("oracle: left out, it is for tasks with rows to choose an expert by")
+    for router in (name for name in REFERENCES if name in routers):
+        display.say(f"{router}: left out, it is for tasks with rows to choose an expert by")
     default = Routing.of(**library.default_router)
     fields = without_router(default) | dict(route)
     choice = {str(key): fields.pop(key) for key in ("top_k", "temperature", "mix") if key in fields}
-    names = tuple(dict.fromkeys(("base", *(router for router in routers if router != ORACLE))))
+    names = tuple(dict.fromkeys(("base", *(router for router in routers if router not in REFERENCES))))
     return EvaluateSettings(routers=names, route=fields, units=in_units(default), **choice)
 
 

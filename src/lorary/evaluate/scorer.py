@@ -1,8 +1,10 @@
 """Scoring one library, cell by cell: what was scored before is read, what cannot be scored is said and left."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from lorary.data.schema import Row, Task
 from lorary.data.template import Template, make_template
 from lorary.errors import LoraryError, TaskError
 from lorary.evaluate.answers import RowScores, score_rows
+from lorary.evaluate.base_template import BaseTemplate, template_rows
 from lorary.evaluate.cache import ResultCache
 from lorary.evaluate.cells import BASE, Cell, CellFailure
 from lorary.evaluate.cost import measured
@@ -23,6 +26,7 @@ from lorary.evaluate.metrics.choice import ACC, ACC_RAW
 from lorary.evaluate.metrics.metric import Metric
 from lorary.evaluate.metrics.perplexity import perplexity
 from lorary.evaluate.recorded_tasks import experts_by_task
+from lorary.evaluate.references import SEED, Look, best_single, drawn_anew, reference_rows
 from lorary.evaluate.routing_accuracy import RoutingAccuracy, RoutingUsage, decides, look_at_routing
 from lorary.evaluate.sandbox import Sandbox
 from lorary.evaluate.seated_base import SeatedBase
@@ -33,7 +37,7 @@ from lorary.model.base import Base
 from lorary.model.prepared import prepared_marks
 from lorary.model.seating import seating
 from lorary.route.setting import CHAT, Routing
-from lorary.route.spec import ORACLE
+from lorary.route.spec import BEST_SINGLE, ORACLE_OR_BASE, RANDOM, REFERENCES
 
 
 class _CellError(Exception):
@@ -53,6 +57,7 @@ class Scorer:
         settings: how to evaluate.
         others: results of other libraries over the same base, where the base may have been scored already.
         sandbox: where generated programs are run; None where they may not be.
+        tasks: all that are scored, over which the best single expert is chosen.
     """
 
     def __init__(
@@ -62,9 +67,11 @@ class Scorer:
         settings: EvaluateSettings,
         other_caches: Sequence[ResultCache],
         sandbox: Sandbox | None = None,
+        tasks: Iterable[Task] = (),
     ) -> None:
         self._seated, self._name, self._settings, self._other_caches = seated, name, settings, other_caches
-        self._sandbox = sandbox
+        self._sandbox, self._tasks = sandbox, list(tasks)
+        self._single: str | None = None
         self._cache = seated.cache
         self._expert_of_task = experts_by_task(seated.library.describe())
 
@@ -80,7 +87,9 @@ class Scorer:
             The failure, if it is one.
         """
         try:
-            scored.cells += self._base_cells(task) if router == BASE else self._router_cells(task, router, scored)
+            scored.cells += (
+                self._base_cells(task, scored) if router == BASE else self._router_cells(task, router, scored)
+            )
         except _CellError as error:
             failure = _failure(error.cause, self._name, router, task.name)
             scored.failures.append(failure)
@@ -93,50 +102,114 @@ class Scorer:
             warnings.warn(message, stacklevel=2)
         return None
 
-    def _base_cells(self, task: Task) -> list[Cell]:
-        """The base under both templates; the better one is primary, or the only one that can be scored."""
-        templates = [self._settings.template]
-        if self._seated.chat_prompt and "chat" not in templates:
-            templates.append("chat")
-        runs, failed = [], dict[str, _CellError]()
+    def _base_cells(self, task: Task, scored: ScoredCells) -> list[Cell]:
+        """The base under both templates, or the only one that can be scored; all might count.
+
+        Which does, follows once the rows of all tasks were looked at (`base_template.count_templates`).
+        """
+        templates = self._base_templates()
+        runs, failed = dict[str, list[Cell]](), dict[str, _CellError]()
         for template in templates:
             try:
-                runs.append(self._cells(task, BASE, Routing(BASE), template))
+                runs[template] = self._cells(task, BASE, Routing(BASE), template)
             except _CellError as error:
                 failed[template] = error
         if not runs:
             raise failed[templates[0]]
         for template, failure in failed.items():
-            reason = _reason(_failure(failure.cause, self._name, BASE, task.name))
-            message = f"task '{task.name}': the base is left out in the template {template}: {reason}"
-            warnings.warn(message, stacklevel=2)
-        best = max(range(len(runs)), key=lambda i: runs[i][-1].value)
-        return [replace(cell, primary=cell.primary and i == best) for i, run in enumerate(runs) for cell in run]
+            self._warn(failure, task, f"task '{task.name}': the base is left out in the template {template}")
+        if len(runs) > 1:
+            scored.base_templates.append(self._base_template(task, list(runs)))
+        return [cell for run in runs.values() for cell in run]
+
+    def _base_template(self, task: Task, templates: Sequence[str]) -> BaseTemplate:
+        """How the base does in each template on rows of the task that are not reported."""
+        split, rows = template_rows(task, self._settings.template_rows)
+        looks = dict[str, Look]()
+        for template in templates if rows else ():
+            try:
+                looks[template] = self._look_at_rows(task, split, rows, Routing(BASE), template)
+            except _CellError as error:
+                rule = f"task '{task.name}': the base's template {template} is not tried on {split} rows"
+                self._warn(error, task, rule)
+        scores, losses = ({name: getattr(look, of) for name, look in looks.items()} for of in Look._fields)
+        return BaseTemplate(task.name, split, len(rows), scores, losses)
+
+    def _warn(self, error: _CellError, task: Task, rule: str) -> None:
+        reason = _reason(_failure(error.cause, self._name, BASE, task.name))
+        warnings.warn(f"{rule}: {reason}", stacklevel=3)
 
     def _router_cells(self, task: Task, router: str, scored: ScoredCells) -> list[Cell]:
         s = self._settings
-        if router != ORACLE:
+        if router not in REFERENCES:
             return self._cells(task, router, s.setting(router), s.template)
-        expert = self._expert_of_task.get(task.name)
-        if expert is None:
-            scored.expert_losses.append(alone := self._expert_losses(task))
-            expert = min(alone.losses, key=lambda name: (alone.losses[name], name))
+        if router == BEST_SINGLE:
+            expert = self._best_single()
+            return self._cells(task, router, Routing(experts=[expert]), s.template, expert)
+        own = self._expert_of_task.get(task.name)
+        expert = own or self._oracle_expert(task, scored)
+        if router == ORACLE_OR_BASE and own is None and (template := self._better_base(task, expert)) is not None:
+            return self._cells(task, router, Routing(BASE), template, BASE)
         return self._cells(task, router, Routing(experts=[expert]), s.template, expert)
+
+    def _oracle_expert(self, task: Task, scored: ScoredCells) -> str:
+        """The expert of the lowest loss on a held-out task."""
+        alone = self._expert_losses(task)
+        if alone not in scored.expert_losses:
+            scored.expert_losses.append(alone)
+        return best_single([alone.losses])
+
+    def _best_single(self) -> str:
+        if self._single is None:
+            self._single = best_single([self._expert_losses(task).losses for task in self._tasks])
+        return self._single
+
+    def _better_base(self, task: Task, expert: str) -> str | None:
+        """The template in which the base does better than an expert on the oracle's rows; None where it does not."""
+        split, rows = reference_rows(task, self._settings.oracle_rows)
+        asked = [(Routing(experts=[expert]), self._settings.template)]
+        asked += [(Routing(BASE), template) for template in self._base_templates()]
+        looks = [self._look_at_rows(task, split, rows, *how) for how in asked]
+        best = max(range(len(asked)), key=lambda i: (looks[i].score, -looks[i].loss, -i))
+        return asked[best][1] if best else None
+
+    def _base_templates(self) -> list[str]:
+        """Those under which the base is scored."""
+        own = [CHAT] if self._seated.chat_prompt and self._settings.template != CHAT else []
+        return [self._settings.template, *own]
+
+    def _look_at_rows(self, task: Task, split: str, rows: Sequence[Row], setting: Routing, template: str) -> Look:
+        """Score and loss on rows of a task that are not reported."""
+        metric, is_base = self._metric(task), setting == Routing(BASE)
+        key = self._cache.key(
+            look=task.name, data=task.data_hash, split=split, rows=len(rows), metric=metric.name, template=template,
+            routing=setting.to_json(), with_experts=not is_base, **self._conditions(template),
+            **metric.judge(self._sandbox),
+        )  # fmt: skip
+
+        def look(base: Base) -> list[float]:
+            with routing(base.model, setting), finite_logits(base.model):
+                scores, _ = self._score_rows(base, self._template(base, template), rows, metric)
+            _check_finite(scores, task.name)
+            return [fmean(scores.score), fmean(scores.loss)]
+
+        return Look(*self._remembered(key, look, self._other_caches if is_base else ()))
 
     def _cells(self, task: Task, router: str, setting: Routing, template: str, expert: str | None = None) -> list[Cell]:
         s = self._settings
-        metric = self._metric(task)
+        metric, is_base = self._metric(task), setting == Routing(BASE)
         key = self._cache.key(
             task=task.name, data=task.data_hash, rows=s.rows, metric=metric.name, template=template,
-            routing=setting.to_json(), with_experts=router != BASE,
+            routing=setting.to_json(), with_experts=not is_base,
             **{**self._conditions(template), **(self._conditions(CHAT) if setting.fallback == CHAT else {})},
-            **self._prepared(setting), **metric.judge(self._sandbox),
+            **self._prepared(setting), **metric.judge(self._sandbox), **({RANDOM: SEED} if router == RANDOM else {}),
         )  # fmt: skip
 
         def make(base: Base) -> list[dict[str, Any]]:
-            return [asdict(cell) for cell in self._score(base, task, router, setting, template, metric)]
+            with drawn_anew(base.model, expert) if router == RANDOM and expert else nullcontext():
+                return [asdict(cell) for cell in self._score(base, task, router, setting, template, metric)]
 
-        cells = self._remembered(key, make, self._other_caches if router == BASE else ())
+        cells = self._remembered(key, make, self._other_caches if is_base else ())
         # What names the cell and is no part of its value may have changed since it was scored.
         labels = {
             "library": self._name, "router": router, "expert": expert, "family": task.family, "data": task.data_hash,
@@ -220,7 +293,7 @@ class Scorer:
         router, chat = seating(base.model).routing, self._own_template(base, template)
         groups: dict[Any, list[int]] = {}
         for i, decision in enumerate(decided):
-            is_asked = chat is not None and asks_base(router, decision)
+            is_asked = chat is not None and not rows[i].options and asks_base(router, decision)
             groups.setdefault(CHAT if is_asked else decision.weights, []).append(i)
         by_row: dict[int, tuple[float, float, str]] = {}
         name = ""
@@ -245,8 +318,7 @@ class Scorer:
         On its validation rows, else its training rows; a task that has test rows only is judged on those, which an
         oracle may see.
         """
-        splits = ((split, task.split(split)[: self._settings.oracle_rows]) for split in ("val", "train", "test"))
-        split, rows = next(((split, rows) for split, rows in splits if rows), ("test", ()))
+        split, rows = reference_rows(task, self._settings.oracle_rows)
         key = self._cache.key(
             expert_losses=task.name, data=task.data_hash, rows=len(rows), template=self._settings.template,
             **self._conditions(self._settings.template),
@@ -267,7 +339,7 @@ class Scorer:
         """Where a router that chooses sends prompts of the task, and how much of it to the task's own expert."""
         s, expert = self._settings, self._expert_of_task.get(task.name)
         rows = task.split("test")[: s.routing_rows]
-        if router in (BASE, ORACLE) or not rows:
+        if router in (BASE, *REFERENCES) or not rows:
             return
         setting = s.setting(router)
         key = self._cache.key(
@@ -300,9 +372,9 @@ class Scorer:
         return {**conditions, "prompt": self._seated.chat_prompt} if template == "chat" else conditions
 
     def _prepared(self, setting: Routing) -> dict[str, Any]:
-        """What the router read beyond weights: prepared anew from other data, it scores anew."""
-        marks = prepared_marks(setting, self._seated.library)
-        return {"prepared": marks} if marks else {}
+        """What the router read beyond weights, and its rule's edition: with others, it scores anew."""
+        marks = {"prepared": prepared_marks(setting, self._seated.library), "editions": setting.editions}
+        return {name: mark for name, mark in marks.items() if mark}
 
     def _metric(self, task: Task) -> Metric:
         try:

@@ -19,7 +19,7 @@ class EvaluateSettings:
 
     Args:
         routers: which to score, separated by commas, with settings of their own in brackets: `arrow[top_k=2]`,
-            `experts[a+b]`, `oracle`; `base` is always there.
+            `experts[a+b]`; or `oracle`, `oracle-or-base`, `best-single`, `random`; `base` is always there.
         top_k: experts per token and layer; a router with another default of its own keeps it, unless its brackets say.
         temperature: divides the scores.
         mix: `outputs` or `factors`.
@@ -31,6 +31,7 @@ class EvaluateSettings:
         max_length: tokens of a row; longer prompts lose their start.
         rows: use the first so many test rows of a task.
         oracle_rows: rows on which the oracle of a held-out task is chosen.
+        template_rows: validation rows of each task on which the base's template is chosen.
         routing_rows: test rows of a held-in task whose routing is looked at; 0 for none.
         raw: rank options by their summed log-likelihood, not by the mean per token.
         allow_code: run generated programs, in a sandbox.
@@ -51,6 +52,7 @@ class EvaluateSettings:
     max_length: int = flag(1024, least=1)
     rows: int = flag(100, least=1)
     oracle_rows: int = flag(16, least=1)
+    template_rows: int = flag(8, least=1)
     routing_rows: int = flag(8, least=0)
     raw: bool = False
     allow_code: bool = False
@@ -58,7 +60,7 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         from lorary.route.setting import FIELDS
-        from lorary.route.spec import ORACLE, parse_spec
+        from lorary.route.spec import REFERENCES, parse_spec
 
         # Kept as cells are called by.
         labels = dict.fromkeys(parse_spec(router).label for router in self.routers)
@@ -69,7 +71,7 @@ class EvaluateSettings:
             )
         if unknown := sorted(set(self.route) - set(FIELDS)):
             raise UsageError("an evaluation's route must have fields of a routing setting alone", found=unknown[0])
-        for router in {*self.routers, "uniform"} - {ORACLE}:
+        for router in {*self.routers, "uniform"} - {*REFERENCES}:
             self.setting(router)  # checks the ranges
         if self.unsafe_code and not self.allow_code:
             raise UsageError("--unsafe-code only says how code may run", found="no --allow-code", remedy="give both")
@@ -79,7 +81,7 @@ class EvaluateSettings:
         """What a router is asked for, as a `lorary.route.setting.Routing`.
 
         Args:
-            router: as it is written; not the oracle, which differs from task to task.
+            router: as it is written; none of `REFERENCES`, which differ from task to task.
         """
         from lorary.route.presets import preset_fields
         from lorary.route.setting import Routing

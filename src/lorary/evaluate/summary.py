@@ -1,6 +1,6 @@
 """What follows from cells: means, paired comparisons, the gap to the oracle, and where the base does better."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,11 @@ from lorary.evaluate.cells import (
     Cell,
     CellFailure,
     Column,
+    base_in,
     column_of,
     columns_of,
     grouped_tasks,
+    is_base,
     libraries_of,
     primary_cells,
 )
@@ -91,23 +93,34 @@ class CellSummary:
             failed = [(column_of(f), f.task) for f in failures if split_of.get(f.task) == split]
             self._left_out |= failed_tasks(scored, failed)
         self._scores = _columns(self._primary)
+        self._template_scores = self._by_template(self._primary)
 
     def means(self) -> list[Mean]:
-        """The mean of every router, the base once for each library, on each split."""
-        return list(self._means(self._scores, self._primary, by_family=False))
+        """The mean of every router on each split; the base once for each library, and in each of its two templates."""
+        return list(self._means({**self._primary, **self._template_scores}, by_family=False))
 
     def family_means(self) -> list[Mean]:
         """The same over the tasks of each family of a split."""
-        return list(self._means(self._scores, self._primary, by_family=True))
+        return list(self._means({**self._primary, **self._template_scores}, by_family=True))
 
     def loss_means(self) -> list[Mean]:
-        """The same of losses in nats; of the base, which is scored in two templates, the lower ones."""
+        """The same of losses in nats, those of the base in the template that counts."""
         losses: dict[tuple[Column, str], Cell] = {}
         for cell in self._cells:
             key = (column_of(cell), cell.task)
-            if cell.metric == "loss" and (key not in losses or cell.value < losses[key].value):
-                losses[key] = cell
-        return list(self._means(_columns(losses), losses, by_family=False))
+            counts = self._primary.get(key)
+            if cell.metric == "loss" and counts and cell.template == counts.template:
+                losses.setdefault(key, cell)
+        return list(self._means({**losses, **self._by_template(losses)}, by_family=False))
+
+    def _by_template(self, counting: Mapping[tuple[Column, str], Cell]) -> dict[tuple[Column, str], Cell]:
+        """The base's cells of the kind that counts, by template throughout; none where it has one template alone."""
+        cells: dict[tuple[Column, str], Cell] = {}
+        for cell in self._cells:
+            counts = counting.get((column_of(cell), cell.task))
+            if cell.router == BASE and counts is not None and cell.metric == counts.metric:
+                cells.setdefault((Column(None, base_in(cell.template)), cell.task), cell)
+        return cells if len({column for column, _ in cells}) > 1 else {}
 
     def comparisons(self) -> list[Comparison]:
         """Every two routers of one library, the base among them, and the same router in every two libraries."""
@@ -156,11 +169,11 @@ class CellSummary:
             for column in columns
         ]
 
-    def _means(
-        self, columns: Columns[Column], cells: dict[tuple[Column, str], Cell], *, by_family: bool
-    ) -> Iterator[Mean]:
+    def _means(self, cells: dict[tuple[Column, str], Cell], *, by_family: bool) -> Iterator[Mean]:
+        columns = _columns(cells)
+        ordered = sorted(dict.fromkeys(column for column, _ in cells), key=self._position)
         for library in libraries_of(self._cells):
-            for column in self.columns:
+            for column in ordered:
                 if column.library not in (None, library):
                     continue
                 for split, tasks in self._splits.items():
@@ -171,6 +184,10 @@ class CellSummary:
                     for family, group_tasks in groups.items():
                         mean = vars(columns.mean(column, group_tasks))
                         yield Mean(library=library, router=column.router, split=split, family=family, **mean)
+
+    def _position(self, column: Column) -> tuple[bool, int]:
+        """The base first, then in each template, then the routers in the order in which they come."""
+        return not is_base(column.router), self.columns.index(column) if column in self.columns else len(self.columns)
 
     def _paired(self, split: str, *columns: Column) -> list[str]:
         """Tasks of a split that all were scored on, over the same rows and by the same metric."""

@@ -1,6 +1,6 @@
 """One vector for a whole request: the mean of the base's last hidden states, or what a sentence encoder makes of it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from lorary.errors import RouterError, UsageError
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.store import Library
 from lorary.lora.targets import language_paths
-from lorary.model.layers import SeatedLayer
 from lorary.model.prepared import REQUEST, TASKS, PreparedTensors, not_prepared
 from lorary.route import ROUTERS
 from lorary.route.setting import Routing
@@ -116,7 +115,7 @@ def featured(
     embed: Embed,
     library: Library,
     experts: Sequence[str],
-    layers: Mapping[str, SeatedLayer],
+    alive: Bool[Tensor, " experts"],
     prepared: PreparedTensors,
 ) -> Featured:
     """Scores for whole requests, from what was prepared.
@@ -126,7 +125,7 @@ def featured(
         embed: makes the vectors.
         library: where the experts came from.
         experts: names, in canonical order.
-        layers: the routed layers; an expert whose updates are all zero is never chosen.
+        alive: whether each expert changes anything; one that does not is never chosen.
         prepared: what was prepared, by expert.
 
     Raises:
@@ -145,10 +144,7 @@ def featured(
                 found=f"{tuple(tensors[-1].shape)} beside {tuple(tensors[0].shape)}",
                 remedy="lorary library prepare",
             )
-    alive = torch.zeros(len(experts), dtype=torch.bool)
-    for layer in layers.values():
-        alive[list(layer.experts)] |= layer.alive.cpu()
-    alive &= torch.tensor([setting.may_choose(name) for name in experts])
+    alive = alive & torch.tensor([setting.may_choose(name) for name in experts])
     usable = [(name, tensor) for name, tensor, ok in zip(experts, tensors, alive.tolist(), strict=True) if ok]
     tasks = [prepared[name].get(TASKS, torch.zeros(len(tensor), dtype=torch.int64)) for name, tensor in usable]
     fitted = rule.fit([tensor for _, tensor in usable], tasks) if usable else None

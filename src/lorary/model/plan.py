@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lorary.errors import RouterError, UsageError
 from lorary.lora.context import PerThread
 from lorary.model.decision import Request, TokenDecision
+from lorary.model.fallback import load_evidence
 from lorary.model.features import Featured, embedding, featured
 from lorary.model.gates import ScoreGate, Seated, TokenGate
 from lorary.model.general_subtraction import Subtracted
@@ -64,7 +65,10 @@ def make_plan(setting: Routing, state: Seating, model: Any, without: Mapping[str
     prepared = data_for(setting, state, model)
     if ROUTERS[setting.router].request is not None:
         embed = embedding(setting, model, state.tokenizer)
-        by = featured(setting, embed, state.library, state.experts, state.layers, prepared)
+        alive = torch.zeros(len(state.experts), dtype=torch.bool)
+        for layer in state.layers.values():
+            alive[list(layer.experts)] |= layer.alive.cpu()
+        by = featured(setting, embed, state.library, state.experts, alive, prepared)
         return _request_plan(_requests(setting, state, featured=by), state, {})
     scored = _score_gates(setting, state, without, prepared)
     if setting.decides == "token":
@@ -103,13 +107,16 @@ def _requests(
     featured: Featured | None = None,
     border: float = 0.0,
 ) -> PerThread[Request]:
-    fallback = None
+    choice, experts, fallback = setting.choice(""), len(state.experts), fallback_weights(setting, state.experts)
+    evidence = load_evidence(state.library) if setting.fallback == CHAT else None
+    return PerThread(partial(Request, experts, choice, measures, featured, setting.router, border, fallback, evidence))
+
+
+def fallback_weights(setting: Routing, experts: Sequence[str]) -> Tensor | None:
+    """(experts,) weights for a request in which no expert reaches the threshold; the base answers where None."""
     if setting.fallback in (UNIFORM, CHAT):
-        fallback = constant_weights(Routing(UNIFORM, allow=setting.allow, general=setting.general), state.experts)
-    elif setting.fallback is not None:
-        fallback = constant_weights(Routing(experts=[setting.fallback]), state.experts)
-    choice, experts = setting.choice(""), len(state.experts)
-    return PerThread(partial(Request, experts, choice, measures, featured, setting.router, border, fallback))
+        return constant_weights(Routing(UNIFORM, allow=setting.allow, general=setting.general), experts)
+    return None if setting.fallback is None else constant_weights(Routing(experts=[setting.fallback]), experts)
 
 
 def _border(setting: Routing, state: Seating, prepared: PreparedTensors) -> float:

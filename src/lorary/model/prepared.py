@@ -9,9 +9,10 @@ from lorary.errors import RouterError
 from lorary.library.prepared import Key, expert_key, group_key, load_prepared, prepared_hashes, was_prepared_before
 from lorary.library.store import Library
 from lorary.model.check_seated import check_unchanged
+from lorary.model.fallback import KIND as FALLBACK
 from lorary.model.layers import SeatedLayer
 from lorary.route import ROUTERS
-from lorary.route.setting import Routing
+from lorary.route.setting import CHAT, Routing
 
 # By expert, then by the path of the layer (or `REQUEST`): what rules need beyond weights.
 PreparedTensors = Mapping[str, Mapping[str, Tensor]]
@@ -53,7 +54,7 @@ def read_missing(
         return {}
     at_hand = prepared.get(kind, {})
     missing = [name for name in experts if name not in at_hand and name not in live]
-    stored = _read(setting, library, kind, missing) if missing else {}
+    stored = read_stored(setting, library, missing) if missing else {}
     if stored:
         check_unchanged(library, experts, layers, live)
         prepared[kind] = {**at_hand, **stored}
@@ -65,11 +66,20 @@ def prepared_marks(setting: Routing, library: Library) -> dict[str, Mapping[str,
 
     For a rule that picks one of several, of what each of these would read.
     """
+    marks = _rule_marks(setting, library)
+    if setting.fallback == CHAT:
+        # Until version 2, ranked options were handed to the base too, and evidence was not asked for.
+        evidence = prepared_hashes(library, FALLBACK, group_key(library, library.names()))
+        marks[CHAT] = {"version": "2", **evidence}
+    return marks
+
+
+def _rule_marks(setting: Routing, library: Library) -> dict[str, Mapping[str, str]]:
     if setting.experts is None and (tries := ROUTERS[setting.router].tries):
         return {
             f"{router}/{name}": marks
             for router in tries
-            for name, marks in prepared_marks(setting.changed(router=router), library).items()
+            for name, marks in _rule_marks(setting.changed(router=router), library).items()
         }
     kind = setting.data_kind
     if kind is None or setting.data is None:
@@ -96,8 +106,19 @@ def not_prepared(setting: Routing, library: Library, name: str, where: str, othe
     )
 
 
-def _read(setting: Routing, library: Library, kind: str, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-    by_expert: dict[str, dict[str, Tensor]] = {}
+def read_stored(setting: Routing, library: Library, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """What a library holds of what a setting needs beyond weights, by expert and path.
+
+    Args:
+        setting: the router.
+        library: where the experts are.
+        names: of the experts; one for which there is nothing is left out.
+
+    Raises:
+        LibraryError: if something is damaged.
+    """
+    kind, by_expert = setting.data_kind, dict[str, dict[str, Tensor]]()
+    assert kind is not None
     for name, key in _keys(setting, library, names).items():
         stored = load_prepared(library, kind, key)
         for path, tensor in () if stored is None else stored.tensors.items():
@@ -108,6 +129,7 @@ def _read(setting: Routing, library: Library, kind: str, names: Sequence[str]) -
 
 def _keys(setting: Routing, library: Library, names: Sequence[str]) -> dict[str, Key]:
     """The keys to read, by expert; one under an empty name for joint data."""
+    measured_by = ROUTERS[setting.router].measured_by
     if setting.data is not None and setting.data.is_joint:
-        return {"": group_key(library, library.names())}
-    return {name: expert_key(library, name) for name in names}
+        return {"": {**group_key(library, library.names()), **measured_by}}
+    return {name: {**expert_key(library, name), **measured_by} for name in names}

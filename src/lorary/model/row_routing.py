@@ -223,6 +223,12 @@ class _Rows:
         experts = (weights == 0).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
         self.fixed = Chosen(experts, weights.gather(1, experts))
 
+    def deciding_at(self, device: torch.device) -> list[tuple[Mapping[str, nn.Module], Tensor]]:
+        """The settings that decide, each with its rows, on a device; moved once, and not for each layer."""
+        if any(places.device != device for _, places in self.deciding):
+            self.deciding = [(gates, places.to(device)) for gates, places in self.deciding]
+        return self.deciding
+
     def most(self, path: str) -> int:
         """Experts of a token at most, in one layer."""
         gates: list[Any] = [by_path[path] for by_path, _ in self.deciding]
@@ -301,7 +307,7 @@ class RowsGate(nn.Module):
                 "a pass must have one row for each setting", found=f"{len(rows.rows)} settings for {batch} rows"
             )
         if rows.deciding:
-            parts = [(gates[self.path], places.to(inputs.x.device)) for gates, places in rows.deciding]
+            parts = [(gates[self.path], places) for gates, places in rows.deciding_at(inputs.x.device)]
             return chosen_by_row(inputs, rows.seated(self, inputs.x, 1, self.most), parts)
         width = rows.fixed.experts.shape[1]
         return rows.seated(self, inputs.x, seq, width) if width else None

@@ -55,13 +55,14 @@ class Yardstick:
     made_of: Mapping[str, str]
 
 
-def yardstick_for(model: Any, tokenizer: Any, library: Library, template: str | None = None) -> Yardstick:
+def yardstick_for(model: Any, tokenizer: Any, library: Library, rule: Rule, template: str | None = None) -> Yardstick:
     """The prompts in the template in which prompts will come.
 
     Args:
         model: the base model, with or without experts seated in it.
         tokenizer: of the base.
         library: the library.
+        rule: whose scores are read on them.
         template: its name; that of the library's experts where None.
 
     Raises:
@@ -74,6 +75,7 @@ def yardstick_for(model: Any, tokenizer: Any, library: Library, template: str | 
     made_of = {
         "edition": _EDITION, "model": fingerprint_of_model(model).digest, "dtype": str(model.dtype), "template": name,
         "tokenizer": content_of_tokenizer(tokenizer), "yardstick": yardstick_digest(),
+        **({"rule": str(rule.edition)} if rule.measured_by else {}),
     }  # fmt: skip
     # A tokenizer may know no letter of a language, and give no token for it.
     return Yardstick([ids for ids in encoded if ids], made_of)
@@ -245,7 +247,7 @@ def _yardstick_of(setting: Routing, state: Seating, model: Any, name: str) -> Ya
         where = f"any layer, and no tokenizer for prompts that could stand in ({error.found})"
         otherwise = ", or lorary.attach(..., tokenizer=tokenizer)"
         raise not_prepared(setting, state.library, name, where, otherwise) from error
-    return yardstick_for(model, tokenizer, state.library, state.template)
+    return yardstick_for(model, tokenizer, state.library, ROUTERS[setting.router], state.template)
 
 
 def _scores(

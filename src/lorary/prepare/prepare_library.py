@@ -17,11 +17,10 @@ from lorary.data.template import Example, Template, make_template, warn_of_cuts
 from lorary.data.tokenizer_content import text_of
 from lorary.display import Display
 from lorary.errors import BaseModelError, RouterError
-from lorary.evaluate.tune import pick_fallback
 from lorary.library.configuration import differing_fields
 from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.opening import template_of
-from lorary.library.prepared import Prepared, expert_key, group_key, load_prepared, save_prepared
+from lorary.library.prepared import Key, Prepared, expert_key, group_key, load_prepared, save_prepared
 from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.model.finite import finite_layers
@@ -30,11 +29,11 @@ from lorary.model.prepared import REQUEST, TASKS
 from lorary.model.yardstick import store_moments, stored_moments, yardstick_for, yardstick_moments
 from lorary.prepare.catalogue import MEASURES
 from lorary.prepare.expert_rows import ExpertRows, draw_rows
+from lorary.prepare.fallback import measure_fallback
 from lorary.prepare.measure import MeasureContext, Tensors
 from lorary.prepare.settings import PrepareSettings
 from lorary.route import ROUTERS
-from lorary.route.presets import merged
-from lorary.route.setting import Routing
+from lorary.route.setting import CHAT, Routing
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,8 @@ def prepare_built(
 ) -> PrepareResult | None:
     """Prepare the default router of a library, if that is one that picks its rule by what is known of the experts.
 
-    The prompts are those of the tasks that the experts were just trained on. Where nobody has chosen otherwise, what
-    answers when no expert fits is picked by the same tasks.
+    The prompts are those of the tasks that the experts were just trained on. The same tasks say what answers a request
+    that no expert fits.
 
     Args:
         base: the bare base model.
@@ -137,10 +136,8 @@ def prepare_built(
         if names and set(names) <= set(tasks)
     }
     result = prepare_library(base, library, data, settings, display=display)
-    default = Routing.of(**library.default_router)
-    if default == merged(Routing(), router):  # also after an interruption: what was scored is not scored again
-        picked = default.changed(fallback=pick_fallback(base, library, tasks, display=display)).to_json()
-        library.set_default_router({key: value for key, value in picked.items() if value is not None})
+    if Routing.of(**library.default_router).fallback == CHAT:
+        measure_fallback(base, library, tasks, display=display)
     return result
 
 
@@ -167,13 +164,14 @@ def prepare_yardstick(
         LibraryError: if the library cannot be written, or its experts were trained with different templates.
     """
     library.check_base(base.model, force_base=force_base)
-    yardstick, kind = yardstick_for(base.model, base.tokenizer, library), settings.data.yardstick_kind
+    rule, kind = ROUTERS[settings.router], settings.data.yardstick_kind
+    yardstick = yardstick_for(base.model, base.tokenizer, library, rule)
     kept = stored_moments(library, kind, names, yardstick)
     missing = [name for name in names if name not in kept]
     if missing:
         shapes = {name: library.shapes(name) for name in missing}
         layers = build_layers(base.model, (library.get(name) for name in missing), shapes=shapes)
-        moments = yardstick_moments(base.model, ROUTERS[settings.router], layers, missing, yardstick)
+        moments = yardstick_moments(base.model, rule, layers, missing, yardstick)
         store_moments(library, kind, moments, yardstick)
     return PrepareResult(str(library.path), settings.router, kind, prepared=missing, kept=list(kept))
 
@@ -192,6 +190,7 @@ class _Preparer:
         self.measure = MEASURES[context.settings.router]
         # Under which kind goes what is made of each expert alone.
         self._expert_kind = self._settings.kind if self.measure.fit is None else f"samples_{self._settings.features}"
+        self._measured_by = ROUTERS[context.settings.router].measured_by
 
     def check_all(self, data: Mapping[str, ExpertRows]) -> None:
         """Refuse joint data without some of the experts, before anything is computed."""
@@ -210,9 +209,7 @@ class _Preparer:
         if self._settings.data.holds == "request" and len(tensors[REQUEST]) == len(rows.rows):
             tensors = {**tensors, TASKS: rows.tasks}
         self._check_finite({name: tensors})
-        save_prepared(
-            self._library, self._expert_kind, expert_key(self._library, name), Prepared(tensors, made_of, notes)
-        )
+        save_prepared(self._library, self._expert_kind, self._expert_key(name), Prepared(tensors, made_of, notes))
         return True
 
     def fit(self) -> None:
@@ -239,7 +236,8 @@ class _Preparer:
         return self._store_joint({name: self._made_of(data[name]) for name in names}, make)
 
     def _store_joint(self, made_of: Mapping[str, Any], make: Callable[[], Mapping[str, Tensors]]) -> bool:
-        kind, key = self._settings.kind, group_key(self._library, list(made_of))
+        kind = self._settings.kind
+        key = {**group_key(self._library, list(made_of)), **self._measured_by}
         stored = load_prepared(self._library, kind, key)
         if stored is not None and stored.made_of == made_of:
             return False
@@ -250,7 +248,12 @@ class _Preparer:
         return True
 
     def _sample(self, name: str) -> Prepared | None:
-        return load_prepared(self._library, self._expert_kind, expert_key(self._library, name))
+        return load_prepared(self._library, self._expert_kind, self._expert_key(name))
+
+    def _expert_key(self, name: str) -> Key:
+        # Samples, out of which joint data is fitted, are no scores of the rule.
+        measured_by = self._measured_by if self.measure.fit is None else {}
+        return {**expert_key(self._library, name), **measured_by}
 
     def _examples(self, rows: ExpertRows) -> list[Example]:
         examples = [self._template.encode(row.prompt, row.target) for row in rows.rows]

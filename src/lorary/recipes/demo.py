@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shlex
 import sys
 import time
@@ -10,8 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lorary.build.build_library import BuildResult, build_library
 from lorary.build.settings import BuildSettings
+from lorary.cores import free_threads
 from lorary.data.builtin.catalogue import DEMO_TASKS, builtin_tasks
 from lorary.data.schema import Task
 from lorary.display import Display
@@ -91,6 +95,7 @@ def run_demo(out: str, *, full: bool = False, quiet: bool = False) -> DemoResult
     if folder.exists() and not folder.is_dir():
         raise UsageError("--out must be a folder", found=f"'{out}' is a file")
     train, held_out = demo_tasks(full)
+    display.say(choose_threads())
     seconds: dict[str, float] = {}
     watch = _Stopwatch(seconds)
     display.say("1/4 base model: SmolLM2-135M-Instruct")
@@ -117,6 +122,20 @@ def run_demo(out: str, *, full: bool = False, quiet: bool = False) -> DemoResult
     with redirect_stdout(io.StringIO() if quiet else sys.stdout):
         _print(result)
     return result
+
+
+def choose_threads() -> str:
+    """Let torch have a thread for each core that nothing else uses; with more it would be far slower.
+
+    Returns:
+        What was chosen, in words; `OMP_NUM_THREADS` chooses in its place.
+    """
+    if asked := os.environ.get("OMP_NUM_THREADS"):
+        return f"threads: {asked} (OMP_NUM_THREADS)"
+    threads, cores = free_threads()
+    torch.set_num_threads(threads)
+    used = cores - threads
+    return f"threads: {threads} of {cores} cores" + (f", {used} of which other work uses now" if used else "")
 
 
 def demo_tasks(full: bool) -> tuple[dict[str, Task], dict[str, Task]]:

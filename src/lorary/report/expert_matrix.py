@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lorary.report.plots import OTHER, packed
-from lorary.report.table_model import SPLITS, ScoreTable, is_told
+from lorary.report.table_model import SPLITS, ScoreTable
+from lorary.route.spec import BEST_SINGLE, ORACLE
 
 # A value is stored as a whole number of these parts; the largest number of two bytes stands for "not known".
 PARTS = 1000
@@ -64,12 +65,12 @@ def _shares(table: ScoreTable) -> Iterator[View]:
 
 
 def _scores(table: ScoreTable) -> Iterator[View]:
-    """Scores of the columns that are one expert: an oracle's beside those of experts that were scored by name."""
+    """Scores of the columns that are one expert: references beside experts that were scored by name."""
     views: dict[str, View] = {}
     for (router, task), cell in table.primary.items():
         library, name = table.origin[router]
         named: Sequence[str] = table.settings.get(name, {}).get("experts") or ()
-        expert = cell.get("expert") if is_told(router) else named[0] if len(named) == 1 else None
+        expert = cell.get("expert") if name in (ORACLE, BEST_SINGLE) else named[0] if len(named) == 1 else None
         if expert is not None:
             view = views.setdefault(library, View(library, _called(table, library), "score", {}))
             view.values[expert, task] = cell["value"]

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 from lorary.evaluate.cells import BASE, OF_ROWS, Cell, Column, columns_of, grouped_tasks, primary_cells
 from lorary.evaluate.evaluation import Evaluation
-from lorary.report.markup import by_name_words, hundredths, left_out_words
+from lorary.report.markup import by_name_words, hundredths, left_out_words, template_words
 from lorary.report.markup import markdown_text as md
 
 # Signs with which a cell of a spreadsheet begins to be a formula.
@@ -50,6 +50,7 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
     parts += [f"{md(by_name)}."] if by_name else []
     for title, body in (
         ("Means", _means(evaluation)),
+        ("The base's template", _templates(evaluation)),
         ("Paired differences", _differences(evaluation)),
         ("Gap to the oracle", _gaps(evaluation)),
         ("Routing to the task's own expert", _routing(evaluation)),
@@ -84,6 +85,11 @@ def _means(evaluation: Evaluation) -> list[str]:
         for m in evaluation.means
     ]
     return _table(["library", "router", "split", "mean", "rows", "tasks", "number of tasks"], lines)
+
+
+def _templates(evaluation: Evaluation) -> list[str]:
+    words = template_words(*(list(map(vars, entries)) for entries in (evaluation.base_templates, evaluation.means)))
+    return [f"- {md(line)}." for line in words]
 
 
 def _differences(evaluation: Evaluation) -> list[str]:

@@ -2,10 +2,12 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from lorary.evaluate.cells import is_base
 from lorary.terminal import printable
 
 MISSING = "–"
@@ -124,6 +126,39 @@ def by_name_words(tasks_by_name: Mapping[str, Sequence[str]]) -> str:
         f"No task is recorded for {enumerated(names)}: each counts as trained on the task that has its name. "
         "lorary library add --tasks records others"
     )
+
+
+def template_words(choices: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In which templates the base counts, how that was chosen, and what each gives throughout; none without a choice.
+
+    Args:
+        choices: as an `Evaluation` has them, as mappings.
+        means: the same.
+    """
+    if not choices:
+        return []
+    counts = Counter(choice["template"] for choice in choices).most_common()
+    counted_in = enumerated([f"in the template {name} on {counted(number, 'task')}" for name, number in counts])
+    sizes = {split: [c["rows"] for c in choices if c["split"] == split and c["origin"] == "rows"]
+             for split in ("val", "train")}  # fmt: skip
+    sources = [f"{max(rows)} {words} rows of {counted(len(rows), 'task')}"
+               for words, rows in (("validation", sizes["val"]), ("training", sizes["train"])) if rows]  # fmt: skip
+    sentence = f"The base counts {counted_in}"
+    sentence += f". This was chosen on up to {enumerated(sources)}" if sources else ""
+    lines = [f"{sentence}, and never on test rows" if sources else sentence]
+    for origin, words in (
+        ("majority", "takes the choice of most other tasks"), ("default", "takes the base's own chat template")
+    ):  # fmt: skip
+        tasks = [choice["task"] for choice in choices if choice["origin"] == origin]
+        lines += [f"Without such rows, each of these {words}: {enumerated(tasks)}"] if tasks else []
+    shown: dict[str, dict[str, float]] = {}
+    for mean in means:
+        if is_base(mean["router"]):
+            shown.setdefault(mean["split"], {}).setdefault(mean["router"], mean["mean"])
+    for split, values in shown.items():
+        names = [f"{name} {hundredths(value)}" for name, value in values.items()]
+        lines += [f"Points on {split.replace('_', '-')} tasks: {', '.join(names)}"] if len(names) > 1 else []
+    return lines
 
 
 def script_json(document: Any) -> str:

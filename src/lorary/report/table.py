@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from lorary.evaluate.metrics import METRIC_MEANINGS, METRIC_NAMES
-from lorary.report.markup import counted, hundredths
+from lorary.report.markup import counted, hundredths, template_words
 from lorary.report.shell import part
 from lorary.report.table_model import BASE, SPLITS, Cell, ScoreTable, TaskLine, is_told
 
@@ -32,7 +32,8 @@ def table_section(table: ScoreTable, colours: Mapping[str, int]) -> Markup:
     metrics = sorted({line.metric for line in table.tasks if line.metric in METRIC_MEANINGS})
     meanings = {METRIC_NAMES[metric]: METRIC_MEANINGS[metric] for metric in metrics}
     has_oracle = any(is_told(router) for router in table.routers)
-    return part("evaluation.html", "table", tables, has_oracle, meanings, len(table.tasks) > NUM_PLAIN_ROWS)
+    return part("evaluation.html", "table", tables, has_oracle, meanings, len(table.tasks) > NUM_PLAIN_ROWS,
+                template_words(table.base_templates, table.means))  # fmt: skip
 
 
 def score_table(table: ScoreTable, colours: Mapping[str, int], *, losses: bool) -> Markup:

@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from lorary.evaluate.cells import is_base
 from lorary.evaluate.compare import Verdict, verdict_of
 from lorary.evaluate.metrics import REPORTED
+from lorary.route.spec import ORACLE, ORACLE_OR_BASE, RANDOM
 
 BASE = "base"
-# Told the task, so no competitor of the routers that are not.
-ORACLE = "oracle"
+# Told the task, so no competitors of the routers that are not.
+TOLD = (ORACLE, ORACLE_OR_BASE, RANDOM)
 MIXED = "mixed"
 SPLITS = {"held_in": "held-in", "held_out": "held-out", MIXED: "mixed"}
 
@@ -51,8 +53,8 @@ class TableMean(NamedTuple):
 
 
 def is_told(router: str) -> bool:
-    """Whether a column is an oracle's, which is told what no router knows."""
-    return router == ORACLE or router.endswith(f": {ORACLE}")
+    """Whether a column is an oracle's or its control's, which are told what no router knows."""
+    return any(router == name or router.endswith(f": {name}") for name in TOLD)
 
 
 class ScoreTable:
@@ -69,7 +71,7 @@ class ScoreTable:
         def called(row: Mapping[str, Any], library: str = "library", router: str = "router") -> str:
             """With several libraries a column is called by both, except the base, which is in all of them."""
             name = str(row[router])
-            return f"{row[library]}: {name}" if several and name != BASE else name
+            return f"{row[library]}: {name}" if several and not is_base(name) else name
 
         def renamed(key: str) -> list[dict[str, Any]]:
             return [{**entry, "router": called(entry)} for entry in evaluation.get(key, [])]
@@ -80,7 +82,9 @@ class ScoreTable:
         cells = _once({**c, "router": called(c)} for c in _as_floats(evaluation["cells"], "value", "low", "high"))
         cells = _in_common_splits(cells, evaluation["cells"])
         self.primary = {(c["router"], c["task"]): c for c in cells if c["primary"]}
-        self.losses = _lowest(c for c in cells if c["metric"] == "loss")
+        templates = {(*key, c["template"]) for key, c in self.primary.items()}
+        losses = [c for c in cells if c["metric"] == "loss" and (c["router"], c["task"], c["template"]) in templates]
+        self.losses = {(c["router"], c["task"]): c for c in losses}
         self.secondary = {
             (c["router"], c["task"]): c for c in cells if not c["primary"] and c["metric"] not in REPORTED
         }
@@ -99,6 +103,7 @@ class ScoreTable:
         self.routing_means = renamed("routing_means")
         self.routing_usage = renamed("routing_usage")
         self.expert_losses = evaluation.get("expert_losses", [])
+        self.base_templates = evaluation.get("base_templates", [])
         self.rows: Mapping[str, Any] = evaluation.get("rows", {})
         self.failures = renamed("failures")
         self.left_out = renamed("left_out")
@@ -174,13 +179,3 @@ def _in_common_splits(cells: Iterable[Cell], all_cells: Iterable[Cell]) -> list[
 def _as_floats(entries: Iterable[Cell], *keys: str) -> list[Cell]:
     """The entries, with these numbers as floats: a document that went through JSON may hold 1 for 1.0."""
     return [{**entry, **{key: float(entry[key]) for key in keys}} for entry in entries]
-
-
-def _lowest(cells: Iterable[Cell]) -> dict[tuple[str, str], Cell]:
-    """The cell of lowest value by router and task: the base is scored under two templates, the better one counts."""
-    lowest: dict[tuple[str, str], Cell] = {}
-    for cell in cells:
-        key = (cell["router"], cell["task"])
-        if key not in lowest or cell["value"] < lowest[key]["value"]:
-            lowest[key] = cell
-    return lowest

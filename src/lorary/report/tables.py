@@ -7,12 +7,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from lorary.display import table_console
-from lorary.evaluate.cells import ORACLE, Cell, Column, columns_of, grouped_tasks, primary_cells
+from lorary.evaluate.cells import Cell, Column, columns_of, grouped_tasks, primary_cells
 from lorary.evaluate.evaluation import Evaluation
 from lorary.evaluate.harness_cells import HarnessResult
 from lorary.evaluate.summary import Comparison, Mean
 from lorary.report.export import guard_line, label, split_words
-from lorary.report.markup import by_name_words, counted, left_out_words
+from lorary.report.markup import by_name_words, counted, left_out_words, template_words
+from lorary.report.table_model import is_told
 
 # With more columns than these, no single tasks are printed, nor comparisons of two routers inside a library.
 MOST_COLUMNS = 6
@@ -80,9 +81,9 @@ def _add_task(table: Table, task: str, primary: Mapping[tuple[Column, str], Cell
     cells = [primary.get((column, task)) for column in columns]
     scored = [cell for cell in cells if cell is not None]
     # The oracle is told the task, and where all score alike nothing is best.
-    rivals = {cell.value for cell in scored if cell.router != ORACLE}
+    rivals = {cell.value for cell in scored if not is_told(cell.router)}
     best = max(rivals) if len(rivals) > 1 else None
-    shown = [_value(cell.value, cell.router != ORACLE and cell.value == best) if cell else "-" for cell in cells]
+    shown = [_value(cell.value, not is_told(cell.router) and cell.value == best) if cell else "-" for cell in cells]
     table.add_row(escape(task), scored[0].metric, str(scored[0].n), *shown)
 
 
@@ -109,6 +110,7 @@ def _lines(evaluation: Evaluation, *, few: bool) -> list[str]:
             lines.append(
                 f"{name} closes {100 * gap.closed:.0f} % of the gap of {gap.gap:.3f} from the base to the oracle"
             )
+    lines += template_words(*(list(map(vars, each)) for each in (evaluation.base_templates, evaluation.means)))
     lines += filter(None, [left_out_words(evaluation.left_out_pairs()), by_name_words(evaluation.tasks_by_name)])
     if not evaluation.base_guard:
         lines.append(f"base guard: {guard_line(evaluation)}")

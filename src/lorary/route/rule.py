@@ -110,6 +110,8 @@ class Rule:
         weights: for a rule that looks at nothing: names of the experts -> (experts,) weights.
         defaults: fields of the flat spelling that differ from those of other rules where nobody says.
         tries: for a rule that only picks another: the names of rules, of which the first that has all its data acts.
+        edition: goes up when the same weights, data and settings would be scored otherwise, by a constant of the rule
+            for example: results of an earlier edition are computed again.
     """
 
     summary: str
@@ -128,6 +130,13 @@ class Rule:
     weights: Callable[[Sequence[str]], Tensor] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
     tries: tuple[str, ...] = ()
+    edition: int = 1
+
+    @property
+    def measured_by(self) -> dict[str, int]:
+        """What keys of prepared data have beside: moments are of the rule's own scores, and follow its edition."""
+        is_own = self.data is not None and self.data.holds == "moments"
+        return {"edition": self.edition} if is_own and self.edition > 1 else {}
 
     @property
     def needs(self) -> Needs:

@@ -264,6 +264,13 @@ class Routing:
         return f"{self.data.kind}_{self.options.features}" if self.data.holds == "request" else self.data.kind
 
     @property
+    def editions(self) -> dict[str, int]:
+        """Editions of the rules that decide, those alone that are later than the first: what is kept by them is."""
+        rule = self._rule
+        names = () if rule is None else (self.router, *rule.tries)
+        return {name: ROUTERS[name].edition for name in names if ROUTERS[name].edition > 1}
+
+    @property
     def _rule(self) -> Rule | None:
         return None if self.experts is not None else ROUTERS.get(self.router)
 

@@ -11,6 +11,14 @@ from lorary.route.setting import FIELDS
 
 # The one expert of the task: told what no router knows.
 ORACLE = "oracle"
+# The same, or the base where that does better on the rows by which the oracle of a held-out task is chosen.
+ORACLE_OR_BASE = "oracle-or-base"
+# One expert for all tasks.
+BEST_SINGLE = "best-single"
+# The oracle's expert with factors of the same norms and no content.
+RANDOM = "random"
+# What routers are held against. They are chosen by rows of the tasks, and take no settings.
+REFERENCES = (ORACLE, ORACLE_OR_BASE, BEST_SINGLE, RANDOM)
 # Experts by name, alike and everywhere.
 EXPERTS = "experts"
 
@@ -28,7 +36,7 @@ class RouterSpec:
     """A router as it was written.
 
     Args:
-        name: a name in `lorary.route.ROUTERS`, `oracle` or `experts`.
+        name: a name in `lorary.route.ROUTERS` or `REFERENCES`, or `experts`.
         fields: fields of `Routing`, and `preset`, by which it differs from what all routers are given.
         experts: the names, for `experts`.
     """
@@ -63,8 +71,8 @@ def parse_spec(text: str) -> RouterSpec:
     """What a router is asked for.
 
     Args:
-        text: `NAME`, `NAME[FIELD=VALUE,...]`, `experts[NAME+NAME...]` or `oracle`. A value is JSON where it reads as
-            such, else text; names of experts have `+` between them.
+        text: `NAME`, `NAME[FIELD=VALUE,...]`, `experts[NAME+NAME...]`, or one of `REFERENCES`. A value is JSON where it
+            reads as such, else text; names of experts have `+` between them.
 
     Returns:
         The router; whether it can run so is found out when its `Routing` is made.
@@ -75,11 +83,12 @@ def parse_spec(text: str) -> RouterSpec:
     """
     name, has_brackets, brackets = text.strip().partition("[")
     name, body = name.strip(), brackets.removesuffix("]").strip()
-    if name not in (*ROUTERS, ORACLE, EXPERTS):
+    names = [*ROUTERS, *REFERENCES]
+    if name not in (*names, EXPERTS):
         raise RouterError(
             "a router must exist",
             found=name,
-            remedy=did_you_mean(name, [*ROUTERS, ORACLE], remedy=f"some of {[*ROUTERS, ORACLE]}, or experts[NAME]"),
+            remedy=did_you_mean(name, names, remedy=f"some of {names}, or experts[NAME]"),
         )
     if has_brackets and not (brackets.endswith("]") and body):
         raise UsageError(
@@ -87,7 +96,7 @@ def parse_spec(text: str) -> RouterSpec:
         )
     if name == EXPERTS:
         return RouterSpec(name, {}, _expert_names(body, text))
-    if has_brackets and name in (ORACLE, "base"):
+    if has_brackets and name in (*REFERENCES, "base"):
         raise UsageError(f"'{name}' has no settings", found=text, remedy=f"write {name}")
     settings: dict[str, Any] = {}
     for piece in _pieces(body) if body else ():

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, File, Form, Path, Query, Request, UploadFile
@@ -15,6 +16,7 @@ from lorary.errors import LoraryError
 from lorary.serve import adapters
 from lorary.serve.answers import Answers
 from lorary.serve.api_error import ApiError
+from lorary.serve.gateway import Gateway
 from lorary.serve.gone import unless_gone
 from lorary.serve.guard import Guard
 from lorary.serve.metrics import CONTENT_TYPE
@@ -54,25 +56,30 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 MOST_LISTED = 1000
 
 
-def create_app(server: Server, page: Callable[[], str] | None = None) -> FastAPI:
+def create_app(server: Server, page: Callable[[], str] | None = None, gateway: Gateway | None = None) -> FastAPI:
     """The interface of a server.
 
     Args:
         server: what all requests share.
         page: makes the page at `/`; there is none where None.
+        gateway: passes requests on to a server that answers; the engine of `server` answers where None.
     """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[None, None]:
         await server.start()
         try:
+            if gateway is not None:
+                await gateway.start()
             yield
         finally:
+            if gateway is not None:
+                await gateway.stop()
             await server.stop()
 
     # Pages of documentation would load scripts from elsewhere; the schema itself is served.
     app = FastAPI(title="Lorary", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.include_router(_answering(server), prefix="/v1", responses=ERRORS)
+    app.include_router(_answering(server, gateway), prefix="/v1", responses=ERRORS)
     app.include_router(_telling(server), prefix="/v1", responses=ERRORS)
     app.include_router(_changing(server), prefix=adapters.PATH, responses=ERRORS)
     app.include_router(_watching(server, page), responses=ERRORS)
@@ -83,14 +90,13 @@ def create_app(server: Server, page: Callable[[], str] | None = None) -> FastAPI
     return app
 
 
-def _answering(server: Server) -> APIRouter:
+def _answering(server: Server, gateway: Gateway | None) -> APIRouter:
     """Paths that decide and answer."""
     router, prompts = APIRouter(tags=["answers"]), server.prompts
 
     @router.post("/completions", response_model=CompletionAnswer)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Go on with a text, or with several; a stream of events where `stream` is true."""
-        wanted = wanted_completion(body)
         target, session = await server.router.target(body.model, body), session_of(request.headers)
         asked = []
         for source in _sources(body.prompt):
@@ -101,6 +107,9 @@ def _answering(server: Server) -> APIRouter:
                 asked.append(Asked(target, prompts.encode(source, template), text, template, session))
             else:
                 asked.append(Asked(target, source, session=session))
+        if gateway is not None:
+            return await gateway.respond(request, "completions", asked)
+        wanted = wanted_completion(body)
         shape = CompletionShape(prompts.texts)
         answers = Answers(server, shape, request.state.request_id, body.model, asked, wanted)
         return await answers.respond(request)
@@ -108,6 +117,11 @@ def _answering(server: Server) -> APIRouter:
     @router.post("/chat/completions", response_model=ChatAnswer)
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation; a stream of events where `stream` is true."""
+        if gateway is not None:
+            template = gateway.template(body.template)
+            session = session_of(request.headers)
+            asked = await _conversation(server, body, body.model, body.messages, session, template)
+            return await gateway.respond(request, "chat/completions", [replace(asked, source=None)])
         wanted = wanted_chat(body)
         asked = await _conversation(server, body, body.model, body.messages, session_of(request.headers))
         shape = ChatShape(prompts.texts)
@@ -121,7 +135,8 @@ def _answering(server: Server) -> APIRouter:
             raise ApiError(400, "a dry run takes either a prompt or messages", param="prompt")
         session = session_of(request.headers)
         if body.messages is not None:
-            asked = await _conversation(server, body, body.model, body.messages, session)
+            template = None if gateway is None else gateway.template(body.template)
+            asked = await _conversation(server, body, body.model, body.messages, session, template)
         else:
             template, source = body.template or PLAIN, body.prompt or ""
             target = await server.router.target(body.model, body)
@@ -150,12 +165,17 @@ def _sources(prompt: Any) -> list[str | Ids]:
 
 
 async def _conversation(
-    server: Server, fields: RoutingFields, model: str, messages: list[Message], session: str | None
+    server: Server,
+    fields: RoutingFields,
+    model: str,
+    messages: list[Message],
+    session: str | None,
+    template: str | None = None,
 ) -> Asked:
     target = await server.router.target(model, fields)
     conversation = Conversation(tuple(message.turn for message in messages))
     is_base = target.setting.router == "base" and target.setting.fixed is None
-    template = fields.template or server.prompts.chat_template(conversation, is_base=is_base)
+    template = template or fields.template or server.prompts.chat_template(conversation, is_base=is_base)
     ids = server.prompts.encode(conversation, template)
     return Asked(target, ids, conversation, template, session)
 

@@ -66,7 +66,7 @@ class RoutedEngine:
         self._changes: deque[_Call] = deque()
         self._checked: dict[str, Exception | None] = {}
         self._events: list[tuple[Request, Event]] = []
-        self._num_accepted = self._num_submitted = self._epoch = 0
+        self._num_accepted = self._num_submitted = 0
         self._decoder: Decoder | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -174,7 +174,10 @@ class RoutedEngine:
             UsageError: if it names layers that are not routed.
         """
         key = json.dumps(setting.to_json(), sort_keys=True)
-        if key not in self._checked:
+        checked = self._checked  # a change of the experts puts another one in its place
+        if key in checked:
+            known = checked[key]
+        else:
             asked: concurrent.futures.Future[None] = concurrent.futures.Future()
             call = _Call(partial(_try, setting), asked, 0)
             if self._thread is not None and self._thread.is_alive():
@@ -182,12 +185,12 @@ class RoutedEngine:
             else:
                 call.run(self.base.model)
             error = asked.exception()
-            if isinstance(error, EngineError):
-                raise error
-            if len(self._checked) >= _MOST_CHECKED:
-                self._checked.clear()
-            self._checked[key] = error if isinstance(error, Exception) else None
-        if (known := self._checked[key]) is not None:
+            known = error if isinstance(error, Exception) else None
+            if not isinstance(known, EngineError):
+                if len(checked) >= _MOST_CHECKED:
+                    checked.clear()
+                checked[key] = known
+        if known is not None:
             raise known.with_traceback(None)
 
     async def trace(self, setting: Routing, ids: Ids) -> Traced:
@@ -316,7 +319,7 @@ class RoutedEngine:
         hashes = contents(seating(self.base.model))
         with RowRouting(self.base.model) as routing, Deciding(self.base.model) as deciding:
             decoder = self._decoder = Decoder(
-                self.base, routing, self.prefixes, hashes=hashes, epoch=self._epoch, sizes=self.sizes, emit=self._emit
+                self.base, routing, self.prefixes, hashes=hashes, sizes=self.sizes, emit=self._emit
             )
             while not self._is_ending:
                 self._wait(decoder)
@@ -342,8 +345,8 @@ class RoutedEngine:
     def _change(self) -> None:
         """Change experts, while no block is open."""
         if self._changes and not self._is_ending:
-            self._epoch += 1
             self._checked = {}
+            self.prefixes.clear()  # what was prepared may change with the experts, and no digest holds it
             self._changes.popleft().run(self.base.model)
 
     def _answer(self, future: asyncio.Future[Any], result: Any) -> None:

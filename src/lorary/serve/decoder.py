@@ -82,18 +82,17 @@ class Decoder:
         routing: tells its layers the settings of the rows.
         prefixes: beginnings of prompts that are known.
         hashes: content hashes of the experts.
-        epoch: see `computed_by`.
         sizes: how much at once.
         emit: is told what becomes of each request.
     """
 
     def __init__(
-        self, base: Base, routing: RowRouting, prefixes: PrefixCache, *, hashes: Mapping[str, str], epoch: int,
+        self, base: Base, routing: RowRouting, prefixes: PrefixCache, *, hashes: Mapping[str, str],
         sizes: Sizes, emit: Emit,
     ) -> None:  # fmt: skip
         self.model, self._pad_id = base.model, int(base.tokenizer.pad_token_id)
         self.routing, self.prefixes, self.sizes, self.emit = routing, prefixes, sizes, emit
-        self._hashes, self._epoch = hashes, epoch
+        self._hashes = hashes
         self._stops = frozenset(stop_ids(base.model, base.tokenizer))
         self._num_layers = int(text_config(base.model).num_hidden_layers)
         self.lanes: dict[Kind, Lane] = {}
@@ -158,7 +157,7 @@ class Decoder:
         if request.ready is None and not request.is_over:
             try:
                 request.ready = self.routing.ready(request.job.setting)
-                request.computed_by = computed_by(request.job.setting, self._hashes, self._epoch)
+                request.computed_by = computed_by(request.job.setting, self._hashes)
             except (LoraryError, ValueError, RuntimeError) as error:
                 self.end(request, error)
         return not request.is_over

@@ -109,22 +109,24 @@ def contents(state: Seating) -> dict[str, str]:
     return hashes
 
 
-def computed_by(setting: Routing, hashes: Mapping[str, str], epoch: int) -> bytes:
+def computed_by(setting: Routing, hashes: Mapping[str, str]) -> bytes:
     """What computes keys and values, so that none are shared between settings or experts that differ.
 
     Args:
         setting: of the request.
         hashes: of the experts that are seated; see `contents`.
-        epoch: counts changes of the experts. It is part of what a rule computes, which may go by prepared data too.
 
     Returns:
         A digest of the setting and of the contents of all experts that may take part.
     """
-    if (fixed := setting.fixed) is not None:
+    fixed = setting.fixed
+    who: list[Any] = [setting.to_json()]
+    experts = list(hashes)
+    if fixed is not None:
+        who = [fixed, setting.mix, setting.general.experts, setting.general.mode]
         experts = sorted(name for name in {*fixed, *(setting.general.experts or ())} if name in hashes)
-        who: Any = [fixed, setting.mix, setting.general.experts, setting.general.mode]
-    else:
-        experts, who = ([], ["base"]) if setting.router == "base" else (list(hashes), [setting.to_json(), epoch])
+    elif setting.router == "base":
+        who, experts = ["base"], []
     document = [who, [(name, hashes[name]) for name in experts]]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).digest()
 

@@ -16,7 +16,14 @@ from lorary.study.building import build_outputs, changed_settings
 from lorary.study.config import AdaptStage, BuildStage
 from lorary.study.context import StudyContext
 from lorary.study.record import stage_key
-from lorary.study.scoring import check_scored, questions_of, read_columns, score_column, write_columns
+from lorary.study.scoring import (
+    BASE_TEMPLATE,
+    check_scored,
+    questions_of,
+    read_columns,
+    score_column,
+    write_columns,
+)
 
 
 def adapt_inputs(context: StudyContext, stage: AdaptStage) -> dict[str, Any]:
@@ -28,6 +35,7 @@ def adapt_inputs(context: StudyContext, stage: AdaptStage) -> dict[str, Any]:
         "evaluate": dict(stage.evaluate),
         "tasks": questions_of(adapted_tasks(context, stage)),
         "base": context.base_content,
+        "base_template": BASE_TEMPLATE,
         "dtype": context.study.run.dtype,
     }
 

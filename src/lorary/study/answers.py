@@ -181,7 +181,7 @@ def _stages(*columns: StudyColumn) -> list[str]:
 
 
 def _base_of(cell: str, scored: Mapping[tuple[str, str], StudyColumn], split: str) -> StudyColumn | None:
-    """The base as it was scored for the cell's library: with its better template, task by task."""
+    """The base as it was scored for the cell's library: in the template that validation rows chose, task by task."""
     return scored.get((f"{cell.split('/')[0]}/base", split))
 
 

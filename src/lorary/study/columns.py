@@ -1,11 +1,13 @@
 """What a study has scored so far, out of the files that its stages have left."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from lorary.evaluate.cells import OF_ROWS
+from lorary.evaluate.base_template import BaseTemplate, choose_templates, count_templates
+from lorary.evaluate.cells import BASE, OF_ROWS, Cell, base_in
 from lorary.evaluate.compare import failed_tasks
+from lorary.evaluate.metrics import REPORTED
 from lorary.study.answers import StudyColumn
 from lorary.study.config import SPLITS, AdaptStage, DriftStage, EvaluateStage, identity
 from lorary.study.context import StudyContext
@@ -16,7 +18,8 @@ from lorary.study.scoring import Columns, read_columns
 def scored_columns(context: StudyContext, keys: Mapping[str, str | None]) -> tuple[dict[str, Columns], dict[str, Any]]:
     """Columns by identity of their stage, and drift by name: those that the settings, data and libraries of now made.
 
-    What other ones have left is no result of this study any more.
+    What other ones have left is no result of this study any more. The base counts in the template that is chosen over
+    all columns together.
     """
     columns: dict[str, Columns] = {}
     drift: dict[str, Any] = {}
@@ -27,6 +30,10 @@ def scored_columns(context: StudyContext, keys: Mapping[str, str | None]) -> tup
         elif isinstance(stage, DriftStage):
             document = read_document(context.results(name))
             drift |= {stage.name: document} if key is not None and document.get("key") == key else {}
+    every = [column for by_run in columns.values() for column in by_run.values()]
+    chosen = choose_templates(BaseTemplate(**look) for column in every for look in column["base_templates"])
+    for column in every:
+        column["cells"] = [asdict(cell) for cell in count_templates((Cell(**c) for c in column["cells"]), chosen)]
     return columns, drift
 
 
@@ -48,18 +55,30 @@ def compared_columns(context: StudyContext, scored: Mapping[str, Columns]) -> li
         if not isinstance(stage, (EvaluateStage, AdaptStage)):
             continue
         for (library, router, split), column in scored[identity(stage)].items():
-            for name in dict.fromkeys((router, "base")):
-                primary = [cell for cell in column["cells"] if cell["router"] == name and cell["primary"]]
-                values = {cell["task"]: cell["values"] for cell in primary}
+            for name, counting in _counting(router, column["cells"]).items():
+                values = {cell["task"]: cell["values"] for cell in counting}
                 rows, where = sum(map(len, values.values())), (library, name, split)
                 if rows and rows > best.get(where, (0, None))[0]:
-                    questions = {cell["task"]: (cell["metric"], cell["data"]) for cell in primary}
+                    questions = {cell["task"]: (cell["metric"], cell["data"]) for cell in counting}
                     failed = [failure["task"] for failure in column["failures"] if failure["router"] == name]
                     best[where] = (rows, StudyColumn(library, name, split, values, identity(stage), questions, failed))
     columns = [
         column for split in SPLITS for column in _on_common_tasks([c for _, c in best.values() if c.split == split])
     ]
     return [part for column in columns for part in (column, *_by_set(context, column))]
+
+
+def _counting(router: str, cells: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The cells of a router, of the base, and of the base in each of two templates throughout, by their names."""
+    counting = {
+        name: [cell for cell in cells if cell["router"] == name and cell["primary"]]
+        for name in dict.fromkeys((router, BASE))
+    }
+    by_template: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        if cell["router"] == BASE and cell["metric"] not in REPORTED:
+            by_template.setdefault(base_in(cell["template"]), []).append(cell)
+    return {**counting, **(by_template if len(by_template) > 1 else {})}
 
 
 def left_out_tasks(columns: Sequence[StudyColumn]) -> list[dict[str, str]]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorary.evaluate.cells import BASE, ORACLE
+from lorary.evaluate.cells import BASE, ORACLE, is_base
 from lorary.report.evidence_plots import FEWEST, heat_plot, rounded_points
 from lorary.report.table_model import ScoreTable
 from lorary.study.config import SPLITS, SUBSET, split_name
@@ -110,10 +110,10 @@ def _columns(columns: Sequence[Row]) -> dict[str, Any] | None:
     """Every cell's mean on every split, those of a library together; the base once, and again on other tasks."""
     names: dict[str, dict[str, Row]] = {}
     libraries = list(dict.fromkeys(row["library"] for row in columns))
-    for row in sorted(columns, key=lambda row: (row["router"] != BASE, libraries.index(row["library"]))):
-        first = names.get(BASE, {}).get(row["split"], row)
-        is_base = row["router"] == BASE and row["asked"] == first["asked"]
-        name = BASE if is_base else f"{row['library']}: {row['router']}"
+    for row in sorted(columns, key=lambda row: (not is_base(row["router"]), libraries.index(row["library"]))):
+        first = names.get(row["router"], {}).get(row["split"], row)
+        is_shared = is_base(row["router"]) and row["asked"] == first["asked"]
+        name = row["router"] if is_shared else f"{row['library']}: {row['router']}"
         names.setdefault(name, {}).setdefault(row["split"], row)
     splits = [split for split in SPLITS if any(row["split"] == split for row in columns)]
     lines = []

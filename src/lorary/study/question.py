@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 from lorary.errors import UsageError
 from lorary.route import ROUTERS
-from lorary.route.spec import EXPERTS, ORACLE, parse_spec
+from lorary.route.spec import EXPERTS, REFERENCES, parse_spec
 
 
 def _one_way(cell: str) -> str:
     """A cell with its router the one way to write it; a method of an adaptation is no router, and stays."""
     library, _, router = cell.partition("/")
-    return f"{library}/{parse_spec(router).label}" if router.partition("[")[0] in (*ROUTERS, ORACLE, EXPERTS) else cell
+    is_router = router.partition("[")[0] in (*ROUTERS, *REFERENCES, EXPERTS)
+    return f"{library}/{parse_spec(router).label}" if is_router else cell
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorary.evaluate.cells import BASE
+from lorary.evaluate.cells import is_base
 from lorary.report.markup import left_out_words, markdown_text, text
 from lorary.study.answers import p_words
 from lorary.study.config import SPLITS, split_name
@@ -39,11 +39,14 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 
 NOTE = (
-    "Mean of the tasks' primary metrics, in points of 100, with 95 % bootstrap intervals over test rows. `base` is the "
-    "better of the base's two templates, task by task."
+    "Mean of the tasks' primary metrics, in points of 100, with 95 % bootstrap intervals over test rows. `base` is "
+    "the base in the template, plain or its own chat template, that was chosen on validation rows of each task; the "
+    "lines `base (plain)` and `base (chat)` have one template throughout."
 )
 
-HEAT_NOTE = '<p class="note">Points of 100 that each cell gains over the base in the better of its two templates.</p>'
+HEAT_NOTE = (
+    '<p class="note">Points of 100 that each cell gains over the base, in the template chosen on validation rows.</p>'
+)
 # What is said above a picture, by its kind.
 PICTURES = {
     "sweep": "Means over tasks with 95 % intervals over rows. Dotted: the base; dashed: the oracle.",
@@ -144,9 +147,9 @@ def column_table(document: Mapping[str, Any]) -> Table:
     body, bases = [], list[set[tuple[Any, ...]]]()
     for library, router in lines:
         rows = [columns.get((library, router, split)) for split in splits]
-        if router == BASE:
+        if is_base(router):
             # The base is the same beside every library, on the same tasks.
-            base_figures = {(row["split"], row["value"], row["tasks"], row["rows"]) for row in rows if row}
+            base_figures = {(router, row["split"], row["value"], row["tasks"], row["rows"]) for row in rows if row}
             if any(base_figures <= other for other in bases):
                 continue
             bases.append(base_figures)

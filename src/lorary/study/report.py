@@ -11,12 +11,13 @@ from typing import Any
 from markupsafe import Markup
 
 from lorary.errors import LibraryError, LoraryError
-from lorary.evaluate.cells import BASE, ORACLE
+from lorary.evaluate.cells import is_base
 from lorary.evaluate.compare import Columns as ComparedColumns
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.files import replace_file, reported
 from lorary.library.store import Library
 from lorary.report.shell import page_html, write_page
+from lorary.route.spec import REFERENCES
 from lorary.study.answers import StudyColumn, answer
 from lorary.study.building import command_of
 from lorary.study.columns import (
@@ -133,7 +134,7 @@ def _column_row(context: StudyContext, column: StudyColumn) -> dict[str, Any]:
 def _setting(context: StudyContext, column: StudyColumn) -> dict[str, Any] | None:
     """All that its router was asked for; None for the oracle, the base, and what is no router."""
     stage = context.study.stage(column.stage)
-    if not isinstance(stage, EvaluateStage) or column.router in (ORACLE, BASE):
+    if not isinstance(stage, EvaluateStage) or column.router in REFERENCES or is_base(column.router):
         return None
     return EvaluateSettings(routers=(column.router,), **stage.settings).setting(column.router).to_json()
 

@@ -27,6 +27,8 @@ from lorary.study.context import StudyContext
 from lorary.study.record import read_document, write_document
 
 Columns = dict[Run, dict[str, Any]]
+# How the base's template is chosen: columns of another way are scored again, from the cells that libraries keep.
+BASE_TEMPLATE = "validation rows"
 
 
 def evaluate_inputs(context: StudyContext, stage: EvaluateStage) -> dict[str, Any]:
@@ -39,6 +41,7 @@ def evaluate_inputs(context: StudyContext, stage: EvaluateStage) -> dict[str, An
         "settings": dict(stage.settings),
         "tasks": questions,
         "base": context.base_content,
+        "base_template": BASE_TEMPLATE,
         "dtype": context.study.run.dtype,
     }
 
@@ -122,7 +125,8 @@ def score_column(
     """One router of a library, which cells call by the name, and the base; what was scored before is read.
 
     Returns:
-        `cells`, `failures` and `routing`, as values of JSON.
+        `cells`, `failures`, `routing` and `base_templates`, as values of JSON. In which template the base counts is
+        chosen once, over all columns of a study.
 
     Raises:
         OutOfTime: between two cells.
@@ -133,7 +137,7 @@ def score_column(
     context.display.check_time()
     seated = SeatedBase(base, library, template=settings.template, force_base=False)
     sandbox = make_sandbox(unsafe=settings.unsafe_code) if settings.allow_code else None
-    scorer = Scorer(seated, name, settings, _other_results(context, base, library), sandbox)
+    scorer = Scorer(seated, name, settings, _other_results(context, base, library), sandbox, tasks.values())
     with seated, context.display.bar(title, len(tasks)) as bar:
         for task in tasks.values():
             for scored_router in dict.fromkeys((BASE, router)):
@@ -144,6 +148,7 @@ def score_column(
         "cells": [asdict(cell) for cell in scored.cells],
         "failures": [asdict(failure) for failure in scored.failures],
         "routing": [asdict(routing) for routing in scored.routing],
+        "base_templates": [asdict(look) for look in scored.base_templates],
     }
 
 

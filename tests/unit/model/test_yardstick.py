@@ -1,5 +1,6 @@
 """Routing by contrast without data: prompts that ship with the package stand in, expert by expert."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from lorary.adapter import Adapter
 from lorary.data.yardstick import yardstick_digest, yardstick_prompts
 from lorary.errors import BaseModelError, LibraryError, RouterError
 from lorary.library.derived import iterate_derived
-from lorary.library.prepared import save_prepared
+from lorary.library.prepared import Prepared, group_key, save_prepared
 from lorary.library.store import Library
 from lorary.model import yardstick as module
 from lorary.model.attach import attach, detach, routing
@@ -147,7 +148,7 @@ def test_an_expert_that_comes_is_measured_alone_and_one_that_goes_costs_nothing(
 def test_means_are_those_over_the_prompts_and_a_request_varies_by_one(
     bare: Base, experts: Library, adapters: dict[str, Adapter]
 ) -> None:
-    yardstick = yardstick_for(bare.model, bare.tokenizer, experts)
+    yardstick = yardstick_for(bare.model, bare.tokenizer, experts, ROUTERS["contrast"])
     layers = build_layers(bare.model, list(adapters.values()))
     rule = ROUTERS["contrast"]
     moments = yardstick_moments(bare.model, rule, layers, list(adapters), yardstick)
@@ -257,11 +258,32 @@ def test_results_know_what_was_measured_on(bare: Base, experts: Library) -> None
     setting = Routing.of("contrast")
     assert prepared_marks(setting, experts) == {"": {"yardstick": yardstick_digest()}}
     assert prepared_marks(Routing.of("arrow"), experts) == {}
-    from lorary.library.prepared import Prepared, group_key
-
     tensors = {"few/x": torch.ones(2)}
     save_prepared(experts, "contrast", group_key(experts, experts.names()), Prepared(tensors, {}, {}))
     assert set(prepared_marks(setting, experts)[""]) == {"prepared.safetensors", "made.json"}
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_what_was_measured_for_another_edition_of_the_rule_is_measured_again(
+    bare: Base, experts: Library, measured: list[set[str]], monkeypatch: pytest.MonkeyPatch, prepared: bool
+) -> None:
+    contrast = ROUTERS["contrast"]
+    if prepared:
+        tensors = {f"{name}/{path}": torch.ones(2) for name in experts.names() for path in experts.shapes(name)}
+        key = group_key(experts, experts.names())
+        save_prepared(experts, "contrast", key, Prepared(tensors, {}, {}))
+    attach(bare.model, experts, router="contrast")
+    detach(bare.model)
+    assert len(measured) == (0 if prepared else 1)
+    monkeypatch.setitem(ROUTERS, "contrast", dataclasses.replace(contrast, edition=2))
+    for _ in range(2):
+        if prepared:
+            with pytest.warns(UserWarning, match="prompts that ship with Lorary stand in"):
+                attach(bare.model, experts, router="contrast")
+        else:
+            attach(bare.model, experts, router="contrast")
+        detach(bare.model)
+    assert len(measured) == (1 if prepared else 2)
 
 
 def test_experts_come_live_are_replaced_and_go(

@@ -14,17 +14,24 @@ import torch
 import lorary
 from lorary.data.schema import Task
 from lorary.data.tasks import load_tasks
+from lorary.data.template import make_template
 from lorary.errors import LibraryError, LoraryError, TaskError, UsageError
 from lorary.evaluate import scorer
 from lorary.evaluate import seated_base as bench
 from lorary.evaluate.answers import RowScores
+from lorary.evaluate.cells import BASE
 from lorary.evaluate.evaluate_library import evaluate_libraries, evaluate_library, library_names
 from lorary.evaluate.evaluation import Evaluation, combine
+from lorary.evaluate.references import drawn_anew
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.document import DEFAULT_ROUTER
 from lorary.library.prepared import Prepared, expert_key, save_prepared
 from lorary.library.store import Library
 from lorary.model.base import Base
+from lorary.model.fallback import Evidence, save_evidence
+from lorary.model.features import hidden_embedding, prompt_vectors
+from lorary.model.seating import seating
+from lorary.route import ROUTERS
 from lorary.route.setting import Routing
 
 ROWS = 3
@@ -366,11 +373,82 @@ def test_a_base_whose_own_template_cannot_be_scored_counts_in_the_other(
         )
     assert found.failures == []
     assert [(c.router, c.template) for c in found.cells if c.primary] == [("base", "plain"), ("arrow", "plain")]
-    # Beside an evaluation that could score both, one of them counts all the same.
-    for value, counts in ((2.0, "chat"), (-1.0, "plain")):
-        chat = [replace(c, template="chat", value=value) for c in found.cells if c.router == "base"]
-        whole = combine([found, replace(found, cells=[*found.cells, *chat])])
-        assert [c.template for c in whole.cells if c.primary and c.router == "base"] == [counts]
+
+
+CHAT = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+
+
+@pytest.fixture
+def chatting(base: Base) -> Base:
+    """The tiny base with a chat template."""
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.chat_template = CHAT
+    return replace(base, tokenizer=tokenizer)
+
+
+@pytest.fixture
+def templates_scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Split and template of all calls that score rows; chat is right on test rows, and plain on all others."""
+    calls: list[tuple[str, str]] = []
+
+    def fake(model: Any, tokenizer: Any, template: Any, rows: Any, metric: Any, **more: Any) -> RowScores:
+        split, count = rows[0].split, len(rows)
+        calls.append((split, template.name))
+        right = float((template.name == "chat") == (split == "test"))
+        return RowScores([2.0 - right] * count, metric.name, [right] * count, [""] * count)
+
+    monkeypatch.setattr(scorer, "score_rows", fake)
+    return calls
+
+
+def test_the_base_counts_in_the_template_that_validation_rows_choose_whatever_test_rows_say(
+    chatting: Base, tested: dict[str, Task], make_library: Callable[..., Library],
+    templates_scored: list[tuple[str, str]],
+) -> None:  # fmt: skip
+    library, settings = make_library("lib", "a", "b"), replace(SETTINGS, routing_rows=0)
+    found = evaluate_library(chatting, library, tested, settings)
+    assert {(c.task, c.template, c.value) for c in found.cells if c.router == "base" and c.primary} == {
+        (task, "plain", 0.0) for task in "abc"
+    }
+    assert {(t.task, t.template, t.split, t.rows, t.origin) for t in found.base_templates} == {
+        (task, "plain", "val", 4, "rows") for task in "abc"
+    }
+    means = {mean.router: mean.mean for mean in found.means if mean.split == "held_in"}
+    assert (means["base"], means["base (plain)"], means["base (chat)"]) == (0.0, 0.0, 1.0)
+    losses = {mean.router: mean.mean for mean in found.loss_means if mean.split == "held_in"}
+    assert (losses["base"], losses["base (plain)"], losses["base (chat)"]) == (2.0, 2.0, 1.0)
+    # Other rows to choose on make no cell anew, and the same ones nothing at all.
+    templates_scored.clear()
+    fewer = evaluate_library(chatting, library, tested, replace(settings, template_rows=2))
+    assert templates_scored == [("val", name) for _ in "abc" for name in ("plain", "chat")]
+    assert {choice.rows for choice in fewer.base_templates} == {2}
+    templates_scored.clear()
+    evaluate_library(chatting, library, tested, settings)
+    assert templates_scored == []
+
+
+def test_tasks_without_rows_to_choose_on_follow_the_majority(
+    chatting: Base, tested: dict[str, Task], make_library: Callable[..., Library],
+    templates_scored: list[tuple[str, str]],
+) -> None:  # fmt: skip
+    def only(name: str, *splits: str) -> Task:
+        train = tuple(replace(row, split="train") for row in tested[name].split("val"))
+        rows = {**tested[name].rows, "train": train}
+        return replace(tested[name], rows={split: rows[split] for split in (*splits, "test")})
+
+    library = make_library("lib", "a")
+    settings = replace(SETTINGS, routers=("arrow",), routing_rows=0)
+    tasks = {"a": only("a", "val"), "b": only("b", "train"), "c": only("c")}
+    found = evaluate_library(chatting, library, tasks, settings)
+    assert [(t.task, t.split, t.origin, t.template) for t in found.base_templates] == [
+        ("a", "val", "rows", "plain"), ("b", "train", "rows", "plain"), ("c", "", "majority", "plain"),
+    ]  # fmt: skip
+    alone = evaluate_library(chatting, library, {"c": only("c")}, settings)
+    assert [(t.origin, t.template) for t in alone.base_templates] == [("default", "chat")]
+    assert {c.template for c in alone.cells if c.router == "base" and c.primary} == {"chat"}
+    # Together with others, the choice is made anew.
+    whole = combine([alone, evaluate_library(chatting, library, {"a": only("a", "val")}, settings)])
+    assert {c.template for c in whole.cells if c.router == "base" and c.primary} == {"plain"}
 
 
 def test_a_scored_cell_whose_routing_cannot_be_looked_at_is_no_failure(
@@ -475,13 +553,24 @@ def test_rows_that_fit_no_expert_are_asked_of_the_base_in_its_own_template(
     for task in tested:
         cells = {(c.router, c.template, c.metric): c for c in evaluation.cells if c.task == task}
         lost, as_base = cells["auto", "plain", "loss"], cells["base", "chat", "loss"]
-        assert lost.base_rows == ROWS
-        assert lost.values == pytest.approx(as_base.values)
         fallen = cells["auto[fallback=uniform]", "plain", "loss"]
+        # The base answers freely, and is not asked to rank the options of task b.
+        assert lost.base_rows == (0 if task == "b" else ROWS)
+        assert lost.values == pytest.approx((fallen if task == "b" else as_base).values)
         assert (fallen.base_rows, fallen.values) == (0, pytest.approx(cells["uniform", "plain", "loss"].values))
         kept = cells["auto[threshold=-999.5]", "plain", "loss"]
         assert kept.base_rows == 0
         assert kept.values != pytest.approx(as_base.values)
+    # Evidence that the mean of all experts does better on such prompts is followed, and asks for other scores.
+    template = make_template("plain", tokenizer, max_length=99)
+    prompts = [template.encode_prompt(row.prompt) for task in tested.values() for row in task.split("test")]
+    vectors = prompt_vectors(base.model, hidden_embedding, prompts)
+    save_evidence(library, Evidence(vectors, torch.ones(len(vectors))), {})
+    again = evaluate_library(chatting, library, tested, settings)
+    for task in tested:
+        cells = {(c.router, c.template, c.metric): c for c in again.cells if c.task == task}
+        auto, uniform = cells["auto", "plain", "loss"], cells["uniform", "plain", "loss"]
+        assert (auto.base_rows, auto.values) == (0, pytest.approx(uniform.values))
 
 
 def test_answers_are_kept_with_the_rows_and_cells_without_them_are_read_as_they_are(
@@ -518,3 +607,90 @@ def test_the_oracle_of_a_held_out_task_is_the_expert_of_the_lowest_loss_that_is_
     assert (entry.task, entry.split, entry.rows, set(entry.losses)) == ("c", "val", 4, {"a", "b"})
     (expert,) = {cell.expert for cell in found.cells if (cell.router, cell.task) == ("oracle", "c")}
     assert expert == min(entry.losses, key=lambda name: entry.losses[name])
+
+
+def test_the_best_single_expert_is_that_of_the_lowest_mean_loss_over_all_tasks(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library]
+) -> None:
+    only = {name: replace(tested[name], rows={"test": tested[name].split("test")}) for name in "abc"}
+    settings = replace(SETTINGS, routers=("experts[a]", "experts[b]", "best-single"), rows=4, routing_rows=0)
+    found = evaluate_library(base, make_library("lib", "a", "b"), only, settings)
+    # The rows by which it is chosen are the test rows here, so that cells have the same losses.
+    losses = {name: sum(c.value for c in found.cells if (c.router, c.metric) == (f"experts[{name}]", "loss"))
+              for name in "ab"}  # fmt: skip
+    best = min(losses, key=lambda name: losses[name])
+    assert {c.expert for c in found.cells if c.router == "best-single"} == {best}
+    assert sum(c.value for c in found.cells if (c.router, c.metric) == ("best-single", "loss")) == losses[best]
+    assert found.expert_losses == []
+
+
+def test_an_oracle_may_take_the_base_on_a_held_out_task_where_it_does_better_on_validation_rows(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    better = BASE
+
+    def fake(model: Any, tokenizer: Any, template: Any, rows: Any, metric: Any, **more: Any) -> RowScores:
+        router = BASE if seating(model).routing == Routing(BASE) else "expert"
+        right, count = float((router == better) == (rows[0].split == "val")), len(rows)
+        return RowScores([1.0] * count, metric.name, [right] * count, [""] * count)
+
+    monkeypatch.setattr(scorer, "score_rows", fake)
+    settings = replace(SETTINGS, routers=("oracle", "oracle-or-base"), routing_rows=0)
+    found = evaluate_library(base, make_library("lib", "a", "b"), tested, settings)
+    used = {(c.router, c.task): c.expert for c in found.cells if c.primary}
+    assert [used["oracle-or-base", task] for task in "abc"] == ["a", "b", BASE]
+    assert used["oracle", "c"] in ("a", "b")
+    # What the test rows say chooses nothing.
+    assert values(found)["lib", "oracle-or-base", "c", "em"] == values(found)["lib", "base", "c", "em"] == 0.0
+    assert len(found.expert_losses) == 1
+    better = "expert"
+    other = evaluate_library(base, make_library("lib2", "a", "b"), tested, settings)
+    used = {(c.router, c.task): c.expert for c in other.cells if c.primary}
+    assert used["oracle-or-base", "c"] == used["oracle", "c"] != BASE
+
+
+def test_the_random_control_has_the_norms_of_the_expert_and_leaves_it_as_it_was(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library]
+) -> None:
+    library, only = make_library("lib", "a", "b"), {"a": tested["a"]}
+    settings = replace(SETTINGS, routers=("random", "experts[a]"), routing_rows=0)
+    found = values(evaluate_library(base, library, only, settings))
+    assert found["lib", "random", "a", "loss"] != found["lib", "experts[a]", "a", "loss"]
+    model = lorary.attach(base.model, library, router="base")
+    try:
+        state = seating(model)
+        layer = next(iter(state.layers.values()))
+        before = layer.lora.up.clone()
+        with drawn_anew(model, "a"):
+            seat = layer.experts.index(state.experts.index("a"))
+            ranks = layer.rank_index(seat)
+            assert layer.lora.up[ranks].norm() == pytest.approx(before[ranks].norm().item())
+            assert not torch.allclose(layer.lora.up[ranks], before[ranks])
+            rest = [i for i in range(len(before)) if not ranks.start <= i < ranks.stop]
+            assert torch.equal(layer.lora.up[rest], before[rest])
+        assert torch.equal(layer.lora.up, before)
+    finally:
+        lorary.detach(model)
+
+
+def test_another_edition_of_a_rule_is_scored_anew_and_so_is_a_rule_that_may_pick_it(
+    base: Base, tested: dict[str, Task], make_library: Callable[..., Library], scored: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    library, only = make_library("lib", "a", "b"), {"a": tested["a"]}
+    settings = replace(SETTINGS, routers=("arrow", "auto", "uniform", "experts[a]"), routing_rows=0)
+    evaluate_library(base, library, only, settings)
+    scored.clear()
+
+    def evaluated(rule: str) -> int:
+        monkeypatch.setitem(ROUTERS, rule, replace(ROUTERS[rule], edition=2))
+        scored.clear()
+        assert evaluate_library(base, library, only, settings).failures == []
+        return len(scored)
+
+    assert evaluated("norm") == 0
+    assert evaluated("arrow") == 1
+    assert evaluated("contrast") >= 1  # auto alone, which may score its groups of rows apart
+    assert evaluated("arrow") == 0
+    assert Routing.of("auto").editions == {"contrast": 2}
+    assert Routing.of(experts=["a"]).editions == {}

@@ -102,7 +102,7 @@ async def ids(engine: RoutedEngine, job: Job) -> list[int]:
 
 def mixed_jobs(number: int, generator: torch.Generator) -> list[Job]:
     lengths = torch.randint(1, 50, (number,), generator=generator).tolist()
-    return [Job(ids_of(n, generator), SETTINGS[i % len(SETTINGS)], 1 + (i * 7) % 23) for i, n in enumerate(lengths)]
+    return [Job(ids_of(n, generator), SETTINGS[i % len(SETTINGS)], 1 + (i * 7) % 13) for i, n in enumerate(lengths)]
 
 
 def test_requests_of_all_settings_get_the_tokens_of_generate_in_any_company(
@@ -212,7 +212,7 @@ def test_no_setting_answers_from_what_another_computed(
     base: Base, random_adapter: Callable[..., Any], generator: torch.Generator
 ) -> None:
     prompt = ids_of(40, generator)
-    jobs = [Job(prompt, setting, 8) for setting in SETTINGS]
+    jobs = [Job(prompt, setting, 5) for setting in SETTINGS]
     expected = [alone(base, job) for job in jobs]
     assert len({tuple(answer) for answer in expected}) > 7
     other = random_adapter(base.model, "a", generator, size=3.0)

@@ -55,12 +55,12 @@ def test_whatever_changes_an_answer_has_another_digest() -> None:
         Routing(experts=["a"], mix="factors"),
         Routing(experts=["a"], general=General(["b"])),
     ]
-    digests = [computed_by(setting, HASHES, 0) for setting in settings]
+    digests = [computed_by(setting, HASHES) for setting in settings]
     assert len(set(digests)) == len(settings)
-    changed = [computed_by(setting, {**HASHES, "b": "3"}, 0) == d for setting, d in zip(settings, digests, strict=True)]
+    changed = [computed_by(setting, {**HASHES, "b": "3"}) == d for setting, d in zip(settings, digests, strict=True)]
     assert changed == [False, False, False, True, True, True, False, True, False]
 
 
 def test_a_decision_shares_with_the_expert_that_it_names() -> None:
     decided = Routing.of("arrow", per="request").changed(experts={"a": 1.0}, fallback=None)
-    assert computed_by(decided, HASHES, 0) == computed_by(Routing(experts=["a"]), HASHES, 3)
+    assert computed_by(decided, HASHES) == computed_by(Routing(experts=["a"]), HASHES)

@@ -1,0 +1,59 @@
+"""`lorary export`: a library becomes one adapter that another server routes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorary.library.store import Library
+from lorary.route.presets import merged
+from lorary.route.setting import Routing
+from lorary.serve.export_settings import ExportSettings
+from lorary.serve.routed_adapter import routed_adapter, write_routed_folder
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export made.
+
+    Args:
+        adapter: the folder it lies in.
+        engine: that serves it.
+        router: that decides in each layer for each token.
+        experts: names of the adapters that went into it.
+        rank: of the adapter: all ranks of the experts, and one row for the score of each.
+        max_lora_rank: the smallest value of the server's --max-lora-rank that takes it.
+    """
+
+    adapter: str
+    engine: str
+    router: str
+    experts: list[str]
+    rank: int
+    max_lora_rank: int
+
+
+def run_export(library_path: str, out: str, *, engine: str = "vllm", **route: Any) -> ExportResult:
+    """Write a library as one routed adapter, into a folder of `out` whose name holds the hash of its content.
+
+    Args:
+        library_path: folder of the library.
+        out: folder in which it is made.
+        engine: a server that there is an export for.
+        route: router, preset and fields of a routing setting; the library's own where they are not given.
+
+    Returns:
+        Where it lies, and what the server must be started with.
+
+    Raises:
+        UsageError: if an option does not exist or is out of range, or something is in the folder's place.
+        RouterError: if the server cannot route so.
+        LibraryError: if the library holds no adapter, or the folder cannot be written.
+        AdapterError: if the server does not take what an adapter adapts, or that many ranks.
+    """
+    settings, library = ExportSettings(engine), Library.open(library_path)
+    routed = routed_adapter(library, merged(Routing.of(**library.default_router), route))
+    folder = write_routed_folder(Path(out), routed)
+    layout = routed.layout
+    return ExportResult(
+        str(folder), settings.engine, layout.router, list(layout.experts), layout.num_columns, routed.max_lora_rank
+    )
