@@ -22,6 +22,7 @@ class Decision:
         confidence: that score, in units of the rule.
         is_lost: whether no expert could be chosen, so that the fallback answers.
         rule: the router that decided; another one than was asked for where that only picks one.
+        prefers_mean: whether evidence of the library speaks for the mean of all experts where the base would answer.
     """
 
     weights: tuple[tuple[str, float], ...]
@@ -29,6 +30,7 @@ class Decision:
     confidence: float
     is_lost: bool
     rule: str
+    prefers_mean: bool = False
 
     def of_base(self) -> "Decision":
         """The same where the base answers."""
@@ -86,20 +88,26 @@ def decide(model: Any, prompts: Sequence[Ids]) -> list[Decision]:
     by_prompt: dict[Ids, Decision] = {}
     for bucket, ids, real in prompt_batches(model, different):
         state.prober.decide(model, {"input_ids": ids, "attention_mask": real.long()})
-        chosen, scores, is_lost = request.chosen, request.scores, request.is_lost
+        chosen, scores, is_lost, prefers_mean = request.chosen, request.scores, request.is_lost, request.prefers_mean
         assert chosen is not None
         assert scores is not None
         assert is_lost is not None
+        assert prefers_mean is not None
         dense, (confidence, best) = chosen.dense(len(state.experts)).tolist(), scores.max(dim=1)
         for row, i in enumerate(bucket):
             named = tuple((name, weight) for name, weight in zip(state.experts, dense[row], strict=True) if weight)
             by_prompt[different[i]] = Decision(
-                named, state.experts[int(best[row])], float(confidence[row]), bool(is_lost[row]), request.rule
-            )
+                named, state.experts[int(best[row])], float(confidence[row]), bool(is_lost[row]), request.rule,
+                bool(prefers_mean[row]),
+            )  # fmt: skip
     state.prober.forget()
     return [by_prompt[tuple(prompt)] for prompt in prompts]
 
 
 def asks_base(routing: Routing, decision: Decision) -> bool:
-    """Whether the base is to answer in its own chat template."""
-    return decision.is_lost and routing.fallback == CHAT
+    """Whether the base is to answer in its own chat template.
+
+    It answers freely there. Ranking given options by their likelihood is another matter: in a chat the base expects a
+    sentence, and ranks worse than the mean of all experts (docs/results/README.md). So callers do not ask for options.
+    """
+    return decision.is_lost and routing.fallback == CHAT and not decision.prefers_mean

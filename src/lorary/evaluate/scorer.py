@@ -293,7 +293,7 @@ class Scorer:
         router, chat = seating(base.model).routing, self._own_template(base, template)
         groups: dict[Any, list[int]] = {}
         for i, decision in enumerate(decided):
-            is_asked = chat is not None and asks_base(router, decision)
+            is_asked = chat is not None and not rows[i].options and asks_base(router, decision)
             groups.setdefault(CHAT if is_asked else decision.weights, []).append(i)
         by_row: dict[int, tuple[float, float, str]] = {}
         name = ""

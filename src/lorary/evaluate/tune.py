@@ -15,15 +15,11 @@ from lorary.evaluate.seated_base import SeatedBase, known_base
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.derived import save_derived
 from lorary.library.files import encode_json
-from lorary.library.opening import template_of
 from lorary.library.prepared import group_key
 from lorary.library.store import Library
 from lorary.model.base import Base
-from lorary.route.setting import CHAT, UNIFORM
 from lorary.route.spec import REFERENCES
 
-# Tasks that are looked at to choose a fallback: more of them seldom change it.
-MOST_TASKS = 24
 # What is tried where nobody says: one expert or the base, one expert or all, a few experts, and what needs no decision
 # for the request.
 CANDIDATES = ("auto", "auto[fallback=uniform]", "auto[top_k=3]", "arrow", "uniform")
@@ -102,7 +98,7 @@ def tune_library(
             "candidates for a default must be routers, which are told nothing of the task", found=references[0]
         )
     names = library.names()
-    experts_of, views = _views(library, tasks, settings.rows)
+    experts_of, views = masked_views(library, tasks, settings.rows)
     if BASE in settings.routers:
         views = {name: _with_other_rows(view, tasks[name]) for name, view in views.items()}
     seated, scored = SeatedBase(known_base(base), library, force_base=force_base), (ScoredCells(), ScoredCells())
@@ -130,47 +126,23 @@ def tune_library(
     return tuned
 
 
-def pick_fallback(
-    base: Base, library: Library, tasks: Mapping[str, Task], *, rows: int = 4, display: Display | None = None
-) -> str | None:
-    """What answers best where no expert fits, found by taking each task's experts away.
+def masked_views(
+    library: Library, tasks: Mapping[str, Task], num_rows: int
+) -> tuple[dict[str, list[str]], dict[str, Task]]:
+    """The tasks whose experts can be taken away while others are left.
 
     Args:
-        base: the bare base model.
         library: its experts' tasks are recorded.
-        tasks: by name; those of other experts are left out, and of the others no more than `MOST_TASKS` are looked at.
-        rows: validation rows of each task.
-        display: where progress is shown.
+        tasks: by name; those of no expert are left out, and those of all experts.
+        num_rows: rows of each, at most.
 
     Returns:
-        A value of `Routing.fallback`: `uniform`, `chat` or None for the base as it is. `chat` where no task can be
-        looked at, or a score is missing.
+        The experts of each task; and the tasks, with validation rows (training rows where there are none) in the place
+        of test rows.
+
+    Raises:
+        TaskError: if there is no such task.
     """
-    settings = EvaluateSettings(("uniform",), rows=rows, routing_rows=0, template=template_of(library, None))
-    try:
-        experts_of, views = _views(library, tasks, rows)
-    except TaskError:
-        return CHAT
-    views = dict(list(views.items())[:: max(1, -(-len(views) // MOST_TASKS))])
-    scored, seated = ScoredCells(), SeatedBase(known_base(base), library, force_base=False)
-    with seated, (display or Display()).bar("choosing what answers where no expert fits", len(views)) as bar:
-        for name, view in views.items():
-            others = [expert for expert in library.names() if expert not in experts_of[name]]
-            masked = replace(settings, route={"allow": others})
-            for router in (UNIFORM, BASE):
-                if Scorer(seated, library.path.name, masked, []).score(view, router, scored) is not None:
-                    return CHAT
-            bar.advance(name)
-    values: dict[tuple[str, str], list[float]] = {}
-    for cell in scored.cells:
-        if cell.metric not in ("loss", "perplexity"):
-            values.setdefault((cell.router, cell.template), []).append(cell.value)
-    best, template = max(values, key=lambda key: sum(values[key]) / len(values[key]))
-    return UNIFORM if best == UNIFORM else CHAT if template == CHAT else None
-
-
-def _views(library: Library, tasks: Mapping[str, Task], num_rows: int) -> tuple[dict[str, list[str]], dict[str, Task]]:
-    """The experts of each task, and the tasks that can be masked, their rows to score in the place of test rows."""
     experts_of: dict[str, list[str]] = {}
     for row in library.describe():
         for task in row["tasks"]:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from lorary.errors import RouterError, UsageError
-from lorary.model.features import Featured
+from lorary.model.fallback import Evidence
+from lorary.model.features import Featured, mean_hidden
 from lorary.ops.choose import Choice, Chosen, choose
 from lorary.route.logo import last_tokens
 from lorary.route.rule import Measures
@@ -73,11 +74,13 @@ class Request:
         rule: name of the router.
         border: what is taken from all scores.
         fallback: (experts,) weights for a row in which no expert may be chosen; the base answers where None.
+        evidence: for which of these rows the base in its own template would answer worse; for none where None.
 
     Attributes:
         chosen: the experts of each row, once it is decided.
         scores: (rows, experts) of each row; minus infinity for an expert that may not be chosen.
         is_lost: (rows,) bool, whether no expert could be chosen.
+        prefers_mean: (rows,) bool, whether `evidence` speaks for the fallback's weights.
     """
 
     def __init__(
@@ -89,13 +92,15 @@ class Request:
         rule: str = "",
         border: float = 0.0,
         fallback: Tensor | None = None,
+        evidence: Evidence | None = None,
     ) -> None:
         self.num_experts, self.choice, self.measures, self.featured = num_experts, choice, measures, featured
-        self.rule, self.border, self.fallback = rule, border, fallback
+        self.rule, self.border, self.fallback, self.evidence = rule, border, fallback, evidence
         self.is_probing = False
         self.chosen: Chosen | None = None
         self.scores: Tensor | None = None
         self.is_lost: Tensor | None = None
+        self.prefers_mean: Tensor | None = None
 
     def start(self, real: Tensor) -> None:
         """Begin a probe.
@@ -134,6 +139,10 @@ class Request:
             hidden: (rows, seq, d), the decoder's last hidden states.
             ids: (rows, seq), where tokens were given as such.
         """
+        if self.evidence is None:
+            self.prefers_mean = torch.zeros(len(hidden), dtype=torch.bool)
+        else:
+            self.prefers_mean = self.evidence.prefers_mean(mean_hidden(hidden, self._real.to(hidden.device)))
         if self.featured is not None:
             self._sums += self.featured.scores(hidden, ids, self._real.to(hidden.device)).to(self._sums)
             self._layers += self.featured.alive.to(self._layers)

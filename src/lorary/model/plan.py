@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lorary.errors import RouterError, UsageError
 from lorary.lora.context import PerThread
 from lorary.model.decision import Request, TokenDecision
+from lorary.model.fallback import load_evidence
 from lorary.model.features import Featured, embedding, featured
 from lorary.model.gates import ScoreGate, Seated, TokenGate
 from lorary.model.general_subtraction import Subtracted
@@ -110,7 +111,8 @@ def _requests(
     elif setting.fallback is not None:
         fallback = constant_weights(Routing(experts=[setting.fallback]), state.experts)
     choice, experts = setting.choice(""), len(state.experts)
-    return PerThread(partial(Request, experts, choice, measures, featured, setting.router, border, fallback))
+    evidence = load_evidence(state.library) if setting.fallback == CHAT else None
+    return PerThread(partial(Request, experts, choice, measures, featured, setting.router, border, fallback, evidence))
 
 
 def _border(setting: Routing, state: Seating, prepared: PreparedTensors) -> float:

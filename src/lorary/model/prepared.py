@@ -9,9 +9,10 @@ from lorary.errors import RouterError
 from lorary.library.prepared import Key, expert_key, group_key, load_prepared, prepared_hashes, was_prepared_before
 from lorary.library.store import Library
 from lorary.model.check_seated import check_unchanged
+from lorary.model.fallback import KIND as FALLBACK
 from lorary.model.layers import SeatedLayer
 from lorary.route import ROUTERS
-from lorary.route.setting import Routing
+from lorary.route.setting import CHAT, Routing
 
 # By expert, then by the path of the layer (or `REQUEST`): what rules need beyond weights.
 PreparedTensors = Mapping[str, Mapping[str, Tensor]]
@@ -65,11 +66,20 @@ def prepared_marks(setting: Routing, library: Library) -> dict[str, Mapping[str,
 
     For a rule that picks one of several, of what each of these would read.
     """
+    marks = _rule_marks(setting, library)
+    if setting.fallback == CHAT:
+        # Until version 2, ranked options were handed to the base too, and evidence was not asked for.
+        evidence = prepared_hashes(library, FALLBACK, group_key(library, library.names()))
+        marks[CHAT] = {"version": "2", **evidence}
+    return marks
+
+
+def _rule_marks(setting: Routing, library: Library) -> dict[str, Mapping[str, str]]:
     if setting.experts is None and (tries := ROUTERS[setting.router].tries):
         return {
             f"{router}/{name}": marks
             for router in tries
-            for name, marks in prepared_marks(setting.changed(router=router), library).items()
+            for name, marks in _rule_marks(setting.changed(router=router), library).items()
         }
     kind = setting.data_kind
     if kind is None or setting.data is None:

@@ -17,7 +17,6 @@ from lorary.data.template import Example, Template, make_template, warn_of_cuts
 from lorary.data.tokenizer_content import text_of
 from lorary.display import Display
 from lorary.errors import BaseModelError, RouterError
-from lorary.evaluate.tune import pick_fallback
 from lorary.library.configuration import differing_fields
 from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.opening import template_of
@@ -30,11 +29,11 @@ from lorary.model.prepared import REQUEST, TASKS
 from lorary.model.yardstick import store_moments, stored_moments, yardstick_for, yardstick_moments
 from lorary.prepare.catalogue import MEASURES
 from lorary.prepare.expert_rows import ExpertRows, draw_rows
+from lorary.prepare.fallback import measure_fallback
 from lorary.prepare.measure import MeasureContext, Tensors
 from lorary.prepare.settings import PrepareSettings
 from lorary.route import ROUTERS
-from lorary.route.presets import merged
-from lorary.route.setting import Routing
+from lorary.route.setting import CHAT, Routing
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,8 @@ def prepare_built(
 ) -> PrepareResult | None:
     """Prepare the default router of a library, if that is one that picks its rule by what is known of the experts.
 
-    The prompts are those of the tasks that the experts were just trained on. Where nobody has chosen otherwise, what
-    answers when no expert fits is picked by the same tasks.
+    The prompts are those of the tasks that the experts were just trained on. The same tasks say what answers a request
+    that no expert fits.
 
     Args:
         base: the bare base model.
@@ -137,10 +136,8 @@ def prepare_built(
         if names and set(names) <= set(tasks)
     }
     result = prepare_library(base, library, data, settings, display=display)
-    default = Routing.of(**library.default_router)
-    if default == merged(Routing(), router):  # also after an interruption: what was scored is not scored again
-        picked = default.changed(fallback=pick_fallback(base, library, tasks, display=display)).to_json()
-        library.set_default_router({key: value for key, value in picked.items() if value is not None})
+    if Routing.of(**library.default_router).fallback == CHAT:
+        measure_fallback(base, library, tasks, display=display)
     return result
 
 

@@ -1,6 +1,7 @@
 """Decisions for whole requests are taken once per prompt, and rows that are decided alike are scored together."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -76,6 +77,7 @@ def test_the_base_is_asked_in_its_own_template_only_where_that_is_the_fallback(r
     assert asks_base(auto, lost)
     assert not asks_base(auto, kept)
     assert not asks_base(auto.changed(fallback="uniform"), lost)
+    assert not asks_base(auto, replace(lost, prefers_mean=True))
 
 
 def test_routers_of_tokens_and_of_single_rows_decide_on_their_own(routed: Any) -> None:

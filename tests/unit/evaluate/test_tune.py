@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,33 +89,6 @@ def test_tasks_of_no_expert_are_refused_and_nothing_is_written(
     with pytest.raises(TaskError, match="none among"):
         tune.tune_library(base, library, {}, SETTINGS)
     assert library.default_router == before
-
-
-@pytest.mark.parametrize(
-    ("means", "expected"),
-    [
-        ({("uniform", "plain"): 0.5, ("base", "plain"): 0.2, ("base", "chat"): 0.4}, "uniform"),
-        ({("uniform", "plain"): 0.3, ("base", "plain"): 0.2, ("base", "chat"): 0.4}, "chat"),
-        ({("uniform", "plain"): 0.3, ("base", "plain"): 0.5, ("base", "chat"): 0.4}, None),
-    ],
-)
-def test_the_fallback_is_what_does_best_without_the_experts_of_each_task(
-    monkeypatch: pytest.MonkeyPatch, base: Base, library: Library, tasks: dict[str, Task], means: Any, expected: Any
-) -> None:
-    seen: list[tuple[str, Any]] = []
-
-    def score(self: Any, task: Task, router: str, scored: ScoredCells) -> None:
-        seen.append((task.name, self._settings.setting("uniform").allow))
-        for (name, template), value in means.items():
-            if name == router:
-                for metric in ("loss", "em"):
-                    cell = SimpleNamespace(router=name, template=template, metric=metric, value=value)
-                    scored.cells.append(cell)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(tune.Scorer, "score", score)
-    assert tune.pick_fallback(base, library, tasks) == expected
-    assert seen == [(name, [other for other in "abc" if other != name]) for name in "abc" for _ in range(2)]
-    assert tune.pick_fallback(base, library, {}) == "chat"
 
 
 def test_a_reference_that_is_told_the_task_is_no_candidate(

@@ -14,6 +14,7 @@ import torch
 import lorary
 from lorary.data.schema import Task
 from lorary.data.tasks import load_tasks
+from lorary.data.template import make_template
 from lorary.errors import LibraryError, LoraryError, TaskError, UsageError
 from lorary.evaluate import scorer
 from lorary.evaluate import seated_base as bench
@@ -27,6 +28,8 @@ from lorary.library.document import DEFAULT_ROUTER
 from lorary.library.prepared import Prepared, expert_key, save_prepared
 from lorary.library.store import Library
 from lorary.model.base import Base
+from lorary.model.fallback import Evidence, save_evidence
+from lorary.model.features import hidden_embedding, prompt_vectors
 from lorary.model.seating import seating
 from lorary.route import ROUTERS
 from lorary.route.setting import Routing
@@ -550,13 +553,24 @@ def test_rows_that_fit_no_expert_are_asked_of_the_base_in_its_own_template(
     for task in tested:
         cells = {(c.router, c.template, c.metric): c for c in evaluation.cells if c.task == task}
         lost, as_base = cells["auto", "plain", "loss"], cells["base", "chat", "loss"]
-        assert lost.base_rows == ROWS
-        assert lost.values == pytest.approx(as_base.values)
         fallen = cells["auto[fallback=uniform]", "plain", "loss"]
+        # The base answers freely, and is not asked to rank the options of task b.
+        assert lost.base_rows == (0 if task == "b" else ROWS)
+        assert lost.values == pytest.approx((fallen if task == "b" else as_base).values)
         assert (fallen.base_rows, fallen.values) == (0, pytest.approx(cells["uniform", "plain", "loss"].values))
         kept = cells["auto[threshold=-999.5]", "plain", "loss"]
         assert kept.base_rows == 0
         assert kept.values != pytest.approx(as_base.values)
+    # Evidence that the mean of all experts does better on such prompts is followed, and asks for other scores.
+    template = make_template("plain", tokenizer, max_length=99)
+    prompts = [template.encode_prompt(row.prompt) for task in tested.values() for row in task.split("test")]
+    vectors = prompt_vectors(base.model, hidden_embedding, prompts)
+    save_evidence(library, Evidence(vectors, torch.ones(len(vectors))), {})
+    again = evaluate_library(chatting, library, tested, settings)
+    for task in tested:
+        cells = {(c.router, c.template, c.metric): c for c in again.cells if c.task == task}
+        auto, uniform = cells["auto", "plain", "loss"], cells["uniform", "plain", "loss"]
+        assert (auto.base_rows, auto.values) == (0, pytest.approx(uniform.values))
 
 
 def test_answers_are_kept_with_the_rows_and_cells_without_them_are_read_as_they_are(

@@ -1,0 +1,78 @@
+"""Which of two answers a request that no expert fits: the mean of all experts, or the base in its own chat template."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from lorary.library.prepared import Prepared, group_key, load_prepared, save_prepared
+from lorary.library.store import Library
+
+# The name of the evidence in a library.
+KIND = "fallback"
+VECTORS, ADVANTAGES = "vectors", "advantages"
+# How far, in unit vectors, the evidence of a prompt reaches (the deviation of a Gaussian kernel).
+REACH = 0.4
+# How many prompts' worth of evidence for "no difference" every request has: far from all prompts the base answers.
+PRIOR = 1.0
+# Nats per token by which the mean of all experts must be expected to be better.
+MARGIN = 0.3
+# Nats per token beyond which one prompt is no stronger evidence.
+MOST = 1.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How much better the mean of all experts was than the base, on prompts whose own expert was taken away.
+
+    Args:
+        vectors: (prompts, features), what each prompt looks like; see `lorary.model.features.mean_hidden`.
+        advantages: (prompts,), nats per token by which the mean's loss on the answer was lower.
+    """
+
+    vectors: Float[Tensor, "prompts features"]
+    advantages: Float[Tensor, " prompts"]
+
+    def prefers_mean(self, requests: Float[Tensor, "batch features"]) -> Bool[Tensor, " batch"]:
+        """Whether the mean of all experts is expected to answer a request better than the base.
+
+        The expectation is a kernel regression over the prompts (Nadaraya 1964, Watson 1964) that is drawn to 0.
+
+        Args:
+            requests: vectors like those of the prompts, any float dtype, on any device.
+        """
+        prompts = normalize(self.vectors.double(), dim=1)
+        centre = prompts.mean(dim=0)
+        prompts = normalize(prompts - centre, dim=1)
+        units = normalize(normalize(requests.double().cpu(), dim=1) - centre, dim=1)
+        near = torch.exp(-torch.cdist(units, prompts).square() / (2 * REACH**2))
+        expected = near @ self.advantages.double().clamp(-MOST, MOST) / (PRIOR + near.sum(dim=1))
+        return (expected > MARGIN).to(requests.device)
+
+
+def load_evidence(library: Library) -> Evidence | None:
+    """What was measured for the experts that a library holds now; None where nothing was.
+
+    Raises:
+        LibraryError: if it is damaged.
+    """
+    names = library.names()
+    stored = load_prepared(library, KIND, group_key(library, names)) if names else None
+    return None if stored is None else Evidence(stored.tensors[VECTORS], stored.tensors[ADVANTAGES])
+
+
+def save_evidence(library: Library, evidence: Evidence, made_of: dict[str, object]) -> None:
+    """Keep what was measured, for the experts that a library holds now.
+
+    Args:
+        library: where to.
+        evidence: what was measured.
+        made_of: what decided it: tasks, rows, template.
+
+    Raises:
+        LibraryError: if the library cannot be written.
+    """
+    tensors = {VECTORS: evidence.vectors.float(), ADVANTAGES: evidence.advantages.float()}
+    save_prepared(library, KIND, group_key(library, library.names()), Prepared(tensors, made_of, {}))

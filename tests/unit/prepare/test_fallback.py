@@ -1,0 +1,106 @@
+"""Evidence on what answers where no expert fits: measured on masked rows, kept, and read for requests like them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lorary.data.schema import Task
+from lorary.data.tasks import load_tasks
+from lorary.data.template import make_template
+from lorary.evaluate.loglik import answer_losses
+from lorary.library.store import Library
+from lorary.model.attach import attach, detach, routing
+from lorary.model.base import Base
+from lorary.model.fallback import Evidence, load_evidence
+from lorary.prepare import fallback
+from lorary.prepare.fallback import measure_fallback
+
+CHAT = "user: {% for m in messages %}{{ m['content'] }}{% endfor %} bot:"
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> dict[str, Task]:
+    """Tasks a, b and c with three validation rows each; those of c have options."""
+    path = tmp_path / "tasks.jsonl"
+    made = [
+        {"task": name, "split": split, "source": f"{name} {i} {split}:", "target": "up"}
+        | ({"options": ["up", "down"]} if name == "c" else {})
+        for name in "abc"
+        for split in ("train", "val", "test")
+        for i in range(3)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return load_tasks(path)
+
+
+@pytest.fixture
+def experts(tmp_path: Path, base: Base, random_adapter: Callable[..., Any], generator: torch.Generator) -> Library:
+    library = Library.create(tmp_path / "lib", base.model, base_name="tiny")
+    for name in "abc":
+        library.add_adapter(random_adapter(base.model, name, generator), {"tasks": [name]})
+    return library
+
+
+@pytest.fixture
+def chatting(base: Base, monkeypatch: pytest.MonkeyPatch) -> Base:
+    monkeypatch.setattr(base.tokenizer, "chat_template", CHAT)
+    return base
+
+
+def test_losses_without_the_tasks_own_expert_are_compared_with_those_of_the_base(
+    chatting: Base, experts: Library, rows: dict[str, Task]
+) -> None:
+    evidence = measure_fallback(chatting, experts, rows, num_rows=2)
+    assert evidence is not None
+    assert len(evidence.vectors) == len(evidence.advantages) == 4  # two rows each of a and b; those of c have options
+    attach(chatting.model, experts, router="base")
+    expected = []
+    for name, others in (("a", ["b", "c"]), ("b", ["a", "c"])):
+        losses = []
+        for setting, template in (({"router": "uniform", "allow": others}, "plain"), ("base", "chat")):
+            made = make_template(template, chatting.tokenizer, max_length=99)
+            examples = [made.encode(row.prompt, row.target) for row in rows[name].split("val")[:2]]
+            with routing(chatting.model, setting):
+                losses.append([loss.mean for loss in answer_losses(chatting.model, examples)])
+        expected += [base - mean for mean, base in zip(*losses, strict=True)]
+    detach(chatting.model)
+    assert evidence.advantages.tolist() == pytest.approx(expected)
+
+
+def test_evidence_is_kept_for_these_experts_and_measured_anew_for_others(
+    chatting: Base, experts: Library, rows: dict[str, Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = measure_fallback(chatting, experts, rows)
+    assert first is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(fallback, "answer_losses", lambda *_: pytest.fail("what is there is not measured again"))
+        again = measure_fallback(chatting, experts, rows)
+    assert again is not None
+    assert torch.equal(again.advantages, first.advantages.float())
+    experts.remove("c")
+    assert load_evidence(experts) is None
+
+
+def test_nothing_is_measured_where_nothing_can_be(chatting: Base, experts: Library, rows: dict[str, Task]) -> None:
+    assert measure_fallback(chatting, experts, {}) is None
+    assert measure_fallback(chatting, experts, {"c": rows["c"]}) is None
+    bare = replace(chatting)
+    bare.tokenizer.chat_template = None
+    assert measure_fallback(bare, experts, rows) is None
+    assert load_evidence(experts) is None
+
+
+def test_requests_like_the_prompts_follow_them_and_others_go_to_the_base() -> None:
+    draw = torch.Generator().manual_seed(0)
+    kinds = torch.randn(3, 64, generator=draw)
+    noise = 0.05 * torch.randn(12, 64, generator=draw)
+    evidence = Evidence(kinds.repeat_interleave(4, dim=0) + noise, torch.tensor([2.0, -2.0, 0.1]).repeat_interleave(4))
+    requests = torch.cat([kinds, torch.randn(1, 64, generator=draw)])
+    # The mean did much better on the first kind, much worse on the second, hardly better on the third.
+    assert evidence.prefers_mean(requests).tolist() == [True, False, False, False]
+    assert torch.equal(evidence.prefers_mean(3 * requests.half()), evidence.prefers_mean(requests))
