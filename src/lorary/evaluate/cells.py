@@ -30,7 +30,7 @@ class Cell:
         n: number of rows.
         seconds: time that scoring these rows took (all metrics of the router and task together).
         template: prompt template.
-        expert: the expert that the oracle used.
+        expert: the expert that a reference used, such as the oracle; `base` where it took the base.
         peak_bytes: most memory that the process held meanwhile, base model and library included: on CUDA what torch
             had allocated there, else the resident set. None where it was not measured.
         data: hash of the task's data.

@@ -30,7 +30,7 @@ def measure_fallback(
     """Compare the mean of all other experts with the base on each task's own rows, and keep that in the library.
 
     The losses of the right answers are compared, and no answer is generated: an answer that is nearly right counts.
-    Rows with options are left out, since the base is not asked to rank them in its chat template.
+    Rows with options tell of free answers to such prompts, too: it is the loss of the right option that counts.
 
     Args:
         base: the bare base model.
@@ -58,23 +58,18 @@ def measure_fallback(
     seated = SeatedBase(known_base(base), library, force_base=False)
     with seated, (display or Display()).bar("asking what answers where no expert fits", len(views)) as bar:
         for task, view in views.items():
-            rows = [row for row in view.split("test") if not row.options]
-            if rows:
-                model = seated.loaded().model
-                others = [expert for expert in library.names() if expert not in experts_of[task]]
-                losses = []
-                for setting, template in ((Routing(UNIFORM, allow=others), plain), (Routing(BASE), chat)):
-                    with routing(model, setting):
-                        examples = [template.encode(row.prompt, row.target) for row in rows]
-                        losses.append(torch.tensor([loss.mean for loss in answer_losses(model, examples)]))
-                with routing(model, Routing(BASE)):
-                    vectors.append(
-                        prompt_vectors(model, hidden_embedding, [plain.encode_prompt(row.prompt) for row in rows])
-                    )
-                advantages.append(losses[1] - losses[0])
+            model, rows = seated.loaded().model, view.split("test")
+            others = [expert for expert in library.names() if expert not in experts_of[task]]
+            losses = []
+            for setting, template in ((Routing(UNIFORM, allow=others), plain), (Routing(BASE), chat)):
+                with routing(model, setting):
+                    examples = [template.encode(row.prompt, row.target) for row in rows]
+                    losses.append(torch.tensor([loss.mean for loss in answer_losses(model, examples)]))
+            with routing(model, Routing(BASE)):
+                prompts = [plain.encode_prompt(row.prompt) for row in rows]
+                vectors.append(prompt_vectors(model, hidden_embedding, prompts))
+            advantages.append(losses[1] - losses[0])
             bar.advance(task)
-    if not vectors:
-        return None
     evidence = Evidence(torch.cat(vectors), torch.cat(advantages))
     save_evidence(library, evidence, {"tasks": sorted(views), "rows": num_rows, "template": name})
     return evidence

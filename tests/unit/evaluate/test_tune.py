@@ -1,7 +1,9 @@
 """A library's default router is chosen on validation rows, with and without the task's expert."""
 
+import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import torch
 
 from lorary.data.schema import Task
 from lorary.data.tasks import load_tasks
-from lorary.errors import TaskError
-from lorary.evaluate import tune
+from lorary.errors import TaskError, UsageError
+from lorary.evaluate import scorer, tune
+from lorary.evaluate.answers import RowScores
 from lorary.evaluate.evaluation import ScoredCells
 from lorary.evaluate.settings import EvaluateSettings
 from lorary.library.store import Library
@@ -86,3 +89,29 @@ def test_tasks_of_no_expert_are_refused_and_nothing_is_written(
     with pytest.raises(TaskError, match="none among"):
         tune.tune_library(base, library, {}, SETTINGS)
     assert library.default_router == before
+
+
+def test_a_reference_that_is_told_the_task_is_no_candidate(
+    base: Base, library: Library, tasks: dict[str, Task]
+) -> None:
+    with pytest.raises(UsageError, match=r"candidates for a default must be routers.*\nfound: oracle"):
+        tune.tune_library(base, library, tasks, replace(SETTINGS, routers=("arrow", "oracle")))
+
+
+def test_the_base_as_a_candidate_counts_in_the_template_that_other_rows_choose(
+    base: Base, library: Library, tasks: dict[str, Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    first = {row.source for task in tasks.values() for row in (task.split("val") or task.split("train"))[:2]}
+
+    def fake(model: Any, tokenizer: Any, template: Any, rows: Any, metric: Any, **more: Any) -> RowScores:
+        # Chat is right on the rows that are scored, and wrong on those that choose.
+        right = float((template.name == "chat") == (rows[0].source in first))
+        return RowScores([1.0] * len(rows), metric.name, [right] * len(rows), [""] * len(rows))
+
+    monkeypatch.setattr(scorer, "score_rows", fake)
+    settings = replace(SETTINGS, routers=("base", "uniform"))
+    tuned = tune.tune_library(replace(base, tokenizer=tokenizer), library, tasks, settings)
+    (found,) = [candidate for candidate in tuned.candidates if candidate.router == "base"]
+    assert (found.known, found.masked) == (0.0, 0.0)

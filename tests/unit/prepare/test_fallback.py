@@ -57,10 +57,10 @@ def test_losses_without_the_tasks_own_expert_are_compared_with_those_of_the_base
 ) -> None:
     evidence = measure_fallback(chatting, experts, rows, num_rows=2)
     assert evidence is not None
-    assert len(evidence.vectors) == len(evidence.advantages) == 4  # two rows each of a and b; those of c have options
+    assert len(evidence.vectors) == len(evidence.advantages) == 6  # two rows each, those with options too
     attach(chatting.model, experts, router="base")
     expected = []
-    for name, others in (("a", ["b", "c"]), ("b", ["a", "c"])):
+    for name, others in (("a", ["b", "c"]), ("b", ["a", "c"]), ("c", ["a", "b"])):
         losses = []
         for setting, template in (({"router": "uniform", "allow": others}, "plain"), ("base", "chat")):
             made = make_template(template, chatting.tokenizer, max_length=99)
@@ -69,7 +69,7 @@ def test_losses_without_the_tasks_own_expert_are_compared_with_those_of_the_base
                 losses.append([loss.mean for loss in answer_losses(chatting.model, examples)])
         expected += [base - mean for mean, base in zip(*losses, strict=True)]
     detach(chatting.model)
-    assert evidence.advantages.tolist() == pytest.approx(expected)
+    assert evidence.advantages.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def test_evidence_is_kept_for_these_experts_and_measured_anew_for_others(
@@ -88,7 +88,6 @@ def test_evidence_is_kept_for_these_experts_and_measured_anew_for_others(
 
 def test_nothing_is_measured_where_nothing_can_be(chatting: Base, experts: Library, rows: dict[str, Task]) -> None:
     assert measure_fallback(chatting, experts, {}) is None
-    assert measure_fallback(chatting, experts, {"c": rows["c"]}) is None
     bare = replace(chatting)
     bare.tokenizer.chat_template = None
     assert measure_fallback(bare, experts, rows) is None
