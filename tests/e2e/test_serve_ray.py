@@ -45,8 +45,7 @@ class Served:
         )  # fmt: skip
         self.lines: list[str] = []
         self._threads = [
-            threading.Thread(target=self._read, args=(stream,))
-            for stream in (self.process.stdout, self.process.stderr)
+            threading.Thread(target=self._read, args=(stream,)) for stream in (self.process.stdout, self.process.stderr)
         ]
         for thread in self._threads:
             thread.start()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -145,32 +146,22 @@ class Replicas:
         self._news = asyncio.Event()
 
     def look(self) -> Facts:
-        """Have the first replica load, before the event loop runs; what it refuses, the others would refuse, too.
-
-        Raises:
-            LoraryError: as the replica refuses to start.
-            EngineError: if it dies.
-        """
-        link = self._places[0].link
-        assert link is not None
-        try:
-            facts: Facts = link.ask_now("load")
-            return facts
-        except LostError as error:
-            raise _not_started(error) from None
-
-    async def start(self) -> None:
-        """Begin to take jobs, once all replicas have loaded.
+        """Have all replicas load, before the event loop runs, and say what the first one has found.
 
         Raises:
             LoraryError: as a replica refuses to start.
             EngineError: if one dies, or takes too long.
         """
+        links = [place.link for place in self._places if place.link is not None]
         try:
-            await asyncio.gather(*(_loaded(place.link) for place in self._places if place.link is not None))
-        except BaseException:
-            self._end_all()
-            raise
+            with ThreadPoolExecutor(len(links)) as pool:
+                facts: list[Facts] = list(pool.map(lambda link: link.ask_now("load"), links))
+        except LostError as error:
+            raise _not_started(error) from None
+        return facts[0]
+
+    async def start(self) -> None:
+        """Begin to take jobs; all replicas have loaded (`look`)."""
         for place in self._places:
             self._begin(self._listen(place, place.link))
         self._begin(self._watch())
