@@ -28,7 +28,7 @@ from lorary.route.setting import Routing
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'lorary[ray]'")
 
 NAMES = ("blue", "june", "three")
-TIMEOUT_S = 60.0
+TIMEOUT_S = 300.0
 PROMPT = [5, 9, 17, 33, 65, 129]
 
 

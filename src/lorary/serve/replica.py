@@ -71,9 +71,9 @@ class Replica:
     async def _load(self) -> Facts:
         async with self._loading:
             if self._facts is None:
-                self._engine, facts = await asyncio.to_thread(self._make)
-                await self._engine.start()
-                self._facts = facts
+                engine, facts = await asyncio.to_thread(self._make)
+                await engine.start()
+                self._engine, self._facts = engine, facts
         return self._facts
 
     @property

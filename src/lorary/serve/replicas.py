@@ -223,7 +223,8 @@ class Replicas:
         """
         for link in [place.link for place in self._places if place.link is not None]:
             with suppress(LostError):  # who listens to it notices, too
-                return link.ask_now("check", setting)  # type: ignore[no-any-return]
+                link.ask_now("check", setting)
+                return
         raise _no_replica(self._start_error)
 
     @property
