@@ -156,8 +156,9 @@ def test_replicas_are_replaced_and_follow_the_library_under_load(
     with Asking(served, 6) as asking:
         time.sleep(0.5)
         os.kill(replicas[0].pid, signal.SIGKILL)
-        served.wait_for(r"(replica \d) is ready")
-        time.sleep(0.3)
+        served.wait_for(r"(replica \d) is gone")
+        time.sleep(0.5)
+    served.wait_for(r"(replica \d) is ready")
     statuses = [response.status_code for response in asking.responses]
     assert set(statuses) <= {200, 503}
     assert statuses.count(503) <= 6  # those of one replica that had begun
@@ -191,3 +192,4 @@ def test_replicas_are_replaced_and_follow_the_library_under_load(
         served.process.send_signal(signal.SIGTERM)
     assert {response.status_code for response in asking.responses} == {200}
     assert served.process.wait(TIMEOUT_S) == 0
+    assert [line for line in served.lines if "raylet" in line] == []

@@ -1,8 +1,9 @@
 """`lorary serve`: one library behind an OpenAI-compatible interface."""
 
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -72,6 +73,7 @@ def run_serve(
         raise UsageError("--upstream goes without --executor", found=f"--executor {settings.executor}")
     load = load or BaseOptions()
     library = Library.open(library_path)
+    out = sys.stdout  # which is kept clear of what Ray prints
     with ExitStack() as stack:
         # Before the base is loaded, which takes time.
         place = stack.enter_context(reserve(settings.host, settings.port))
@@ -87,7 +89,12 @@ def run_serve(
             replicas.changed = server.look_again
         gateway = None if upstream is None else Gateway(server, Upstream(upstream))
         app = create_app(server, partial(explore_page, library, live=True), gateway)
-        run(app, server, place, lambda address: ready(address, served_name(library.name)))
+
+        def say(address: str) -> None:
+            with redirect_stdout(out):
+                ready(address, served_name(library.name))
+
+        run(app, server, place, say)
 
 
 def _with_base(

@@ -9,6 +9,7 @@ from lorary.serve.engine import Engine
 from lorary.serve.replica import Facts, Replica
 from lorary.serve.replicas import START_S, LostError
 from lorary.train.ray_cluster import cause_of, connected, plan_workers
+from lorary.train.ray_pool import ray_kept_quiet
 
 # Seconds without an answer after which the cluster's head counts as lost while replicas are begun.
 _HEAD_TIMEOUT_S = 20.0
@@ -66,7 +67,7 @@ class RayLink:
 def ray_replicas(
     make: Callable[[], tuple[Engine, Facts]], number: int | None
 ) -> Iterator[tuple[Callable[[], RayLink], int]]:
-    """Connect to a cluster, or start one, for the length of a run.
+    """Connect to a cluster, or start one, for the length of a run; what is printed to stdout meanwhile is dropped.
 
     Args:
         make: as for `Replica`; a function that can be pickled.
@@ -79,7 +80,10 @@ def ray_replicas(
         MissingExtraError: if Ray is not installed.
         TrainError: if there is no cluster at RAY_ADDRESS.
     """
-    with connected(None, number, head_timeout_s=_HEAD_TIMEOUT_S, debug=False) as cluster:
+    with (
+        ray_kept_quiet(debug=False),
+        connected(None, number, head_timeout_s=_HEAD_TIMEOUT_S, debug=False) as cluster,
+    ):
         number, needs = plan_workers(cluster.nodes, number)
         # One that ends is replaced by ours, which knows the library's version.
         kind = cluster.ray.remote(num_cpus=needs["CPU"], num_gpus=needs["GPU"], max_restarts=0)(Replica)
