@@ -155,7 +155,11 @@ class Replicas:
         links = [place.link for place in self._places if place.link is not None]
         try:
             with ThreadPoolExecutor(len(links)) as pool:
-                facts: list[Facts] = list(pool.map(lambda link: link.ask_now("load"), links))
+                try:
+                    facts: list[Facts] = list(pool.map(lambda link: link.ask_now("load"), links))
+                except BaseException:  # an interruption, too: the threads would wait for the others to load
+                    self._end_all()
+                    raise
         except LostError as error:
             raise _not_started(error) from None
         return facts[0]
@@ -377,12 +381,12 @@ class Replicas:
 
     def _lose(self, place: _Place, link: Link, reason: Exception) -> None:
         """A replica is gone: its jobs move on or fail, and another one is started in its place. Once for each."""
-        if place.link is not link or self._is_closed:
+        if place.link is not link:
             return
         place.link = None
         link.end()
         orphans, place.accepted = list(place.accepted.values()), {}
-        self._say(f"replica {place.number} is gone with {len(orphans)} requests: {reason}; another one is started")
+        self._say(f"replica {place.number} is gone with {len(orphans)} requests: {reason}")
         for accepted in orphans:
             if accepted.has_begun or accepted.tries >= MOST_TRIES:
                 lost = EngineError(
@@ -393,7 +397,8 @@ class Replicas:
                 self._end(accepted, lost)
             else:
                 self._give(accepted)
-        self._begin(self._start_again(place))
+        if not self._is_closed:
+            self._begin(self._start_again(place))
 
     async def _start_again(self, place: _Place) -> None:
         wait = AGAIN_S
@@ -497,8 +502,11 @@ class Replicas:
                 self._say(f"the library cannot be read, and is served as it was: {error}")
                 continue
             if now and now == last and any(self._difference(now)):
-                async with self._changing:
-                    await self._follow(now)
+                try:
+                    async with self._changing:
+                        await self._follow(now)
+                except Exception as error:  # the next change is to be noticed all the same
+                    self._say(f"the library's change was not followed: {error}")
             last = now
 
     def _difference(self, now: Mapping[str, object]) -> tuple[list[str], list[str]]:
