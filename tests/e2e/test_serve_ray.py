@@ -137,7 +137,7 @@ def served(library: Library) -> Iterator[Served]:
         yield served
     finally:
         served.close()
-    shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def text_of(library: Library, tiny_base_folder: Path, name: str, num_tokens: int) -> str:
