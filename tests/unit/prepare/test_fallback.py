@@ -151,3 +151,13 @@ def test_preparing_the_default_router_measures_it_too(
     assert load_evidence(experts) is None
     recipe.run_prepare(str(experts.path), "auto", tasks=str(tmp_path / "tasks.jsonl"))
     assert load_evidence(experts) is not None
+
+
+def test_a_request_far_from_all_prompts_goes_to_the_base_and_one_prompt_does_not_outvote_others() -> None:
+    draw = torch.Generator().manual_seed(0)
+    kinds, far = torch.randn(3, 64, generator=draw), torch.randn(5, 64, generator=draw)
+    better = Evidence(kinds.repeat_interleave(8, dim=0), torch.full((24,), 2.0))
+    assert better.prefers_mean(kinds).all()
+    assert not better.prefers_mean(far).any()
+    one_of_four = torch.tensor([50.0, -0.9, -0.9, -0.9]).repeat(3)
+    assert not Evidence(kinds.repeat_interleave(4, dim=0), one_of_four).prefers_mean(kinds).any()
