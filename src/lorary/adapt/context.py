@@ -82,7 +82,7 @@ class AdaptContext:
 
     def base_loss(self, val: Sequence[Example]) -> float:
         """Loss of the bare base, nats per target token."""
-        losses = answer_losses(self.base.model, val, max_tokens=self.run.max_tokens)
+        losses = answer_losses(self.base.model, val, max_tokens=self.run.fixed_tokens)
         return sum(loss.total for loss in losses) / sum(loss.num_tokens for loss in losses)
 
     def is_finished(self, task: str) -> bool:

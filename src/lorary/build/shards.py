@@ -180,7 +180,7 @@ def loop_settings(settings: BuildSettings, run: RunSettings) -> LoopSettings:
         seed=settings.seed,
         init=settings.init,
         init_scale=settings.init_scale,
-        max_tokens=run.max_tokens,
+        max_tokens=None if isinstance(run.max_tokens, str) else run.max_tokens,
         save_every_s=run.save_every_s,
         activation_checkpointing=run.activation_checkpointing,
     )

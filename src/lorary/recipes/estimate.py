@@ -124,7 +124,10 @@ def run_estimate(
         for unit in stage.units
         if unit.name not in stage.existing
     ]
-    measured = _measure(loaded, planned, settings, method, run) if planned else Measurement(1.0, 1.0, 0, 0)
+    nothing = Measurement(1.0, 1.0, 0, 0, run.fixed_tokens)
+    measured = _measure(loaded, planned, settings, method, run) if planned else nothing
+    if planned and measured.max_tokens != run.max_tokens:
+        notes.append(f"micro-batches of {measured.max_tokens:,} tokens here, for --max-tokens {run.max_tokens}")
     return _summary(loaded, method, planned, kept, measured, notes)
 
 

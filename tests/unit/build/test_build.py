@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lorary.build.build_library import build_library
 from lorary.build.methods import MethodSettings, PolySettings
@@ -277,3 +278,27 @@ def test_the_state_of_another_build_stays_where_nothing_was_trained(
     state.write_bytes(b"of another")
     build_library(base, library, tasks, SETTINGS)
     assert state.exists()
+
+
+def test_memory_that_runs_out_is_said_and_logged_and_ends_nothing(
+    base: Base, library: Library, tasks: Mapping[str, Task], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from lorary.train import forward
+
+    original = forward.target_losses
+
+    def losses(model: Any, batch: Any) -> Any:
+        if batch.input_ids.numel() > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(model, batch)
+
+    monkeypatch.setattr(forward, "target_losses", losses)
+    result = build_library(base, library, tasks, SETTINGS, run=RunSettings(max_tokens="auto"))
+    assert result.trained == sorted(NAMES)
+    lines = [json.loads(line) for line in (library.path / "logs" / "train.jsonl").read_text().splitlines()]
+    events = [(line["max_tokens"], line["reason"]) for line in lines if line["event"] == "budget"]
+    assert events[0] == (1024, "the default, since memory is not measured on cpu")
+    assert events[-1][0] <= 40
+    said = capsys.readouterr().err
+    assert all(f"{tokens:,} tokens a micro-batch: {reason}" in said for tokens, reason in events)
