@@ -11,6 +11,8 @@ from lorary.numbers import MICRO_TOKENS, MOST_COUNT, MOST_SEED, check_count, che
 
 PROPORTIONAL, UNIFORM = "proportional", "uniform"
 AUTO = "auto"
+# Behind the dtype of a base that computes in bfloat16.
+AUTOCAST = " with autocast"
 LOGS = ("jsonl", "tensorboard", "wandb", "trackio")
 # No machine has memory for more.
 _MOST_RANK, _MOST_ROWS = 1 << 16, 1 << 20
@@ -131,6 +133,7 @@ class RunSettings:
         device: where the base runs: `auto`, `cpu`, `cuda`, `mps`, ...
         dtype: precision of the base: `auto`, `float32`, `bfloat16`, ...
         activation_checkpointing: compute activations twice, to save memory.
+        autocast: multiply by the base's weights in bfloat16 while training, whatever `dtype` they are kept in.
         logs: what is written while training: `jsonl`, `tensorboard`, `wandb` or `trackio`; may be repeated.
         save_every_s: seconds between checkpoints.
     """
@@ -140,6 +143,7 @@ class RunSettings:
     device: str = "auto"
     dtype: str = "auto"
     activation_checkpointing: bool = False
+    autocast: bool = False
     logs: tuple[str, ...] = flag(("jsonl",), option="--log", metavar="KIND", is_repeated=True)
     save_every_s: float = flag(15.0, option="--save-every")
 
@@ -152,6 +156,19 @@ class RunSettings:
             check_number("--save-every", self.save_every_s, above=0.0)
         for kind in self.logs:
             check_choice("--log", kind, LOGS)
+
+    @property
+    def precision(self) -> str:
+        """What is asked for: the dtype of the base, and whether it computes in a narrower one."""
+        return f"{self.dtype}{AUTOCAST if self.autocast else ''}"
+
+    def precision_of(self, model: Any) -> str:
+        """The same of a base in memory, as provenances record it.
+
+        Args:
+            model: the base.
+        """
+        return f"{model.dtype}{AUTOCAST if self.autocast else ''}"
 
     @property
     def fixed_tokens(self) -> int:

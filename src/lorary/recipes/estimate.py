@@ -128,7 +128,7 @@ def run_estimate(
     measured = _measure(loaded, planned, settings, method, run) if planned else nothing
     if planned and measured.max_tokens != run.max_tokens:
         notes.append(f"micro-batches of {measured.max_tokens:,} tokens here, for --max-tokens {run.max_tokens}")
-    return _summary(loaded, method, planned, kept, measured, notes)
+    return _summary(loaded, method, planned, kept, measured, run, notes)
 
 
 def _targets(base: Base, unit: ExpertSpec, method: MethodSettings) -> frozenset[str] | None:
@@ -157,6 +157,7 @@ def _summary(
     planned: Sequence[_Planned],
     kept: list[str],
     measured: Measurement,
+    run: RunSettings,
     notes: list[str],
 ) -> Estimate:
     rows = [_row(base, method, entry) for entry in planned]
@@ -177,7 +178,7 @@ def _summary(
             "base": sum(p.numel() * p.element_size() for p in base.model.parameters()),
             "experts": measured.state_bytes,
             "activations": measured.activation_bytes,
-            "reordered weights": packed_bytes(base.model),
+            "reordered weights": 0 if run.autocast else packed_bytes(base.model),
         },
         seconds=(tokens + EVALUATION_COST * evaluated) / measured.tokens_per_s,
         notes=notes,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -124,7 +124,8 @@ class Forward:
         """Loss and slot of each target token of a micro-batch."""
         micro = micro.to(self.stack.parameters.device)
         self.stack.tags.set(micro, names, dropout, (self.settings.seed,))
-        return target_losses(self.model, micro.batch), micro.target_slots
+        with narrowed(micro.slots.device, self.settings.autocast):
+            return target_losses(self.model, micro.batch), micro.target_slots
 
     def _shares(self, groups: Sequence[Group]) -> Tensor:
         """(slots,) float64: what each target token counts in the mean of its unit; infinite for slots without one."""
@@ -132,6 +133,16 @@ class Forward:
         for group in groups:
             num_targets[group.slot] += sum(len(example.target_ids) for example in group.rows)
         return 1.0 / num_targets
+
+
+def narrowed(device: torch.device, autocast: bool) -> AbstractContextManager[Any]:
+    """Where the base multiplies in bfloat16, if it is to.
+
+    Args:
+        device: where it computes.
+        autocast: as in `LoopSettings`.
+    """
+    return torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext()
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lorary.errors import TrainError, UsageError
 from lorary.lora.seat import seat, unseat
 from lorary.ops.memory import is_out_of_memory, release_memory
@@ -56,7 +58,7 @@ def train_queue(
     Raises:
         TrainError: if a loss is not finite, naming unit and step; if two jobs have one name or a job does not fit the
             stack; if the checkpoint is damaged or of another queue; if one row alone does not fit the device.
-        UsageError: if the model is in training mode.
+        UsageError: if the model is in training mode, or in float16.
     """
     _refuse_unsound(model, jobs)
     slots = Slots(jobs, stack, settings)
@@ -227,7 +229,7 @@ def seated(model: Any, stack: FlatParameters, settings: LoopSettings) -> Iterato
     handles = seat(model, stack.modules)
     try:
         with (
-            packed_weights(model),
+            nullcontext() if settings.autocast else packed_weights(model),  # which are float32 and know of no autocast
             recomputed(model, stack.modules) if settings.activation_checkpointing else nullcontext(),
         ):
             yield
@@ -242,3 +244,10 @@ def _refuse_unsound(model: Any, jobs: Sequence[Job]) -> None:
     if model.training:
         # Dropout of the base itself would draw from one stream for all units.
         raise UsageError("the base model must be in evaluation mode", found="training mode", remedy="model.eval()")
+    if model.dtype == torch.float16:
+        # Gradients of activations lie below its smallest number, and would be zero without a word.
+        raise UsageError(
+            "the base must not be in float16 for training, whose range is too small for gradients",
+            found=model.dtype,
+            remedy="--dtype bfloat16, or --dtype float32",
+        )

@@ -122,6 +122,8 @@ class LoopSettings:
             measure how many fit.
         save_every_s: seconds between checkpoints; when one is written decides nothing.
         activation_checkpointing: compute activations again in the backward pass instead of keeping them.
+        autocast: multiply by the base's weights in bfloat16, whatever they are stored in. Factors, gradients, norms,
+            losses and the optimiser's state stay in float32. bfloat16 has float32's range, so losses are not scaled.
     """
 
     optimiser: OptimiserSettings
@@ -135,6 +137,7 @@ class LoopSettings:
     max_tokens: int | None = MICRO_TOKENS
     save_every_s: float = 15.0
     activation_checkpointing: bool = False
+    autocast: bool = False
 
     def eval_steps(self, num_steps: int) -> set[int]:
         """Steps done at the evaluations of a unit of so many steps; 0 is among them."""

@@ -196,6 +196,22 @@ def test_a_shard_on_a_base_of_another_dtype_than_before_is_refused(
         build_shard(shard)
 
 
+def test_autocast_is_recorded_as_what_the_base_computed_in(
+    base: Base, library: Library, tasks: Mapping[str, Task], reference: str, tmp_path: Path, tiny_base_folder: Path
+) -> None:
+    alpha = {"alpha": tasks["alpha"]}
+    build_library(base, library, alpha, SETTINGS, run=RunSettings(autocast=True))
+    assert library.provenance("alpha")["base_dtype"] == "torch.float32 with autocast"
+    assert build_library(base, library, alpha, SETTINGS, run=RunSettings(autocast=True)).kept == ["alpha"]
+    with pytest.raises(LibraryError, match=r"other base_dtype: torch.float32 with autocast instead of torch.float32"):
+        build_library(base, library, alpha, SETTINGS)
+    path = tmp_path / "lib"
+    plan_elsewhere(path, reference, tiny_base_folder, trained=1, run=RunSettings(window=1, autocast=True))
+    (shard, *_) = plan_elsewhere(path, reference, tiny_base_folder, run=RunSettings(window=1))
+    with pytest.raises(BaseModelError, match=r"float32 on cpu here, .* before\nremedy: --dtype float32 --autocast"):
+        build_shard(shard)
+
+
 def test_words_for_tasks_and_base_stay_words_beside_folders_of_that_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
