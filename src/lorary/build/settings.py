@@ -186,7 +186,7 @@ class BuildSource:
         columns: columns of your own data that hold prompt and answer, such as source=question,target=reply.
         held_out: tasks to keep apart from those that are trained on.
         overlap: `report` what overlaps them, or `drop` the tasks that do.
-        workers: ray: processes that train.
+        workers: processes that train: by default this one alone, or one for each GPU of a Ray cluster.
     """
 
     base: str = "embedded"

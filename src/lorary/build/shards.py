@@ -1,7 +1,7 @@
 """One shard of a build: what travels to the process that trains it, and what it does there."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -58,6 +58,10 @@ class Shard:
     def names(self) -> tuple[str, ...]:
         """Names of the experts."""
         return tuple(unit.name for unit in self.units)
+
+    def on(self, device: str) -> "Shard":
+        """The same shard, for a process with a device of its own."""
+        return replace(self, run=replace(self.run, device=device))
 
 
 def build_shard(shard: Shard) -> None:
