@@ -26,6 +26,6 @@ def release_memory(device: torch.device) -> None:
         device: where memory ran out. On the CPU only Python's own garbage is collected.
     """
     gc.collect()  # frames that an exception has left may hold activations
-    module = getattr(torch, device.type, None)
-    if hasattr(module, "empty_cache"):
-        module.empty_cache()
+    empty_cache = getattr(getattr(torch, device.type, None), "empty_cache", None)
+    if empty_cache is not None:
+        empty_cache()

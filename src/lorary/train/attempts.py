@@ -1,5 +1,6 @@
 """The shards of a run on several workers: which wait, which are done, and what follows where one fails."""
 
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -121,6 +122,11 @@ class Attempts:
             raise failure.raised(where)
         rule = f"{where} must be trained within {RETRIES + 1} tries"
         raise TrainError(rule, found=failure.text, remedy=f"see why with --debug; {NEXT_RUN}")
+
+
+def to_stderr(line: str) -> None:
+    """Say a line of progress."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _named(shard: WorkItem) -> str:

@@ -170,6 +170,7 @@ class _Run:
                 return compute(slots, before)
             except DoesNotFit as error:
                 if error.num_rows == 1:
+                    self.save()
                     raise self.too_large(f"a row of {error.tokens:,} tokens", error.reason) from error
                 self.slots.max_tokens = smaller_budget(before, error.tokens)
                 reason = f"{before:,} did not fit the memory of {device} ({error.reason})"

@@ -15,7 +15,7 @@ from typing import IO, Any
 import torch
 
 from lorary.cores import usable_cores
-from lorary.train.attempts import Attempts, WorkerFailure
+from lorary.train.attempts import Attempts, WorkerFailure, to_stderr
 from lorary.train.executor import S
 
 # For workers that are told to end: to write a checkpoint of what they have in training.
@@ -52,7 +52,7 @@ class ProcessExecutor:
     def __init__(
         self, devices: Sequence[str], *, say: Callable[[str], None] | None = None, debug: bool = False
     ) -> None:
-        self.devices, self.debug, self._say = list(devices), debug, say or _to_stderr
+        self.devices, self.debug, self._say = list(devices), debug, say or to_stderr
 
     def run(self, work: Callable[[S], None], shards: Sequence[S]) -> None:
         """As `Executor.run`.
@@ -198,7 +198,3 @@ def _dismiss(workers: Sequence[_Worker]) -> None:
     for worker in workers:
         if worker.process is not None:
             worker.end()
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

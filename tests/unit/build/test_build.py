@@ -20,6 +20,7 @@ from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.recipes.build import run_build
 from lorary.train.callbacks import Callback
+from lorary.train.choose_executor import make_executor
 
 NAMES = ("alpha", "beta", "gamma", "delta")
 SETTINGS = BuildSettings(steps=6, rank=2, batch_size=2, evals=2, learning_rate=0.02, val_rows=2)
@@ -152,6 +153,22 @@ def test_a_shard_in_a_process_of_its_own_trains_the_same_experts(
     assert {name: after for name, (_, after) in own.items()} == pytest.approx(other, rel=1e-4)
     build_shard(elsewhere.shards[0])  # what is there stays
     assert len(Library.open(path)) == len(NAMES)
+
+
+def test_workers_of_this_machine_train_the_same_experts(
+    base: Base, library: Library, tasks: Mapping[str, Task], reference: str, tmp_path: Path, tiny_base_folder: Path
+) -> None:
+    build_library(base, library, tasks, SETTINGS, run=RunSettings(window=2))
+    path = tmp_path / "elsewhere"
+    result = run_build(
+        reference, str(path), SETTINGS, source=BuildSource(str(tiny_base_folder), workers=2),
+        run=RunSettings(window=2, device="cpu"), executor=make_executor("local", workers=2, device="cpu"),
+    )  # fmt: skip
+    assert sorted(result.trained) == sorted(NAMES)
+    alone = {name: library.provenance(name)["metrics"]["val_loss"] for name in NAMES}
+    assert {name: after for name, (_, after) in result.val_losses.items()} == pytest.approx(alone, rel=1e-4)
+    assert sorted(file.name for file in (path / "logs").iterdir()) == ["train-0.jsonl", "train-1.jsonl"]
+    assert list((path / ".build").iterdir()) == []
 
 
 class Given:

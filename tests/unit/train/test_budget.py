@@ -165,21 +165,22 @@ def test_another_number_that_is_asked_for_replaces_the_recorded_one(run: Make, e
     assert watch.said == []
 
 
+@pytest.mark.parametrize("requested", [REQUESTED, 1])
 def test_where_one_row_alone_does_not_fit_the_error_names_ways_out_and_nothing_is_lost(
-    run: Make, exhaust: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Make, exhaust: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, requested: int
 ) -> None:
     path, watch = tmp_path / "queue.safetensors", Exhausts(exhaust, above=3)
     with monkeypatch.context(), pytest.raises(TrainError) as caught:
-        run(watch, checkpoint=path)
+        run(watch, checkpoint=path, max_tokens=requested)
     assert caught.value.rule.startswith("a row of ")
     assert caught.value.rule.endswith(" tokens must fit the memory of cpu")
     assert caught.value.found == "CUDA out of memory. Tried to allocate 2.00 GiB."
     assert str(caught.value.remedy).startswith("--activation-checkpointing, a smaller --window")
     tokens = [tokens for tokens, _ in watch.said]
-    assert tokens == [REQUESTED // 2**n for n in range(1, len(tokens) + 1)]
+    assert tokens == [requested // 2**n for n in range(1, len(tokens) + 1)]
     monkeypatch.undo()
     again = Watch()
-    run(again, checkpoint=path)
+    run(again, checkpoint=path, max_tokens=requested)
     assert again.num_steps == STEPS - 2
 
 

@@ -1,59 +1,20 @@
 """Workers on the devices of this machine: each has its device, a dead one loses nothing, and none outlives the run."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from tests.support.shards import pieces, write_place
 
 from lorary.errors import TaskError, TrainError
 from lorary.train.choose_executor import make_executor
 from lorary.train.executor import Executor
 from lorary.train.process_pool import ProcessExecutor, worker_devices
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A shard that only writes down where it was worked on."""
-
-    names: tuple[str, ...]
-    library: str
-    device: str = "nowhere"
-
-    def on(self, device: str) -> "Piece":
-        return replace(self, device=device)
-
-
-def write_place(piece: Piece) -> None:
-    """Write device, process and threads; fail, die or wait where the name says so, once or each time."""
-    (name,), folder = piece.names, Path(piece.library)
-    print(f"at {name} on {piece.device}", file=sys.stderr, flush=True)
-    if name.startswith("refused"):
-        raise TaskError("no rows", found=name)
-    first = not (tried := folder / f".{name}").exists()
-    tried.touch()
-    if name.startswith("dies") and (first or "always" in name):
-        os.kill(os.getpid(), signal.SIGKILL)
-    if name.startswith("breaks") and first:
-        raise OSError(116, "Stale file handle")
-    if name.startswith("waits"):
-        try:
-            time.sleep(60)
-        except KeyboardInterrupt:
-            (folder / f"{name}-kept").touch()
-            raise
-    time.sleep(0.2)  # so that every worker gets some
-    (folder / name).write_text(f"{piece.device} {os.getpid()} {os.environ['OMP_NUM_THREADS']}")
-
-
-def pieces(folder: Path, *names: str) -> list[Piece]:
-    return [Piece((name,), str(folder)) for name in names]
 
 
 def places(folder: Path, *names: str) -> list[Sequence[str]]:
@@ -141,7 +102,8 @@ def test_an_interrupt_is_passed_on_so_that_workers_keep_what_they_have(tmp_path:
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
-        "from tests.unit.train.test_process_pool import *\n"
+        "from tests.support.shards import *\n"
+        "from lorary.train.process_pool import ProcessExecutor\n"
         "ProcessExecutor(['cpu']).run(write_place, pieces(Path(sys.argv[1]), 'waits'))\n"
     )
     top = Path(__file__).parents[3]
