@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lorary.errors import BaseModelError
 
 # Which part of a decoder's layers reads prompts, rounded up. More of them tell kinds of prompts apart no better
-# (docs/results/rules_2026-11-30.md).
+# (docs/adr/0015-prompts-read-early.md).
 PART = 1 / 5
 # (batch, seq, d) hidden states -> whether the pass may stop there.
 Look = Callable[[Tensor], bool]
