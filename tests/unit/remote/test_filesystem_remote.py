@@ -20,12 +20,12 @@ def test_a_library_is_cloned_from_it_and_not_pushed_to_it(make_library: MakeLibr
     memory = fsspec.filesystem("memory")
     for path in remote.rglob("*"):
         if path.is_file():
-            memory.pipe(f"/remote/{path.relative_to(remote)}", path.read_bytes())
-    assert clone_library("memory://remote", tmp_path / "copy").received == ["a"]
+            memory.pipe(f"/some/remote/{path.relative_to(remote)}", path.read_bytes())
+    assert clone_library("memory://some/remote", tmp_path / "copy").received == ["a"]
     assert Library.open(tmp_path / "copy").verify() == []
     with pytest.raises(LibraryError, match="none of that name"):
-        clone_library("memory://remote@v9", tmp_path / "none")
+        clone_library("memory://some/remote@v9", tmp_path / "none")
     with pytest.raises(LibraryError, match="a place that is only read"):
         push_library(library.path, "memory://elsewhere")
     with pytest.raises(UsageError, match="a scheme that can be read"):
-        clone_library("nonsense://remote", tmp_path / "none")
+        clone_library("nonsense://some/remote", tmp_path / "none")
