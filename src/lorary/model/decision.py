@@ -73,7 +73,8 @@ class Request:
         featured: scores by one vector of the prompt, in the place of the layers'.
         rule: name of the router.
         border: what is taken from all scores.
-        fallback: (experts,) weights for a row in which no expert may be chosen; the base answers where None.
+        fallback: (experts,) weights for a row in which no expert may be chosen, on the CPU; the base answers where
+            None.
         evidence: for which of these rows the base in its own template would answer worse; for none where None.
 
     Attributes:
@@ -129,6 +130,7 @@ class Request:
         real = self._real.to(scores.device)[..., None]
         mean = scores.masked_fill(~real, 0.0).sum(dim=1) / real.sum(dim=1)
         place = self._sums.device
+        experts = experts.to(place)  # of a model on several devices, layers lie on others than the prompt
         self._sums[:, experts] += mean.masked_fill(~alive, 0.0).to(self._sums)
         self._layers[experts] += alive.to(place, self._layers.dtype)
 
@@ -153,7 +155,7 @@ class Request:
         self.scores = mean.masked_fill(self._layers == 0, -torch.inf)
         chosen = choose(self.scores, self.choice)
         self.is_lost = ~chosen.weights.any(dim=1)
-        self.chosen = chosen if self.fallback is None else chosen.or_else(self.fallback.to(chosen.weights))
+        self.chosen = chosen if self.fallback is None else chosen.or_else(self.fallback)
         self.stop()
 
     @property

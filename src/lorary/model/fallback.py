@@ -43,13 +43,13 @@ class Evidence:
         Args:
             requests: vectors like those of the prompts, any float dtype, on any device.
         """
-        prompts = normalize(self.vectors.double(), dim=1)
+        prompts = normalize(self.vectors.to(requests.device).double(), dim=1)
         centre = prompts.mean(dim=0)
         prompts = normalize(prompts - centre, dim=1)
-        units = normalize(normalize(requests.double().cpu(), dim=1) - centre, dim=1)
+        units = normalize(normalize(requests.double(), dim=1) - centre, dim=1)
         near = torch.exp(-torch.cdist(units, prompts).square() / (2 * REACH**2))
-        expected = near @ self.advantages.double().clamp(-MOST, MOST) / (PRIOR + near.sum(dim=1))
-        return (expected > MARGIN).to(requests.device)
+        advantages = self.advantages.to(requests.device).double().clamp(-MOST, MOST)
+        return near @ advantages / (PRIOR + near.sum(dim=1)) > MARGIN
 
 
 def load_evidence(library: Library) -> Evidence | None:

@@ -35,7 +35,7 @@ class Featured:
         rule: the pure function from vectors and what was prepared to scores.
         prepared: what the rule made of what was prepared for each expert that may be chosen; it follows a tensor by
             `to`. Those that may not play no part, as if they were not in the library.
-        alive: (experts,) bool, whether each expert may be chosen.
+        alive: (experts,) bool, whether each expert may be chosen; on the CPU.
     """
 
     embed: Embed
@@ -48,7 +48,9 @@ class Featured:
         vectors = self.embed(hidden, ids, real)
         scores = vectors.new_zeros(len(vectors), len(self.alive), dtype=torch.float64)
         if self.prepared is not None:
-            scores[:, self.alive.to(scores.device)] = self.rule(vectors, self.prepared.to(vectors)).double()
+            # Found on the host, where `alive` lies: to find them on a device, the host would have to wait for it.
+            usable = self.alive.nonzero().squeeze(1).to(scores.device)
+            scores = scores.index_copy(1, usable, self.rule(vectors, self.prepared.to(vectors)).double())
         return scores
 
 

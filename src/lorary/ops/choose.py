@@ -112,13 +112,21 @@ class Chosen(NamedTuple):
         return Chosen(experts.clamp_min(0), self.weights.masked_fill(experts < 0, 0.0))
 
     def or_else(self, fallback: Float[Tensor, " experts"]) -> "Chosen":
-        """The same, with the experts of `fallback` for each token that has no expert; wider only if there is one."""
+        """The same, with the experts of `fallback` for each token that has no expert.
+
+        On the CPU it gets wider only if there is such a token: the plans there gain by few places. To ask for that on
+        another device, the host would have to wait for it.
+
+        Args:
+            fallback: one weight for each expert, on the CPU.
+        """
         lost = ~self.weights.any(dim=1)
-        if not bool(lost.any()):
+        if self.weights.is_cpu and not bool(lost.any()):
             return self
         others = fallback.nonzero().squeeze(1)
         width = max(self.experts.shape[1], len(others))
-        last = _padded(Chosen(others.expand(len(lost), -1), fallback[others].expand(len(lost), -1)), width)
+        one = Chosen(others, fallback[others]).like(self.weights)
+        last = _padded(Chosen(*(part.expand(len(lost), -1) for part in one)), width)
         return Chosen(*(torch.where(lost[:, None], b, a) for a, b in zip(_padded(self, width), last, strict=True)))
 
 
