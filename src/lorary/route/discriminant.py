@@ -47,7 +47,8 @@ class Discriminant(NamedTuple):
 
     def to(self, features: Tensor) -> "Discriminant":
         """The same where the features are, and float64 there: distances in float32 would lose what is near."""
-        return Discriminant(*(part.to(features.device) if isinstance(part, Tensor) else part for part in self))
+        tensors = {name: part.to(features.device) for name, part in self._asdict().items() if isinstance(part, Tensor)}
+        return self._replace(**tensors)
 
 
 def fit_discriminant(
