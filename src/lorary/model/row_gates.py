@@ -69,7 +69,7 @@ class FixedGate(nn.Module):
     """The same weights for every token.
 
     Args:
-        weights: (experts,).
+        weights: (experts,), on the CPU: a gate is moved when it is made.
     """
 
     reads_prototypes = reads_z = False
