@@ -307,10 +307,10 @@ class Scorer:
         return RowScores(losses, name, scores, answers), len(groups.get(CHAT, ()))
 
     def _own_template(self, base: Base, template: Template) -> Template | None:
-        """The base's chat template, where it has one and the rows are in another."""
-        if template.name == CHAT or not self._seated.chat_prompt:
-            return None
-        return self._template(base, CHAT)
+        """The base's chat template, where it has one."""
+        if template.name == CHAT:
+            return template
+        return self._template(base, CHAT) if self._seated.chat_prompt else None
 
     def _expert_losses(self, task: Task) -> ExpertLosses:
         """The mean loss of each expert alone on a task that has no expert of its own.

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from lorary.errors import LibraryError
 from lorary.library.prepared import Prepared, group_key, load_prepared, save_prepared
 from lorary.library.store import Library
 
@@ -60,7 +61,16 @@ def load_evidence(library: Library) -> Evidence | None:
     """
     names = library.names()
     stored = load_prepared(library, KIND, group_key(library, names)) if names else None
-    return None if stored is None else Evidence(stored.tensors[VECTORS], stored.tensors[ADVANTAGES])
+    if stored is None:
+        return None
+    vectors, advantages = (stored.tensors.get(name, torch.empty(())) for name in (VECTORS, ADVANTAGES))
+    if vectors.dim() != 2 or advantages.shape != vectors.shape[:1]:
+        raise LibraryError(
+            f"the evidence in {library.path}/derived must hold a vector and a number for each prompt",
+            found=f"shapes {tuple(vectors.shape)} and {tuple(advantages.shape)}",
+            remedy=f"delete its folder {KIND}-*, then build or prepare the library again",
+        )
+    return Evidence(vectors, advantages)
 
 
 def save_evidence(library: Library, evidence: Evidence, made_of: dict[str, object]) -> None:

@@ -25,7 +25,13 @@ NUM_ROWS = 4
 
 
 def measure_fallback(
-    base: Base, library: Library, tasks: Mapping[str, Task], *, num_rows: int = NUM_ROWS, display: Display | None = None
+    base: Base,
+    library: Library,
+    tasks: Mapping[str, Task],
+    *,
+    num_rows: int = NUM_ROWS,
+    force_base: bool = False,
+    display: Display | None = None,
 ) -> Evidence | None:
     """Compare the mean of all other experts with the base on each task's own rows, and keep that in the library.
 
@@ -37,6 +43,7 @@ def measure_fallback(
         library: its experts' tasks are recorded.
         tasks: by name; those of other experts are left out.
         num_rows: validation rows of each task, or training rows where there are none.
+        force_base: accept unrelated weights of the same shapes.
         display: where progress is shown.
 
     Returns:
@@ -55,7 +62,7 @@ def measure_fallback(
     limit = base.most_tokens(1024)
     plain, chat = (make_template(template, base.tokenizer, max_length=limit) for template in (name, CHAT))
     vectors, advantages = [], []
-    seated = SeatedBase(known_base(base), library, force_base=False)
+    seated = SeatedBase(known_base(base), library, force_base=force_base)
     with seated, (display or Display()).bar("asking what answers where no expert fits", len(views)) as bar:
         for task, view in views.items():
             model, rows = seated.loaded().model, view.split("test")

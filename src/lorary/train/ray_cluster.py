@@ -71,6 +71,13 @@ def lost(reason: str) -> TrainError:
     return TrainError("the Ray cluster must stay reachable during a build", found=reason, remedy=NEXT_RUN)
 
 
+def cause_of(error: Exception) -> str:
+    """The one line of Ray's long messages that says what happened."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    telling = [line for line in lines if line.startswith("The actor is dead")] or lines[-1:]
+    return telling[0].split(" Some common causes")[0].strip()[:300]
+
+
 def listens(place: tuple[str, int]) -> bool:
     """Whether a process accepts connections there."""
     try:

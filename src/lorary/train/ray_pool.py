@@ -60,7 +60,7 @@ class RayExecutor:
         if not shards:
             return
         with (
-            _ray_kept_quiet(self.debug),
+            ray_kept_quiet(self.debug),
             connected(self.address, self.workers, head_timeout_s=self.head_timeout_s, debug=self.debug) as cluster,
         ):
             number, needs = plan_workers(cluster.nodes, self.workers)
@@ -75,7 +75,7 @@ def _to_stderr(line: str) -> None:
 
 
 @contextmanager
-def _ray_kept_quiet(debug: bool) -> Iterator[None]:
+def ray_kept_quiet(debug: bool) -> Iterator[None]:
     """Keep what Ray prints about dead workers off stdout, where a command prints its result."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stderr if debug else nowhere):
         yield

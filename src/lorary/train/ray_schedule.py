@@ -8,7 +8,7 @@ from typing import Any
 
 from lorary.errors import LoraryError, TrainError
 from lorary.train.executor import WorkItem
-from lorary.train.ray_cluster import NEXT_RUN, Cluster, lost
+from lorary.train.ray_cluster import NEXT_RUN, Cluster, cause_of, lost
 from lorary.train.ray_worker import Worker, WorkerFailure, site_of
 
 RETRIES = 3  # of a shard whose worker died, or whose work failed for a reason that may pass
@@ -156,9 +156,9 @@ class WorkerPool:
         try:
             answer = self.cluster.ray.get(ref)
         except errors.RayActorError as error:
-            return self._lose(seat, f"is gone: {_cause(error)}")
+            return self._lose(seat, f"is gone: {cause_of(error)}")
         except errors.RayError as error:  # the call itself failed: what was sent cannot be unpickled there
-            answer = (WorkerFailure(None, _cause(error), trace=str(error)), None if question == "hello" else [])
+            answer = (WorkerFailure(None, cause_of(error), trace=str(error)), None if question == "hello" else [])
         if question == "hello":
             self._seat(seat, *answer)
         elif question == "run":
@@ -237,10 +237,3 @@ def _named(shard: WorkItem) -> str:
     names = [f"'{name}'" for name in shard.names[:MAX_NAMES]]
     more = f" and {len(shard.names) - MAX_NAMES} more" if len(shard.names) > MAX_NAMES else ""
     return f"expert{'s' if len(shard.names) > 1 else ''} {', '.join(names)}{more}"
-
-
-def _cause(error: Exception) -> str:
-    """The one line of Ray's long messages that says what happened."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    telling = [line for line in lines if line.startswith("The actor is dead")] or lines[-1:]
-    return telling[0].split(" Some common causes")[0].strip()[:300]
