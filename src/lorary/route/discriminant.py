@@ -47,8 +47,9 @@ class Discriminant(NamedTuple):
 
     def to(self, features: Tensor) -> "Discriminant":
         """The same where the features are, and float64 there: distances in float32 would lose what is near."""
-        tensors = {name: part.to(features.device) for name, part in self._asdict().items() if isinstance(part, Tensor)}
-        return self._replace(**tensors)
+        *tensors, num_experts, num_near = self
+        means, owners, directions, isotropic, border = (tensor.to(features.device) for tensor in tensors)
+        return Discriminant(means, owners, directions, isotropic, border, num_experts, num_near)
 
 
 def fit_discriminant(
