@@ -96,12 +96,14 @@ class Request:
         evidence: Evidence | None = None,
     ) -> None:
         self.num_experts, self.choice, self.measures, self.featured = num_experts, choice, measures, featured
-        self.rule, self.border, self.fallback, self.evidence = rule, border, fallback, evidence
+        self.rule, self.border, self.evidence = rule, border, evidence
+        self.fallback = None if fallback is None else Chosen.of(fallback)
         self.is_probing = False
         self.chosen: Chosen | None = None
         self.scores: Tensor | None = None
         self.is_lost: Tensor | None = None
         self.prefers_mean: Tensor | None = None
+        self._device: torch.device | None = None
 
     def start(self, real: Tensor) -> None:
         """Begin a probe.
@@ -141,13 +143,23 @@ class Request:
             hidden: (rows, seq, d), the decoder's last hidden states.
             ids: (rows, seq), where tokens were given as such.
         """
+        self._bring(hidden.device)
+        real = self._real.to(hidden.device)
         if self.evidence is None:
             self.prefers_mean = torch.zeros(len(hidden), dtype=torch.bool)
         else:
-            self.prefers_mean = self.evidence.prefers_mean(mean_hidden(hidden, self._real.to(hidden.device)))
+            self.prefers_mean = self.evidence.prefers_mean(mean_hidden(hidden, real))
         if self.featured is not None:
-            self._sums += self.featured.scores(hidden, ids, self._real.to(hidden.device)).to(self._sums)
+            self._sums += self.featured.scores(hidden, ids, real).to(self._sums)
             self._layers += self.featured.alive.to(self._layers)
+
+    def _bring(self, device: torch.device) -> None:
+        """Have what decides on a device, from the first request there on: it can be large."""
+        if self._device == device:
+            return
+        self.evidence = None if self.evidence is None else self.evidence.to(device)
+        self.featured = None if self.featured is None else self.featured.to(device)
+        self._device = device
 
     def finish(self) -> None:
         """Decide."""
@@ -163,7 +175,7 @@ class Request:
         """Experts of a row at most: of those that were decided, or of any; a fallback may bring more than `choice`."""
         if self.chosen is not None:
             return self.chosen.experts.shape[1]
-        num_fallback = 0 if self.fallback is None else int(self.fallback.count_nonzero())
+        num_fallback = 0 if self.fallback is None else self.fallback.experts.shape[1]
         return max(self.choice.most(self.num_experts), num_fallback)
 
     def stop(self) -> None:

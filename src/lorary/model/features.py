@@ -1,7 +1,7 @@
 """One vector for a whole request: the mean of the base's last hidden states, or what a sentence encoder makes of it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lorary.formats.quiet import quiet_transformers
 from lorary.library.store import Library
 from lorary.lora.targets import language_paths
 from lorary.model.prepared import REQUEST, TASKS, PreparedTensors, not_prepared
+from lorary.ops.upload import upload
 from lorary.route import ROUTERS
 from lorary.route.setting import Routing
 
@@ -35,22 +36,27 @@ class Featured:
         rule: the pure function from vectors and what was prepared to scores.
         prepared: what the rule made of what was prepared for each expert that may be chosen; it follows a tensor by
             `to`. Those that may not play no part, as if they were not in the library.
-        alive: (experts,) bool, whether each expert may be chosen; on the CPU.
+        alive: (experts,) bool, whether each expert may be chosen.
+        usable: int64, the positions of those that may.
     """
 
     embed: Embed
     rule: Callable[[Tensor, Any], Tensor]
     prepared: Any
     alive: Tensor
+    usable: Tensor
+
+    def to(self, device: torch.device) -> "Featured":
+        """The same on a device."""
+        prepared = None if self.prepared is None else self.prepared.to(device)
+        return replace(self, prepared=prepared, alive=upload(self.alive, device), usable=upload(self.usable, device))
 
     def scores(self, hidden: Tensor, ids: Tensor | None, real: Tensor) -> Tensor:
         """(rows, experts) scores, 0 for experts that may not be chosen; see `Embed` for what they come from."""
         vectors = self.embed(hidden, ids, real)
         scores = vectors.new_zeros(len(vectors), len(self.alive), dtype=torch.float64)
         if self.prepared is not None:
-            # Found on the host, where `alive` lies: to find them on a device, the host would have to wait for it.
-            usable = self.alive.nonzero().squeeze(1).to(scores.device)
-            scores = scores.index_copy(1, usable, self.rule(vectors, self.prepared.to(vectors)).double())
+            scores = scores.index_copy(1, self.usable, self.rule(vectors, self.prepared.to(vectors)).double())
         return scores
 
 
@@ -150,7 +156,7 @@ def featured(
     usable = [(name, tensor) for name, tensor, ok in zip(experts, tensors, alive.tolist(), strict=True) if ok]
     tasks = [prepared[name].get(TASKS, torch.zeros(len(tensor), dtype=torch.int64)) for name, tensor in usable]
     fitted = rule.fit([tensor for _, tensor in usable], tasks) if usable else None
-    return Featured(embed, rule.request, fitted, alive)
+    return Featured(embed, rule.request, fitted, alive, alive.nonzero().squeeze(1))
 
 
 @torch.no_grad()

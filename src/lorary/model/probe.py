@@ -15,6 +15,7 @@ from lorary.lora.context import PerThread
 from lorary.model.decision import Request
 from lorary.model.features import decoder_of
 from lorary.model.row_gates import spread
+from lorary.ops.upload import upload
 
 # Arguments in which families are given what they keep of earlier tokens.
 _CACHES = ("past_key_values", "cache_params", "state", "mems")
@@ -167,7 +168,7 @@ def rows_at(tensor: Tensor, rows: Sequence[int] | None) -> Tensor:
         tensor: (batch, ...), on any device.
         rows: which; None for all of them.
     """
-    return tensor if rows is None else tensor[torch.tensor(rows).to(tensor.device)]
+    return tensor if rows is None else tensor[upload(torch.tensor(rows), tensor.device)]
 
 
 def cache_of(arguments: Mapping[str, Any]) -> Any:

@@ -47,6 +47,9 @@ PLAIN: dict[str, Any] = {
 }
 REQUESTS: dict[str, Any] = {
     **{name: {"router": name} for name, rule in ROUTERS.items() if rule.pers == ("request",)},
+    "auto with the mean of all": {"router": "auto", "fallback": "uniform"},
+    "auto with an expert": {"router": "auto", "fallback": "b"},
+    "auto by rows": [{"router": "auto"}, "base"],
     "arrow per request": {"per": "request"},
     "contrast or one expert": {"router": "contrast", "threshold": 0.0, "fallback": "a"},
     "rows": [{"per": "request"}, {"experts": ["b"]}],
@@ -102,12 +105,18 @@ def test_layers_and_tokens_never_make_the_host_wait(routed: Any, setting: Any) -
 
 @pytest.mark.parametrize("setting", REQUESTS.values(), ids=REQUESTS)
 def test_a_request_makes_the_host_wait_once_and_its_tokens_never(routed: Any, setting: Any) -> None:
+    seating(routed).evidence = Evidence(torch.randn(6, HIDDEN), torch.ones(6))
     with routing(routed, setting):
         routed.to(DEVICE)
+        passes(routed)  # what decides is brought to the device
         prefill, decode = passes(routed)
-        num_requests = len(setting) if isinstance(setting, list) else 1
-        assert len(prefill.waits) <= num_requests
+        requests = [request for request in seating(routed).prober.requests if request is not None]
+        assert [event.split(" by ")[0] for event in prefill.waits] == ["look"] * len(requests)
         assert decode.ours == []
+    if setting == {"router": "auto"}:
+        assert (requests[0].rule, requests[0].evidence.vectors.device) == ("discriminant", DEVICE)
+        assert {requests[0].prefers_mean.device, requests[0].chosen.weights.device} == {DEVICE}
+        assert requests[0].chosen.weights.shape == (2, len(NAMES))  # room for the fallback
 
 
 @pytest.mark.parametrize(
@@ -130,14 +139,14 @@ def test_each_plan_of_a_device_runs_without_waiting(
 
 
 def test_an_expert_to_fall_back_on_is_taken_without_waiting(routed: Any) -> None:
-    lost, fallback = torch.zeros(3, 2, device=DEVICE), torch.tensor([0.0, 0.5, 0.5, 0.0, 1.0])
+    lost, fallback = torch.zeros(3, 2, device=DEVICE), Chosen.of(torch.tensor([0.0, 0.5, 0.5, 0.0, 1.0]))
     with StandIn() as mode:
         found = Chosen(torch.zeros(3, 2, dtype=torch.int64, device=DEVICE), lost).or_else(fallback)
     assert (found.experts.shape, found.weights.shape, mode.waits) == ((3, 3), (3, 3), [])
 
 
 def test_on_the_cpu_a_choice_gets_wider_only_where_a_token_is_lost() -> None:
-    experts, fallback = torch.tensor([[2], [0]]), torch.tensor([0.5, 0.5, 0.0])
+    experts, fallback = torch.tensor([[2], [0]]), Chosen.of(torch.tensor([0.5, 0.5, 0.0]))
     chosen = Chosen(experts, torch.tensor([[1.0], [1.0]]))
     assert chosen.or_else(fallback) is chosen
     found = Chosen(experts, torch.tensor([[1.0], [0.0]])).or_else(fallback)
@@ -149,7 +158,7 @@ def test_evidence_on_the_fallback_is_weighed_on_the_device(generator: torch.Gene
     evidence = Evidence(vectors, torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0]))
     assert evidence.prefers_mean(vectors).tolist() == [True, False] * 3
     with StandIn() as mode:
-        found = evidence.prefers_mean(torch.ones(2, HIDDEN, device=DEVICE))
+        found = evidence.to(DEVICE).prefers_mean(torch.ones(2, HIDDEN, device=DEVICE))
     assert (found.device, mode.waits) == (DEVICE, [])
 
 
@@ -196,8 +205,11 @@ SINS: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
     "repeating by counts": ("shape", lambda x: x.repeat_interleave(x.long())),
     "cpu": ("download", lambda x: x.cpu()),
     "copying out": ("download", lambda x: torch.zeros(3).copy_(x)),
-    "copying in": ("upload", lambda x: torch.zeros(3).to(x.device)),
+    "moving in": ("upload", lambda x: torch.zeros(3).to(x.device)),
     "numbers": ("upload", lambda x: torch.tensor([1.0, 2.0], device=x.device)),
+    "choosing a number of the host": ("upload", lambda x: torch.where(x > 0, torch.tensor(0.0), x)),
+    "queueing": ("queued", lambda x: torch.zeros(3).to(x.device, non_blocking=True)),
+    "copying in": ("upload", lambda x: x.copy_(torch.zeros(3))),
     "both in one": ("mixed", lambda x: x + torch.ones(3)),
 }
 
