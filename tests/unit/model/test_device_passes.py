@@ -11,6 +11,7 @@ import pytest
 import torch
 from stand_in import DEVICE, StandIn
 from torch import Tensor
+from transformers import StaticCache
 
 from lorary.lora import plans
 from lorary.model.attach import routing
@@ -170,6 +171,17 @@ def test_rows_that_come_and_go_are_told_once_and_never_waited_for(routed: Any) -
         prefill, decode = passes(routed)
         assert prefill.waits == decode.waits == []
         assert not [event for event in passes(routed)[1].events if event.is_ours]
+
+
+def test_a_step_over_a_static_cache_can_be_captured(routed: Any) -> None:
+    """CUDA refuses to capture a step in which the host waits or copies, whoever does that."""
+    routed.to(DEVICE)
+    cache, ids = StaticCache(routed.config, max_cache_len=8), torch.ones(2, 5, dtype=torch.int64, device=DEVICE)
+    with torch.no_grad():
+        routed(input_ids=ids, past_key_values=cache, use_cache=True)
+        with StandIn() as mode:
+            routed(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
+    assert [str(event) for event in mode.events] == []
 
 
 def test_text_features_are_read_on_the_host_as_the_manual_says(routed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
