@@ -130,7 +130,7 @@ class StandIn(TorchDispatchMode):
             goes_to = tensors[0].device if target is None else torch.device(target)
             if tensors[0].is_meta and goes_to.type == "cpu":
                 self.note("download", func)
-                return torch.zeros(tensors[0].shape, dtype=kwargs.get("dtype") or tensors[0].dtype)
+                return torch.ones(tensors[0].shape, dtype=kwargs.get("dtype") or tensors[0].dtype)
             if goes_to.type == "meta" and not tensors[0].is_meta:
                 self.note("queued" if kwargs.get("non_blocking") else "upload", func)
             return func(*args, **kwargs)
