@@ -1,6 +1,6 @@
-"""A server under everything that clients do: many at once, ones that leave, ones that send nonsense, adapters that change.
+"""A server under all that clients do: many at once, some that leave, some that send nonsense, adapters that change.
 
-    python benchmarks/serve_stress.py LIB [--clients 64] [--seconds 300 | --requests 2000] [--seed 0] [--answer 12] [--json]
+    python benchmarks/serve_stress.py LIB [--clients 64] [--seconds 300 | --requests 2000] [--answer 12] [--json]
 
 A real server process answers over HTTP on this machine, from a copy of the library. An adapter is added, replaced and
 removed all the while. Each complete answer is compared with what `lorary generate` gives in the states of the library

@@ -1,7 +1,7 @@
 """What a server may answer while an adapter comes and goes, computed beforehand as `lorary generate` does.
 
-The library passes through three states: without the live adapter, and with it in one of two versions. An answer is right
-if it is that of a state which was in force at some time between its request and its end.
+The library passes through three states: without the live adapter, and with it in one of two versions. An answer is
+right if it is that of a state which was in force at some time between its request and its end.
 """
 
 import shutil
@@ -84,7 +84,9 @@ def expected_answers(base: Base, library: Library, folder: Path, *, num_prompts:
         for name in names:
             setting = _setting(name, copy, default)
             for number, prompt in enumerate(prompts):
-                texts[name, number, state] = None if setting is None else _answer(base, copy, setting, prompt, num_tokens)
+                texts[name, number, state] = (
+                    None if setting is None else _answer(base, copy, setting, prompt, num_tokens)
+                )
         detach(base.model)
     return Expected(prompts, names, context, {state: encode_adapter(each) for state, each in versions.items()}, texts)
 
