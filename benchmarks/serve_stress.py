@@ -28,8 +28,10 @@ from pathlib import Path
 from typing import Any
 
 COUNTED_SERVER = "--counted-server"
+# What runs this file.
+COMMAND = (sys.executable, __file__)
 PARTS = ("first third", "second third", "end")
-START_S, SETTLE_S, END_S = 300.0, 30.0, 90.0
+SETTLE_S, END_S = 60.0, 90.0
 # Growth from the first third to the end that counts as none: what is kept of the last requests has come to its bounds
 # only then, and the allocator keeps some of what it had.
 MOST_RSS, MOST_OBJECTS = 1.05, 1.05
@@ -68,11 +70,11 @@ class Server:
 
     def __init__(self, library: Path, folder: Path, tokens: tuple[str, str], options: Sequence[str]) -> None:
         self._counts, self._errors = folder / "counts.json", folder / "stderr.txt"
+        self._pid = 0
         secret = {"LORARY_TOKEN": tokens[0], "LORARY_ADMIN_TOKEN": tokens[1]}
         with open(self._errors, "w") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, __file__, COUNTED_SERVER, str(self._counts), "serve", str(library), "--port", "0",
-                 *options],
+                [*COMMAND, COUNTED_SERVER, str(self._counts), "serve", str(library), "--port", "0", *options],
                 stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **secret},
             )  # fmt: skip
 
@@ -80,7 +82,9 @@ class Server:
         """Where it listens, once it does."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            if found := re.search(r"serving \S+ at (\S+)", line):
+            if found := re.fullmatch(r"process (\d+)\n", line):
+                self._pid = int(found[1])
+            elif found := re.search(r"serving \S+ at (\S+)", line):
                 return found[1]
         raise SystemExit(f"the server did not start:\n{self.errors()}")
 
@@ -90,13 +94,13 @@ class Server:
 
     def memory(self, field: str) -> float:
         """`VmRSS`, or `VmHWM` for the most there was, in MiB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        status = Path(f"/proc/{self._pid}/status").read_text()
         return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
 
     async def count(self) -> dict[str, int]:
         """Its objects."""
         self._counts.unlink(missing_ok=True)
-        self.process.send_signal(signal.SIGUSR1)
+        os.kill(self._pid, signal.SIGUSR1)
         end = time.monotonic() + SETTLE_S
         while not self._counts.exists():
             if time.monotonic() > end:
@@ -107,12 +111,16 @@ class Server:
 
     def end(self) -> int:
         """End it as an operator does; its exit code."""
-        self.process.send_signal(signal.SIGTERM)
+        if self.process.poll() is None and self._pid:
+            os.kill(self._pid, signal.SIGTERM)
         try:
             return self.process.wait(END_S)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            os.kill(self._pid, signal.SIGKILL)
             return self.process.wait()
+        finally:
+            if self.process.stdout is not None:
+                self.process.stdout.close()
 
 
 def run_counted_server(counts: str, arguments: Sequence[str]) -> None:
@@ -130,6 +138,7 @@ def run_counted_server(counts: str, arguments: Sequence[str]) -> None:
         part.rename(counts)
 
     signal.signal(signal.SIGUSR1, count)
+    print(f"process {os.getpid()}", flush=True)
     sys.argv = ["lorary", *arguments]
     lorary()
 
@@ -269,7 +278,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library")
     parser.add_argument("--clients", type=int, default=64)
@@ -280,7 +290,11 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=6, help="prompts of different lengths")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    args = parsed(sys.argv[1:])
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory(prefix="lorary-stress-") as folder:
         result = measure(args, Path(folder))

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from forked_server import ForkedServer, forking
+from forked_server import ForkedServer
 from served import NAMES, PROMPT, another_adapter, make_library, text_of
 
 from lorary.formats.peft import encode_adapter
@@ -22,23 +22,17 @@ ADMIN = {"authorization": "Bearer root"}
 NUM_TOKENS = 20
 
 
-@pytest.fixture(scope="module")
-def place() -> Iterator[str]:
-    with forking() as place:
-        yield place
-
-
 @pytest.fixture
 def library(tmp_path: Path, tiny_base_folder: Path) -> Library:
     return make_library(tmp_path / "lib", tiny_base_folder)
 
 
 @pytest.fixture
-def serve(place: str, library: Library) -> Iterator[Callable[..., ForkedServer]]:
+def serve(forking_place: str, library: Library) -> Iterator[Callable[..., ForkedServer]]:
     servers: list[ForkedServer] = []
 
     def begin(*options: str) -> ForkedServer:
-        servers.append(ForkedServer(place, library.path, *options))
+        servers.append(ForkedServer(forking_place, library.path, *options))
         return servers[-1]
 
     yield begin
