@@ -37,9 +37,9 @@ class MergeSettings:
     """How adapters are merged.
 
     Args:
-        method: `mean` or `concat` (the mean or the sum of the updates), `ties`, `dare`, `dare-ties` or `prune` (entry by
-            entry), `core-ties`, `tsv`, `iso-c`, `iso-cts` or `pico` (in the space that they share), or `mu`, `linear`
-            or `ties-factors` (on factors).
+        method: `mean` or `concat` (the mean or the sum of the updates), `ties`, `dare`, `dare-ties` or `prune` (entry
+            by entry), `core-ties`, `tsv`, `iso-c`, `iso-cts` or `pico` (in the space they share), or `mu`, `linear` or
+            `ties-factors` (on factors).
         experts: adapters to merge, separated by commas; all but results of adaptations by default.
         weights: adapters with a weight each, in place of equal ones; `mu` needs weights of one sign.
         scale: the merged update is multiplied by it.
