@@ -64,7 +64,12 @@ def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     if info.exists():
         cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": torch.cuda.is_available()}
+    has_cuda = torch.cuda.is_available()
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return {
+        "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": has_cuda,
+        "accelerator": torch.cuda.get_device_name() if has_cuda else kind and kind.type,
+    }  # fmt: skip
 
 
 def versions() -> dict[str, str]:

@@ -54,6 +54,8 @@ def innermost(held: Mapping[int, T], default: T) -> T:
         held: by block.
         default: for code that stands in none of these.
     """
+    if not held:  # compiled code knows no context
+        return default
     for block in reversed(_ENTERED.get() or _entered()):
         value = held.get(block)
         if value is not None:
@@ -147,4 +149,6 @@ class PerThread(Generic[T]):
 
 def note_thread() -> None:
     """Let threads of autograd's own find what belongs to the running thread, which begins a pass."""
+    if torch.compiler.is_compiling():  # it computes nothing anew, and knows no context
+        return
     _THREAD.set(threading.get_ident())

@@ -155,8 +155,10 @@ class GatedLora(nn.Module):
         return lora._add(x, output)
 
     def _add(self, x: Tensor, output: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):  # scores in half precision would choose other experts
-            with torch.autocast(x.device.type, enabled=False):
+        kind = x.device.type
+        # Scores in half precision would choose other experts. Not every device knows autocast.
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
                 return self._add(x, output)
         tokens = x.reshape(-1, x.shape[-1]).to(self.down.dtype)
         if self.gate is not None:

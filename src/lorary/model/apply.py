@@ -106,7 +106,7 @@ def _apply(
         if row_settings is None and general is None and isinstance(layer_gates[0], Tensor):
             lora.fix(layer_gates[0], routing.mix)
             continue
-        gates = [FixedGate(gate.to(lora.up)) if isinstance(gate, Tensor) else gate for gate in layer_gates]
+        gates = [FixedGate(gate.to(lora.up.dtype)) if isinstance(gate, Tensor) else gate for gate in layer_gates]
         gate: Any = gates[0] if row_settings is None else RowGate(gates, of_row)
         lora.route_by(gate.to(lora.up.device), different[0].mix, general)
     is_probed = any(plan.requests is not None for plan in plans)

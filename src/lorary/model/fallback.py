@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 from lorary.errors import LibraryError
 from lorary.library.prepared import Prepared, group_key, load_prepared, save_prepared
 from lorary.library.store import Library
+from lorary.ops.upload import upload
 
 # The name of the evidence in a library.
 KIND = "fallback"
@@ -42,15 +43,18 @@ class Evidence:
         The expectation is a kernel regression over the prompts (Nadaraya 1964, Watson 1964) that is drawn to 0.
 
         Args:
-            requests: vectors like those of the prompts, any float dtype, on any device.
+            requests: vectors like those of the prompts, any float dtype, on the device of the evidence.
         """
         prompts = normalize(self.vectors.double(), dim=1)
         centre = prompts.mean(dim=0)
         prompts = normalize(prompts - centre, dim=1)
-        units = normalize(normalize(requests.double().cpu(), dim=1) - centre, dim=1)
+        units = normalize(normalize(requests.double(), dim=1) - centre, dim=1)
         near = torch.exp(-torch.cdist(units, prompts).square() / (2 * REACH**2))
-        expected = near @ self.advantages.double().clamp(-MOST, MOST) / (PRIOR + near.sum(dim=1))
-        return (expected > MARGIN).to(requests.device)
+        return near @ self.advantages.double().clamp(-MOST, MOST) / (PRIOR + near.sum(dim=1)) > MARGIN
+
+    def to(self, device: torch.device) -> "Evidence":
+        """The same on a device."""
+        return Evidence(upload(self.vectors, device), upload(self.advantages, device))
 
 
 def load_evidence(library: Library) -> Evidence | None:

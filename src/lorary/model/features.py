@@ -1,7 +1,7 @@
 """One vector for a whole request: the mean of early hidden states of the base, or what a sentence encoder makes."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lorary.library.store import Library
 from lorary.lora.targets import language_paths
 from lorary.model.early import early_pass
 from lorary.model.prepared import REQUEST, TASKS, PreparedTensors, not_prepared
+from lorary.ops.upload import upload
 from lorary.route import ROUTERS
 from lorary.route.setting import Routing
 
@@ -37,19 +38,26 @@ class Featured:
         prepared: what the rule made of what was prepared for each expert that may be chosen; it follows a tensor by
             `to`. Those that may not play no part, as if they were not in the library.
         alive: (experts,) bool, whether each expert may be chosen.
+        usable: int64, the positions of those that may.
     """
 
     embed: Embed
     rule: Callable[[Tensor, Any], Tensor]
     prepared: Any
     alive: Tensor
+    usable: Tensor
+
+    def to(self, device: torch.device) -> "Featured":
+        """The same on a device."""
+        prepared = None if self.prepared is None else self.prepared.to(device)
+        return replace(self, prepared=prepared, alive=upload(self.alive, device), usable=upload(self.usable, device))
 
     def scores(self, hidden: Tensor, ids: Tensor | None, real: Tensor) -> Tensor:
         """(rows, experts) scores, 0 for experts that may not be chosen; see `Embed` for what they come from."""
         vectors = self.embed(hidden, ids, real)
         scores = vectors.new_zeros(len(vectors), len(self.alive), dtype=torch.float64)
         if self.prepared is not None:
-            scores[:, self.alive.to(scores.device)] = self.rule(vectors, self.prepared.to(vectors)).double()
+            scores = scores.index_copy(1, self.usable, self.rule(vectors, self.prepared.to(vectors)).double())
         return scores
 
 
@@ -149,7 +157,7 @@ def featured(
     usable = [(name, tensor) for name, tensor, ok in zip(experts, tensors, alive.tolist(), strict=True) if ok]
     tasks = [prepared[name].get(TASKS, torch.zeros(len(tensor), dtype=torch.int64)) for name, tensor in usable]
     fitted = rule.fit([tensor for _, tensor in usable], tasks) if usable else None
-    return Featured(embed, rule.request, fitted, alive)
+    return Featured(embed, rule.request, fitted, alive, alive.nonzero().squeeze(1))
 
 
 @torch.no_grad()

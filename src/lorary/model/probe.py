@@ -19,6 +19,7 @@ from lorary.model.decision import Request
 from lorary.model.early import early_pass
 from lorary.model.features import decoder_of
 from lorary.model.row_gates import spread
+from lorary.ops.upload import upload
 
 # Arguments in which families are given what they keep of earlier tokens.
 _CACHES = ("past_key_values", "cache_params", "state", "mems")
@@ -128,7 +129,7 @@ class Prober:
 
             def look(hidden: Tensor) -> bool:
                 are_decided = [
-                    request.see(hidden[rows.to(hidden.device)], None if ids is None else ids[rows.to(ids.device)])
+                    request.see(rows_at(hidden, rows), None if ids is None else rows_at(ids, rows))
                     for request, rows in started
                 ]
                 return all(are_decided)
@@ -136,22 +137,22 @@ class Prober:
             with torch.no_grad():
                 last = early_pass(decoder, {**arguments, **_uncached(arguments)}, look)
             for request, rows in started:
-                request.finish(None if last is None else last[rows.to(last.device)])
+                request.finish(None if last is None else rows_at(last, rows))
         finally:
             for pending in self.requests:
                 if pending is not None:
                     pending.stop()
 
-    def _start(self, arguments: Mapping[str, Any]) -> list[tuple[Request, Tensor]]:
-        """Begin the probe of each request; its rows of the batch, (batch,) bool."""
+    def _start(self, arguments: Mapping[str, Any]) -> list[tuple[Request, list[int] | None]]:
+        """Begin the probe of each request; its rows of the batch, None for all of them."""
         real = self.prompt if self.prompt is not None else self._without_draft(real_tokens(arguments))
-        batch = len(real)
-        of_row = torch.tensor(spread(self.of_row, batch) if len(self.of_row) > 1 else [*self.of_row] * batch)
-        started = []
+        of_row = spread(self.of_row, len(real)) if len(self.of_row) > 1 else []
+        started: list[tuple[Request, list[int] | None]] = []
         for number, request in enumerate(self.requests):
             if request is not None:
-                rows = (of_row == number).to(real.device)
-                request.start(real[rows])
+                places = [row for row, own in enumerate(of_row) if own == number]
+                rows = None if len(places) == len(of_row) else places
+                request.start(rows_at(real, rows))
                 started.append((request, rows))
         return started
 
@@ -169,6 +170,16 @@ class Prober:
             return False
         self._ids = old
         return True
+
+
+def rows_at(tensor: Tensor, rows: Sequence[int] | None) -> Tensor:
+    """Some rows of a tensor, by numbers that the host knows: a mask on a device would make it wait.
+
+    Args:
+        tensor: (batch, ...), on any device.
+        rows: which; None for all of them.
+    """
+    return tensor if rows is None else tensor[upload(torch.tensor(rows), tensor.device)]
 
 
 def cache_of(arguments: Mapping[str, Any]) -> Any:

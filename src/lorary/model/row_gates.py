@@ -69,7 +69,7 @@ class FixedGate(nn.Module):
     """The same weights for every token.
 
     Args:
-        weights: (experts,).
+        weights: (experts,), on the CPU: a gate is moved when it is made.
     """
 
     reads_prototypes = reads_z = False
@@ -106,6 +106,7 @@ class RowGate(nn.Module):
 
     quick = None
 
+    gate_of_row: Tensor
     fixed_experts: Tensor
     fixed_weights: Tensor
 
@@ -113,9 +114,14 @@ class RowGate(nn.Module):
         super().__init__()
         self.gates, self.of_row = nn.ModuleList(gates), tuple(of_row)
         self.most = max(int(gate.most) for gate in gates)  # type: ignore[arg-type]
+        # Where the rows are: kept on the device, since to find them there would make the host wait.
+        self.register_buffer("gate_of_row", torch.tensor(self.of_row), persistent=False)
         # Fixed weights are looked up for all rows at once: a library's experts, each alone, are as many gates.
         fixed = {number: gate for number, gate in enumerate(gates) if isinstance(gate, FixedGate)}
         self.deciding = [number for number in range(len(gates)) if number not in fixed]
+        for number in self.deciding:
+            places = [row for row, own in enumerate(self.of_row) if own == number]
+            self.register_buffer(f"rows_{number}", torch.tensor(places), persistent=False)
         dtype = next((gate.weights.dtype for gate in fixed.values()), None)
         experts = torch.zeros(len(gates), self.most, dtype=torch.int64)
         weights = torch.zeros(len(gates), self.most, dtype=dtype)
@@ -138,10 +144,11 @@ class RowGate(nn.Module):
     def forward(self, inputs: LayerInput) -> Chosen | None:
         """The experts of each token; None while rows are probed."""
         batch, _ = rows_of(inputs)
-        of_row = torch.tensor(spread(self.of_row, batch), device=inputs.x.device)
+        num_beams = beams_of(self.of_row, batch)
+        of_row = self.gate_of_row.repeat_interleave(num_beams)
         probing = any(getattr(self.gates[number], "is_probing", False) for number in self.deciding)
         numbers = [n for n in self.deciding if not probing or getattr(self.gates[n], "is_probing", False)]
-        parts = [(self.gates[number], (of_row == number).nonzero().squeeze(1)) for number in numbers]
+        parts = [(self.gates[number], _expanded(getattr(self, f"rows_{number}"), num_beams)) for number in numbers]
         fixed = Chosen(self.fixed_experts[of_row], self.fixed_weights[of_row].to(inputs.x.dtype))
         chosen = chosen_by_row(inputs, fixed, parts)
         return None if probing else chosen
@@ -172,13 +179,28 @@ def spread(of_row: Sequence[int], batch: int) -> list[int]:
     Raises:
         UsageError: if the batch is no multiple of the rows given.
     """
+    num_beams = beams_of(of_row, batch)
+    return [number for number in of_row for _ in range(num_beams)]
+
+
+def beams_of(of_row: Sequence[int], batch: int) -> int:
+    """How often each row that was given occurs in a batch.
+
+    Raises:
+        UsageError: if the batch is no multiple of the rows given.
+    """
     if batch % len(of_row):
         raise UsageError(
             "a batch must have one row for each routing setting, or the same number of beams for each",
             found=f"{len(of_row)} settings for {batch} rows",
             remedy="give one setting per row, or one for all without a list",
         )
-    return [number for number in of_row for _ in range(batch // len(of_row))]
+    return batch // len(of_row)
+
+
+def _expanded(rows: Tensor, num_beams: int) -> Tensor:
+    """Where the beams of some rows are in a batch."""
+    return (rows[:, None] * num_beams + torch.arange(num_beams, device=rows.device)).flatten()
 
 
 def rows_of(inputs: LayerInput) -> tuple[int, int]:

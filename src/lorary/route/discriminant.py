@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lorary.errors import RouterError
+from lorary.ops.upload import upload
 
 # Part of the shared covariance that is replaced by a multiple of the identity: prompts are fewer than features.
 SHRINKAGE = 0.1
@@ -33,6 +34,8 @@ class Discriminant(NamedTuple):
         directions: (features, kept), by which the square of a distance is less than `isotropic` says.
         isotropic: the square of the distance of a unit step in any direction in which prompts do not vary.
         border: what is taken from scores, so that an expert fits above 0.
+        num_experts: one more than the last owner.
+        num_near: experts that own a task.
     """
 
     means: Tensor
@@ -40,10 +43,15 @@ class Discriminant(NamedTuple):
     directions: Tensor
     isotropic: Tensor
     border: Tensor
+    num_experts: int
+    num_near: int
 
-    def to(self, features: Tensor) -> "Discriminant":
-        """The same where the features are, and float64 there: distances in float32 would lose what is near."""
-        return Discriminant(*(part.to(features.device) for part in self))
+    def to(self, place: Tensor | torch.device) -> "Discriminant":
+        """The same where a tensor is, or on a device; float64 there: distances in float32 would lose what is near."""
+        *tensors, num_experts, num_near = self
+        device = place.device if isinstance(place, Tensor) else place
+        means, owners, directions, isotropic, border = (upload(tensor, device) for tensor in tensors)
+        return Discriminant(means, owners, directions, isotropic, border, num_experts, num_near)
 
 
 def fit_discriminant(
@@ -88,7 +96,7 @@ def fit_discriminant(
         halved = _fit(vectors[is_fitted], kind_of_prompt[is_fitted], kinds[:, 0])
         distances = _distances(vectors[is_scored], halved, len(samples))
         mine = owners[is_scored][:, None]
-        own.append(_scores(distances).gather(1, mine).squeeze(1))
+        own.append(_scores(distances, halved.num_near).gather(1, mine).squeeze(1))
     return fitted._replace(border=torch.cat(own).quantile(OWN_LOST))
 
 
@@ -109,8 +117,8 @@ def discriminant_scores(
     Returns:
         Scores in float64; above 0, the expert fits.
     """
-    units, num_experts = normalize(features.double(), dim=-1), int(fitted.owners[-1]) + 1
-    return _scores(_distances(units, fitted, num_experts)) - fitted.border
+    distances = _distances(normalize(features.double(), dim=-1), fitted, fitted.num_experts)
+    return _scores(distances, fitted.num_near) - fitted.border
 
 
 def _fit(vectors: Tensor, kind_of_prompt: Tensor, owners: Tensor) -> Discriminant:
@@ -120,7 +128,10 @@ def _fit(vectors: Tensor, kind_of_prompt: Tensor, owners: Tensor) -> Discriminan
     means = sums / counts[:, None]
     directions, isotropic = _whitening(vectors - means[kind_of_prompt], int((counts > 0).sum()))
     has_prompts = counts > 0
-    return Discriminant(means[has_prompts], owners[has_prompts], directions, isotropic, isotropic.new_zeros(()))
+    kept = owners[has_prompts]
+    return Discriminant(
+        means[has_prompts], kept, directions, isotropic, isotropic.new_zeros(()), int(kept[-1]) + 1, len(kept.unique())
+    )  # fmt: skip
 
 
 def _whitening(residuals: Tensor, num_kinds: int) -> tuple[Tensor, Tensor]:
@@ -152,11 +163,16 @@ def _squares(rows: Tensor, others: Tensor) -> Tensor:
     return torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
-def _scores(distances: Tensor) -> Tensor:
-    """(batch, experts) logarithms of the ratio; minus infinity for an expert that is infinitely far away."""
+def _scores(distances: Tensor, num_finite: int) -> Tensor:
+    """(batch, experts) logarithms of the ratio; minus infinity for an expert that is infinitely far away.
+
+    Args:
+        distances: (batch, experts) squared.
+        num_finite: how many of each row are finite. It is given, since a device would make the host wait for it.
+    """
     smallest = torch.finfo(distances.dtype).tiny
     distances = distances.clamp_min(smallest)
-    num_near = min(NEIGHBOURS, distances.shape[1] - 1, int(distances.isfinite().sum(dim=1).amin()) - 1)
+    num_near = min(NEIGHBOURS, num_finite - 1)
     if num_near < 1:
         return -distances.log()
     near = distances.topk(num_near + 1, largest=False).values

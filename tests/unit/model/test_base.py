@@ -83,6 +83,7 @@ def test_on_an_accelerator_the_dtype_is_as_stored() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(WITHOUT_ACCELERATOR, reason="this machine has no accelerator that PyTorch can use")
 def test_a_bfloat16_base_stays_so_on_the_accelerator(folder: Path) -> None:
     store_as(folder, torch.bfloat16)
     model = load_base(folder).model

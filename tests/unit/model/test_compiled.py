@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 import torch
+from families import tiny_family
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from transformers import StaticCache
 
 from lorary.model.attach import routing
 from lorary.model.live import add_expert
@@ -109,6 +111,35 @@ def check_that_blocks_entered_again_are_not_compiled_again(routed: Any, generato
                 with routing(routed, setting):
                     assert torch.allclose(compiled(x, output), lora(x, output), atol=1e-5)
     assert graphs.frame_count == 2
+
+
+@pytest.mark.parametrize("setting", ["arrow", {"per": "token"}], ids=str)
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def check_that_decoding_over_a_static_cache_is_one_graph(
+    random_adapter: Any, route: Any, generator: torch.Generator, family: str, setting: Any
+) -> None:
+    targets = {"llama": ("q_proj", "down_proj"), "gpt_neox": ("query_key_value", "dense_4h_to_h")}[family]
+    model = tiny_family(family, dtype=torch.float32)
+    experts = [random_adapter(model, name, generator, rank=2, targets=targets) for name in "abcd"]
+    router = {"router": setting} if isinstance(setting, str) else setting
+    route(model, experts, top_k=2, **router)
+    ids, graphs = torch.randint(3, 96, (2, 9), generator=generator), CompileCounter()
+    caches = [StaticCache(model.config, max_cache_len=16) for _ in range(2)]
+    step = torch.compile(model, backend=graphs, fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        for cache in caches:
+            model(input_ids=ids[:, :6], past_key_values=cache, use_cache=True)
+        for position in (6, 7, 8):
+            token = ids[:, position : position + 1]
+            ours, plain = (
+                run(input_ids=token, past_key_values=cache, use_cache=True).logits
+                for run, cache in zip((step, model), caches, strict=True)
+            )
+            assert torch.allclose(ours, plain, atol=1e-4)
+        with routing(model, "base"):
+            bare = model(input_ids=ids, use_cache=False).logits[:, -1:]
+    assert graphs.frame_count == 1
+    assert not torch.allclose(plain, bare, atol=1e-2)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own
