@@ -110,7 +110,7 @@ class Shelf:
             self.library.add_adapter(harness.made_adapter(name, self.targets, RANK), {"tasks": []})
             vectors = torch.randn(PROMPTS, self.model.config.hidden_size, generator=keyed_generator("benchmark", name))
             key = expert_key(self.library, name)
-            save_prepared(self.library, "samples_hidden", key, Prepared({REQUEST: vectors}, {}, {}))
+            save_prepared(self.library, "samples_early", key, Prepared({REQUEST: vectors}, {}, {}))
 
     @property
     def folders(self) -> list[str]:

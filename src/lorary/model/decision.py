@@ -99,7 +99,7 @@ class Request:
         self.is_probing = False
         self.chosen: Chosen | None = None
         self.scores: Tensor | None = None
-        self.is_lost: Tensor | None = None
+        self.is_lost = torch.empty(0, dtype=torch.bool)
         self.prefers_mean: Tensor | None = None
 
     def start(self, real: Tensor) -> None:
@@ -132,29 +132,43 @@ class Request:
         self._sums[:, experts] += mean.masked_fill(~alive, 0.0).to(self._sums)
         self._layers[experts] += alive.to(place, self._layers.dtype)
 
-    def see(self, hidden: Tensor, ids: Tensor | None) -> None:
-        """What the probe came to, for scores that no layer gives.
+    def see(self, hidden: Tensor, ids: Tensor | None) -> bool:
+        """What the first layers of the probe made of the prompts, for scores that no layer gives.
 
         Args:
-            hidden: (rows, seq, d), the decoder's last hidden states.
+            hidden: (rows, seq, d), hidden states behind them.
             ids: (rows, seq), where tokens were given as such.
-        """
-        if self.evidence is None:
-            self.prefers_mean = torch.zeros(len(hidden), dtype=torch.bool)
-        else:
-            self.prefers_mean = self.evidence.prefers_mean(mean_hidden(hidden, self._real.to(hidden.device)))
-        if self.featured is not None:
-            self._sums += self.featured.scores(hidden, ids, self._real.to(hidden.device)).to(self._sums)
-            self._layers += self.featured.alive.to(self._layers)
 
-    def finish(self) -> None:
-        """Decide."""
+        Returns:
+            Whether all is decided, so that the probe may stop.
+        """
+        if self.featured is None:
+            return False
+        self._sums += self.featured.scores(hidden, ids, self._real.to(hidden.device)).to(self._sums)
+        self._layers += self.featured.alive.to(self._layers)
+        self._decide()
+        return self.evidence is None or not bool(self.is_lost.any())
+
+    def finish(self, hidden: Tensor | None) -> None:
+        """Decide, unless that is done, and weigh the evidence on requests that no expert fits.
+
+        Args:
+            hidden: (rows, seq, d), the decoder's last hidden states; None where the probe stopped before.
+        """
+        if self.featured is None:
+            self._decide()
+        self.prefers_mean = torch.zeros_like(self.is_lost)
+        if self.evidence is not None and hidden is not None:
+            vectors = mean_hidden(hidden, self._real.to(hidden.device))
+            self.prefers_mean = self.is_lost & self.evidence.prefers_mean(vectors).to(self.is_lost.device)
+        self.stop()
+
+    def _decide(self) -> None:
         mean = self._sums / self._layers.clamp_min(1) - self.border
         self.scores = mean.masked_fill(self._layers == 0, -torch.inf)
         chosen = choose(self.scores, self.choice)
         self.is_lost = ~chosen.weights.any(dim=1)
         self.chosen = chosen if self.fallback is None else chosen.or_else(self.fallback.to(chosen.weights))
-        self.stop()
 
     @property
     def most(self) -> int:

@@ -1,4 +1,4 @@
-"""One vector for a whole request: the mean of the base's last hidden states, or what a sentence encoder makes of it."""
+"""One vector for a whole request: the mean of early hidden states of the base, or what a sentence encoder makes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,13 @@ from lorary.errors import RouterError, UsageError
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.store import Library
 from lorary.lora.targets import language_paths
+from lorary.model.early import early_pass
 from lorary.model.prepared import REQUEST, TASKS, PreparedTensors, not_prepared
 from lorary.route import ROUTERS
 from lorary.route.setting import Routing
 
 MAX_TOKENS = 2048
-# (rows, seq, d) last hidden states, (rows, seq) ids or None, (rows, seq) which are real -> (rows, features).
+# (rows, seq, d) hidden states, (rows, seq) ids or None, (rows, seq) which are real -> (rows, features).
 Embed = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
 
@@ -53,7 +54,7 @@ class Featured:
 
 
 def mean_hidden(hidden: Float[Tensor, "batch seq d"], real: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch d"]:
-    """The mean of the decoder's last hidden states over the real tokens of each row.
+    """The mean of hidden states over the real tokens of each row.
 
     Args:
         hidden: of the bare base.
@@ -153,7 +154,7 @@ def featured(
 
 @torch.no_grad()
 def prompt_vectors(model: Any, embed: Embed, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "prompts features"]:
-    """The vectors of prompts, as a request with that prompt would get them.
+    """The vectors of prompts, as a request with that prompt would get them: from the base's first layers.
 
     Args:
         model: the bare base model.
@@ -165,8 +166,30 @@ def prompt_vectors(model: Any, embed: Embed, prompts: Sequence[Sequence[int]]) -
     """
     vectors: dict[int, Tensor] = {}
     for bucket, ids, real in prompt_batches(model, prompts):
+
+        def look(hidden: Tensor, bucket: list[int] = bucket, ids: Tensor = ids, real: Tensor = real) -> bool:
+            vectors.update(zip(bucket, embed(hidden, ids, real.to(hidden.device)).cpu(), strict=True))
+            return True
+
+        early_pass(decoder_of(model), {"input_ids": ids, "use_cache": False}, look)
+    return torch.stack([vectors[i] for i in range(len(prompts))])
+
+
+@torch.no_grad()
+def last_vectors(model: Any, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "prompts d"]:
+    """What prompts look like behind all layers of the base: `mean_hidden` of its last hidden states.
+
+    Args:
+        model: the bare base model.
+        prompts: token ids, at least one prompt.
+
+    Returns:
+        On the CPU, in the order given.
+    """
+    vectors: dict[int, Tensor] = {}
+    for bucket, ids, real in prompt_batches(model, prompts):
         hidden = decoder_of(model)(input_ids=ids, use_cache=False)[0]
-        vectors.update(zip(bucket, embed(hidden, ids, real).cpu(), strict=True))
+        vectors.update(zip(bucket, mean_hidden(hidden, real.to(hidden.device)).cpu(), strict=True))
     return torch.stack([vectors[i] for i in range(len(prompts))])
 
 

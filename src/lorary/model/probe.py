@@ -1,4 +1,7 @@
-"""The probe: before a new request runs, one pass of the bare base over its prompt, in which experts are only scored."""
+"""The probe: before a new request runs, a pass of the bare base over its prompt, in which experts are only scored.
+
+It stops behind the first layers where these decide.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +16,7 @@ from torch import Tensor
 from lorary.errors import UsageError
 from lorary.lora.context import PerThread
 from lorary.model.decision import Request
+from lorary.model.early import early_pass
 from lorary.model.features import decoder_of
 from lorary.model.row_gates import spread
 
@@ -121,11 +125,18 @@ class Prober:
         ids = arguments.get("input_ids")
         try:
             started = self._start(arguments)
+
+            def look(hidden: Tensor) -> bool:
+                are_decided = [
+                    request.see(hidden[rows.to(hidden.device)], None if ids is None else ids[rows.to(ids.device)])
+                    for request, rows in started
+                ]
+                return all(are_decided)
+
             with torch.no_grad():
-                hidden = decoder.forward(**{**arguments, **_uncached(arguments)})[0]
+                last = early_pass(decoder, {**arguments, **_uncached(arguments)}, look)
             for request, rows in started:
-                request.see(hidden[rows.to(hidden.device)], None if ids is None else ids[rows.to(ids.device)])
-                request.finish()
+                request.finish(None if last is None else last[rows.to(last.device)])
         finally:
             for pending in self.requests:
                 if pending is not None:

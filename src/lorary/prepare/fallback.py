@@ -17,7 +17,7 @@ from lorary.library.store import Library
 from lorary.model.attach import routing
 from lorary.model.base import Base
 from lorary.model.fallback import Evidence, load_evidence, save_evidence
-from lorary.model.features import hidden_embedding, prompt_vectors
+from lorary.model.features import last_vectors
 from lorary.route.setting import CHAT, UNIFORM, Routing
 
 # Validation rows of each task: one task's say alike, so that more tasks are worth more than more rows.
@@ -74,7 +74,7 @@ def measure_fallback(
                     losses.append(torch.tensor([loss.mean for loss in answer_losses(model, examples)]))
             with routing(model, Routing(BASE)):
                 prompts = [plain.encode_prompt(row.prompt) for row in rows]
-                vectors.append(prompt_vectors(model, hidden_embedding, prompts))
+                vectors.append(last_vectors(model, prompts))
             advantages.append(losses[1] - losses[0])
             bar.advance(task)
     evidence = Evidence(torch.cat(vectors), torch.cat(advantages))

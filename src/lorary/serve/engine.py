@@ -124,7 +124,7 @@ class Engine(Protocol):
         ...
 
     async def decide(self, setting: Routing, prompts: Sequence[Ids]) -> list[Decision]:
-        """Let a rule that decides for whole requests decide for each prompt: one prefill each."""
+        """Let a rule that decides for whole requests decide for each prompt, by a pass of the base or a part of it."""
         ...
 
     @property

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lorary.errors import MissingExtraError, TrainError
+from lorary.train.attempts import NEXT_RUN
 
 CLIENT_PORT = 10001  # where `ray start --head` listens for ray://HOST
 # Nothing of size passes through Ray: shards are names and settings, weights go through the library's folder.
 OBJECT_STORE_BYTES = 100 * 2**20
 PROBE_EVERY_S, PROBE_TIMEOUT_S = 2.0, 2.0
-NEXT_RUN = "what is finished stays in the library: run the same command again, with this or another --executor"
 
 
 @dataclass

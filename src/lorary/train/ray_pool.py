@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 
 from lorary.numbers import check_count
+from lorary.train.attempts import to_stderr
 from lorary.train.executor import S
 from lorary.train.ray_cluster import connected, plan_workers
 from lorary.train.ray_schedule import WorkerPool
@@ -47,7 +48,7 @@ class RayExecutor:
             check_count("--workers", workers)
         self.address, self.workers, self.resources, self.debug = address, workers, resources, debug
         self.start_timeout_s, self.head_timeout_s = start_timeout_s, head_timeout_s
-        self._say = say or _to_stderr
+        self._say = say or to_stderr
 
     def run(self, work: Callable[[S], None], shards: Sequence[S]) -> None:
         """As `Executor.run`.
@@ -68,10 +69,6 @@ class RayExecutor:
                 cluster, number, dict(self.resources or needs), self._say, self.start_timeout_s, self.debug
             )
             pool.run(work, shards)
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

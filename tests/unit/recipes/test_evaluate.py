@@ -536,7 +536,7 @@ def with_prompts(library: Library, width: int) -> None:
     for number, name in enumerate(library.names()):
         draw = torch.Generator().manual_seed(number)
         vectors = torch.randn(width, generator=draw) + 0.1 * torch.randn(8, width, generator=draw)
-        save_prepared(library, "samples_hidden", expert_key(library, name), Prepared({"request": vectors}, {}, {}))
+        save_prepared(library, "samples_early", expert_key(library, name), Prepared({"request": vectors}, {}, {}))
 
 
 def test_rows_that_fit_no_expert_are_asked_of_the_base_in_its_own_template(
