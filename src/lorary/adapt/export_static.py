@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def _as_they_are(library: Library, out: Path, experts: Sequence[str] | None) -> 
         part.mkdir()
         for name in chosen:
             library.get(name)  # what PEFT could not read is not handed on
-            files = read_stable(library.path, name, lambda folder, name=name: read_files(folder, name))
+            files = read_stable(library.path, name, partial(read_files, name=name))
             write_folder(part / name, {file: files[file] for file in (CONFIG_FILE, WEIGHTS_FILE)})
 
     _aside(out, write)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lorary.errors import UsageError
 from lorary.flags import check_flags, check_methods, flag, flags_of
@@ -97,7 +98,7 @@ class MergeSettings:
         return self.experts if self.weights is None else tuple(self.weights)
 
     @property
-    def options(self) -> dict[str, float]:
+    def options(self) -> dict[str, Any]:
         """What the method takes beside weights and rank, by name."""
         return {
             name: getattr(self, name) for name, rules in flags_of(MergeSettings).items() if self.method in rules.methods
