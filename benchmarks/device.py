@@ -8,7 +8,8 @@ A base of the shapes of Llama-3-8B or Mistral-7B with random weights in bfloat16
 are medians over rounds, and ratios are to the base of the same rounds.
 
 * `prefill-N`: one pass over N tokens, logits of the last one. `decode-B`: one step of B rows behind a cache of 128.
-* `decode-B graphs`: the same as a CUDA graph over a static cache, for the base and Arrow; on CUDA only.
+* `decode-B graphs`: the same as a CUDA graph over a static cache, for the base and both Arrows; on CUDA only.
+* `arrow fused` is Arrow by the two Triton kernels of `LORARY_FUSED=1`, where Triton can run.
 * `contrast` decides once for a prompt, in a pass of the bare base more; its moments are made up.
 * `memory`: the peak of a pass over 512 tokens above what was allocated before; on CUDA only. `experts`: what is stored
   for them, by their tensors.
@@ -21,16 +22,19 @@ tests.
 
 import argparse
 import datetime
+import os
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import harness
 import torch
@@ -39,6 +43,7 @@ from route_turns import DECODE_STEPS, Case, take_turns
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, StaticCache
 
 import lorary
+from lorary.lora.fused import VARIABLE
 from lorary.model.prepare import prepare
 from lorary.model.seating import seating
 
@@ -80,6 +85,7 @@ class Side:
         model: the bare base, a routed model, or PEFT's.
         setting: of routing, while it has its turn; as attached where None.
         is_peer: whether PEFT runs it.
+        is_fused: whether the fused plan runs it.
     """
 
     name: str
@@ -87,10 +93,16 @@ class Side:
     model: Any
     setting: Any = None
     is_peer: bool = False
+    is_fused: bool = False
 
-    def turn(self) -> Any:
+    @contextmanager
+    def turn(self) -> Iterator[None]:
         """What is in force while it runs."""
-        return nullcontext() if self.setting is None else lorary.routing(self.model, self.setting)
+        with (
+            patch.dict(os.environ, {VARIABLE: str(int(self.is_fused))}),
+            nullcontext() if self.setting is None else lorary.routing(self.model, self.setting),
+        ):
+            yield
 
 
 @dataclass
@@ -123,6 +135,13 @@ def load_model(shapes: str, layers: int, device: torch.device) -> Any:
             return kind(config(**settings)).requires_grad_(False).eval()
     finally:
         torch.set_default_dtype(before)
+
+
+def can_fuse(device: torch.device) -> bool:
+    """Whether the kernels of the fused plan can run on a device."""
+    if find_spec("triton") is None:
+        return False
+    return device.type != "cpu" or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def wait(device: torch.device) -> None:
@@ -208,6 +227,8 @@ def seat(shelf: Shelf, experts: int, clock: Clock, *, is_first: bool) -> tuple[l
     prepare(routed, "contrast", moments)
     # Arrow as it was attached, for a compiled model: another block would be another compilation.
     sides = [Side("arrow", experts, routed), *(Side(name, experts, routed, name) for name in ("contrast", "uniform"))]
+    if can_fuse(routed.device):
+        sides.append(Side("arrow fused", experts, routed, {"router": "arrow", "top_k": TOP_K}, is_fused=True))
     if is_first:
         sides.append(Side("one expert", 1, routed, {"experts": [shelf.library.names()[0]]}))
     stored = sum(b.nbytes for layer in seating(routed).layers.values() for b in layer.lora.buffers())
@@ -267,6 +288,8 @@ def run_all(shapes: str, model: Any, sizes: Sequence[int], cases: Sequence[Case]
     is_cuda = model.device.type == "cuda"
     if not is_cuda:
         clock.left_out.append(f"memory and CUDA graphs: the device is {model.device.type}")
+    if not can_fuse(model.device):
+        clock.left_out.append("the fused plan: Triton is not installed, or cannot run on this device")
     with tempfile.TemporaryDirectory(prefix="lorary-benchmark-") as folder:
         shelf = Shelf(shapes, model, Path(folder))
         for experts in sizes:
@@ -284,18 +307,19 @@ def run_all(shapes: str, model: Any, sizes: Sequence[int], cases: Sequence[Case]
                     share = 0.0 if shapes == "tiny" else 6.0
                     rows += case_rows(f"{shapes} {case.name}", base, able, take_turns(turns, share))
                 if is_cuda and case.cached and clock.has(60.0, f"{case.name} graphs over {experts} experts"):
-                    rows += graph_rows(f"{shapes} {case.name} graphs", base, sides[0], case, "cudagraphs")
+                    arrows = [sides[0], *(side for side in sides if side.is_fused)]
+                    rows += graph_rows(f"{shapes} {case.name} graphs", base, arrows, case, "cudagraphs")
             if is_cuda and clock.has(10.0, f"memory over {experts} experts"):
                 rows += memory_rows(shapes, [base, *sides])
             del sides
     return rows
 
 
-def graph_rows(label: str, base: Side, arrow: Side, case: Case, backend: str) -> Rows:
-    """Base and Arrow, each as one graph over a static cache."""
+def graph_rows(label: str, base: Side, arrows: Sequence[Side], case: Case, backend: str) -> Rows:
+    """Base and Arrow by its plans, each as one graph over a static cache."""
     torch._dynamo.reset()
-    turns = {side: graph_seconds(side, case, backend) for side in (base, arrow)}
-    return case_rows(label, base, [base, arrow], take_turns(turns, 3.0))
+    turns = {side: graph_seconds(side, case, backend) for side in (base, *arrows)}
+    return case_rows(label, base, [base, *arrows], take_turns(turns, 3.0))
 
 
 def save_report(rows: Rows, clock: Clock, path: Path, command: str, device: torch.device) -> None:
