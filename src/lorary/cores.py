@@ -10,12 +10,17 @@ STAT = Path("/proc/stat")
 LOOK_S = 0.4
 
 
+def usable_cores() -> set[int]:
+    """Numbers of the cores that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def free_threads() -> tuple[int, int]:
     """Threads that would have a core of their own, at least one, and the cores that this process may use.
 
     On Linux the cores are watched for a moment. Elsewhere the mean load of the last minute is taken off.
     """
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = usable_cores()
     try:
         before = STAT.read_text()
         time.sleep(LOOK_S)

@@ -68,6 +68,10 @@ class Bar:
             line = f"{self._title}: {done}/{self._total}{left} {note}"
             self._console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
+    def say(self, text: str) -> None:
+        """Print one line, above the bar in a terminal."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def spare(self, units: int) -> None:
         """So many units need not be done after all."""
         self._total -= units

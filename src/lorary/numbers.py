@@ -9,6 +9,8 @@ MOST = 1e30
 # Far more than there are rows, steps or experts; in range of all index types.
 MOST_COUNT = 10**15
 MOST_SEED = 2**63 - 1
+# Tokens of a micro-batch in training, where nobody says and nothing measures how many fit.
+MICRO_TOKENS = 1024
 
 
 def is_number(value: object) -> bool:

@@ -554,7 +554,7 @@ def test_single_experts_are_overridden_from_a_file(
         (("--method", "best"), "--method must be one of"),
         (("--k", "3"), "--k needs --method mbc"),
         (("--cluster-by", "text"), "--cluster-by needs --method mbc"),
-        (("--workers", 2), "--workers needs --executor ray"),
+        (("--workers", 0), "--workers must be at least 1"),
         (("--sampling", "uniform"), "--sampling needs --method joint"),
         (("--method", "mbc", "--mu"), "--mu needs --method poly or mhr"),
         (("--method", "mbc", "--k", "few"), "--k"),

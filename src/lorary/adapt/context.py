@@ -25,6 +25,7 @@ from lorary.formats.peft_patterns import new_adapter
 from lorary.library.layout import BUILD_FOLDER, LOGS
 from lorary.library.store import Library
 from lorary.model.base import Base
+from lorary.train.forward import narrowed
 from lorary.train.units import Job
 
 
@@ -54,7 +55,7 @@ class AdaptContext:
     def key(self) -> str:
         """A hash of all that decides the results of all tasks: what is kept while it runs is named by it."""
         hashes = {name: task.data_hash for name, task in sorted(self.tasks.items())}
-        ways = [self.settings.name, self.run.window, str(self.base.model.dtype)]
+        ways = [self.settings.name, self.run.window, self.run.precision_of(self.base.model)]
         # Running state knows adapters by their names, finished results by what they hold.
         pool = sorted(self.pool.hashes.items())
         document = [self._identity(), as_recorded(self.settings.train), hashes, ways, pool]
@@ -82,7 +83,8 @@ class AdaptContext:
 
     def base_loss(self, val: Sequence[Example]) -> float:
         """Loss of the bare base, nats per target token."""
-        losses = answer_losses(self.base.model, val, max_tokens=self.run.max_tokens)
+        with narrowed(self.base.model.device, self.run.autocast):
+            losses = answer_losses(self.base.model, val, max_tokens=self.run.fixed_tokens)
         return sum(loss.total for loss in losses) / sum(loss.num_tokens for loss in losses)
 
     def is_finished(self, task: str) -> bool:
@@ -95,7 +97,7 @@ class AdaptContext:
         if name not in self.into:
             return False
         tokenizer = content_of_tokenizer(self.base.tokenizer)
-        other = other_build(self.into, self.unit(task), self.tasks, str(self.base.model.dtype), tokenizer)
+        other = other_build(self.into, self.unit(task), self.tasks, self.run.precision_of(self.base.model), tokenizer)
         recorded = self.into.provenance(name).get(ADAPTATION)
         identity = {**recorded_adaptation(AdaptSettings()), **(recorded or {})}
         expected = self._identity()
@@ -134,7 +136,7 @@ class AdaptContext:
             ADAPTATION: self._identity(),
             "seed": s.train.seed,
             "template": s.train.template,
-            "base_dtype": str(self.base.model.dtype),
+            "base_dtype": self.run.precision_of(self.base.model),
             **text_of(self.base.tokenizer, s.train.template),
             "parents": list(parents.values()),
             "parent_names": list(parents),

@@ -128,7 +128,7 @@ class _Mixtures:
             dtype=torch.float64 if model.dtype == torch.float64 else torch.float32,
             device=model.device,
         )
-        self.forward = Forward(model, self.stack, self.settings)
+        self.forward, self.max_tokens = Forward(model, self.stack, self.settings), context.run.fixed_tokens
 
     def losses(self, candidates: Sequence[Sequence[float]], rows: Sequence[Example]) -> list[float]:
         """Loss of each candidate on some rows, nats per target token; the stack must be seated."""
@@ -136,7 +136,7 @@ class _Mixtures:
             self.stack.set_weights(slot, torch.tensor(weights, dtype=torch.float64))
         tried = Job("candidate", rows, rows, 1, 1, 1.0)
         slots = [Slot(index, tried, self.settings) for index in range(len(candidates))]
-        return list(self.forward.validation_losses(slots).values())
+        return list(self.forward.validation_losses(slots, self.max_tokens).values())
 
 
 def _search(context: AdaptContext, job: Job, mixtures: _Mixtures, path: Path) -> list[Generation]:

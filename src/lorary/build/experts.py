@@ -8,7 +8,7 @@ from typing import Any
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.build.jobs import CLUSTER, ExpertSpec
-from lorary.build.settings import BuildSettings, as_recorded, recorded_settings
+from lorary.build.settings import BuildSettings, RunSettings, as_recorded, recorded_settings
 from lorary.data.schema import Task
 from lorary.data.tokenizer_content import text_of
 from lorary.errors import LibraryError, UsageError
@@ -61,7 +61,9 @@ def to_adapter(unit: ExpertSpec, modules: Mapping[str, LoraFactors], base: Base)
     return Adapter(unit.name, modules, config, tensors_of(modules))
 
 
-def provenance_of(unit: ExpertSpec, trained: TrainedUnit, tasks: Mapping[str, Task], base: Base) -> dict[str, Any]:
+def provenance_of(
+    unit: ExpertSpec, trained: TrainedUnit, tasks: Mapping[str, Task], base: Base, run: RunSettings
+) -> dict[str, Any]:
     """What is recorded about a finished expert: all that decided it, and how the training went. It holds no time."""
     return {
         "method": unit.method,
@@ -71,7 +73,7 @@ def provenance_of(unit: ExpertSpec, trained: TrainedUnit, tasks: Mapping[str, Ta
         "settings": as_recorded(unit.settings),
         "seed": unit.settings.seed,
         "template": unit.settings.template,
-        "base_dtype": str(base.model.dtype),
+        "base_dtype": run.precision_of(base.model),
         **text_of(base.tokenizer, unit.settings.template),
         "metrics": metrics_of(trained),
         "parents": list(unit.parents),

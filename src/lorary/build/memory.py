@@ -11,6 +11,7 @@ from torch import Tensor
 from lorary.data.batching import input_length
 from lorary.data.packing import micro_batches
 from lorary.model.logits import can_pack
+from lorary.numbers import MICRO_TOKENS
 from lorary.train.callbacks import Callback
 from lorary.train.flat import FlatParameters
 from lorary.train.loop import train_queue
@@ -30,18 +31,30 @@ class Measurement:
         computed: tokens that are computed for each of them: below 1 where prefixes are shared, above 1 for padding.
         activation_bytes: most bytes that the backward pass of a micro-batch had kept for it.
         state_bytes: parameters, gradients, moments and best parameters of all experts in training.
+        max_tokens: of a micro-batch: as asked for, as measured, or as many as fitted.
     """
 
     tokens_per_s: float
     computed: float
     activation_bytes: int
     state_bytes: int
+    max_tokens: int
 
 
-class _Speed(Callback):
-    """Keeps the speed of the last step."""
+class _Watch(Callback):
+    """Keeps the speed of the last step, and the tokens of its micro-batches.
 
-    tokens_per_s = 0.0
+    Args:
+        saved_bytes: what was kept for backward passes; those that only tried out how many tokens fit do not count.
+        max_tokens: of a micro-batch, as asked for.
+    """
+
+    def __init__(self, saved_bytes: list[int], max_tokens: int | None) -> None:
+        self.saved_bytes, self.max_tokens, self.tokens_per_s = saved_bytes, max_tokens or MICRO_TOKENS, 0.0
+
+    def on_budget(self, max_tokens: int, reason: str) -> None:
+        self.max_tokens = max_tokens
+        self.saved_bytes[:] = [0]
 
     def on_step(self, steps: Mapping[str, int], losses: Mapping[str, float], tokens: int, seconds: float) -> None:
         self.tokens_per_s = tokens / max(seconds, 1e-9)
@@ -62,19 +75,21 @@ def measure(model: Any, jobs: Sequence[Job], stack: FlatParameters, settings: Lo
     short = [
         replace(job, num_steps=STEPS, val=job.val[:1], val_tasks=job.val_tasks[:1]) for job in jobs[: stack.num_slots]
     ]
-    loop, speed = replace(settings, num_evals=1, patience=None), _Speed()
+    loop = replace(settings, num_evals=1, patience=None)
     with _kept_bytes([*model.parameters(), stack.parameters]) as saved_bytes:
-        train_queue(model, short, stack, loop, on_finish=lambda trained: None, callbacks=[speed])
+        watch = _Watch(saved_bytes, settings.max_tokens)
+        train_queue(model, short, stack, loop, on_finish=lambda trained: None, callbacks=[watch])
     vectors = 5  # parameters, gradient, two moments, the best parameters
     state = vectors * stack.parameters.numel() * stack.parameters.element_size()
-    return Measurement(speed.tokens_per_s, _computed(model, short, loop), max(saved_bytes), state)
+    computed = _computed(model, short, loop, watch.max_tokens)
+    return Measurement(watch.tokens_per_s, computed, max(saved_bytes), state, watch.max_tokens)
 
 
-def _computed(model: Any, jobs: Sequence[Job], settings: LoopSettings) -> float:
+def _computed(model: Any, jobs: Sequence[Job], settings: LoopSettings, max_tokens: int) -> float:
     """Tokens computed for each token of the rows of a first step."""
     groups = [group for slot, job in enumerate(jobs) for group in Slot(slot, job, settings).train_groups()]
     share = can_pack(model) and settings.dropout == 0
-    micros = micro_batches(groups, settings.max_tokens, share_prefix=share)
+    micros = micro_batches(groups, max_tokens, share_prefix=share)
     fed = sum(input_length(row) for group in groups for row in group.rows)
     return sum(micro.batch.input_ids.numel() for micro in micros) / fed
 

@@ -61,7 +61,7 @@ class _Place:
     @property
     def dtype(self) -> str:
         """Of the base, as it is recorded."""
-        return str(self.base.model.dtype)
+        return self.run.precision_of(self.base.model)
 
     def opened(self, path: Path) -> Library | None:
         """The library in a folder, checked against the base; None where there is none yet."""
@@ -144,7 +144,7 @@ def _mbc_stages(
         return [*stages, *(Stage(f"{k} clusters", units) for k, units in plans.items())]
     if len(plans) == 1:
         ((k, units),) = plans.items()
-    elif (table := known_choice(place.path, plans, place.tasks, place.run.dtype)) is not None:
+    elif (table := known_choice(place.path, plans, place.tasks, place.run.precision)) is not None:
         k = next(row["k"] for row in table if row["chosen"])
         units = plans[k]
     else:
@@ -157,7 +157,7 @@ def _mbc_stages(
 
 
 def _candidate(place: _Place, k: int, units: Sequence[ExpertSpec]) -> Stage:
-    folder = candidate_folder(place.path, k, units, place.tasks, place.run.dtype)
+    folder = candidate_folder(place.path, k, units, place.tasks, place.run.precision)
     return place.stage(f"{k} clusters", folder, units)
 
 

@@ -10,7 +10,7 @@ from lorary.adapter import Adapter, content_hash
 from lorary.build.experts import check_same_build, provenance_of, targets_of, to_adapter
 from lorary.build.jobs import ExpertSpec
 from lorary.build.methods import PolySettings
-from lorary.build.settings import BuildSettings
+from lorary.build.settings import BuildSettings, RunSettings
 from lorary.data.schema import Task
 from lorary.errors import LibraryError
 from lorary.library.assignment import Assignment, find_assignment, save_assignment
@@ -81,7 +81,13 @@ def is_finished(
 
 
 def commit_skills(
-    library: Library, unit: ExpertSpec, poly: PolySettings, trained: TrainedUnit, tasks: Mapping[str, Task], base: Base
+    library: Library,
+    unit: ExpertSpec,
+    poly: PolySettings,
+    trained: TrainedUnit,
+    tasks: Mapping[str, Task],
+    base: Base,
+    run: RunSettings,
 ) -> Assignment:
     """Commit the skills of a finished model as adapters, then its assignment; what is there already stays.
 
@@ -92,6 +98,7 @@ def commit_skills(
         trained: the model as trained.
         tasks: all tasks, by name.
         base: what it was trained on.
+        run: how it was run.
 
     Returns:
         The assignment.
@@ -99,7 +106,7 @@ def commit_skills(
     Raises:
         LibraryError: if a skill's name is taken by another adapter, or the library cannot be written.
     """
-    provenance = {**provenance_of(unit, trained, tasks, base), "assignment": asdict(poly)}
+    provenance = {**provenance_of(unit, trained, tasks, base, run), "assignment": asdict(poly)}
     hashes = {}
     for name, modules in trained.adapters.items():
         adapter = to_adapter(replace(unit, name=name), modules, base)

@@ -59,7 +59,7 @@ def _train(context: BuildContext, unit: ExpertSpec, poly: PolySettings) -> None:
     checkpoint = checkpoint_path(library.path, _key(context, unit, poly), [job.name])
 
     def commit(trained: TrainedUnit) -> None:
-        commit_skills(library, unit, poly, trained, context.tasks, base)
+        commit_skills(library, unit, poly, trained, context.tasks, base, context.run)
 
     with (
         context.display.bar(f"training {poly.skills} skills of {len(unit.tasks)} tasks", job.num_steps) as bar,

@@ -36,6 +36,10 @@ class TrainingBar(Callback):
         loss = sum(losses.values()) / len(losses)
         self._bar.advance_to(done, f"{experts}, mean loss {loss:.3f}, {self._speed:.0f} tokens/s")
 
+    def on_budget(self, max_tokens: int, reason: str) -> None:
+        """Say so."""
+        self._bar.say(f"{max_tokens:,} tokens a micro-batch: {reason}")
+
     def on_finish(self, unit: TrainedUnit) -> None:
         """Count a finished expert; the steps that one had left when it stopped early are spared, not done."""
         spared = self._steps[unit.name] - unit.val_losses[-1][0]

@@ -7,9 +7,12 @@ from typing import Any
 
 from lorary.errors import UsageError
 from lorary.flags import check_choice, check_flags, flag
-from lorary.numbers import MOST_COUNT, MOST_SEED, check_number, is_number, shown
+from lorary.numbers import MICRO_TOKENS, MOST_COUNT, MOST_SEED, check_count, check_number, is_number, shown
 
 PROPORTIONAL, UNIFORM = "proportional", "uniform"
+AUTO = "auto"
+# Behind the dtype of a base that computes in bfloat16.
+AUTOCAST = " with autocast"
 LOGS = ("jsonl", "tensorboard", "wandb", "trackio")
 # No machine has memory for more.
 _MOST_RANK, _MOST_ROWS = 1 << 16, 1 << 20
@@ -23,6 +26,14 @@ def parse_sampling(text: str | None) -> str | float | None:
         return text if text is None else float(text)
     except ValueError:
         return text  # refused by `BuildSettings`, which knows the words
+
+
+def parse_max_tokens(text: str) -> str | int:
+    """A number of tokens; what is no number stays as it is."""
+    try:
+        return int(text)
+    except ValueError:
+        return text  # refused by `RunSettings`, unless it is `auto`
 
 
 @dataclass(frozen=True)
@@ -118,29 +129,51 @@ class RunSettings:
 
     Args:
         window: experts or tasks trained at a time; the others wait for a place.
-        max_tokens: padded tokens of one micro-batch.
+        max_tokens: padded tokens of one micro-batch; `auto` measures how many fit the device's memory.
         device: where the base runs: `auto`, `cpu`, `cuda`, `mps`, ...
         dtype: precision of the base: `auto`, `float32`, `bfloat16`, ...
         activation_checkpointing: compute activations twice, to save memory.
+        autocast: multiply by the base's weights in bfloat16 while training, whatever `dtype` they are kept in.
         logs: what is written while training: `jsonl`, `tensorboard`, `wandb` or `trackio`; may be repeated.
         save_every_s: seconds between checkpoints.
     """
 
     window: int = flag(16, least=1)
-    max_tokens: int = flag(1024, least=1)
+    max_tokens: int | str = flag(MICRO_TOKENS, parse=parse_max_tokens, metavar="N|auto")
     device: str = "auto"
     dtype: str = "auto"
     activation_checkpointing: bool = False
+    autocast: bool = False
     logs: tuple[str, ...] = flag(("jsonl",), option="--log", metavar="KIND", is_repeated=True)
     save_every_s: float = flag(15.0, option="--save-every")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "logs", tuple(dict.fromkeys(self.logs)))
         check_flags(self)
+        if self.max_tokens != AUTO:
+            check_count("--max-tokens", self.max_tokens, remedy="a number, or auto")
         if self.save_every_s != math.inf:  # which is never
             check_number("--save-every", self.save_every_s, above=0.0)
         for kind in self.logs:
             check_choice("--log", kind, LOGS)
+
+    @property
+    def precision(self) -> str:
+        """What is asked for: the dtype of the base, and whether it computes in a narrower one."""
+        return f"{self.dtype}{AUTOCAST if self.autocast else ''}"
+
+    def precision_of(self, model: Any) -> str:
+        """The same of a base in memory, as provenances record it.
+
+        Args:
+            model: the base.
+        """
+        return f"{model.dtype}{AUTOCAST if self.autocast else ''}"
+
+    @property
+    def fixed_tokens(self) -> int:
+        """Tokens of a batch where nothing is trained, and so nothing measured."""
+        return MICRO_TOKENS if isinstance(self.max_tokens, str) else self.max_tokens
 
 
 @dataclass(frozen=True)
@@ -153,7 +186,7 @@ class BuildSource:
         columns: columns of your own data that hold prompt and answer, such as source=question,target=reply.
         held_out: tasks to keep apart from those that are trained on.
         overlap: `report` what overlaps them, or `drop` the tasks that do.
-        workers: ray: processes that train.
+        workers: processes that train: by default this one alone, or one for each GPU of a Ray cluster.
     """
 
     base: str = "embedded"

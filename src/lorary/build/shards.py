@@ -1,14 +1,14 @@
 """One shard of a build: what travels to the process that trains it, and what it does there."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from lorary.build.experts import provenance_of, targets_of, to_adapter
 from lorary.build.jobs import ExpertSpec, make_job
 from lorary.build.progress import TrainingBar, opened_logs
-from lorary.build.settings import BuildSettings, RunSettings
+from lorary.build.settings import AUTOCAST, BuildSettings, RunSettings
 from lorary.data.schema import Task
 from lorary.data.tasks import load_tasks
 from lorary.data.template import Template, make_template
@@ -59,6 +59,10 @@ class Shard:
         """Names of the experts."""
         return tuple(unit.name for unit in self.units)
 
+    def on(self, device: str) -> "Shard":
+        """The same shard, for a process with a device of its own."""
+        return replace(self, run=replace(self.run, device=device))
+
 
 def build_shard(shard: Shard) -> None:
     """Train the experts of a shard in this process and commit them to their library: the work of an executor.
@@ -73,11 +77,14 @@ def build_shard(shard: Shard) -> None:
     tasks = _resident_tasks(shard.tasks, tuple(sorted(shard.data)), shard.columns)
     _check_data(shard, tasks)
     base = _resident_base(shard.base, shard.run.dtype, shard.run.device)
-    if shard.base_dtype not in (None, str(base.model.dtype)):
+    precision = shard.run.precision_of(base.model)
+    if shard.base_dtype not in (None, precision):
+        before = str(shard.base_dtype)
+        switch = " --autocast" if before.endswith(AUTOCAST) else ""
         raise BaseModelError(
             "all experts of a build must be trained on a base of one dtype",
-            found=f"{base.model.dtype} on {base.model.device} here, {shard.base_dtype} before",
-            remedy=f"--dtype {str(shard.base_dtype).removeprefix('torch.')}",
+            found=f"{precision} on {base.model.device} here, {before} before",
+            remedy=f"--dtype {before.removeprefix('torch.').removesuffix(AUTOCAST)}{switch}",
         )
     library = Library.open(shard.library)
     library.check_base(base.model)
@@ -143,7 +150,7 @@ def train_shard(
         unit = by_name[trained.name]
         if unit.name not in library:  # a run that was killed may have committed it just before
             adapter = to_adapter(unit, trained.adapters[unit.name], base)
-            library.add_adapter(adapter, provenance_of(unit, trained, tasks, base))
+            library.add_adapter(adapter, provenance_of(unit, trained, tasks, base, shard.run))
 
     with (
         display.bar(f"training {len(jobs)} experts", sum(job.num_steps for job in jobs)) as bar,
@@ -180,7 +187,8 @@ def loop_settings(settings: BuildSettings, run: RunSettings) -> LoopSettings:
         seed=settings.seed,
         init=settings.init,
         init_scale=settings.init_scale,
-        max_tokens=run.max_tokens,
+        max_tokens=None if isinstance(run.max_tokens, str) else run.max_tokens,
         save_every_s=run.save_every_s,
         activation_checkpointing=run.activation_checkpointing,
+        autocast=run.autocast,
     )

@@ -60,12 +60,12 @@ class BuildContext:
     @property
     def base_dtype(self) -> str | None:
         """Dtype of the base in this process, as it is recorded; None where other processes train."""
-        return None if self.base is None else str(self.base.model.dtype)
+        return None if self.base is None else self.run.precision_of(self.base.model)
 
     @property
     def requested_dtype(self) -> str:
         """What a build is keyed by: the same wherever it runs, so that another executor goes on where one ended."""
-        return self.run.dtype if self.base_reference else f"{self.run.dtype} {self.base_dtype}"
+        return self.run.precision if self.base_reference else f"{self.run.dtype} {self.base_dtype}"
 
     @property
     def log_folder(self) -> Path:

@@ -76,8 +76,6 @@ def build(
         sampling=options[BuildSettings].get("sampling"),
         **options[MethodSettings],
     )
-    if command.executor == "local" and source.workers is not None:
-        raise UsageError("--workers needs --executor ray", found="--executor local", remedy="leave it out")
     if method.is_poly and options[BuildSettings].get("init") == "shared":
         raise UsageError("--init must be own for skills, which would stay alike", found="shared", remedy="leave it out")
     run = RunSettings(**options[RunSettings])
@@ -91,8 +89,10 @@ def build(
     from lorary.train.choose_executor import make_executor
 
     executor = None
-    if command.executor != "local":
-        executor = make_executor(command.executor, workers=source.workers, debug="--debug" in sys.argv)
+    if command.executor != "local" or source.workers is not None:
+        executor = make_executor(
+            command.executor, workers=source.workers, device=run.device, debug="--debug" in sys.argv
+        )
     result = run_build(tasks, library, settings, method, source=source, run=run, executor=executor)
     if as_json:
         print(json.dumps(asdict(result)))

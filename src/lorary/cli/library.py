@@ -222,6 +222,68 @@ def tune(
     print(f"default router of {library}: {tuned.candidates[0].router}")
 
 
+Results = Annotated[bool, typer.Option("--results", help="move the lines of evaluations too")]
+URL_HELP = "s3://, gs://, az://, hf://USER/NAME or a folder, with @REF behind it"
+RemoteUrl = Annotated[str | None, typer.Argument(metavar="[URL]", help=f"{URL_HELP}; the last one otherwise")]
+
+
+@library_app.command("push")
+def push(
+    library: LibraryPath,
+    url: RemoteUrl = None,
+    results: Results = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="where both sides changed an adapter, this library's goes")
+    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="a repository that is made on the Hub is public")] = False,
+    as_json: Json = False,
+) -> None:
+    """Send what changed in a library to a remote; what others pushed stays there."""
+    from lorary.recipes.push import run_push
+
+    result = run_push(library, url, results=results, overwrite=overwrite, public=public)
+    _print_moved(result, as_json, f"{len(result.sent)} adapters sent, {len(result.removed)} removed: {result.url}")
+
+
+@library_app.command("pull")
+def pull(
+    library: LibraryPath,
+    url: RemoteUrl = None,
+    results: Results = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="where both sides changed an adapter, the remote's comes")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring what changed at a remote into a library; what changed here stays."""
+    from lorary.remote.pull import pull_library
+
+    result = pull_library(library, url, results=results, overwrite=overwrite)
+    _print_moved(result, as_json, f"{len(result.received)} adapters received, {len(result.removed)} removed: {library}")
+
+
+@library_app.command("clone")
+def clone(
+    url: Annotated[str, typer.Argument(metavar="URL", help=URL_HELP)],
+    library: Annotated[str, typer.Argument(metavar="LIB", help="a folder that does not exist or is empty")],
+    results: Results = False,
+    as_json: Json = False,
+) -> None:
+    """Make a library that is a copy of a remote; run it again to go on."""
+    from lorary.remote.clone import clone_library
+
+    result = clone_library(url, library, results=results)
+    _print_moved(result, as_json, f"{len(result.received)} adapters received: {library}")
+
+
+def _print_moved(result: Any, as_json: bool, sentence: str) -> None:
+    if as_json:
+        print(json.dumps(asdict(result)))
+    else:
+        moved = f"{result.bytes_sent:,} bytes sent, {result.bytes_received:,} received, {result.requests} requests"
+        print(f"{sentence}, snapshot {result.snapshot[:12]}; {moved}")
+
+
 @library_app.command("verify")
 def verify(library: LibraryPath, as_json: Json = False) -> None:
     """Check every file of a library against its recorded hash; exit code 1 if something is wrong."""

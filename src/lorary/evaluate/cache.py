@@ -9,11 +9,10 @@ from typing import Any
 
 from lorary.errors import LibraryError
 from lorary.library.handles import check_kind, kind_of, opened
-from lorary.library.layout import RESULTS
+from lorary.library.layout import RESULTS, RESULTS_FILE
 from lorary.library.store import Library
 from lorary.reading import open_regular, parse_json
 
-RESULTS_FILE = "evaluation.jsonl"
 # Longer than any line that is written: a value is a score of a task, with its losses or answers by row.
 MAX_LINE_BYTES = 64 * 1024 * 1024
 PACKAGES = ("lorary", "torch", "transformers", "tokenizers")

@@ -77,9 +77,9 @@ def answer(
     router, decision = seating(base.model).routing, None
     if decides_once(base.model):
         (decision,) = decide(base.model, [ids])
-        if asks_base(router, decision) and base.tokenizer.chat_template and template != CHAT:
+        if asks_base(router, decision) and base.tokenizer.chat_template:
             decision = decision.of_base()
-            ids = prompt_ids(base, prompt, CHAT, max_new_tokens)
+            ids = ids if template == CHAT else prompt_ids(base, prompt, CHAT, max_new_tokens)
     acting = router if decision is None else decision.setting(router)
     with routing(base.model, acting), trace(base.model) as traced:
         new = complete(base, ids, max_new_tokens=max_new_tokens, sampling=sampling, stream=stream)

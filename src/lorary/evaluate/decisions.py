@@ -108,7 +108,6 @@ def decisions_of(request: Request, experts: Sequence[str]) -> list[Decision]:
     chosen, scores, is_lost, prefers_mean = request.chosen, request.scores, request.is_lost, request.prefers_mean
     assert chosen is not None
     assert scores is not None
-    assert is_lost is not None
     assert prefers_mean is not None
     decisions = []
     dense, (confidence, best) = chosen.dense(len(experts)).tolist(), scores.max(dim=1)

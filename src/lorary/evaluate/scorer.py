@@ -7,8 +7,6 @@ from dataclasses import asdict, replace
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from lorary.data.schema import Row, Task
 from lorary.data.template import Template, make_template
 from lorary.errors import LoraryError, TaskError
@@ -36,6 +34,7 @@ from lorary.model.attach import routing
 from lorary.model.base import Base
 from lorary.model.prepared import prepared_marks
 from lorary.model.seating import seating
+from lorary.ops.memory import is_out_of_memory
 from lorary.route.setting import CHAT, Routing
 from lorary.route.spec import BEST_SINGLE, ORACLE_OR_BASE, RANDOM, REFERENCES
 
@@ -307,10 +306,10 @@ class Scorer:
         return RowScores(losses, name, scores, answers), len(groups.get(CHAT, ()))
 
     def _own_template(self, base: Base, template: Template) -> Template | None:
-        """The base's chat template, where it has one and the rows are in another."""
-        if template.name == CHAT or not self._seated.chat_prompt:
-            return None
-        return self._template(base, CHAT)
+        """The base's chat template, where it has one."""
+        if template.name == CHAT:
+            return template
+        return self._template(base, CHAT) if self._seated.chat_prompt else None
 
     def _expert_losses(self, task: Task) -> ExpertLosses:
         """The mean loss of each expert alone on a task that has no expert of its own.
@@ -396,11 +395,6 @@ def _check_finite(scores: RowScores, task: str) -> None:
             found=f"{len(bad)} that are not, {bad[0]} among them",
             remedy="another --dtype",
         )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, on the CPU too, where torch has no class of errors for it."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def _failure(error: Exception, library: str, router: str, task: str) -> CellFailure:

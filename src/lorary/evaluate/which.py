@@ -282,7 +282,7 @@ def _answer_each(
     acting, routed_ids, routed_reference = router, ids, reference
     if decides_once(base.model):
         (decision,) = decide(base.model, [ids])
-        asks_chat = asks_base(router, decision) and bool(base.tokenizer.chat_template) and template != CHAT
+        asks_chat = asks_base(router, decision) and bool(base.tokenizer.chat_template)
         if asks_chat:
             decision = decision.of_base()
             routed_ids, routed_reference = _encode(base, prompt, CHAT, max_new_tokens)

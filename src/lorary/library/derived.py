@@ -24,6 +24,8 @@ ENTRY_FILE = "entry.json"
 KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
 HASH_DIGITS = 16
 
+_ENTRY_NAME = re.compile(rf"{KIND.pattern}-[0-9a-f]{{{HASH_DIGITS}}}")
+
 Read = TypeVar("Read")
 
 
@@ -55,8 +57,66 @@ def derived_folder(library: Path, kind: str, key: Mapping[str, Any]) -> Path:
     """
     if not KIND.fullmatch(kind):
         raise UsageError("a kind of derived data must be lower-case letters, digits and underscores", found=repr(kind))
+    return library / DERIVED / _name_of(kind, key)
+
+
+def _name_of(kind: str, key: Mapping[str, Any]) -> str:
     canonical = json.dumps(key, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return library / DERIVED / f"{kind}-{sha256(canonical.encode())[:HASH_DIGITS]}"
+    return f"{kind}-{sha256(canonical.encode())[:HASH_DIGITS]}"
+
+
+def is_entry_name(name: str) -> bool:
+    """Whether a folder of that name may be one derived document."""
+    return _ENTRY_NAME.fullmatch(name) is not None
+
+
+def read_derived_files(library: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Name and content by file name of each derived document, as it lies on the disk, held to its hashes.
+
+    Raises:
+        LibraryError: at the first that is damaged.
+    """
+    root = library / DERIVED
+    check_kind(root, "folder", kind_of(root))
+    for name in sorted(os.listdir(root)) if kind_of(root) else []:
+        if is_entry_name(name) and (files := _stable(root / name, _all_files)) is not None:
+            yield name, files
+
+
+def check_derived(name: str, files: Mapping[str, bytes]) -> None:
+    """Check that files are the derived document of a name.
+
+    Args:
+        name: of its folder.
+        files: content by file name.
+
+    Raises:
+        LibraryError: if its name does not follow from its key, or a file is not the one that it records.
+    """
+    where = Path(DERIVED) / name
+    hashes, key, kind = _parse_index(where, files.get(ENTRY_FILE, b""))
+    if not KIND.fullmatch(kind) or _name_of(kind, key) != name:
+        raise _damaged(where, f"something of kind {kind[:64]!a} that was derived from something else")
+    actual = {file: sha256(data) for file, data in files.items() if file != ENTRY_FILE}
+    if hashes != actual or not all(map(_is_plain, actual)):
+        raise _damaged(where, "other files than it records")
+
+
+def put_derived(root: Folder, name: str, files: Mapping[str, bytes]) -> None:
+    """Put a derived document in place, checked, inside `lorary.library.folders.change`.
+
+    Args:
+        root: the library's folder, from `change`.
+        name: of the document's folder.
+        files: content by file name.
+
+    Raises:
+        LibraryError: as for `check_derived`.
+    """
+    check_derived(name, files)
+    with root.enter(DERIVED, make=True) as derived:
+        if not _holds(derived, name, files):
+            _put(root, derived, name, files)
 
 
 def save_derived(library: Path, kind: str, key: Mapping[str, Any], files: Mapping[str, bytes]) -> Path:
@@ -187,13 +247,25 @@ def _stable(folder: Path, read: Callable[[Folder], Read]) -> Read | None:
 def _index(held: Folder) -> tuple[dict[str, str], dict[str, Any], str]:
     """Hashes of the files, the key and the kind."""
     try:
-        entry = parse_json(held.read(ENTRY_FILE))
-    except (OSError, ValueError) as error:
-        raise _damaged(held.path, f"{ENTRY_FILE}: {getattr(error, 'strerror', None) or error}") from error
+        data = held.read(ENTRY_FILE)
+    except OSError as error:
+        raise _damaged(held.path, f"{ENTRY_FILE}: {error.strerror or error}") from error
+    return _parse_index(held.path, data)
+
+
+def _parse_index(folder: Path, data: bytes) -> tuple[dict[str, str], dict[str, Any], str]:
+    try:
+        entry = parse_json(data)
+    except ValueError as error:
+        raise _damaged(folder, f"{ENTRY_FILE}: {error}") from error
     hashes, key, kind = (entry.get(part) if isinstance(entry, dict) else None for part in ("files", "key", "kind"))
     if not (isinstance(hashes, dict) and isinstance(key, dict) and isinstance(kind, str)):
-        raise _damaged(held.path, f"{ENTRY_FILE} does not say kind, key and files")
+        raise _damaged(folder, f"{ENTRY_FILE} does not say kind, key and files")
     return hashes, key, kind
+
+
+def _all_files(held: Folder) -> dict[str, bytes]:
+    return {**_entry(held).files, ENTRY_FILE: held.read(ENTRY_FILE)}
 
 
 def _entry(held: Folder) -> DerivedEntry:

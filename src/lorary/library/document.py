@@ -11,7 +11,7 @@ from lorary.library.base import BaseRecord
 from lorary.library.files import encode_json
 from lorary.library.handles import Folder
 from lorary.library.layout import LIBRARY_FILE, WRITE_LOCK
-from lorary.library.listing import FORMAT_VERSION, damaged_document, read_current
+from lorary.library.listing import FORMAT_VERSION, damaged_document, parse_current, read_current
 from lorary.route.setting import Routing, parts_of
 
 # What an interrupted `create` may leave in a folder that is otherwise empty.
@@ -46,7 +46,23 @@ def read_document(library: Path) -> LibraryDocument:
     Raises:
         LibraryError: if the path is no library, the file is damaged, or a newer Lorary wrote it.
     """
-    path, document = library / LIBRARY_FILE, read_current(library)
+    return _document_in(library / LIBRARY_FILE, read_current(library))
+
+
+def parse_document(path: Path, data: bytes) -> LibraryDocument:
+    """The content of a library.json that has come from elsewhere.
+
+    Args:
+        path: of the file, for errors.
+        data: its bytes.
+
+    Raises:
+        LibraryError: as for `read_document`.
+    """
+    return _document_in(path, parse_current(path, data))
+
+
+def _document_in(path: Path, document: Mapping[str, Any]) -> LibraryDocument:
     try:
         base, router = BaseRecord.from_json(document["base"]), document["default_router"]
         # What a rule cannot do is refused where it is attached, so that `lorary library router` can still change it.

@@ -19,7 +19,7 @@ from pathlib import Path
 from lorary.errors import LibraryError, NoSuchAdapterError, UsageError, did_you_mean
 from lorary.library.files import fill_folder, reported
 from lorary.library.handles import Folder, opened
-from lorary.library.layout import ADAPTERS, DERIVED, STAGING, check_places
+from lorary.library.layout import ADAPTERS, DERIVED, STAGING, check_places, check_writable
 from lorary.library.lock import write_lock
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -56,6 +56,7 @@ def change(library: Path, check: Callable[[], None] = lambda: None) -> Iterator[
     check()
     with reported(library), opened(library) as root:
         check_places(root)
+        check_writable(root)
         with write_lock(library):
             check()
             _recover(root)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from lorary.errors import LibraryError
 from lorary.library.handles import Folder, Kind, check_kind, kind_of
 
 LIBRARY_FILE = "library.json"
@@ -11,9 +12,15 @@ PROVENANCE_FILE = "provenance.json"
 ADAPTERS, STAGING, DERIVED, RESULTS = "adapters", ".staging", "derived", "results"
 # Where passes of a build keep their state, and what they write down about themselves.
 BUILD_FOLDER, LOGS = ".build", "logs"
+# What the library knows of remotes, and what has arrived from them and is not in force yet.
+REMOTE = ".remote"
+# In it: the URL that a copy was taken from which is only read.
+READ_ONLY = "read_only"
+RESULTS_FILE = "evaluation.jsonl"
 WRITE_LOCK, BUILD_LOCK, BUILD_PID = ".write.lock", ".build.lock", ".build.pid"
-FOLDERS = (ADAPTERS, STAGING, DERIVED, RESULTS, BUILD_FOLDER, LOGS)
-FILES = (LIBRARY_FILE, f"{LIBRARY_FILE}.new", WRITE_LOCK, BUILD_LOCK, BUILD_PID)
+TRANSFER_LOCK, TRANSFER_PID = ".transfer.lock", ".transfer.pid"
+FOLDERS = (ADAPTERS, STAGING, DERIVED, RESULTS, BUILD_FOLDER, LOGS, REMOTE)
+FILES = (LIBRARY_FILE, f"{LIBRARY_FILE}.new", WRITE_LOCK, BUILD_LOCK, BUILD_PID, TRANSFER_LOCK, TRANSFER_PID)
 PLACES: dict[str, Kind] = {**dict.fromkeys(FOLDERS, "folder"), **dict.fromkeys(FILES, "file")}
 
 
@@ -25,6 +32,23 @@ def check_places(library: Folder) -> None:
     """
     for name, kind in PLACES.items():
         library.check(name, kind)
+
+
+def check_writable(library: Folder) -> None:
+    """Check that a library is no copy which was made to be read: its own changes would be lost with the cache.
+
+    Raises:
+        LibraryError: naming the URL that it was taken from.
+    """
+    if library.kind(REMOTE) == "folder":
+        with library.enter(REMOTE) as folder:
+            if folder.check(READ_ONLY, "file"):
+                url = folder.read(READ_ONLY).decode("utf-8", "replace")[:500]
+                raise LibraryError(
+                    f"library {library.path} must not be changed: it is a copy that was made to be read",
+                    found=f"a copy of {url}",
+                    remedy=f"lorary library clone {url} LIB, then change LIB and push it",
+                )
 
 
 def check_tree(folder: Path) -> None:

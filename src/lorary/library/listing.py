@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorary import fetching
 from lorary.axes import layer_number
 from lorary.errors import LibraryError, LoraryError, UsageError
 from lorary.formats.peft_reasons import CONFIG_FILE
 from lorary.library.files import read_json
 from lorary.library.layout import LIBRARY_FILE, PROVENANCE_FILE
 from lorary.library.readers import read_all
+from lorary.reading import parse_json
 
 FORMAT_VERSION = 1
 
@@ -26,7 +28,7 @@ def list_library(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Lora
         For each adapter name, tasks, rank, num_parameters, hash, and targets: the names of the layers that it adapts,
         or None where its configuration does not list them.
     """
-    library = local_folder(path)
+    library = readable_folder(path)
     document = read_current(library)
     if missing := [key for key in ("base", "default_router") if not isinstance(document.get(key), dict)]:
         raise damaged_document(library / LIBRARY_FILE, f"no {missing[0]}")
@@ -84,7 +86,26 @@ def read_current(library: Path) -> dict[str, Any]:
     """
     _check_is_library(library)
     path = library / LIBRARY_FILE
-    document = read_json(path)
+    return _current(path, read_json(path))
+
+
+def parse_current(path: Path, data: bytes) -> dict[str, Any]:
+    """The object in a library.json that has come from elsewhere; errors as for `read_current`.
+
+    Args:
+        path: of the file, for errors.
+        data: its bytes.
+    """
+    try:
+        document = parse_json(data)
+        if not isinstance(document, dict):
+            raise ValueError(f"it holds a {type(document).__name__}, not an object")
+    except ValueError as error:
+        raise damaged_document(path, f"ValueError: {error}") from error
+    return _current(path, document)
+
+
+def _current(path: Path, document: dict[str, Any]) -> dict[str, Any]:
     version = document.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise LibraryError(
@@ -140,6 +161,17 @@ def check_path(path: object, what: str) -> None:
         )
 
 
+def readable_folder(path: Any) -> Path:
+    """The folder that a path names; of a remote, that of a copy in the cache, which is only read.
+
+    Raises:
+        UsageError: if it is no path at all, or no URL of a remote.
+        LibraryError: if there is no library at that URL, or it does not answer.
+    """
+    check_path(path, "a library")
+    return fetching.fetched(str(path)) if fetching.is_remote(path) else local_folder(path)
+
+
 def local_folder(path: Any) -> Path:
     """The folder that a path names.
 
@@ -147,11 +179,11 @@ def local_folder(path: Any) -> Path:
         UsageError: if it names a remote, or is no path at all.
     """
     check_path(path, "a library")
-    if "://" in str(path):
+    if fetching.is_remote(path):
         raise UsageError(
-            "a library must be a local folder: remote libraries are not supported yet",
-            found=path,
-            remedy="download it and give its folder",
+            "a library that is made or changed must be a local folder",
+            found=f"a URL, {str(path).partition('://')[0]}://...",
+            remedy="lorary library clone URL LIB, then change LIB and push it",
         )
     if "\0" in str(path):
         raise UsageError("the path of a library must be one of a file system", found=ascii(str(path)))

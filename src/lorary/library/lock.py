@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from lorary.errors import LibraryError
 from lorary.library.files import reported
 from lorary.library.handles import Folder, opened
-from lorary.library.layout import BUILD_FOLDER, LOGS, WRITE_LOCK, check_places, check_tree
+from lorary.library.layout import BUILD_FOLDER, LOGS, WRITE_LOCK, check_places, check_tree, check_writable
 from lorary.reading import read_regular
 
 WAIT_S = 30.0
@@ -61,9 +61,24 @@ def build_lock(library: Path) -> Iterator[None]:
     """
     with reported(library), opened(library) as root:
         check_places(root)
+        check_writable(root)
     for name in (BUILD_FOLDER, LOGS):
         check_tree(library / name)
     with _exclusive(library, "build", f"library {library}"):
+        yield
+
+
+@contextmanager
+def transfer_lock(library: Path) -> Iterator[None]:
+    """Hold the lock of a push, a pull or a clone, whose files that have arrived are those of one process.
+
+    Args:
+        library: its folder, or that in which it is put together.
+
+    Raises:
+        LibraryError: at once, if another transfer holds it; the error names the process.
+    """
+    with _exclusive(library, "transfer", f"library {library}"):
         yield
 
 

@@ -34,7 +34,7 @@ from lorary.library.files import read_json, reported
 from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.folders import change, check_name, delete, no_adapter, put
 from lorary.library.layout import ADAPTERS, LIBRARY_FILE, PROVENANCE_FILE
-from lorary.library.listing import check_path, listed, local_folder, provenance_in, targets_in
+from lorary.library.listing import check_path, listed, local_folder, provenance_in, readable_folder, targets_in
 from lorary.library.origin import check_not_stacked
 from lorary.library.placing import place, placed_adapter, placed_layers
 from lorary.library.presence import Presence
@@ -101,13 +101,16 @@ class Library:
         """Open a library for reading and writing; nothing is changed by opening.
 
         Args:
-            path: the library's folder.
+            path: the library's folder; or the URL of a remote (`hf://user/lib@v1`, `s3://bucket/lib`), of which a copy
+                in the cache is opened for reading.
 
         Raises:
-            LibraryError: if there is no library, its library.json is damaged, or a newer Lorary wrote it.
-            UsageError: if the path names a remote.
+            LibraryError: if there is no library, its library.json is damaged, a newer Lorary wrote it, or the remote
+                does not answer.
+            UsageError: if the URL is none of a remote.
+            MissingExtraError: if the packages of that remote are not installed.
         """
-        folder = local_folder(path)
+        folder = readable_folder(path)
         return cls(folder, read_document(folder))
 
     def __repr__(self) -> str:

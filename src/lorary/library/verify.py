@@ -13,11 +13,12 @@ from lorary.formats.peft_files import read_files
 from lorary.formats.peft_reasons import CONFIG_FILE, WEIGHTS_FILE
 from lorary.library.base import BaseRecord, check_fit
 from lorary.library.files import read_json, sha256
-from lorary.library.folders import NAME
+from lorary.library.folders import NAME, check_name
 from lorary.library.handles import check_kind, kind_of
 from lorary.library.layout import ADAPTERS, PLACES, PROVENANCE_FILE, STAGING, odd_entries
 from lorary.library.listing import check_provenance
 from lorary.library.readers import read_all
+from lorary.reading import parse_json
 
 KNOWN_FILES = (CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE)
 
@@ -104,7 +105,7 @@ def _check(folder: Path, name: str, base: BaseRecord) -> Iterator[Problem]:
     try:
         provenance = read_json(folder / PROVENANCE_FILE)
         check_provenance(name, provenance)
-        yield from _check_content(folder, name, provenance, base)
+        yield from _check_content(name, read_files(folder, name), provenance, base)
     except LoraryError as error:
         yield Problem.of(name, error)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -113,8 +114,38 @@ def _check(folder: Path, name: str, base: BaseRecord) -> Iterator[Problem]:
         yield Problem(name, rule, f"{type(error).__name__}: {error}"[:200], "remove it and add it again")
 
 
-def _check_content(folder: Path, name: str, provenance: Mapping[str, Any], base: BaseRecord) -> Iterator[Problem]:
-    files = read_files(folder, name)
+def check_arrived(name: str, files: Mapping[str, bytes], base: BaseRecord) -> None:
+    """Check an adapter that has come from elsewhere as `verify_library` checks one that is there.
+
+    Args:
+        name: that it is to have.
+        files: content of PEFT's two files and provenance.json.
+        base: the library's base model.
+
+    Raises:
+        LoraryError: saying what is wrong first.
+    """
+    check_name(name)
+    try:
+        provenance = parse_json(files[PROVENANCE_FILE])
+        if not isinstance(provenance, dict):
+            raise ValueError(f"it holds a {type(provenance).__name__}, not an object")
+    except ValueError as error:
+        raise LibraryError(f"{PROVENANCE_FILE} of adapter '{name}' must hold one JSON object", found=error) from error
+    check_provenance(name, provenance)
+    peft_files = {file: files[file] for file in (CONFIG_FILE, WEIGHTS_FILE)}
+    try:
+        problems = list(_check_content(name, peft_files, provenance, base))
+    except (ArithmeticError, LookupError, TypeError) as error:
+        rule = f"adapter '{name}' must hold values that can be computed with"
+        raise LibraryError(rule, found=f"{type(error).__name__}: {error}"[:200]) from error
+    for problem in problems:
+        raise LibraryError(problem.rule, found=problem.found, remedy=problem.remedy)
+
+
+def _check_content(
+    name: str, files: Mapping[str, bytes], provenance: Mapping[str, Any], base: BaseRecord
+) -> Iterator[Problem]:
     for file, data in files.items():
         yield from _difference(name, f"sha256 of {file}", provenance["files"].get(file), sha256(data))
     adapter = parse_adapter(name, files)

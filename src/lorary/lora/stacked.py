@@ -125,6 +125,12 @@ class TrainedLora(nn.Module):
         Raises:
             ShapeError: if the layer sees tokens without their sequences, as the experts of a mixture do.
         """
+        if torch.is_autocast_enabled(x.device.type):  # the factors would be rounded to half precision
+            with torch.autocast(x.device.type, enabled=False):
+                return self._added(x, output)
+        return self._added(x, output)
+
+    def _added(self, x: Tensor, output: Tensor) -> Tensor:
         return self.add(self.tags.admit(x, self.dtype, self.path), output)
 
     def add(self, x: Tensor, output: Tensor) -> Tensor:

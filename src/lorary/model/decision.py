@@ -96,24 +96,22 @@ class Request:
         evidence: Evidence | None = None,
     ) -> None:
         self.num_experts, self.choice, self.measures, self.featured = num_experts, choice, measures, featured
-        self.rule, self.border, self.fallback, self.evidence = rule, border, fallback, evidence
+        self.rule, self.border, self.evidence = rule, border, evidence
+        self.fallback = None if fallback is None else Chosen.of(fallback)
         self.is_probing = False
         self.chosen: Chosen | None = None
         self.scores: Tensor | None = None
-        self.is_lost: Tensor | None = None
+        self.is_lost = torch.empty(0, dtype=torch.bool)
         self.prefers_mean: Tensor | None = None
+        self._has_tokens: Tensor | None = None
 
     def start(self, real: Tensor) -> None:
         """Begin a probe.
 
         Args:
             real: (rows, seq) bool, which tokens count.
-
-        Raises:
-            UsageError: if no token of a row counts.
         """
-        if not bool(real.any(dim=1).all()):
-            raise UsageError("each row must have a token to decide by", found="a row of padding alone")
+        self._has_tokens = real.any(dim=1).all()
         self._real = last_tokens(real) if self.measures == "last" else real
         self.is_probing, self.chosen = True, None
         self._sums = torch.zeros(len(real), self.num_experts, dtype=torch.float64, device=real.device)
@@ -134,36 +132,69 @@ class Request:
         self._sums[:, experts] += mean.masked_fill(~alive, 0.0).to(self._sums)
         self._layers[experts] += alive.to(place, self._layers.dtype)
 
-    def see(self, hidden: Tensor, ids: Tensor | None) -> None:
-        """What the probe came to, for scores that no layer gives.
+    def see(self, hidden: Tensor, ids: Tensor | None) -> bool:
+        """What the first layers of the probe made of the prompts, for scores that no layer gives.
 
         Args:
-            hidden: (rows, seq, d), the decoder's last hidden states.
+            hidden: (rows, seq, d), hidden states behind them.
             ids: (rows, seq), where tokens were given as such.
-        """
-        if self.evidence is None:
-            self.prefers_mean = torch.zeros(len(hidden), dtype=torch.bool)
-        else:
-            self.prefers_mean = self.evidence.prefers_mean(mean_hidden(hidden, self._real.to(hidden.device)))
-        if self.featured is not None:
-            self._sums += self.featured.scores(hidden, ids, self._real.to(hidden.device)).to(self._sums)
-            self._layers += self.featured.alive.to(self._layers)
 
-    def finish(self) -> None:
-        """Decide."""
+        Returns:
+            Whether all is decided, so that the probe may stop.
+
+        Raises:
+            UsageError: if no token of a row counts.
+        """
+        if self.featured is None:
+            return False
+        self.featured = self.featured.to(hidden.device)  # from the first request there on: it can be large
+        self._sums += self.featured.scores(hidden, ids, self._real.to(hidden.device)).to(self._sums)
+        self._layers += self.featured.alive.to(self._layers)
+        self._decide()
+        return self.evidence is None or not self._look(self.is_lost.any())
+
+    def finish(self, hidden: Tensor | None) -> None:
+        """Decide, unless that is done, and weigh the evidence on requests that no expert fits.
+
+        Args:
+            hidden: (rows, seq, d), the decoder's last hidden states; None where the probe stopped before.
+
+        Raises:
+            UsageError: if no token of a row counts.
+        """
+        if self.featured is None:
+            self._decide()
+        if self._has_tokens is not None:
+            self._look(self._has_tokens)
+        self.prefers_mean = torch.zeros_like(self.is_lost)
+        if self.evidence is not None and hidden is not None:
+            self.evidence = self.evidence.to(hidden.device)
+            vectors = mean_hidden(hidden, self._real.to(hidden.device))
+            self.prefers_mean = self.is_lost & self.evidence.prefers_mean(vectors).to(self.is_lost.device)
+        self.stop()
+
+    def _look(self, flag: Tensor) -> bool:
+        """A flag, and whether all rows have tokens, in one look: on a device, each makes the host wait."""
+        assert self._has_tokens is not None
+        has_tokens, value = torch.stack([self._has_tokens, flag]).tolist()
+        self._has_tokens = None
+        if not has_tokens:
+            raise UsageError("each row must have a token to decide by", found="a row of padding alone")
+        return bool(value)
+
+    def _decide(self) -> None:
         mean = self._sums / self._layers.clamp_min(1) - self.border
         self.scores = mean.masked_fill(self._layers == 0, -torch.inf)
         chosen = choose(self.scores, self.choice)
         self.is_lost = ~chosen.weights.any(dim=1)
         self.chosen = chosen if self.fallback is None else chosen.or_else(self.fallback)
-        self.stop()
 
     @property
     def most(self) -> int:
         """Experts of a row at most: of those that were decided, or of any; a fallback may bring more than `choice`."""
         if self.chosen is not None:
             return self.chosen.experts.shape[1]
-        num_fallback = 0 if self.fallback is None else int(self.fallback.count_nonzero())
+        num_fallback = 0 if self.fallback is None else self.fallback.experts.shape[1]
         return max(self.choice.most(self.num_experts), num_fallback)
 
     def stop(self) -> None:

@@ -7,8 +7,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from lorary.errors import LibraryError
 from lorary.library.prepared import Prepared, group_key, load_prepared, save_prepared
 from lorary.library.store import Library
+from lorary.ops.upload import upload
 
 # The name of the evidence in a library.
 KIND = "fallback"
@@ -41,15 +43,18 @@ class Evidence:
         The expectation is a kernel regression over the prompts (Nadaraya 1964, Watson 1964) that is drawn to 0.
 
         Args:
-            requests: vectors like those of the prompts, any float dtype, on any device.
+            requests: vectors like those of the prompts, any float dtype, on the device of the evidence.
         """
-        prompts = normalize(self.vectors.to(requests.device).double(), dim=1)
+        prompts = normalize(self.vectors.double(), dim=1)
         centre = prompts.mean(dim=0)
         prompts = normalize(prompts - centre, dim=1)
         units = normalize(normalize(requests.double(), dim=1) - centre, dim=1)
         near = torch.exp(-torch.cdist(units, prompts).square() / (2 * REACH**2))
-        advantages = self.advantages.to(requests.device).double().clamp(-MOST, MOST)
-        return near @ advantages / (PRIOR + near.sum(dim=1)) > MARGIN
+        return near @ self.advantages.double().clamp(-MOST, MOST) / (PRIOR + near.sum(dim=1)) > MARGIN
+
+    def to(self, device: torch.device) -> "Evidence":
+        """The same on a device."""
+        return Evidence(upload(self.vectors, device), upload(self.advantages, device))
 
 
 def load_evidence(library: Library) -> Evidence | None:
@@ -60,7 +65,16 @@ def load_evidence(library: Library) -> Evidence | None:
     """
     names = library.names()
     stored = load_prepared(library, KIND, group_key(library, names)) if names else None
-    return None if stored is None else Evidence(stored.tensors[VECTORS], stored.tensors[ADVANTAGES])
+    if stored is None:
+        return None
+    vectors, advantages = (stored.tensors.get(name, torch.empty(())) for name in (VECTORS, ADVANTAGES))
+    if vectors.dim() != 2 or advantages.shape != vectors.shape[:1]:
+        raise LibraryError(
+            f"the evidence in {library.path}/derived must hold a vector and a number for each prompt",
+            found=f"shapes {tuple(vectors.shape)} and {tuple(advantages.shape)}",
+            remedy=f"delete its folder {KIND}-*, then build or prepare the library again",
+        )
+    return Evidence(vectors, advantages)
 
 
 def save_evidence(library: Library, evidence: Evidence, made_of: dict[str, object]) -> None:

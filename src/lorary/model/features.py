@@ -1,7 +1,7 @@
-"""One vector for a whole request: the mean of the base's last hidden states, or what a sentence encoder makes of it."""
+"""One vector for a whole request: the mean of early hidden states of the base, or what a sentence encoder makes."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from lorary.errors import RouterError, UsageError
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.store import Library
 from lorary.lora.targets import language_paths
+from lorary.model.early import early_pass
 from lorary.model.prepared import REQUEST, TASKS, PreparedTensors, not_prepared
+from lorary.ops.upload import upload
 from lorary.route import ROUTERS
 from lorary.route.setting import Routing
 
 MAX_TOKENS = 2048
-# (rows, seq, d) last hidden states, (rows, seq) ids or None, (rows, seq) which are real -> (rows, features).
+# (rows, seq, d) hidden states, (rows, seq) ids or None, (rows, seq) which are real -> (rows, features).
 Embed = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
 
@@ -35,27 +37,32 @@ class Featured:
         rule: the pure function from vectors and what was prepared to scores.
         prepared: what the rule made of what was prepared for each expert that may be chosen; it follows a tensor by
             `to`. Those that may not play no part, as if they were not in the library.
-        alive: (experts,) bool, whether each expert may be chosen; on the CPU.
+        alive: (experts,) bool, whether each expert may be chosen.
+        usable: int64, the positions of those that may.
     """
 
     embed: Embed
     rule: Callable[[Tensor, Any], Tensor]
     prepared: Any
     alive: Tensor
+    usable: Tensor
+
+    def to(self, device: torch.device) -> "Featured":
+        """The same on a device."""
+        prepared = None if self.prepared is None else self.prepared.to(device)
+        return replace(self, prepared=prepared, alive=upload(self.alive, device), usable=upload(self.usable, device))
 
     def scores(self, hidden: Tensor, ids: Tensor | None, real: Tensor) -> Tensor:
         """(rows, experts) scores, 0 for experts that may not be chosen; see `Embed` for what they come from."""
         vectors = self.embed(hidden, ids, real)
         scores = vectors.new_zeros(len(vectors), len(self.alive), dtype=torch.float64)
         if self.prepared is not None:
-            # Found on the host, where `alive` lies: to find them on a device, the host would have to wait for it.
-            usable = self.alive.nonzero().squeeze(1).to(scores.device)
-            scores = scores.index_copy(1, usable, self.rule(vectors, self.prepared.to(vectors)).double())
+            scores = scores.index_copy(1, self.usable, self.rule(vectors, self.prepared.to(vectors)).double())
         return scores
 
 
 def mean_hidden(hidden: Float[Tensor, "batch seq d"], real: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch d"]:
-    """The mean of the decoder's last hidden states over the real tokens of each row.
+    """The mean of hidden states over the real tokens of each row.
 
     Args:
         hidden: of the bare base.
@@ -150,12 +157,12 @@ def featured(
     usable = [(name, tensor) for name, tensor, ok in zip(experts, tensors, alive.tolist(), strict=True) if ok]
     tasks = [prepared[name].get(TASKS, torch.zeros(len(tensor), dtype=torch.int64)) for name, tensor in usable]
     fitted = rule.fit([tensor for _, tensor in usable], tasks) if usable else None
-    return Featured(embed, rule.request, fitted, alive)
+    return Featured(embed, rule.request, fitted, alive, alive.nonzero().squeeze(1))
 
 
 @torch.no_grad()
 def prompt_vectors(model: Any, embed: Embed, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "prompts features"]:
-    """The vectors of prompts, as a request with that prompt would get them.
+    """The vectors of prompts, as a request with that prompt would get them: from the base's first layers.
 
     Args:
         model: the bare base model.
@@ -167,8 +174,30 @@ def prompt_vectors(model: Any, embed: Embed, prompts: Sequence[Sequence[int]]) -
     """
     vectors: dict[int, Tensor] = {}
     for bucket, ids, real in prompt_batches(model, prompts):
+
+        def look(hidden: Tensor, bucket: list[int] = bucket, ids: Tensor = ids, real: Tensor = real) -> bool:
+            vectors.update(zip(bucket, embed(hidden, ids, real.to(hidden.device)).cpu(), strict=True))
+            return True
+
+        early_pass(decoder_of(model), {"input_ids": ids, "use_cache": False}, look)
+    return torch.stack([vectors[i] for i in range(len(prompts))])
+
+
+@torch.no_grad()
+def last_vectors(model: Any, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "prompts d"]:
+    """What prompts look like behind all layers of the base: `mean_hidden` of its last hidden states.
+
+    Args:
+        model: the bare base model.
+        prompts: token ids, at least one prompt.
+
+    Returns:
+        On the CPU, in the order given.
+    """
+    vectors: dict[int, Tensor] = {}
+    for bucket, ids, real in prompt_batches(model, prompts):
         hidden = decoder_of(model)(input_ids=ids, use_cache=False)[0]
-        vectors.update(zip(bucket, embed(hidden, ids, real).cpu(), strict=True))
+        vectors.update(zip(bucket, mean_hidden(hidden, real.to(hidden.device)).cpu(), strict=True))
     return torch.stack([vectors[i] for i in range(len(prompts))])
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from lorary.errors import RouterError, UsageError
 from lorary.lora.context import PerThread
 from lorary.model.decision import Request, TokenDecision
-from lorary.model.fallback import load_evidence
 from lorary.model.features import Featured, embedding, featured
 from lorary.model.gates import ScoreGate, Seated, TokenGate
 from lorary.model.general_subtraction import Subtracted
@@ -108,7 +107,7 @@ def _requests(
     border: float = 0.0,
 ) -> PerThread[Request]:
     choice, experts, fallback = setting.choice(""), len(state.experts), fallback_weights(setting, state.experts)
-    evidence = load_evidence(state.library) if setting.fallback == CHAT else None
+    evidence = state.evidence if setting.fallback == CHAT else None
     return PerThread(partial(Request, experts, choice, measures, featured, setting.router, border, fallback, evidence))
 
 

@@ -16,7 +16,7 @@ def prepare(model: Any, kind: str, tensors: Mapping[str, Mapping[str, Tensor]]) 
     Args:
         model: a routed model.
         kind: that of `lorary.route.rule.Data`, which says the shapes; for a whole request the features follow
-            (`retrieval_hidden`), and the path is `request`.
+            (`retrieval_early`), and the path is `request`.
         tensors: by expert and path of the layer.
 
     Raises:

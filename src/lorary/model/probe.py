@@ -1,4 +1,7 @@
-"""The probe: before a new request runs, one pass of the bare base over its prompt, in which experts are only scored."""
+"""The probe: before a new request runs, a pass of the bare base over its prompt, in which experts are only scored.
+
+It stops behind the first layers where these decide.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,8 +16,10 @@ from torch import Tensor
 from lorary.errors import UsageError
 from lorary.lora.context import PerThread
 from lorary.model.decision import Request
+from lorary.model.early import early_pass
 from lorary.model.features import decoder_of
 from lorary.model.row_gates import spread
+from lorary.ops.upload import upload
 
 # Arguments in which families are given what they keep of earlier tokens.
 _CACHES = ("past_key_values", "cache_params", "state", "mems")
@@ -121,11 +126,18 @@ class Prober:
         ids = arguments.get("input_ids")
         try:
             started = self._start(arguments)
+
+            def look(hidden: Tensor) -> bool:
+                are_decided = [
+                    request.see(rows_at(hidden, rows), None if ids is None else rows_at(ids, rows))
+                    for request, rows in started
+                ]
+                return all(are_decided)
+
             with torch.no_grad():
-                hidden = decoder.forward(**{**arguments, **_uncached(arguments)})[0]
+                last = early_pass(decoder, {**arguments, **_uncached(arguments)}, look)
             for request, rows in started:
-                request.see(rows_at(hidden, rows), None if ids is None else rows_at(ids, rows))
-                request.finish()
+                request.finish(None if last is None else rows_at(last, rows))
         finally:
             for pending in self.requests:
                 if pending is not None:
@@ -167,7 +179,7 @@ def rows_at(tensor: Tensor, rows: Sequence[int] | None) -> Tensor:
         tensor: (batch, ...), on any device.
         rows: which; None for all of them.
     """
-    return tensor if rows is None else tensor[torch.tensor(rows).to(tensor.device)]
+    return tensor if rows is None else tensor[upload(torch.tensor(rows), tensor.device)]
 
 
 def cache_of(arguments: Mapping[str, Any]) -> Any:

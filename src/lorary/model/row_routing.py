@@ -28,6 +28,7 @@ from lorary.model.row_gates import chosen_by_row, rows_of
 from lorary.model.seating import InForce, seating
 from lorary.ops.choose import Chosen, Mix
 from lorary.ops.native import Quick
+from lorary.ops.upload import upload
 from lorary.route.setting import Routing
 
 # Settings that decide and are kept ready: gates of a library of a thousand experts are not small.
@@ -226,7 +227,7 @@ class _Rows:
     def deciding_at(self, device: torch.device) -> list[tuple[Mapping[str, nn.Module], Tensor]]:
         """The settings that decide, each with its rows, on a device; moved once, and not for each layer."""
         if any(places.device != device for _, places in self.deciding):
-            self.deciding = [(gates, places.to(device)) for gates, places in self.deciding]
+            self.deciding = [(gates, upload(places, device)) for gates, places in self.deciding]
         return self.deciding
 
     def most(self, path: str) -> int:

@@ -15,16 +15,18 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from lorary.errors import LibraryError, LoraryError, UsageError
+from lorary.errors import BaseModelError, LibraryError, LoraryError, UsageError
 from lorary.formats.base import BaseFiles, check_folder, resolve_base
 from lorary.formats.pretrained import plain_generation
 from lorary.formats.quiet import quiet_transformers
+from lorary.library.base_weights import is_plain
 from lorary.library.copying import copy_library
 from lorary.library.files import encode_json, read_json, reported, write_file
 from lorary.library.fingerprint import bare_modules, compare, fingerprint_of_model
 from lorary.library.fingerprint_folder import fingerprint_of_folder
 from lorary.library.listing import check_path
 from lorary.library.store import Library
+from lorary.lora.seat import linear_shape
 from lorary.model.apply import apply_routing
 from lorary.model.attach import seat_library
 from lorary.model.base import DTYPES, choose_device, load_model
@@ -54,7 +56,7 @@ def save(model: Any, path: str | Path, *, copy_base: bool | None = None) -> Path
     Raises:
         UsageError: if the model is not routed, the folder is taken, or the base has no files to refer to.
         LibraryError: if an adapter of the library changed since it was seated, or the folder cannot be written.
-        BaseModelError: if the base is no model that can be loaded again.
+        BaseModelError: if the base is no model that can be loaded again, such as a quantised one.
     """
     check_path(path, "a saved model")
     state, target = seating(model), Path(path)
@@ -65,6 +67,8 @@ def save(model: Any, path: str | Path, *, copy_base: bool | None = None) -> Path
         raise UsageError(
             "the base model must have files to be referred to", found=model.name_or_path, remedy="copy_base=True"
         )
+    if base is None:
+        _check_plain(model)
     check_unchanged(state.library, state.experts, state.layers, state.live)
     is_new = not target.exists()
     try:
@@ -158,6 +162,18 @@ def _write(model: Any, state: Seating, target: Path, base: str | None) -> None:
         "routing": state.routing.to_json(),
     }
     write_file(target / MODEL_FILE, encode_json(document))
+
+
+def _check_plain(model: Any) -> None:
+    """Refuse to write a quantised base: its layers would be read as others."""
+    for path, module in bare_modules(model):
+        tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if linear_shape(module) and not all(tensor.is_meta or is_plain(tensor) for tensor in tensors):
+            raise BaseModelError(
+                "the base model must hold its weights as floating-point numbers to be saved",
+                found=f"layer '{path}' ({type(module).__name__}) is quantised",
+                remedy="keep the library; quantise the base again, and lorary.attach(model, library)",
+            )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What `attach` leaves on a model."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch.utils.hooks import RemovableHandle
@@ -10,7 +11,9 @@ from lorary.errors import UsageError
 from lorary.library.store import Library
 from lorary.lora.context import PerThread, innermost
 from lorary.model.argument import check_model
+from lorary.model.check_seated import check_unchanged
 from lorary.model.decision import TokenDecision
+from lorary.model.fallback import Evidence, load_evidence
 from lorary.model.handle import Handle
 from lorary.model.layers import SeatedLayer
 from lorary.model.prepared import PreparedTensors
@@ -87,6 +90,20 @@ class Seating:
         """Decides for requests in the thread that runs, where the setting in force asks for that."""
         probers = self.in_force.probers
         return None if probers is None else probers.here
+
+    @cached_property
+    def evidence(self) -> Evidence | None:
+        """What the library knows of requests that no expert fits; read when a setting first needs it, and then kept.
+
+        Experts that come or go live leave it as it is.
+
+        Raises:
+            LibraryError: if it is damaged, or the library holds other weights than the seated ones.
+        """
+        evidence = load_evidence(self.library)
+        if evidence is not None:
+            check_unchanged(self.library, self.experts, self.layers, self.live)
+        return evidence
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy made in a block routes as the block does.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lorary.errors import UsageError
 from lorary.numbers import check_count, check_number, is_number, shown
+from lorary.ops.upload import upload
 
 # Scores in float32, divided by the one at most as large as the other, stay what float32 holds.
 MOST_SCORE, LEAST_TEMPERATURE = 1e15, 1e-20
@@ -97,6 +98,16 @@ class Chosen(NamedTuple):
     experts: Tensor
     weights: Tensor
 
+    @classmethod
+    def of(cls, weights: Float[Tensor, " experts"]) -> "Chosen":
+        """The experts of one token that have a weight.
+
+        Args:
+            weights: of all experts, on the CPU: a device would make the host wait.
+        """
+        experts = weights.nonzero().squeeze(1)
+        return cls(experts[None], weights[experts][None])
+
     def dense(self, num_experts: int) -> Float[Tensor, "tokens experts"]:
         """The same as one weight for each of `num_experts` experts."""
         weights = self.weights.new_zeros(self.weights.shape[0], num_experts)
@@ -104,29 +115,27 @@ class Chosen(NamedTuple):
 
     def like(self, x: Tensor) -> "Chosen":
         """The same on the device and in the dtype of `x`."""
-        return Chosen(self.experts.to(x.device), self.weights.to(x))
+        return Chosen(upload(self.experts, x.device), upload(self.weights.to(x.dtype), x.device))
 
     def among(self, position: Int[Tensor, " experts"]) -> "Chosen":
         """The same with other positions: `position` holds the new one of each expert, -1 for one that is not there."""
         experts = position[self.experts]
         return Chosen(experts.clamp_min(0), self.weights.masked_fill(experts < 0, 0.0))
 
-    def or_else(self, fallback: Float[Tensor, " experts"]) -> "Chosen":
+    def or_else(self, fallback: "Chosen") -> "Chosen":
         """The same, with the experts of `fallback` for each token that has no expert.
 
         On the CPU it gets wider only if there is such a token: the plans there gain by few places. To ask for that on
         another device, the host would have to wait for it.
 
         Args:
-            fallback: one weight for each expert, on the CPU.
+            fallback: of one token, on any device.
         """
         lost = ~self.weights.any(dim=1)
         if self.weights.is_cpu and not bool(lost.any()):
             return self
-        others = fallback.nonzero().squeeze(1)
-        width = max(self.experts.shape[1], len(others))
-        one = Chosen(others, fallback[others]).like(self.weights)
-        last = _padded(Chosen(*(part.expand(len(lost), -1) for part in one)), width)
+        width = max(self.experts.shape[1], fallback.experts.shape[1])
+        last = _padded(Chosen(*(part.expand(len(lost), -1) for part in fallback.like(self.weights))), width)
         return Chosen(*(torch.where(lost[:, None], b, a) for a, b in zip(_padded(self, width), last, strict=True)))
 
 

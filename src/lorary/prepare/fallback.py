@@ -17,7 +17,7 @@ from lorary.library.store import Library
 from lorary.model.attach import routing
 from lorary.model.base import Base
 from lorary.model.fallback import Evidence, load_evidence, save_evidence
-from lorary.model.features import hidden_embedding, prompt_vectors
+from lorary.model.features import last_vectors
 from lorary.route.setting import CHAT, UNIFORM, Routing
 
 # Validation rows of each task: one task's say alike, so that more tasks are worth more than more rows.
@@ -25,7 +25,13 @@ NUM_ROWS = 4
 
 
 def measure_fallback(
-    base: Base, library: Library, tasks: Mapping[str, Task], *, num_rows: int = NUM_ROWS, display: Display | None = None
+    base: Base,
+    library: Library,
+    tasks: Mapping[str, Task],
+    *,
+    num_rows: int = NUM_ROWS,
+    force_base: bool = False,
+    display: Display | None = None,
 ) -> Evidence | None:
     """Compare the mean of all other experts with the base on each task's own rows, and keep that in the library.
 
@@ -37,6 +43,7 @@ def measure_fallback(
         library: its experts' tasks are recorded.
         tasks: by name; those of other experts are left out.
         num_rows: validation rows of each task, or training rows where there are none.
+        force_base: accept unrelated weights of the same shapes.
         display: where progress is shown.
 
     Returns:
@@ -55,7 +62,7 @@ def measure_fallback(
     limit = base.most_tokens(1024)
     plain, chat = (make_template(template, base.tokenizer, max_length=limit) for template in (name, CHAT))
     vectors, advantages = [], []
-    seated = SeatedBase(known_base(base), library, force_base=False)
+    seated = SeatedBase(known_base(base), library, force_base=force_base)
     with seated, (display or Display()).bar("asking what answers where no expert fits", len(views)) as bar:
         for task, view in views.items():
             model, rows = seated.loaded().model, view.split("test")
@@ -67,7 +74,7 @@ def measure_fallback(
                     losses.append(torch.tensor([loss.mean for loss in answer_losses(model, examples)]))
             with routing(model, Routing(BASE)):
                 prompts = [plain.encode_prompt(row.prompt) for row in rows]
-                vectors.append(prompt_vectors(model, hidden_embedding, prompts))
+                vectors.append(last_vectors(model, prompts))
             advantages.append(losses[1] - losses[0])
             bar.advance(task)
     evidence = Evidence(torch.cat(vectors), torch.cat(advantages))

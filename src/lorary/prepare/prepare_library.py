@@ -32,7 +32,7 @@ from lorary.prepare.expert_rows import ExpertRows, draw_rows
 from lorary.prepare.fallback import measure_fallback
 from lorary.prepare.measure import MeasureContext, Tensors
 from lorary.prepare.settings import PrepareSettings
-from lorary.route import ROUTERS
+from lorary.route import ROUTERS, SAMPLES
 from lorary.route.setting import CHAT, Routing
 
 
@@ -189,7 +189,9 @@ class _Preparer:
         self._library, self._settings = context.library, context.settings
         self.measure = MEASURES[context.settings.router]
         # Under which kind goes what is made of each expert alone.
-        self._expert_kind = self._settings.kind if self.measure.fit is None else f"samples_{self._settings.features}"
+        self._expert_kind = self._settings.kind
+        if self.measure.fit is not None:
+            self._expert_kind = SAMPLES.kind_of(self._settings.features)
         self._measured_by = ROUTERS[context.settings.router].measured_by
 
     def check_all(self, data: Mapping[str, ExpertRows]) -> None:

@@ -124,8 +124,11 @@ def run_estimate(
         for unit in stage.units
         if unit.name not in stage.existing
     ]
-    measured = _measure(loaded, planned, settings, method, run) if planned else Measurement(1.0, 1.0, 0, 0)
-    return _summary(loaded, method, planned, kept, measured, notes)
+    nothing = Measurement(1.0, 1.0, 0, 0, run.fixed_tokens)
+    measured = _measure(loaded, planned, settings, method, run) if planned else nothing
+    if planned and measured.max_tokens != run.max_tokens:
+        notes.append(f"micro-batches of {measured.max_tokens:,} tokens here, for --max-tokens {run.max_tokens}")
+    return _summary(loaded, method, planned, kept, measured, run, notes)
 
 
 def _targets(base: Base, unit: ExpertSpec, method: MethodSettings) -> frozenset[str] | None:
@@ -154,6 +157,7 @@ def _summary(
     planned: Sequence[_Planned],
     kept: list[str],
     measured: Measurement,
+    run: RunSettings,
     notes: list[str],
 ) -> Estimate:
     rows = [_row(base, method, entry) for entry in planned]
@@ -174,7 +178,7 @@ def _summary(
             "base": sum(p.numel() * p.element_size() for p in base.model.parameters()),
             "experts": measured.state_bytes,
             "activations": measured.activation_bytes,
-            "reordered weights": packed_bytes(base.model),
+            "reordered weights": 0 if run.autocast else packed_bytes(base.model),
         },
         seconds=(tokens + EVALUATION_COST * evaluated) / measured.tokens_per_s,
         notes=notes,

@@ -3,14 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorary.data.tasks import BUILTIN, load_tasks
 from lorary.errors import LibraryError, TaskError, UsageError, did_you_mean
 from lorary.library.opening import base_of
 from lorary.library.store import Library
 from lorary.model.base import load_base
 from lorary.prepare.expert_rows import ExpertRows, parse_mapping, rows_of_experts
+from lorary.prepare.fallback import measure_fallback
 from lorary.prepare.prepare_library import PrepareResult, prepare_library, prepare_yardstick
 from lorary.prepare.settings import PrepareSettings
 from lorary.recipes.base_options import BaseOptions
+from lorary.route import ROUTERS
 
 
 def run_prepare(
@@ -52,7 +55,10 @@ def run_prepare(
     loaded = load_base(base_of(library, load.base), dtype=load.dtype, device=load.device)
     if data is None:
         return prepare_yardstick(loaded, library, names, settings, force_base=load.force_base)
-    return prepare_library(loaded, library, data, settings, force_base=load.force_base)
+    result = prepare_library(loaded, library, data, settings, force_base=load.force_base)
+    if ROUTERS[router].tries:
+        measure_fallback(loaded, library, load_tasks(tasks or BUILTIN, columns=columns), force_base=load.force_base)
+    return result
 
 
 def _data(
@@ -66,7 +72,7 @@ def _data(
     """Rows of each expert; None where there are none and the router can do without."""
     try:
         mapped = parse_mapping(mapping)
-        return rows_of_experts(library, names, tasks or "builtin", mapped, settings.num_rows, settings.seed, columns)
+        return rows_of_experts(library, names, tasks or BUILTIN, mapped, settings.num_rows, settings.seed, columns)
     except TaskError:
         if tasks is None and mapping is None and settings.data.has_yardstick:
             return None

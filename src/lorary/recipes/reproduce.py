@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lorary.errors import LoraryError, UsageError
-from lorary.evaluate.scorer import is_out_of_memory
 from lorary.library.lock import study_lock
+from lorary.ops.memory import is_out_of_memory
 from lorary.study.adapting import run_adapt_stage
 from lorary.study.building import run_build_stage, set_aside
 from lorary.study.config import AdaptStage, BuildStage, EvaluateStage, Stage, Study, identity

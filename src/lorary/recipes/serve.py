@@ -1,10 +1,13 @@
 """`lorary serve`: one library behind an OpenAI-compatible interface."""
 
-from collections.abc import Callable, Mapping
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from typing import Any
 
-from lorary.errors import MissingExtraError
+from lorary.errors import MissingExtraError, UsageError
 from lorary.formats.base import resolve_base
 from lorary.library.opening import base_of
 from lorary.library.store import Library
@@ -21,10 +24,13 @@ from lorary.serve.batching import RoutedEngine
 from lorary.serve.engine import Engine
 from lorary.serve.names import served_name
 from lorary.serve.prompts import Prompts
+from lorary.serve.replica import Facts
+from lorary.serve.replicas import Replicas
 from lorary.serve.settings import ServeSettings
 from lorary.serve.sizes import Sizes
 from lorary.serve.text_decider import TextDecider
 from lorary.serve.upstream_settings import UpstreamSettings
+from lorary.train.ray_worker import Site, check_site, site_of
 
 
 def run_serve(
@@ -50,7 +56,9 @@ def run_serve(
 
     Raises:
         UsageError: if the port is taken, an option is out of range, or the server behind does not hold the experts.
-        MissingExtraError: if the packages of the extra `serve` are not installed.
+        MissingExtraError: if the packages of the extra `serve` are not installed, or of `ray` where it is asked for.
+        TrainError: if the Ray cluster that was named does not answer, or has other packages.
+        EngineError: if a replica dies while it starts.
         LoraryError: as for `lorary.attach`.
     """
     try:
@@ -61,35 +69,81 @@ def run_serve(
         from lorary.serve.upstream import Upstream
     except ImportError as error:
         raise MissingExtraError(str(error.name).partition(".")[0], "serve") from error
+    if upstream is not None and settings.executor != "local":
+        raise UsageError("--upstream goes without --executor", found=f"--executor {settings.executor}")
     load = load or BaseOptions()
     library = Library.open(library_path)
-    # Before the base is loaded, which takes time.
-    place = reserve(settings.host, settings.port)
-    with place:
-        by_text = None if upstream is None else _deciding_by_text(library, load, settings, route)
-        engine, prompts, default = by_text or _with_base(library, load, settings, route)
+    out = sys.stdout  # which is kept clear of what Ray prints
+    with ExitStack() as stack:
+        # Before the base is loaded, which takes time.
+        place = stack.enter_context(reserve(settings.host, settings.port))
+        replicas = None
+        if settings.executor == "ray":
+            replicas, prompts, default = stack.enter_context(_with_replicas(library, load, settings, route))
+            engine: Engine = replicas
+        else:
+            by_text = None if upstream is None else _deciding_by_text(library, load, settings, route)
+            engine, prompts, default = by_text or _with_base(library, load, settings, route)
         server = Server(engine, library, prompts, settings, default)
+        if replicas is not None:
+            replicas.changed = server.look_again
         gateway = None if upstream is None else Gateway(server, Upstream(upstream))
         app = create_app(server, partial(explore_page, library, live=True), gateway)
-        run(app, server, place, lambda address: ready(address, served_name(library.name)))
+
+        def say(address: str) -> None:
+            with redirect_stdout(out):
+                ready(address, served_name(library.name))
+
+        run(app, server, place, say)
 
 
 def _with_base(
     library: Library, load: BaseOptions, settings: ServeSettings, route: Mapping[str, Any]
 ) -> tuple[Engine, Prompts, Routing]:
+    engine, facts = _load_engine(library, load, _sizes(settings), route)
+    return engine, _prompts(library, engine.base.tokenizer, facts, settings), facts.routing
+
+
+@contextmanager
+def _with_replicas(
+    library: Library, load: BaseOptions, settings: ServeSettings, route: Mapping[str, Any]
+) -> Iterator[tuple[Replicas, Prompts, Routing]]:
+    # Ray is an extra.
+    from lorary.serve.ray_replicas import ray_replicas
+
+    sizes, path = _sizes(settings), str(library.path.resolve())
+    make = partial(_load_replica, site_of(path), load, sizes, dict(route))
+    with ray_replicas(make, settings.replicas) as (launch, number):
+        links = [launch() for _ in range(number)]
+        replicas = Replicas(launch, links, sizes, library.stamps)
+        facts = replicas.look()
+        tokenizer = load_tokenizer(resolve_base(base_of(library, load.base)))
+        yield replicas, _prompts(library, tokenizer, facts, settings), facts.routing
+
+
+def _load_replica(site: Site, load: BaseOptions, sizes: Sizes, route: Mapping[str, Any]) -> tuple[Engine, Facts]:
+    check_site(site, socket.gethostname())
+    return _load_engine(Library.open(site.library), load, sizes, route)
+
+
+def _load_engine(
+    library: Library, load: BaseOptions, sizes: Sizes, route: Mapping[str, Any]
+) -> tuple[RoutedEngine, Facts]:
     base = load_base(base_of(library, load.base), dtype=load.dtype, device=load.device)
     attach(base.model, library, tokenizer=base.tokenizer, force_base=load.force_base, **route)
+    engine, routing = RoutedEngine(base, sizes), seating(base.model).routing
+    return engine, Facts(engine.experts, routing, context_of(base.model), embedded_tokens(base.model))
+
+
+def _sizes(settings: ServeSettings) -> Sizes:
     # Places for one request of many answers beside requests of one.
-    capacity = settings.max_requests + settings.max_choices
-    engine = RoutedEngine(base, Sizes(rows=settings.batch, capacity=capacity))
-    prompts = Prompts(
-        library,
-        base.tokenizer,
-        context=context_of(base.model),
-        num_tokens=embedded_tokens(base.model),
-        most=settings.max_prompt_tokens,
+    return Sizes(rows=settings.batch, capacity=settings.max_requests + settings.max_choices)
+
+
+def _prompts(library: Library, tokenizer: Any, facts: Facts, settings: ServeSettings) -> Prompts:
+    return Prompts(
+        library, tokenizer, context=facts.context, num_tokens=facts.num_tokens, most=settings.max_prompt_tokens
     )
-    return engine, prompts, seating(base.model).routing
 
 
 def _deciding_by_text(

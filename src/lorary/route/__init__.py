@@ -25,7 +25,7 @@ from lorary.route.rule import Data, Reading, Rule
 from lorary.route.task_predictor import predictor_logits
 from lorary.route.uniform import uniform_weights
 
-__all__ = ["ROUTERS", "Reading", "Rule"]
+__all__ = ["ROUTERS", "SAMPLES", "Reading", "Rule"]
 
 
 def _arrow(reading: Reading) -> Tensor:
@@ -57,13 +57,15 @@ def _contrast(reading: Reading) -> Tensor:
     return contrast_readout(reading.z, reading.row_space, reading.alive, reading.calibration)
 
 
+# Vectors of some of an expert's prompts.
+SAMPLES = Data("samples", holds="request", num_rows=16)
 # One expert that fits, else what all of them have in common.
 _ONE_OR_ALL: Mapping[str, Any] = {"top_k": 1, "threshold": 0.0, "fallback": "chat"}
 
 ROUTERS: Mapping[str, Rule] = {
     "auto": Rule(
         "per request, by the best rule for what is known of the experts",
-        data=Data("samples", holds="request", num_rows=16),
+        data=SAMPLES,
         decides="request",
         pers=("request",),
         defaults=_ONE_OR_ALL,
@@ -123,7 +125,7 @@ ROUTERS: Mapping[str, Rule] = {
     ),
     "discriminant": Rule(
         "per request, the expert in whose prompts' distribution it lies; the mean of all where it lies in no one's",
-        data=Data("samples", holds="request", num_rows=16),
+        data=SAMPLES,
         decides="request",
         pers=("request",),
         request=discriminant_scores,

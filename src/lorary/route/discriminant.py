@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lorary.errors import RouterError
+from lorary.ops.upload import upload
 
 # Part of the shared covariance that is replaced by a multiple of the identity: prompts are fewer than features.
 SHRINKAGE = 0.1
@@ -45,10 +46,12 @@ class Discriminant(NamedTuple):
     num_experts: int
     num_near: int
 
-    def to(self, features: Tensor) -> "Discriminant":
-        """The same where the features are, and float64 there: distances in float32 would lose what is near."""
-        tensors = {name: part.to(features.device) for name, part in self._asdict().items() if isinstance(part, Tensor)}
-        return self._replace(**tensors)
+    def to(self, place: Tensor | torch.device) -> "Discriminant":
+        """The same where a tensor is, or on a device; float64 there: distances in float32 would lose what is near."""
+        *tensors, num_experts, num_near = self
+        device = place.device if isinstance(place, Tensor) else place
+        means, owners, directions, isotropic, border = (upload(tensor, device) for tensor in tensors)
+        return Discriminant(means, owners, directions, isotropic, border, num_experts, num_near)
 
 
 def fit_discriminant(

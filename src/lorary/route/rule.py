@@ -25,8 +25,8 @@ Measures = Literal["mean", "last"]
 # What a rule reads in a layer. `score_rows`: products of the token with one row per expert, its prototype or what was
 # prepared; `row_space`, `outputs`: small matrices on the low-rank buffer.
 Reads = Literal["score_rows", "row_space", "outputs"]
-# What a rule that looks at a whole request reads of its prompt. `hidden`: the mean last hidden state of the bare base.
-# `text`: the vector of a sentence encoder.
+# What a rule that looks at a whole request reads of its prompt. `hidden`: the mean hidden state behind the first layers
+# of the bare base (`lorary.model.early`). `text`: the vector of a sentence encoder.
 Features = Literal["hidden", "text"]
 UNREAD = torch.empty(0)
 
@@ -50,6 +50,14 @@ class Data:
     is_optional: bool = False
     num_rows: int = 100
     has_yardstick: bool = False
+
+    def kind_of(self, features: Features) -> str:
+        """The name under which a library keeps what is measured.
+
+        Args:
+            features: for `request`, what is read of a prompt. Behind all layers, `hidden` stood for other vectors.
+        """
+        return f"{self.kind}_{'early' if features == 'hidden' else features}" if self.holds == "request" else self.kind
 
     @property
     def yardstick_kind(self) -> str:

@@ -88,8 +88,9 @@ class RuleOptions:
         calibrated: score by how unusual a norm is for its expert; needs prepared means and deviations.
         tie: `concat`: q, k and v of one attention share a prototype, that of their stacked updates.
         zeros: `skip`: an expert whose update is zero is never chosen. `keep`: it is known by its lora_a.
-        features: what a router for whole requests reads of a prompt. `hidden`: the mean of the base's last hidden
-            states. `text`: the vector of a sentence encoder, for which the text is made from the tokens.
+        features: what a router for whole requests reads of a prompt. `hidden`: the mean of the base's hidden
+            states behind its first layers. `text`: the vector of a sentence encoder, for which the text is made from
+            the tokens.
 
     Raises:
         UsageError: if a value is not one of these.
@@ -259,9 +260,7 @@ class Routing:
     @property
     def data_kind(self) -> str | None:
         """The name under which a library keeps that data; None where it needs none."""
-        if self.data is None:
-            return None
-        return f"{self.data.kind}_{self.options.features}" if self.data.holds == "request" else self.data.kind
+        return None if self.data is None else self.data.kind_of(self.options.features)
 
     @property
     def editions(self) -> dict[str, int]:

@@ -83,7 +83,7 @@ async def put(server: Server, name: str, files: Mapping[str, UploadFile], tasks:
             except BaseException:
                 await asyncio.to_thread(_undo, server, name, old)
                 raise
-        await _look_again(server)
+        await server.look_again()
 
 
 async def remove(server: Server, name: str) -> None:
@@ -105,12 +105,7 @@ async def remove(server: Server, name: str) -> None:
             if name in server.library:
                 await server.engine.seat(name)
             raise
-        await _look_again(server)
-
-
-async def _look_again(server: Server) -> None:
-    server.prompts.look_at_experts()
-    await server.router.look_at_experts()
+        await server.look_again()
 
 
 def _missing(server: Server, name: str) -> ApiError:

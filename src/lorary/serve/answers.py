@@ -101,6 +101,7 @@ class Answers:
             num_top=wanted.num_top,
             prompt_logprobs=wanted.is_echoed and wanted.num_top is not None,
             timeout=max(0.001, self._deadline - perf_counter()),
+            session=routed.asked.session,
         )
         try:
             stream = server.engine.submit(job)

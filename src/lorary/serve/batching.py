@@ -138,7 +138,7 @@ class RoutedEngine:
         return request.stream
 
     async def decide(self, setting: Routing, prompts: Sequence[Ids]) -> list[Decision]:
-        """Let a rule that decides for whole requests decide for each prompt: one prefill each.
+        """Let a rule that decides for whole requests decide for each prompt, by a pass of the base or a part of it.
 
         Prompts of several calls that ask the same are read together.
 

@@ -30,6 +30,7 @@ class Job:
             None.
         prompt_logprobs: whether those of the prompt's tokens are reported too.
         timeout: seconds after which the answer is broken off; never where None.
+        session: that the answer belongs to; what is kept of its beginning is near to the rest of it.
     """
 
     ids: Ids
@@ -40,6 +41,7 @@ class Job:
     num_top: int | None = None
     prompt_logprobs: bool = False
     timeout: float | None = None
+    session: str | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Engine(Protocol):
         ...
 
     async def decide(self, setting: Routing, prompts: Sequence[Ids]) -> list[Decision]:
-        """Let a rule that decides for whole requests decide for each prompt: one prefill each."""
+        """Let a rule that decides for whole requests decide for each prompt, by a pass of the base or a part of it."""
         ...
 
     @property

@@ -59,7 +59,13 @@ def run(app: FastAPI, server: Server, place: socket.socket, ready: Callable[[str
         KeyboardInterrupt: if a second signal ended it at once.
     """
     listener = Listener(app, server, ready)
-    asyncio.run(listener.serve([place]))
+    try:
+        asyncio.run(listener.serve([place]))
+    except (
+        SystemExit
+    ):  # what uvicorn makes of a start that fails, newer versions at least; it says nothing of the cause
+        if server.start_error is None:
+            raise
     if server.start_error is not None:
         raise server.start_error
     if listener.force_exit:  # not all that was accepted was finished

@@ -82,6 +82,11 @@ class Server:
             raise
         self.traffic.is_draining = False
 
+    async def look_again(self) -> None:
+        """Find out what has become of names, templates and routers, since experts came or went."""
+        self.prompts.look_at_experts()
+        await self.router.look_at_experts()
+
     async def stop(self) -> None:
         """End what runs, and close the log."""
         self.traffic.is_draining = True

@@ -18,7 +18,10 @@ class ServeSettings:
         token: what requests must bring as `Authorization: Bearer TOKEN`; the variable LORARY_TOKEN otherwise.
         admin_token: the same for requests that change the library; the variable LORARY_ADMIN_TOKEN otherwise. Without
             it no request can.
-        batch: answers that are made at the same time; others wait.
+        executor: what answers: `local`, a model in this process, or `ray`, replicas on the cluster in RAY_ADDRESS, or
+            on one that is started on this machine.
+        replicas: how many with --executor ray; one per GPU, or per machine where there is none, by default.
+        batch: answers that are made at the same time, by each replica; others wait.
         max_requests: requests that are answered or wait at the same time; more are refused with 429.
         max_choices: answers of one request, over all its prompts.
         max_prompt_tokens: tokens of a prompt; only the base's context bounds them by default.
@@ -39,6 +42,8 @@ class ServeSettings:
     port: int = flag(8000, least=0, most=65535)
     token: str | None = None
     admin_token: str | None = None
+    executor: str = flag("local", choices=("local", "ray"))
+    replicas: int | None = flag(None, least=1)
     batch: int = flag(16, least=1)
     max_requests: int = flag(64, least=1)
     max_choices: int = flag(64, least=1)
@@ -68,6 +73,8 @@ class ServeSettings:
         for name, token in (("--token", self.token), ("--admin-token", self.admin_token)):
             if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
                 raise UsageError(f"{name} must be printable ASCII without spaces", found=f"{len(token)} characters")
+        if self.replicas is not None and self.executor != "ray":
+            raise UsageError("--replicas goes with --executor ray", found=f"--executor {self.executor}")
         if self.log_prompts and self.log is None:
             raise UsageError("--log-prompts needs a file to write them to", found="no --log", remedy="--log FILE")
 

@@ -107,7 +107,7 @@ class TextDecider:
             ids[row, : len(prompt)], real[row, : len(prompt)] = torch.tensor(prompt), True
         request.start(real)
         request.see(torch.zeros(*ids.shape, 0), ids)
-        request.finish()
+        request.finish(None)
         return decisions_of(request, self._names)
 
     def _request(self, setting: Routing) -> Request:

@@ -36,7 +36,7 @@ def adapt_inputs(context: StudyContext, stage: AdaptStage) -> dict[str, Any]:
         "tasks": questions_of(adapted_tasks(context, stage)),
         "base": context.base_content,
         "base_template": BASE_TEMPLATE,
-        "dtype": context.study.run.dtype,
+        "dtype": context.study.run.precision,
     }
 
 
@@ -100,7 +100,7 @@ def _adapted(context: StudyContext, stage: AdaptStage, method: str, tasks: Mappi
 def _adapters_key(context: StudyContext, stage: AdaptStage, method: str, tasks: Mapping[str, Task]) -> str:
     sources = [context.study.stage(name) for name in stage.needs]
     return stage_key(
-        method=_recorded(stage, method), train=changed_settings(stage.train), dtype=context.study.run.dtype,
+        method=_recorded(stage, method), train=changed_settings(stage.train), dtype=context.study.run.precision,
         tasks={name: task.data_hash for name, task in tasks.items()},
         sources=[build_outputs(context, source) for source in sources if isinstance(source, BuildStage)],
     )  # fmt: skip

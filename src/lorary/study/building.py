@@ -32,7 +32,7 @@ def build_inputs(context: StudyContext, stage: BuildStage) -> dict[str, Any]:
         "tasks": {name: task.data_hash for name, task in tasks.items()},
         "families": {name: task.family for name, task in tasks.items()} if by_family else {},
         "base": context.base_content,
-        "dtype": context.study.run.dtype,
+        "dtype": context.study.run.precision,
     }
 
 
@@ -170,6 +170,7 @@ def command_of(context: StudyContext, stage: BuildStage) -> str | None:
     options += [*settings, *_method_options(context, stage)]
     run = {"device": context.study.run.device, "dtype": context.study.run.dtype}
     options += [f"--{key} {value}" for key, value in run.items() if value != "auto"]
+    options += ["--autocast"] if context.study.run.autocast else []
     return " ".join(["lorary build", quote(reference), *options])
 
 

@@ -256,6 +256,6 @@ def _flops(skeleton: BaseSkeleton, settings: BuildSettings) -> float:
 def _activation_bytes(skeleton: BaseSkeleton, settings: BuildSettings, context: StudyContext) -> int:
     """What the backward pass of a micro-batch keeps."""
     run, layers = context.study.run, settings.upper_layers or skeleton.layers
-    tokens = max(run.max_tokens, settings.max_length)
+    tokens = max(run.fixed_tokens, settings.max_length)
     activations = 1 if run.activation_checkpointing else ACTIVATIONS
     return tokens * layers * skeleton.hidden * activations * int(context.study.assume.get("dtype_bytes", 4))

@@ -25,6 +25,14 @@ class Callback:
     def on_start(self, jobs: Sequence[Job]) -> None:
         """A queue starts or goes on."""
 
+    def on_budget(self, max_tokens: int, reason: str) -> None:
+        """Micro-batches hold another number of tokens from now on than was asked for.
+
+        Args:
+            max_tokens: of a micro-batch.
+            reason: why, in words.
+        """
+
     def on_step(self, steps: Mapping[str, int], losses: Mapping[str, float], tokens: int, seconds: float) -> None:
         """One step of all units in training is done.
 
@@ -68,6 +76,10 @@ class JsonlCallback(Callback):
     def on_start(self, jobs: Sequence[Job]) -> None:
         """Write the names and steps of all jobs."""
         self._write(event="start", jobs={job.name: job.num_steps for job in jobs})
+
+    def on_budget(self, max_tokens: int, reason: str) -> None:
+        """Write the tokens of a micro-batch, and why."""
+        self._write(event="budget", max_tokens=max_tokens, reason=reason)
 
     def on_step(self, steps: Mapping[str, int], losses: Mapping[str, float], tokens: int, seconds: float) -> None:
         """Write losses, tokens and seconds of a step."""

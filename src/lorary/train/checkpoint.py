@@ -33,7 +33,8 @@ def save_checkpoint(path: Path, slots: Slots) -> None:
         TrainError: if it cannot be written; the last checkpoint stays.
     """
     units = [None if slot is None else {"name": slot.job.name, **asdict(slot.progress)} for slot in slots.slots]
-    progress = json.dumps({"queue": queue_key(slots), "waiting": slots.waiting, "units": units})
+    budget = {"requested": slots.settings.max_tokens, "max_tokens": slots.max_tokens}
+    progress = json.dumps({"queue": queue_key(slots), "waiting": slots.waiting, "units": units, "budget": budget})
     tensors = {key: tensor.detach().cpu() for key, tensor in _vectors(slots).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +49,9 @@ def save_checkpoint(path: Path, slots: Slots) -> None:
 
 def load_checkpoint(path: Path, slots: Slots) -> bool:
     """Fill the state of a queue from a checkpoint.
+
+    The tokens of a micro-batch are those that the run before had measured or come down to, so that rows are laid out
+    as they were; unless another number is asked for now.
 
     Args:
         path: the file.
@@ -64,7 +68,7 @@ def load_checkpoint(path: Path, slots: Slots) -> bool:
     try:
         with open_regular(path, follow_links=False):  # safetensors itself would follow a link
             pass
-        stored, waiting, seated = _read(path, slots)
+        stored, waiting, seated, max_tokens = _read(path, slots)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise TrainError(
             f"the checkpoint '{path}' must be one of this build",
@@ -73,14 +77,14 @@ def load_checkpoint(path: Path, slots: Slots) -> bool:
         ) from error
     for index, job, progress in seated:
         slots.seat(index, job).progress = progress
-    slots.waiting = waiting
+    slots.waiting, slots.max_tokens = waiting, max_tokens
     for key, vector in _vectors(slots).items():
         vector.copy_(stored[key])
     return True
 
 
-def _read(path: Path, slots: Slots) -> tuple[dict[str, Tensor], int, list[tuple[int, Job, Progress]]]:
-    """The vectors, the position in the queue, and who sits where, all checked against the queue."""
+def _read(path: Path, slots: Slots) -> tuple[dict[str, Tensor], int, list[tuple[int, Job, Progress]], int | None]:
+    """The vectors, the position in the queue, who sits where, all checked against the queue, and the budget."""
     vectors = _vectors(slots)
     with safe_open(path, framework="pt") as file:
         stored = {key: file.get_tensor(key) for key in vectors}
@@ -93,7 +97,8 @@ def _read(path: Path, slots: Slots) -> tuple[dict[str, Tensor], int, list[tuple[
             raise ValueError(f"'{key}' is {tuple(stored[key].shape)} {stored[key].dtype}")
     jobs = {job.name: job for job in slots.jobs}
     units = [(index, unit) for index, unit in enumerate(state["units"]) if unit is not None]
-    return stored, int(state["waiting"]), [(index, jobs[unit["name"]], _parse(unit)) for index, unit in units]
+    seated = [(index, jobs[unit["name"]], _parse(unit)) for index, unit in units]
+    return stored, int(state["waiting"]), seated, _budget(state["budget"], slots.settings.max_tokens)
 
 
 def queue_key(slots: Slots) -> str:
@@ -125,6 +130,14 @@ def _vectors(slots: Slots) -> dict[str, Tensor]:
     return {
         "parameters": slots.stack.parameters, "first": optimiser.first, "second": optimiser.second, "best": slots.best
     }  # fmt: skip
+
+
+def _budget(recorded: Mapping[str, Any], requested: int | None) -> int | None:
+    """Tokens of a micro-batch: as recorded where the same is asked for now, else as asked for."""
+    max_tokens = recorded["max_tokens"]
+    if not (max_tokens is None or (type(max_tokens) is int and max_tokens >= 1)):
+        raise ValueError(f"max_tokens {max_tokens!r}")
+    return max_tokens if recorded["requested"] == requested else requested
 
 
 def _parse(unit: Mapping[str, Any]) -> Progress:

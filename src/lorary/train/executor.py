@@ -20,6 +20,9 @@ class WorkItem(Protocol):
     def library(self) -> str:
         """Folder of the library, which every process that works on the build must see."""
 
+    def on(self, device: str) -> "WorkItem":
+        """The same piece, to be worked on with a device that an executor chose."""
+
 
 S = TypeVar("S", bound=WorkItem)
 

@@ -41,6 +41,12 @@ class FlatParameters(ABC):
             # Not as the leaf's own .grad: autograd wants that contiguous.
             leaf.register_post_accumulate_grad_hook(partial(_move_gradient, gradient))
 
+    def clear_gradient(self) -> None:
+        """Forget all gradients, also those that a backward pass which broke off has left at the leaves."""
+        self.gradient.zero_()
+        for leaf in self.leaves:
+            leaf.grad = None
+
     def blocks(self, vector: Tensor) -> list[Tensor]:
         """Views (slots, size) that cover a vector, one per tensor, in the order of each slot's parameters."""
         sizes = [math.prod(shape) // self.num_slots for shape in self._shapes]

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lorary.errors import MissingExtraError, TrainError
+from lorary.train.attempts import NEXT_RUN
 
 CLIENT_PORT = 10001  # where `ray start --head` listens for ray://HOST
 # Nothing of size passes through Ray: shards are names and settings, weights go through the library's folder.
 OBJECT_STORE_BYTES = 100 * 2**20
 PROBE_EVERY_S, PROBE_TIMEOUT_S = 2.0, 2.0
-NEXT_RUN = "what is finished stays in the library: run the same command again, with this or another --executor"
 
 
 @dataclass
@@ -69,6 +69,13 @@ class Cluster:
 def lost(reason: str) -> TrainError:
     """The error of a cluster that is gone."""
     return TrainError("the Ray cluster must stay reachable during a build", found=reason, remedy=NEXT_RUN)
+
+
+def cause_of(error: Exception) -> str:
+    """The one line of Ray's long messages that says what happened."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    telling = [line for line in lines if line.startswith("The actor is dead")] or lines[-1:]
+    return telling[0].split(" Some common causes")[0].strip()[:300]
 
 
 def listens(place: tuple[str, int]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 
 from lorary.numbers import check_count
+from lorary.train.attempts import to_stderr
 from lorary.train.executor import S
 from lorary.train.ray_cluster import connected, plan_workers
 from lorary.train.ray_schedule import WorkerPool
@@ -47,7 +48,7 @@ class RayExecutor:
             check_count("--workers", workers)
         self.address, self.workers, self.resources, self.debug = address, workers, resources, debug
         self.start_timeout_s, self.head_timeout_s = start_timeout_s, head_timeout_s
-        self._say = say or _to_stderr
+        self._say = say or to_stderr
 
     def run(self, work: Callable[[S], None], shards: Sequence[S]) -> None:
         """As `Executor.run`.
@@ -60,7 +61,7 @@ class RayExecutor:
         if not shards:
             return
         with (
-            _ray_kept_quiet(self.debug),
+            ray_kept_quiet(self.debug),
             connected(self.address, self.workers, head_timeout_s=self.head_timeout_s, debug=self.debug) as cluster,
         ):
             number, needs = plan_workers(cluster.nodes, self.workers)
@@ -70,12 +71,8 @@ class RayExecutor:
             pool.run(work, shards)
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 @contextmanager
-def _ray_kept_quiet(debug: bool) -> Iterator[None]:
+def ray_kept_quiet(debug: bool) -> Iterator[None]:
     """Keep what Ray prints about dead workers off stdout, where a command prints its result."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stderr if debug else nowhere):
         yield

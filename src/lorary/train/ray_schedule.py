@@ -1,22 +1,20 @@
 """Which Ray worker works on which shard: seats, a queue, and what follows when a worker or its work fails."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorary.errors import LoraryError, TrainError
+from lorary.errors import TrainError
+from lorary.train.attempts import NEXT_RUN, RETRIES, Attempts, WorkerFailure
 from lorary.train.executor import WorkItem
-from lorary.train.ray_cluster import NEXT_RUN, Cluster, lost
-from lorary.train.ray_worker import Worker, WorkerFailure, site_of
+from lorary.train.ray_cluster import Cluster, cause_of, lost
+from lorary.train.ray_worker import Worker, site_of
 
-RETRIES = 3  # of a shard whose worker died, or whose work failed for a reason that may pass
 LOOK_EVERY_S = 1.0  # how often workers are asked for their lines
 # A worker that leaves this question unanswered hangs: one that computes answers, from another thread.
 SILENCE_S = 300.0
 FAREWELL_S = 3.0  # for workers to end themselves where Ray may be gone
-MAX_NAMES = 3  # of experts, in one line
 
 
 @dataclass(eq=False)
@@ -63,11 +61,7 @@ class WorkerPool:
     start_timeout_s: float
     debug: bool = False
     work: Callable[[Any], None] = field(init=False)
-    shards: Sequence[WorkItem] = field(init=False)
-    queue: deque[int] = field(init=False)  # numbers of the shards that wait for a worker
-    left: set[int] = field(init=False)  # numbers of the shards that are neither done nor given up
-    tries: dict[int, int] = field(default_factory=dict)  # failed ones, by shard
-    failed: dict[int, WorkerFailure] = field(default_factory=dict)  # shards given up, by number
+    attempts: Attempts = field(init=False)
     seats: list[Seat] = field(default_factory=list)
     _num_seated: int = 0
     _failed_starts: int = 0  # since the last worker that did start
@@ -81,11 +75,10 @@ class WorkerPool:
             TrainError: if the cluster is lost, no worker starts, or a shard failed `RETRIES` + 1 times.
             LoraryError: as the work raised it.
         """
-        self.work, self.shards = work, shards
-        self.queue, self.left = deque(range(len(shards))), set(range(len(shards)))
+        self.work, self.attempts = work, Attempts(shards, self.say, debug=self.debug)
         self._busy_at = time.monotonic()
         try:
-            while self.left:
+            while self.attempts.left:
                 self.cluster.head.check()
                 self._fill_seats()
                 self._give_out()
@@ -95,17 +88,18 @@ class WorkerPool:
             raise lost(str(error)[:300]) from error
         finally:
             self._dismiss_all()
-        if self.failed:
-            raise self._error()
+        self.attempts.raise_failed()
 
     def _fill_seats(self) -> None:
         """Have as many workers as are of use, but do not go on for ever where they fail to start."""
         cpus, gpus = self.needs.get("CPU", 1.0), self.needs.get("GPU", 0.0)
         resources = {name: amount for name, amount in self.needs.items() if name not in ("CPU", "GPU")}
         kind = self.cluster.ray.remote(num_cpus=cpus, num_gpus=gpus, resources=resources, max_concurrency=2)(Worker)
-        while len(self.seats) < min(self.number, len(self.left)) and self._failed_starts < RETRIES + self.number:
+        while (
+            len(self.seats) < min(self.number, len(self.attempts.left)) and self._failed_starts < RETRIES + self.number
+        ):
             actor = kind.remote(max(1, int(cpus)))
-            hello = actor.hello.remote(site_of(self.shards[0].library))
+            hello = actor.hello.remote(site_of(self.attempts.shards[0].library))
             self._num_seated += 1
             self.seats.append(Seat(self._num_seated, actor, {"hello": hello}))
 
@@ -114,9 +108,9 @@ class WorkerPool:
         for seat in self.seats:
             if seat.place is None:
                 continue
-            if seat.shard is None and self.queue:
-                seat.shard = self.queue.popleft()
-                seat.pending["run"] = seat.actor.run.remote(self.work, self.shards[seat.shard])
+            if seat.shard is None and self.attempts.queue:
+                seat.shard = self.attempts.queue.popleft()
+                seat.pending["run"] = seat.actor.run.remote(self.work, self.attempts.shards[seat.shard])
             if seat.shard is not None and "lines" not in seat.pending:
                 seat.pending["lines"], seat.asked_at = seat.actor.take_lines.remote(), time.monotonic()
 
@@ -156,9 +150,9 @@ class WorkerPool:
         try:
             answer = self.cluster.ray.get(ref)
         except errors.RayActorError as error:
-            return self._lose(seat, f"is gone: {_cause(error)}")
+            return self._lose(seat, f"is gone: {cause_of(error)}")
         except errors.RayError as error:  # the call itself failed: what was sent cannot be unpickled there
-            answer = (WorkerFailure(None, _cause(error), trace=str(error)), None if question == "hello" else [])
+            answer = (WorkerFailure(None, cause_of(error), trace=str(error)), None if question == "hello" else [])
         if question == "hello":
             self._seat(seat, *answer)
         elif question == "run":
@@ -181,48 +175,21 @@ class WorkerPool:
         assert seat.shard is not None
         number, seat.shard = seat.shard, None
         if failure is None:
-            self.left.discard(number)
-            done = len(self.shards) - len(self.left) - len(self.failed)
-            self.say(f"{seat} finished {_named(self.shards[number])}: {done} of {len(self.shards)} shards are done")
+            self.attempts.finish(number, str(seat))
         else:
-            self._fail(number, failure, str(seat))
+            self.attempts.fail(number, failure, str(seat))
 
     def _lose(self, seat: Seat, why: str) -> None:
         """A worker is of no more use: what it worked on goes to another."""
         self.seats.remove(seat)
         if seat.shard is not None:
-            return self._fail(seat.shard, WorkerFailure(None, f"{seat} {why}"), "")
+            return self.attempts.fail(seat.shard, WorkerFailure(None, f"{seat} {why}"), "")
         self._failed_starts, self._last_start = self._failed_starts + 1, f"{seat} {why}"
         self.say(self._last_start)
-
-    def _fail(self, number: int, failure: WorkerFailure, where: str) -> None:
-        """A shard was not finished: try again where that may help."""
-        self.tries[number] = self.tries.get(number, 0) + 1
-        is_final = failure.error is not None or self.tries[number] > RETRIES
-        if is_final:
-            self.failed[number] = failure
-            self.left.discard(number)
-        else:
-            self.queue.append(number)
-        follows = "given up; the others go on" if is_final else f"try {self.tries[number] + 1} of {RETRIES + 1} follows"
-        reason = f"{where}: {failure.text}" if where else failure.text
-        self.say(f"{reason}\n{_named(self.shards[number])}: {follows}")
-        if self.debug and failure.trace:
-            self.say(failure.trace)
 
     def _say_lines(self, seat: Seat, lines: Sequence[str]) -> None:
         for line in lines:
             self.say(f"worker {seat.label}: {line}")
-
-    def _error(self) -> LoraryError:
-        """The first failure as an exception; the others were said when they happened."""
-        number, failure = min(self.failed.items())
-        more = f" (1 of {len(self.failed)} shards that failed, see above)" if len(self.failed) > 1 else ""
-        where = f"{_named(self.shards[number])}{more}"
-        if failure.error is not None:
-            return failure.raised(where)
-        rule = f"{where} must be trained within {RETRIES + 1} tries"
-        return TrainError(rule, found=failure.text, remedy=f"see why with --debug; {NEXT_RUN}")
 
     def _dismiss_all(self) -> None:
         """Send all workers away. Those still at work end themselves, since Ray may be past ending them."""
@@ -230,17 +197,3 @@ class WorkerPool:
         self.seats.clear()  # Ray ends a worker that nobody holds
         if stopping:
             self.cluster.ray.wait(stopping, num_returns=len(stopping), timeout=FAREWELL_S)
-
-
-def _named(shard: WorkItem) -> str:
-    """Experts of a shard in words."""
-    names = [f"'{name}'" for name in shard.names[:MAX_NAMES]]
-    more = f" and {len(shard.names) - MAX_NAMES} more" if len(shard.names) > MAX_NAMES else ""
-    return f"expert{'s' if len(shard.names) > 1 else ''} {', '.join(names)}{more}"
-
-
-def _cause(error: Exception) -> str:
-    """The one line of Ray's long messages that says what happened."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    telling = [line for line in lines if line.startswith("The actor is dead")] or lines[-1:]
-    return telling[0].split(" Some common causes")[0].strip()[:300]

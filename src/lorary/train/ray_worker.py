@@ -4,7 +4,6 @@ import os
 import platform
 import socket
 import threading
-import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from io import TextIOBase
 from pathlib import Path
 from typing import Any
 
-from lorary.errors import LibraryError, LoraryError, TrainError
+from lorary.errors import LibraryError, TrainError
 from lorary.library.layout import BUILD_PID
 from lorary.library.lock import holder_of
+from lorary.train.attempts import WorkerFailure, attempt
 
 # What must agree between the coordinator and a worker: shards and settings are pickled, and numbers must be the same.
 PACKAGES = ("lorary", "torch", "transformers")
@@ -34,38 +34,6 @@ class Site:
     versions: dict[str, str]
     library: str
     holder: str | None
-
-
-@dataclass(frozen=True)
-class WorkerFailure:
-    """Why a shard was not finished: an exception in words, since not every exception can be pickled.
-
-    Args:
-        error: the class, where it is one of Lorary's own: then trying again would not help.
-        rule: as in `LoraryError`, or the exception's message.
-        found: as in `LoraryError`.
-        remedy: as in `LoraryError`.
-        trace: the traceback.
-    """
-
-    error: type[LoraryError] | None
-    rule: str
-    found: str | None = None
-    remedy: str | None = None
-    trace: str = ""
-
-    @property
-    def text(self) -> str:
-        """In one line."""
-        line = self.rule if self.found is None else f"{self.rule}; found: {self.found}"
-        return " ".join(line.split())[:400]
-
-    def raised(self, where: str) -> LoraryError:
-        """The exception again, with the words `where` before its rule."""
-        kind = self.error or TrainError
-        again = kind.__new__(kind)  # the constructors of subclasses differ, that of the base class is enough
-        LoraryError.__init__(again, f"{where}: {self.rule}", found=self.found, remedy=self.remedy)
-        return again
 
 
 def site_of(library: str) -> Site:
@@ -155,17 +123,6 @@ class Worker:
     def stop(self) -> None:
         """End this process at once, in the middle of its work: for when Ray itself cannot do it any more."""
         os._exit(1)
-
-
-def attempt(work: Callable[[Any], None], shard: Any) -> WorkerFailure | None:
-    """Do the work, and put into words what goes wrong."""
-    try:
-        work(shard)
-    except LoraryError as error:
-        return WorkerFailure(type(error), error.rule, error.found, error.remedy, traceback.format_exc())
-    except Exception as error:  # whatever it is, the coordinator decides what follows from it
-        return WorkerFailure(None, f"{type(error).__name__}: {error}", trace=traceback.format_exc())
-    return None
 
 
 class Lines(TextIOBase):

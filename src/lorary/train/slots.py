@@ -104,6 +104,7 @@ class Slots:
     def __init__(self, jobs: Sequence[Job], stack: FlatParameters, settings: LoopSettings) -> None:
         self.jobs, self.stack, self.settings = jobs, stack, settings
         self.waiting = 0  # position in the queue of the next job to take a slot
+        self.max_tokens = settings.max_tokens  # of a micro-batch from now on; None until it is measured
         self.slots: list[Slot | None] = [None] * stack.num_slots
         scales = stack.rate_scales()
         sizes = [block.shape[1] for block in stack.blocks(stack.parameters)]

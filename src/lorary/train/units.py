@@ -9,6 +9,7 @@ from torch import Tensor
 from lorary.adapter import LoraFactors
 from lorary.data.template import Example
 from lorary.errors import TrainError
+from lorary.numbers import MICRO_TOKENS
 from lorary.train.optimiser import OptimiserSettings
 
 Factors = dict[str, LoraFactors]  # by the path of the layer
@@ -117,9 +118,12 @@ class LoopSettings:
         seed: of initial weights, order of rows and dropout.
         init: `shared` or `own` initial lora_a (see `ExpertStack.fill`).
         init_scale: bound of the initial lora_a, in units of PEFT's.
-        max_tokens: tokens of one micro-batch; decides nothing but rounding, memory and speed.
+        max_tokens: tokens of one micro-batch; decides nothing but rounding, memory and speed. None lets the loop
+            measure how many fit.
         save_every_s: seconds between checkpoints; when one is written decides nothing.
         activation_checkpointing: compute activations again in the backward pass instead of keeping them.
+        autocast: multiply by the base's weights in bfloat16, whatever they are stored in. Factors, gradients, norms,
+            losses and the optimiser's state stay in float32. bfloat16 has float32's range, so losses are not scaled.
     """
 
     optimiser: OptimiserSettings
@@ -130,9 +134,10 @@ class LoopSettings:
     seed: int = 0
     init: str = "shared"
     init_scale: float = 1.0
-    max_tokens: int = 1024
+    max_tokens: int | None = MICRO_TOKENS
     save_every_s: float = 15.0
     activation_checkpointing: bool = False
+    autocast: bool = False
 
     def eval_steps(self, num_steps: int) -> set[int]:
         """Steps done at the evaluations of a unit of so many steps; 0 is among them."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lorary.build.build_library import build_library
 from lorary.build.methods import MethodSettings, PolySettings
@@ -19,6 +20,7 @@ from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.recipes.build import run_build
 from lorary.train.callbacks import Callback
+from lorary.train.choose_executor import make_executor
 
 NAMES = ("alpha", "beta", "gamma", "delta")
 SETTINGS = BuildSettings(steps=6, rank=2, batch_size=2, evals=2, learning_rate=0.02, val_rows=2)
@@ -153,6 +155,22 @@ def test_a_shard_in_a_process_of_its_own_trains_the_same_experts(
     assert len(Library.open(path)) == len(NAMES)
 
 
+def test_workers_of_this_machine_train_the_same_experts(
+    base: Base, library: Library, tasks: Mapping[str, Task], reference: str, tmp_path: Path, tiny_base_folder: Path
+) -> None:
+    build_library(base, library, tasks, SETTINGS, run=RunSettings(window=2))
+    path = tmp_path / "elsewhere"
+    result = run_build(
+        reference, str(path), SETTINGS, source=BuildSource(str(tiny_base_folder), workers=2),
+        run=RunSettings(window=2, device="cpu"), executor=make_executor("local", workers=2, device="cpu"),
+    )  # fmt: skip
+    assert sorted(result.trained) == sorted(NAMES)
+    alone = {name: library.provenance(name)["metrics"]["val_loss"] for name in NAMES}
+    assert {name: after for name, (_, after) in result.val_losses.items()} == pytest.approx(alone, rel=1e-4)
+    assert sorted(file.name for file in (path / "logs").iterdir()) == ["train-0.jsonl", "train-1.jsonl"]
+    assert list((path / ".build").iterdir()) == []
+
+
 class Given:
     """An executor that keeps its shards, and trains the first so many."""
 
@@ -192,6 +210,22 @@ def test_a_shard_on_a_base_of_another_dtype_than_before_is_refused(
     assert len(Library.open(path)) == 1
     (shard, *_) = plan_elsewhere(path, reference, tiny_base_folder, run=RunSettings(window=1, dtype="bfloat16"))
     with pytest.raises(BaseModelError, match=r"bfloat16 .*torch.float32 before\nremedy: --dtype float32"):
+        build_shard(shard)
+
+
+def test_autocast_is_recorded_as_what_the_base_computed_in(
+    base: Base, library: Library, tasks: Mapping[str, Task], reference: str, tmp_path: Path, tiny_base_folder: Path
+) -> None:
+    alpha = {"alpha": tasks["alpha"]}
+    build_library(base, library, alpha, SETTINGS, run=RunSettings(autocast=True))
+    assert library.provenance("alpha")["base_dtype"] == "torch.float32 with autocast"
+    assert build_library(base, library, alpha, SETTINGS, run=RunSettings(autocast=True)).kept == ["alpha"]
+    with pytest.raises(LibraryError, match=r"other base_dtype: torch.float32 with autocast instead of torch.float32"):
+        build_library(base, library, alpha, SETTINGS)
+    path = tmp_path / "lib"
+    plan_elsewhere(path, reference, tiny_base_folder, trained=1, run=RunSettings(window=1, autocast=True))
+    (shard, *_) = plan_elsewhere(path, reference, tiny_base_folder, run=RunSettings(window=1))
+    with pytest.raises(BaseModelError, match=r"float32 on cpu here, .* before\nremedy: --dtype float32 --autocast"):
         build_shard(shard)
 
 
@@ -277,3 +311,27 @@ def test_the_state_of_another_build_stays_where_nothing_was_trained(
     state.write_bytes(b"of another")
     build_library(base, library, tasks, SETTINGS)
     assert state.exists()
+
+
+def test_memory_that_runs_out_is_said_and_logged_and_ends_nothing(
+    base: Base, library: Library, tasks: Mapping[str, Task], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from lorary.train import forward
+
+    original = forward.target_losses
+
+    def losses(model: Any, batch: Any) -> Any:
+        if batch.input_ids.numel() > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(model, batch)
+
+    monkeypatch.setattr(forward, "target_losses", losses)
+    result = build_library(base, library, tasks, SETTINGS, run=RunSettings(max_tokens="auto"))
+    assert result.trained == sorted(NAMES)
+    lines = [json.loads(line) for line in (library.path / "logs" / "train.jsonl").read_text().splitlines()]
+    events = [(line["max_tokens"], line["reason"]) for line in lines if line["event"] == "budget"]
+    assert events[0] == (1024, "the default, since memory is not measured on cpu")
+    assert events[-1][0] <= 40
+    said = capsys.readouterr().err
+    assert all(f"{tokens:,} tokens a micro-batch: {reason}" in said for tokens, reason in events)

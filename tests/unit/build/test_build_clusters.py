@@ -128,9 +128,9 @@ def trained_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     steps: list[int] = []
     step = Forward.train_losses
 
-    def counted(self: Forward, units: Any) -> dict[int, float]:
+    def counted(self: Forward, units: Any, max_tokens: int) -> dict[int, float]:
         steps.append(1)
-        return step(self, units)
+        return step(self, units, max_tokens)
 
     monkeypatch.setattr(Forward, "train_losses", counted)
     return steps

@@ -131,6 +131,11 @@ def test_the_private_pass_is_shorter_than_that_of_the_clusters() -> None:
         (lambda: ClusterSettings(method="pca"), "--cluster-method"),
         (lambda: ClusterSettings(private_steps=1, private_epochs=1.0), "--private-steps"),
         (lambda: RunSettings(window=0), "--window"),
+        (
+            lambda: RunSettings(max_tokens="all"),
+            "--max-tokens must be a whole number\nfound: 'all'\nremedy: .* or auto",
+        ),
+        (lambda: RunSettings(max_tokens=0), "--max-tokens"),
         (lambda: RunSettings(logs=("paper",)), "--log"),
         (lambda: BuildSettings(patience=0), "--patience"),
     ],

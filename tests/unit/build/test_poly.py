@@ -13,7 +13,7 @@ from lorary.build.jobs import ExpertSpec
 from lorary.build.methods import PolySettings, poly_settings
 from lorary.build.poly import commit_skills, is_finished, poly_stack, poly_unit
 from lorary.build.poly_export import export_mu, export_tasks
-from lorary.build.settings import BuildSettings
+from lorary.build.settings import BuildSettings, RunSettings
 from lorary.data.batching import collate
 from lorary.data.packing import Group, micro_batches
 from lorary.data.schema import Row, Task, make_task
@@ -62,7 +62,7 @@ class Model:
         self.trained = TrainedUnit("poly", found.adapters, found.extras, [3.0], [(0, 3.0), (1, 2.0)], 1, False)
 
     def commit(self, library: Library, tasks: dict[str, Task], base: Base) -> None:
-        commit_skills(library, self.unit, self.poly, self.trained, tasks, base)
+        commit_skills(library, self.unit, self.poly, self.trained, tasks, base, RunSettings())
 
     def losses(self, base: Base, examples: Any, task: int) -> torch.Tensor:
         """Losses of the very modules that are trained, for rows of one task."""

@@ -9,6 +9,7 @@ import torch
 
 from lorary.evaluate.decisions import asks_base, decide, decides_once
 from lorary.model.attach import routing
+from lorary.model.features import hidden_embedding, prompt_vectors
 from lorary.model.prepare import prepare
 from lorary.route.setting import Routing
 
@@ -24,9 +25,9 @@ def routed(tiny_model: Make, random_adapter: Make, route: Make, generator: torch
     routed = route(model, [random_adapter(model, name, generator, rank=2) for name in NAMES], top_k=2)
     noise = 1e-3 * torch.randn(3, 6, 32, generator=generator, dtype=torch.float64)
     with routing(routed, "base"), torch.no_grad():
-        means = [routed.model(input_ids=torch.tensor([p])).last_hidden_state.mean(dim=1)[0] for p in PROMPTS[:2]]
+        means = prompt_vectors(routed, hidden_embedding, PROMPTS[:2])
     vectors = [*means, torch.randn(32, generator=generator, dtype=torch.float64)]
-    prepare(routed, "samples_hidden", {n: {"request": v + e} for n, v, e in zip(NAMES, vectors, noise, strict=True)})
+    prepare(routed, "samples_early", {n: {"request": v + e} for n, v, e in zip(NAMES, vectors, noise, strict=True)})
     return routed
 
 

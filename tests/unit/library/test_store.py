@@ -319,10 +319,9 @@ def test_the_default_router_is_kept_and_checked(library: Library) -> None:
 
 
 @pytest.mark.parametrize("path", ["hf://user/repo", "s3://bucket/lib"])
-def test_remote_libraries_are_refused_by_name(path: str) -> None:
-    for act in (Library.open, Library.create):
-        with pytest.raises(UsageError, match="remote libraries are not supported yet"):
-            act(path)
+def test_a_library_is_not_made_at_a_remote(path: str) -> None:
+    with pytest.raises(UsageError, match="must be a local folder"):
+        Library.create(path)
 
 
 def test_an_adapters_folder_that_cannot_be_read_is_an_error_and_no_empty_library(library: Library) -> None:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lorary.adapter import Adapter
-from lorary.errors import AdapterError
+from lorary.errors import AdapterError, BaseModelError
 from lorary.library.store import Library
 from lorary.lora.seat import find_linear
 from lorary.model.attach import attach, detach, routing
 from lorary.model.live import add_expert
+from lorary.model.save import save
 from lorary.model.seating import seating
 from lorary.model.trace import trace
 
@@ -123,6 +124,29 @@ class Packed(nn.Module):
         return x @ weight.mT
 
 
+class Nibbles(nn.Module):
+    """A linear layer of 4 bits, held as bitsandbytes does: its `weight` is one column of bytes."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.scales = linear.weight.abs().amax(dim=1, keepdim=True) / 7
+        low, high = ((linear.weight / self.scales).round() + 8).to(torch.uint8).view(-1, 2).unbind(dim=1)
+        self.weight = nn.Parameter((low + 16 * high)[:, None], requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        numbers = torch.cat([self.weight % 16, self.weight // 16], dim=1).float() - 8
+        return x @ (numbers.view(self.out_features, -1) * self.scales).mT
+
+
+class Sealed(Packed):
+    """A linear layer as GPTQ and AWQ have it, whose `weight` nobody may read."""
+
+    @property
+    def weight(self) -> Tensor:
+        raise AssertionError("the weight of a quantised layer was read")
+
+
 def replace_linear(model: Any, make: Callable[[nn.Linear], nn.Module]) -> Any:
     linears = [path for path, m in model.named_modules() if isinstance(m, nn.Linear) and path != "lm_head"]
     for path in linears:
@@ -135,6 +159,56 @@ def by_torchao(model: Any) -> Any:
     torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed: pip install torchao")
     torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
     return model
+
+
+def by_torchao_int4(model: Any) -> Any:
+    torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed: pip install torchao")
+    torchao.quantize_(model, torchao.IntxWeightOnlyConfig(torch.int4, torchao.PerGroup(16)))
+    return model
+
+
+def by_bitsandbytes(bits: int) -> Callable[[Any], Any]:
+    def quantise(model: Any) -> Any:
+        modules = pytest.importorskip("bitsandbytes.nn", reason="bitsandbytes is not installed")
+
+        def make(linear: nn.Linear) -> nn.Module:
+            sizes = (linear.in_features, linear.out_features, False)
+            if bits == 4:
+                layer = modules.Linear4bit(*sizes, compute_dtype=torch.float32, quant_type="nf4")
+            else:
+                # Without a threshold: the columns that stay in float16 would depend on all rows of the batch.
+                layer = modules.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=0.0)
+            layer.load_state_dict({"weight": linear.weight})
+            return layer.to("cpu")
+
+        return replace_linear(model, make)
+
+    return quantise
+
+
+def by_gptqmodel(kind: str) -> Callable[[Any], Any]:
+    def quantise(model: Any) -> Any:
+        name = {"gptq": "torch", "awq": "torch_awq"}[kind]
+        package = pytest.importorskip(f"gptqmodel.nn_modules.qlinear.{name}", reason="GPTQModel is not installed")
+
+        def make(linear: nn.Linear) -> nn.Module:
+            groups = linear.weight.view(linear.out_features, -1, 16)
+            scales = (groups.abs().amax(dim=2) / 7).half().float()
+            layer = {"gptq": "TorchLinear", "awq": "AwqTorchLinear"}[kind]
+            sizes = {"in_features": linear.in_features, "out_features": linear.out_features, "bias": False}
+            packed = getattr(package, layer)(
+                bits=4, group_size=16, sym=True, desc_act=False, register_buffers=True, **sizes
+            )
+            index = torch.arange(linear.in_features, dtype=torch.int32) // 16
+            pack = packed.pack_original if kind == "gptq" else packed.pack
+            pack(linear, scales, torch.full_like(scales, 8), g_idx=index)
+            packed.optimized = True  # else it compiles, which takes minutes
+            packed.post_init()
+            return packed.eval()
+
+        return replace_linear(model, make)
+
+    return quantise
 
 
 def by_quanto(model: Any) -> Any:
@@ -153,7 +227,14 @@ def by_hqq(model: Any) -> Any:
 OTHER_VALUES, UNREADABLE = "its weights have other values", "not all of its weights can be read"
 QUANTISED = {
     "buffers": (lambda model: replace_linear(model, Packed), UNREADABLE),
+    "bytes of two numbers": (lambda model: replace_linear(model, Nibbles), UNREADABLE),
+    "a weight nobody may read": (lambda model: replace_linear(model, Sealed), UNREADABLE),
     "torchao": (by_torchao, OTHER_VALUES),
+    "torchao int4": (by_torchao_int4, OTHER_VALUES),
+    "bitsandbytes 8-bit": (by_bitsandbytes(8), UNREADABLE),
+    "bitsandbytes 4-bit": (by_bitsandbytes(4), UNREADABLE),
+    "gptq": (by_gptqmodel("gptq"), UNREADABLE),
+    "awq": (by_gptqmodel("awq"), UNREADABLE),
     "quanto": (by_quanto, OTHER_VALUES),
     "hqq": (by_hqq, UNREADABLE),
 }
@@ -166,8 +247,20 @@ def test_a_quantised_base_is_routed_through_its_own_forward(tiny_model: Make, li
     quantise, warning = QUANTISED[kind]
     model = quantise(tiny_model())
     assert not torch.equal(logits(model), logits(tiny_model()))
+    names = list(model.state_dict())
     with pytest.warns(UserWarning, match=f"is related to .*{warning}"):
         check_routed(model, library, 1e-4)
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:the base model at hand is related:UserWarning")
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_a_quantised_base_is_not_saved(tiny_model: Make, library: Library, kind: str, tmp_path: Path) -> None:
+    model = attach(QUANTISED[kind][0](tiny_model()), library, top_k=2)
+    with pytest.raises(BaseModelError, match=r"to be saved\nfound: layer 'model.layers.0.self_attn.q_proj' \("):
+        save(model, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 # Offloaded, copied.

@@ -68,7 +68,8 @@ def vectors(generator: torch.Generator) -> Tensors:
 @torch.no_grad()
 def mean_states(model: Any, ids: Tensor) -> Tensor:
     with routing(model, "base"):
-        found: Tensor = model.model(input_ids=ids).last_hidden_state.mean(dim=1)
+        layer = copy.deepcopy(model).model  # transformers leaves hooks that no pickle takes
+        found: Tensor = layer(input_ids=ids, output_hidden_states=True).hidden_states[1].mean(dim=1)
     return found
 
 
@@ -106,7 +107,7 @@ def test_a_request_is_scored_by_the_mean_state_of_the_bare_base(routed: Any, vec
     if router == "task-predictor":
         vectors = {name: {"request": torch.cat([own["request"], own["request"][:1]])} for name, own in vectors.items()}
     known = torch.stack([vectors[name]["request"] for name in NAMES])
-    prepare(routed, f"{router.replace('-', '_')}_hidden", vectors)
+    prepare(routed, f"{router.replace('-', '_')}_early", vectors)
     mean = mean_states(routed, IDS)
     if router == "retrieval":
         scores = torch.cosine_similarity(mean[:, None], known[None], dim=-1)
@@ -125,7 +126,7 @@ def test_a_request_is_scored_by_the_mean_state_of_the_bare_base(routed: Any, vec
 
 
 def test_company_padding_cache_and_beams_change_nothing(routed: Any, vectors: Tensors) -> None:
-    prepare(routed, "retrieval_hidden", vectors)
+    prepare(routed, "retrieval_early", vectors)
     mask = torch.stack([torch.arange(9) >= start for start in (0, 5, 2)])
     with routing(routed, {"router": "retrieval", "temperature": 0.1}):
         positions = (mask.cumsum(1) - 1).clamp_min(0)
@@ -203,7 +204,7 @@ def test_what_was_prepared_is_saved_with_the_model(
     routed: Any, rows: Tensors, vectors: Tensors, tmp_path: Path
 ) -> None:
     prepare(routed, "centroid", rows)
-    prepare(routed, "retrieval_hidden", vectors)
+    prepare(routed, "retrieval_early", vectors)
     library = seating(routed).library
     again = load(save(routed, tmp_path / "saved"), device="cpu")
     for setting in ("centroid", "retrieval"):
@@ -213,7 +214,7 @@ def test_what_was_prepared_is_saved_with_the_model(
     # And where such a router is in force while it is saved.
     detach(routed)
     attach(routed, library, router="base")
-    prepare(routed, "retrieval_hidden", vectors)
+    prepare(routed, "retrieval_early", vectors)
     from lorary.model.apply import apply_routing
 
     apply_routing(routed, seating(routed), Routing.of("retrieval", top_k=1))
@@ -225,7 +226,7 @@ def test_what_was_prepared_is_saved_with_the_model(
 def test_experts_that_come_live_must_be_prepared_and_changed_ones_are_unknown(
     routed: Any, adapters: list[Adapter], rows: Tensors, vectors: Tensors
 ) -> None:
-    for kind, known in (("centroid", rows), ("retrieval_hidden", vectors)):
+    for kind, known in (("centroid", rows), ("retrieval_early", vectors)):
         prepare(routed, kind, known)
     new = Adapter("new", adapters[1].modules, adapters[1].config)
     add_expert(routed, new)
@@ -238,16 +239,16 @@ def test_experts_that_come_live_must_be_prepared_and_changed_ones_are_unknown(
     replace_expert(routed, Adapter("b", adapters[0].modules, adapters[0].config))
     with pytest.raises(RouterError, match=r"nothing for expert 'b' .*\nremedy: .* for one that came live"):
         routing(routed, "retrieval").__enter__()
-    prepare(routed, "retrieval_hidden", vectors)
+    prepare(routed, "retrieval_early", vectors)
     from lorary.model.apply import apply_routing
 
     state = seating(routed)
     apply_routing(routed, state, merged(state.routing, "retrieval"))
-    with pytest.raises(RouterError, match="'retrieval_hidden' must be prepared before\nfound: nothing for 'new'"):
+    with pytest.raises(RouterError, match="'retrieval_early' must be prepared before\nfound: nothing for 'new'"):
         add_expert(routed, new)
     with pytest.raises(RouterError, match="cannot be replaced under a router that knows the old one"):
         replace_expert(routed, Adapter("b", adapters[2].modules, adapters[2].config))
-    prepare(routed, "retrieval_hidden", {**vectors, "new": vectors["a"]})
+    prepare(routed, "retrieval_early", {**vectors, "new": vectors["a"]})
     add_expert(routed, new)
     assert logits(routed).isfinite().all()
 
@@ -257,7 +258,7 @@ def test_shapes_that_do_not_fit_are_refused(routed: Any, rows: Tensors, vectors:
     prepare(routed, "centroid", {**rows, "c": {**rows["c"], path: torch.ones(5)}})
     with pytest.raises(RouterError, match=rf"for expert 'c' at {path} must have shape \(32,\)\nfound: \(5,\)"):
         routing(routed, "centroid").__enter__()
-    prepare(routed, "retrieval_hidden", {**vectors, "c": {"request": torch.ones(5)}})
+    prepare(routed, "retrieval_early", {**vectors, "c": {"request": torch.ones(5)}})
     with pytest.raises(RouterError, match=r"expert 'c' must have the shape .*\nfound: \(5,\) beside \(32,\)"):
         routing(routed, "retrieval").__enter__()
 

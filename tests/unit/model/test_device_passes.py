@@ -11,6 +11,7 @@ import pytest
 import torch
 from stand_in import DEVICE, StandIn
 from torch import Tensor
+from transformers import StaticCache
 
 from lorary.lora import plans
 from lorary.model.attach import routing
@@ -47,6 +48,9 @@ PLAIN: dict[str, Any] = {
 }
 REQUESTS: dict[str, Any] = {
     **{name: {"router": name} for name, rule in ROUTERS.items() if rule.pers == ("request",)},
+    "auto with the mean of all": {"router": "auto", "fallback": "uniform"},
+    "auto with an expert": {"router": "auto", "fallback": "b"},
+    "auto by rows": [{"router": "auto"}, "base"],
     "arrow per request": {"per": "request"},
     "contrast or one expert": {"router": "contrast", "threshold": 0.0, "fallback": "a"},
     "rows": [{"per": "request"}, {"experts": ["b"]}],
@@ -67,7 +71,7 @@ def routed(tiny_model: Make, random_adapter: Make, route: Make, generator: torch
     moments = {name: {path: torch.tensor([0.1, 1.0]) for path in widths} for name in NAMES}
     prepare(routed, "contrast", moments)
     for kind, shape in (("samples", (6, HIDDEN)), ("retrieval", (HIDDEN,)), ("task_predictor", (HIDDEN + 1,))):
-        prepare(routed, f"{kind}_hidden", {n: {"request": torch.randn(shape, generator=generator)} for n in NAMES})
+        prepare(routed, f"{kind}_early", {n: {"request": torch.randn(shape, generator=generator)} for n in NAMES})
     return routed
 
 
@@ -102,12 +106,18 @@ def test_layers_and_tokens_never_make_the_host_wait(routed: Any, setting: Any) -
 
 @pytest.mark.parametrize("setting", REQUESTS.values(), ids=REQUESTS)
 def test_a_request_makes_the_host_wait_once_and_its_tokens_never(routed: Any, setting: Any) -> None:
+    seating(routed).evidence = Evidence(torch.randn(6, HIDDEN), torch.ones(6))
     with routing(routed, setting):
         routed.to(DEVICE)
+        passes(routed)  # what decides is brought to the device
         prefill, decode = passes(routed)
-        num_requests = len(setting) if isinstance(setting, list) else 1
-        assert len(prefill.waits) <= num_requests
+        requests = [request for request in seating(routed).prober.requests if request is not None]
+        assert ["decision.py" in event for event in prefill.waits] == [True] * len(requests), prefill.waits
         assert decode.ours == []
+    if setting == {"router": "auto"}:
+        assert (requests[0].rule, requests[0].evidence.vectors.device) == ("discriminant", DEVICE)
+        assert {requests[0].prefers_mean.device, requests[0].chosen.weights.device} == {DEVICE}
+        assert requests[0].chosen.weights.shape == (2, len(NAMES))  # room for the fallback
 
 
 @pytest.mark.parametrize(
@@ -130,14 +140,14 @@ def test_each_plan_of_a_device_runs_without_waiting(
 
 
 def test_an_expert_to_fall_back_on_is_taken_without_waiting(routed: Any) -> None:
-    lost, fallback = torch.zeros(3, 2, device=DEVICE), torch.tensor([0.0, 0.5, 0.5, 0.0, 1.0])
+    lost, fallback = torch.zeros(3, 2, device=DEVICE), Chosen.of(torch.tensor([0.0, 0.5, 0.5, 0.0, 1.0]))
     with StandIn() as mode:
         found = Chosen(torch.zeros(3, 2, dtype=torch.int64, device=DEVICE), lost).or_else(fallback)
     assert (found.experts.shape, found.weights.shape, mode.waits) == ((3, 3), (3, 3), [])
 
 
 def test_on_the_cpu_a_choice_gets_wider_only_where_a_token_is_lost() -> None:
-    experts, fallback = torch.tensor([[2], [0]]), torch.tensor([0.5, 0.5, 0.0])
+    experts, fallback = torch.tensor([[2], [0]]), Chosen.of(torch.tensor([0.5, 0.5, 0.0]))
     chosen = Chosen(experts, torch.tensor([[1.0], [1.0]]))
     assert chosen.or_else(fallback) is chosen
     found = Chosen(experts, torch.tensor([[1.0], [0.0]])).or_else(fallback)
@@ -149,7 +159,7 @@ def test_evidence_on_the_fallback_is_weighed_on_the_device(generator: torch.Gene
     evidence = Evidence(vectors, torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0]))
     assert evidence.prefers_mean(vectors).tolist() == [True, False] * 3
     with StandIn() as mode:
-        found = evidence.prefers_mean(torch.ones(2, HIDDEN, device=DEVICE))
+        found = evidence.to(DEVICE).prefers_mean(torch.ones(2, HIDDEN, device=DEVICE))
     assert (found.device, mode.waits) == (DEVICE, [])
 
 
@@ -161,6 +171,17 @@ def test_rows_that_come_and_go_are_told_once_and_never_waited_for(routed: Any) -
         prefill, decode = passes(routed)
         assert prefill.waits == decode.waits == []
         assert not [event for event in passes(routed)[1].events if event.is_ours]
+
+
+def test_a_step_over_a_static_cache_can_be_captured(routed: Any) -> None:
+    """CUDA refuses to capture a step in which the host waits or copies, whoever does that."""
+    routed.to(DEVICE)
+    cache, ids = StaticCache(routed.config, max_cache_len=8), torch.ones(2, 5, dtype=torch.int64, device=DEVICE)
+    with torch.no_grad():
+        routed(input_ids=ids, past_key_values=cache, use_cache=True)
+        with StandIn() as mode:
+            routed(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
+    assert [str(event) for event in mode.events] == []
 
 
 def test_text_features_are_read_on_the_host_as_the_manual_says(routed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,8 +217,11 @@ SINS: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
     "repeating by counts": ("shape", lambda x: x.repeat_interleave(x.long())),
     "cpu": ("download", lambda x: x.cpu()),
     "copying out": ("download", lambda x: torch.zeros(3).copy_(x)),
-    "copying in": ("upload", lambda x: torch.zeros(3).to(x.device)),
+    "moving in": ("upload", lambda x: torch.zeros(3).to(x.device)),
     "numbers": ("upload", lambda x: torch.tensor([1.0, 2.0], device=x.device)),
+    "choosing a number of the host": ("upload", lambda x: torch.where(x > 0, torch.tensor(0.0), x)),
+    "queueing": ("queued", lambda x: torch.zeros(3).to(x.device, non_blocking=True)),
+    "copying in": ("upload", lambda x: x.copy_(torch.zeros(3))),
     "both in one": ("mixed", lambda x: x + torch.ones(3)),
 }
 

@@ -41,9 +41,9 @@ def routed(tiny_model: Make, random_adapter: Make, route: Make, generator: torch
 def prepared(routed: Any) -> Any:
     """Of each of the first three rows an expert of its own; the fourth is like none of them."""
     with routing(routed, "base"), torch.no_grad():
-        means = routed.model(input_ids=IDS).last_hidden_state.mean(dim=1)
+        means = routed.model(input_ids=IDS, output_hidden_states=True).hidden_states[1].mean(dim=1)
     noise = 1e-3 * torch.randn(3, 6, means.shape[1], generator=torch.Generator().manual_seed(1), dtype=means.dtype)
-    prepare(routed, "samples_hidden", {n: {"request": means[i] + noise[i]} for i, n in enumerate(NAMES)})
+    prepare(routed, "samples_early", {n: {"request": means[i] + noise[i]} for i, n in enumerate(NAMES)})
     return routed
 
 

@@ -208,7 +208,7 @@ def test_settings_out_of_range_are_refused(fields: dict[str, Any], error: type[E
 def test_a_predictor_must_know_all_experts(bare: Base, experts: Library, reference: str) -> None:
     with pytest.raises(RouterError, match="must know all experts of the library\nfound: nothing for expert 'three'"):
         run(bare, experts, reference, "task-predictor", ["one"])
-    assert stored(experts, "samples_hidden") == {}
+    assert stored(experts, "samples_early") == {}
     run(bare, experts, reference, "task-predictor")
     assert run(bare, experts, reference, "task-predictor", ["one"], rows=2).prepared == ["one"]
     detach(attach(bare.model, experts, router="task-predictor"))

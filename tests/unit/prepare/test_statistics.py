@@ -90,9 +90,9 @@ def test_a_model_that_holds_experts_is_refused(
 
 
 @torch.no_grad()
-def test_the_vector_of_a_prompt_is_its_mean_last_hidden_state_in_any_company(model: Any) -> None:
+def test_the_vector_of_a_prompt_is_its_mean_early_hidden_state_in_any_company(model: Any) -> None:
     prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
     found = prompt_vectors(model, lambda hidden, _ids, real: mean_hidden(hidden, real), prompts)
     for row, prompt in zip(found, prompts, strict=True):
-        hidden = model.model(input_ids=torch.tensor([prompt])).last_hidden_state[0]
+        hidden = model.model(input_ids=torch.tensor([prompt]), output_hidden_states=True).hidden_states[1][0]
         assert torch.allclose(row, hidden.mean(dim=0), rtol=1e-10)

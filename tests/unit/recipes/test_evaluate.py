@@ -536,7 +536,7 @@ def with_prompts(library: Library, width: int) -> None:
     for number, name in enumerate(library.names()):
         draw = torch.Generator().manual_seed(number)
         vectors = torch.randn(width, generator=draw) + 0.1 * torch.randn(8, width, generator=draw)
-        save_prepared(library, "samples_hidden", expert_key(library, name), Prepared({"request": vectors}, {}, {}))
+        save_prepared(library, "samples_early", expert_key(library, name), Prepared({"request": vectors}, {}, {}))
 
 
 def test_rows_that_fit_no_expert_are_asked_of_the_base_in_its_own_template(
@@ -561,6 +561,12 @@ def test_rows_that_fit_no_expert_are_asked_of_the_base_in_its_own_template(
         kept = cells["auto[threshold=-999.5]", "plain", "loss"]
         assert kept.base_rows == 0
         assert kept.values != pytest.approx(as_base.values)
+    # Rows that are in that template already are the base's, too.
+    in_chat = evaluate_library(chatting, library, tested, replace(settings, routers=("auto",), template="chat"))
+    cells = {(c.router, c.task, c.metric): c for c in in_chat.cells if c.template == "chat"}
+    for task in ("a", "c"):
+        assert cells["auto", task, "loss"].base_rows == ROWS
+        assert cells["auto", task, "loss"].values == pytest.approx(cells["base", task, "loss"].values)
     # Evidence that the mean of all experts does better on such prompts is followed, and asks for other scores.
     template = make_template("plain", tokenizer, max_length=99)
     prompts = [template.encode_prompt(row.prompt) for task in tested.values() for row in task.split("test")]

@@ -11,7 +11,8 @@ from typing import Any
 import openai
 import pytest
 
-from lorary.serve.run import Listener, reserve
+from lorary.errors import EngineError
+from lorary.serve.run import Listener, reserve, run
 
 
 class Running:
@@ -171,3 +172,15 @@ def wait_until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_a_start_that_fails_says_why(make_asker: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asker, addresses = make_asker(), []
+
+    async def start() -> None:
+        raise EngineError("the engine must start", found="it did not")
+
+    monkeypatch.setattr(asker.engine, "start", start)
+    with pytest.raises(EngineError, match="the engine must start"):
+        run(asker.app, asker.server, reserve("127.0.0.1", 0), addresses.append)
+    assert addresses == []

@@ -16,18 +16,23 @@ from hypothesis import strategies as st
 from lorary import errors
 from lorary.errors import LibraryError, LoraryError, MissingExtraError, TaskError, TrainError, UsageError
 from lorary.train import ray_cluster, ray_schedule
+from lorary.train.attempts import RETRIES, WorkerFailure
 from lorary.train.choose_executor import make_executor
 from lorary.train.executor import Executor, LocalExecutor
 from lorary.train.ray_cluster import Cluster, Head, plan_workers
 from lorary.train.ray_pool import RayExecutor
-from lorary.train.ray_schedule import RETRIES, WorkerPool
-from lorary.train.ray_worker import Lines, Worker, WorkerFailure, check_site, site_of
+from lorary.train.ray_schedule import WorkerPool
+from lorary.train.ray_worker import Lines, Worker, check_site, site_of
 
 
 @dataclass(frozen=True)
 class Piece:
     names: tuple[str, ...]
     library: str
+    device: str = "auto"
+
+    def on(self, device: str) -> "Piece":
+        return replace(self, device=device)
 
 
 class Death(BaseException):
@@ -175,7 +180,11 @@ def test_a_word_for_no_executor_is_refused(word: str) -> None:
 
 
 def test_no_workers_are_too_few() -> None:
-    for make in (lambda: make_executor("ray", workers=0), lambda: RayExecutor(workers=0)):
+    for make in (
+        lambda: make_executor("local", workers=0),
+        lambda: make_executor("ray", workers=0),
+        lambda: RayExecutor(workers=0),
+    ):
         with pytest.raises(UsageError, match="--workers must be at least 1"):
             make()
 
@@ -222,7 +231,7 @@ def test_a_shard_that_kills_every_worker_is_given_up_and_the_others_finish(pool:
         pool.run(failing_first(99, Death(), "b"), pieces(tmp_path, *"abcd"))
     assert "dead because it was killed" in str(caught.value)
     assert done(tmp_path) == [*"acd"]
-    assert pool.tries == {1: RETRIES + 1}
+    assert pool.attempts.tries == {1: RETRIES + 1}
 
 
 def test_a_failure_that_may_pass_is_tried_again(
@@ -243,7 +252,7 @@ def test_what_lorary_refuses_is_not_tried_again_and_raised_as_it_was(
     assert str(caught.value) == "expert 'a': the rank must be at least 1\nfound: 0\nremedy: raise --rank"
     assert caught.value.exit_code == 2
     assert done(tmp_path) == [*"bc"]
-    assert pool.tries == {0: 1}
+    assert pool.attempts.tries == {0: 1}
     assert any("given up; the others go on" in line for line in said)
 
 

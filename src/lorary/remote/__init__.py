@@ -1,0 +1,1 @@
+"""Libraries that lie elsewhere: pushed, pulled and cloned as objects named by their sha256."""
