@@ -21,6 +21,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(BENCHMARKS)
     import device
 
+    monkeypatch.setattr(device, "can_fuse", lambda place: False)  # Triton's interpreter would let it, where it is
     return device
 
 
@@ -61,6 +62,7 @@ def test_the_fused_plan_is_measured_where_triton_can_run(device: ModuleType, mon
     monkeypatch.setattr(device, "MOST_PEER_EXPERTS", 0)
     monkeypatch.setattr(device, "DECODE_STEPS", 3)
     ran, shrink = set[int](), fused_kernels().shrink
+    monkeypatch.setattr(device, "can_fuse", lambda place: True)
     monkeypatch.setattr(fused_kernels(), "shrink", lambda x, down: (ran.add(len(x)), shrink(x, down))[1])
     cases = (device.Case("prefill-8", 8), device.Case("decode-2", 1, batch=2, cached=4))
     model = device.load_model("tiny", 1, torch.device("cpu"))
