@@ -7,6 +7,7 @@
 #   make check-vllm   set up a second environment with vLLM, then have it answer as we do; some minutes, 4 GB, no part
 #                 of make check; it says why and stops where vLLM cannot be installed. VLLM=FOLDER takes an environment
 #                 that has it
+#   make check-triton   set up, then run the tests of the fused plan with Triton, in its interpreter; no GPU is needed
 #
 # All of it lives in .venv; a second run installs nothing unless pyproject.toml or constraints.txt changed.
 
@@ -19,7 +20,7 @@ COMPILE := $(BIN)/python -W ignore -m compileall -q -j 2 .venv/lib > /dev/null |
 
 # A process that starts anew takes seconds to compile the package where it may not keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: demo check quick format lint check-vllm
+.PHONY: demo check quick format lint check-vllm check-triton
 # One installation at a time.
 .NOTPARALLEL:
 .DEFAULT_GOAL := check
@@ -54,6 +55,16 @@ check-vllm: .venv/check.stamp
 		PYTHONPATH=src $(BIN)/python tests/vllm/check_gateway.py $(CASE) $$vllm/bin/python && \
 		echo "check-vllm passed in $$(($$(date +%s) - start)) s"; \
 	fi
+
+# Triton lies beside the environment, so that all other tests run without it, as they do where it is not installed.
+check-triton: .venv/check.stamp .venv-triton/done.stamp
+	@TRITON_INTERPRET=1 PYTHONPATH=.venv-triton OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'slow or not slow' \
+		tests/unit/lora/test_fused.py tests/unit/model/test_compiled.py::test_the_fused_plan_is_one_graph \
+		tests/unit/test_benchmark_device.py::test_the_fused_plan_is_measured_where_triton_can_run
+
+.venv-triton/done.stamp: .venv/torch.stamp constraints.txt
+	@$(INSTALL) --upgrade --target .venv-triton triton
+	@touch $@
 
 format: .venv/check.stamp
 	@$(BIN)/ruff check --fix .

@@ -9,6 +9,7 @@ are medians over rounds, and ratios are to the base of the same rounds.
 
 * `prefill-N`: one pass over N tokens, logits of the last one. `decode-B`: one step of B rows behind a cache of 128.
 * `decode-B graphs`: the same as a CUDA graph over a static cache, for the base and Arrow; on CUDA only.
+* `arrow fused` is Arrow by the two Triton kernels of `LORARY_FUSED=1`, where Triton can run.
 * `contrast` decides once for a prompt, in a pass of the bare base more; its moments are made up.
 * `memory`: the peak of a pass over 512 tokens above what was allocated before; on CUDA only. `experts`: what is stored
   for them, by their tensors.
@@ -21,17 +22,20 @@ tests.
 
 import argparse
 import datetime
+import os
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import harness
 import torch
@@ -40,6 +44,7 @@ from route_turns import DECODE_STEPS, Case, take_turns
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, StaticCache
 
 import lorary
+from lorary.lora.fused import VARIABLE
 from lorary.model.prepare import prepare
 from lorary.model.seating import seating
 
@@ -83,6 +88,7 @@ class Side:
         model: the bare base, a routed model, or PEFT's.
         setting: of routing, while it has its turn; as attached where None.
         is_peer: whether PEFT runs it.
+        is_fused: whether the fused plan runs it.
     """
 
     name: str
@@ -90,15 +96,21 @@ class Side:
     model: Any
     setting: Any = None
     is_peer: bool = False
+    is_fused: bool = False
 
     @property
     def title(self) -> str:
         """Its name, and whose it is."""
         return f"PEFT's {self.name}" if self.is_peer else self.name
 
-    def turn(self) -> Any:
+    @contextmanager
+    def turn(self) -> Iterator[None]:
         """What is in force while it runs."""
-        return nullcontext() if self.setting is None else lorary.routing(self.model, self.setting)
+        with (
+            patch.dict(os.environ, {VARIABLE: str(int(self.is_fused))}),
+            nullcontext() if self.setting is None else lorary.routing(self.model, self.setting),
+        ):
+            yield
 
 
 @dataclass
@@ -148,6 +160,13 @@ def load_model(shapes: str, layers: int, device: torch.device) -> Any:
             return kind(config(**settings)).requires_grad_(False).eval()
     finally:
         torch.set_default_dtype(before)
+
+
+def can_fuse(device: torch.device) -> bool:
+    """Whether the kernels of the fused plan can run on a device."""
+    if find_spec("triton") is None:
+        return False
+    return device.type != "cpu" or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def wait(device: torch.device) -> None:
@@ -256,6 +275,8 @@ def seat(shelf: Shelf, experts: int, clock: Clock, *, is_first: bool) -> tuple[l
     prepare(routed, "contrast", moments)
     # Arrow as it was attached, for a compiled model: another block would be another compilation.
     sides = [Side("arrow", experts, routed), *(Side(name, experts, routed, name) for name in ("contrast", "uniform"))]
+    if can_fuse(routed.device):
+        sides.append(Side("arrow fused", experts, routed, {"router": "arrow", "top_k": TOP_K}, is_fused=True))
     if is_first:
         sides.append(Side("one expert", 1, routed, {"experts": [shelf.library.names()[0]]}))
     stored = sum(b.nbytes for layer in seating(routed).layers.values() for b in layer.lora.buffers())
@@ -316,6 +337,8 @@ def run_all(shapes: str, model: Any, sizes: Sequence[int], cases: Sequence[Case]
     is_cuda = model.device.type == "cuda"
     if not is_cuda:
         clock.left_out.append(f"memory and CUDA graphs: the device is {model.device.type}")
+    if not can_fuse(model.device):
+        clock.left_out.append("the fused plan: Triton is not installed, or cannot run on this device")
     with tempfile.TemporaryDirectory(prefix="lorary-benchmark-") as folder:
         shelf = Shelf(shapes, model, Path(folder))
         for experts in sizes:

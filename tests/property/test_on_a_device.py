@@ -6,6 +6,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -162,3 +163,30 @@ def test_the_host_does_not_wait_in_a_layer(
             for path, layer in layers.items():
                 assert isinstance(layer.lora, nn.Module)
                 layer.lora(x[layer.lora.down.shape[1]], outputs[path])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("num_tokens", [1, 7, 130])
+@torch.no_grad()
+def test_the_fused_plan_gives_what_the_plain_ones_give(
+    device: torch.device, generator: torch.Generator, dtype: torch.dtype, num_tokens: int,
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Make, random_adapter: Make, route: Make,
+) -> None:  # fmt: skip
+    if find_spec("triton") is None or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"):
+        pytest.skip("Triton is not installed, or cannot run on this device")
+    model = tiny_model(num_hidden_layers=1, dtype=dtype).to(device)
+    route(model, [random_adapter(model, name, generator, rank=2) for name in NAMES], top_k=2)
+    lora = next(iter(seating(model).layers.values())).lora
+    # Exact products: both plans choose the same, and differ by rounding alone.
+    x = torch.randint(-2, 3, (num_tokens, 32), generator=generator).to(device, dtype)
+    lora.down.copy_(torch.randint(-2, 3, lora.down.shape, generator=generator))
+    output = torch.randn(num_tokens, 32, generator=generator).to(device, dtype)
+    found = []
+    for value in ("0", "1"):
+        monkeypatch.setenv("LORARY_FUSED", value)
+        with routing(model, {"router": "arrow", "top_k": 2}):
+            assert lora.in_force.is_fused == (value == "1")
+            found.append(lora(x, output).float())
+    sizes = found[0].abs() + (found[0] - output.float()).abs()
+    assert bool(((found[1] - found[0]).abs() <= 2 * torch.finfo(dtype).eps * sizes + 1e-5).all())
+    assert not torch.equal(found[0], output.float())

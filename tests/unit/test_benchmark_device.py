@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import os
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +21,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(BENCHMARKS)
     import device
 
+    monkeypatch.setattr(device, "can_fuse", lambda place: False)  # Triton's interpreter would let it, where it is
     return device
 
 
@@ -49,6 +52,31 @@ def test_every_contender_is_measured_beside_the_base(
     assert "no accelerator: these are figures of the CPU" in page
     assert "memory and CUDA graphs: the device is cpu" in page
     assert str(tmp_path) not in page
+
+
+@pytest.mark.skipif(
+    find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1",
+    reason="Triton is not installed, or TRITON_INTERPRET is not 1: make check-triton",
+)
+def test_the_fused_plan_is_measured_where_triton_can_run(device: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "MOST_PEER_EXPERTS", 0)
+    monkeypatch.setattr(device, "DECODE_STEPS", 3)
+    ran, shrink = set[int](), fused_kernels().shrink
+    monkeypatch.setattr(device, "can_fuse", lambda place: True)
+    monkeypatch.setattr(fused_kernels(), "shrink", lambda x, down: (ran.add(len(x)), shrink(x, down))[1])
+    cases = (device.Case("prefill-8", 8), device.Case("decode-2", 1, batch=2, cached=4))
+    model = device.load_model("tiny", 1, torch.device("cpu"))
+    rows = device.run_all("tiny", model, [4], cases, device.Clock(500.0))
+    fused = {row["case"]: row for row in rows if row["figure"] == "arrow fused"}
+    assert set(fused) == {"tiny prefill-8 E=4", "tiny decode-2 E=4"}
+    assert all(row["ratio_to_base"] > 0 for row in fused.values())
+    assert ran == {8, 2}
+
+
+def fused_kernels() -> ModuleType:
+    from lorary.lora import fused_kernels
+
+    return fused_kernels
 
 
 def test_what_fails_is_named_and_the_rest_is_measured(device: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

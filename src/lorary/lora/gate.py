@@ -13,7 +13,8 @@ class LayerInput(NamedTuple):
     """What a gate may read of the input of its layer.
 
     Args:
-        x: (tokens, d_in), in the dtype of the experts.
+        x: (tokens, d_in), in the dtype of the experts; as the layer was given it where the plan is fused, whose gates
+            do not read it.
         z: (tokens, ranks), the experts' down-projections; None where the gate does not read them and few are needed.
         projections: (tokens, experts), products with the prototypes, for a gate that reads them.
         leading: the axes of the tokens before they were flattened, (batch, seq) in most models.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lorary.lora import plans
 from lorary.lora.context import Local, innermost
+from lorary.lora.fused import is_fusable
 from lorary.lora.gate import Gate, LayerInput
 from lorary.ops.choose import Chosen, Mix
 from lorary.ops.growable import append_rows, remove_rows
@@ -63,6 +64,7 @@ class GatedLora(nn.Module):
         self.gate: Gate | None = None
         self.general: nn.Module | None = None
         self.num_fixed = 0
+        self.is_fused = False
         self.at_once: NativeRoute | None = None
         self.recorders: list[Callable[[Tensor], None]] = []
         self.held: dict[int, GatedLora] = {}
@@ -116,10 +118,17 @@ class GatedLora(nn.Module):
         """Its sizes, for whoever prints the model."""
         return f"experts={self.num_experts}, ranks={self.num_ranks}, mix={self.mix}"
 
-    def route_by(self, gate: Gate, mix: Mix, general: nn.Module | None = None) -> None:
-        """Let a gate weigh the experts of each token; `general` takes general experts from them (see its module)."""
+    def route_by(self, gate: Gate, mix: Mix, general: nn.Module | None = None, *, is_fused: bool = False) -> None:
+        """Let a gate weigh the experts of each token.
+
+        Args:
+            gate: weighs them.
+            mix: how they are put together.
+            general: takes general experts from them (see its module).
+            is_fused: use the fused plan where it can run.
+        """
         self._stop()
-        self.gate, self.mix, self.general = gate, mix, general
+        self.gate, self.mix, self.general, self.is_fused = gate, mix, general, is_fused
 
     def fix(self, weights: Float[Tensor, " experts"], mix: Mix) -> None:
         """Give the experts the same weights for every token; experts of weight zero cost nothing."""
@@ -160,9 +169,13 @@ class GatedLora(nn.Module):
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             with torch.autocast(kind, enabled=False):
                 return self._add(x, output)
-        tokens = x.reshape(-1, x.shape[-1]).to(self.down.dtype)
-        if self.gate is not None:
-            return self._routed(self.gate, tokens, x.shape[:-1], output)
+        tokens, gate = x.reshape(-1, x.shape[-1]), self.gate
+        is_asked = self.is_fused and self._is_plain
+        if is_asked and gate is not None and is_fusable(gate, tokens, output, self.down, self.up):
+            return self._fused(gate, tokens, x.shape[:-1], output)
+        tokens = tokens.to(self.down.dtype)
+        if gate is not None:
+            return self._routed(gate, tokens, x.shape[:-1], output)
         return output if self.fixed_by_rank is None or not self.num_fixed else self._fixed(tokens, output)
 
     def _is_at_once(self, x: Tensor, output: Tensor) -> bool:
@@ -177,6 +190,17 @@ class GatedLora(nn.Module):
         assert by_rank is not None
         down, up = (self.down[: self.num_ranks], self.up) if down is None or up is None else (down, up)
         return _plus(output, plans.fixed(tokens, down, up, by_rank, self.num_fixed, self.mix))
+
+    def _fused(self, gate: Gate, tokens: Tensor, leading: torch.Size, output: Tensor) -> Tensor:
+        from lorary.lora.fused_kernels import expand, shrink  # not at the top: they import Triton
+
+        z, projections = shrink(tokens, self.down).split((self.num_ranks, self.num_experts), dim=-1)
+        chosen = gate(LayerInput(tokens, z, projections, leading))
+        if chosen is None:
+            return output
+        self._record(chosen, leading)
+        base = output.reshape(-1, output.shape[-1])
+        return expand(z, *chosen, self.up, self.expert_of_rank, base).view(output.shape)
 
     def _routed(self, gate: Gate, tokens: Tensor, leading: torch.Size, output: Tensor) -> Tensor:
         is_compiled = self._is_compiled(gate, tokens, output)
@@ -294,6 +318,7 @@ class GatedLora(nn.Module):
     def _stop(self) -> None:
         """Drop the router in force, and what it keeps of the experts."""
         self.gate = self.general = self.at_once = None
+        self.is_fused = False
         self.fixed = self.fixed_by_rank = self.fixed_down = self.fixed_up = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "GatedLora":

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lorary.errors import RouterError
 from lorary.lora.context import inside, new_block
+from lorary.lora.fused import is_fused_on
 from lorary.lora.gated import GatedLora
 from lorary.model.changing import CHANGING
 from lorary.model.features import decoder_of
@@ -97,6 +98,7 @@ def _apply(
         raise RouterError(
             "the settings of one batch must share their general experts", found=[s.general.experts for s in different]
         )
+    is_fused = is_fused_on()
     without = subtract_general(different[0], state.experts, state.layers)
     plans = [make_plan(setting, state, model, without) for setting in different]
     of_row = [different.index(setting) for setting in row_settings or [routing]]
@@ -108,7 +110,7 @@ def _apply(
             continue
         gates = [FixedGate(gate.to(lora.up.dtype)) if isinstance(gate, Tensor) else gate for gate in layer_gates]
         gate: Any = gates[0] if row_settings is None else RowGate(gates, of_row)
-        lora.route_by(gate.to(lora.up.device), different[0].mix, general)
+        lora.route_by(gate.to(lora.up.device), different[0].mix, general, is_fused=is_fused)
     is_probed = any(plan.requests is not None for plan in plans)
     return InForce(
         routing,

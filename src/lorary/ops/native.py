@@ -111,14 +111,24 @@ def is_watched(*tensors: Tensor | None) -> bool:
     Args:
         tensors: all that take part, the layer's own output among them: its weights may be trained.
     """
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        return True
     return (
-        forward_ad._current_level >= 0
-        or peek_interpreter_stack() is not None
+        is_differentiated(*tensors)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
     )
+
+
+def is_differentiated(*tensors: Tensor | None) -> bool:
+    """Whether gradients of tensors are wanted, either way, or `torch.func` transforms what is done to them.
+
+    Args:
+        tensors: all that take part.
+    """
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        return True
+    if torch.compiler.is_compiling():  # it knows no transforms from outside
+        return False
+    return forward_ad._current_level >= 0 or peek_interpreter_stack() is not None
 
 
 def _is_readable(tensor: Tensor) -> bool:

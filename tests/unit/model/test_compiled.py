@@ -4,6 +4,7 @@ It does not see through the type checker that these tests put around every funct
 in a process of their own, without it.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import pytest
 import torch
 from families import tiny_family
 from torch import Tensor
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from transformers import StaticCache
 
 from lorary.model.attach import routing
@@ -150,6 +152,20 @@ def inductor_computes_what_a_routed_layer_does(routed: Any, generator: torch.Gen
         assert torch.allclose(torch.compile(lora, fullgraph=True)(x, output), lora(x, output), atol=1e-5)
 
 
+def fused_layers_are_one_graph(routed: Any, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    lora = seating(routed).layers[PATH].lora
+    x, output = inputs(generator)
+    with torch.no_grad():
+        expected, graphs = lora(x, output), CompileCounterWithBackend("eager")
+        monkeypatch.setenv("LORARY_FUSED", "1")
+        with routing(routed, {"router": "arrow", "top_k": 2}):
+            compiled = torch.compile(lora, backend=graphs, fullgraph=True)
+            assert torch.allclose(compiled(x, output), expected, atol=1e-5)
+            names = [str(node.target) for graph in graphs.graphs for node in graph.graph.nodes]
+            assert [name.split(".")[1] for name in names if "fused" in name] == ["fused_shrink", "fused_expand"]
+    assert graphs.frame_count == 1
+
+
 def run(functions: str) -> None:
     """Run the functions of this file whose names begin so, as pytest runs tests."""
     options = [
@@ -177,3 +193,12 @@ def test_routed_models_compile_without_a_graph_break() -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_inductor_computes_what_eager_routing_does() -> None:
     run("inductor_*")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1",
+    reason="Triton is not installed, or TRITON_INTERPRET is not 1: make check-triton",
+)
+def test_the_fused_plan_is_one_graph() -> None:
+    run("fused_*")
