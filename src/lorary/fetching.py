@@ -4,18 +4,21 @@ The room that knows remotes stands above it. So the door (`lorary/__init__.py`),
 fetches one.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-
 from lorary.errors import UsageError
 
+# As in the door, which imports this.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
-def _refused(url: str) -> Path:
+
+def _refused(url: str) -> "Path":
     raise UsageError("remote libraries must be opened through the package lorary", found=url, remedy="import lorary")
 
 
 # From the URL of a library to the folder of a copy that is only read.
-fetched: Callable[[str], Path] = _refused
+fetched: "Callable[[str], Path]" = _refused
 
 
 def is_remote(path: object) -> bool:

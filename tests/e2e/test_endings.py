@@ -54,7 +54,7 @@ def test_an_interruption_while_modules_are_imported_is_one_line(module: str) -> 
 def test_next_to_nothing_is_imported_before_interruptions_are_answered() -> None:
     code = "import sys; before = {*sys.modules}; import lorary.cli; print(*sorted({*sys.modules} - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["lorary", "lorary.cli", "lorary.errors", "lorary.version"]
+    assert done.stdout.split() == ["lorary", "lorary.cli", "lorary.errors", "lorary.fetching", "lorary.version"]
 
 
 def test_a_second_interruption_ends_it_where_it_stands() -> None:

@@ -25,7 +25,14 @@ class Piece:
 def write_place(piece: Piece) -> None:
     """Write device, process and threads; fail, die or wait where the name says so, once or each time."""
     (name,), folder = piece.names, Path(piece.library)
-    print(f"at {name} on {piece.device}", file=sys.stderr, flush=True)
+    if name.startswith("waits"):
+        try:
+            _say_where(piece)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            (folder / f"{name}-kept").touch()
+            raise
+    _say_where(piece)
     if name.startswith("refused"):
         raise TaskError("no rows", found=name)
     first = not (tried := folder / f".{name}").exists()
@@ -34,14 +41,12 @@ def write_place(piece: Piece) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if name.startswith("breaks") and first:
         raise OSError(116, "Stale file handle")
-    if name.startswith("waits"):
-        try:
-            time.sleep(60)
-        except KeyboardInterrupt:
-            (folder / f"{name}-kept").touch()
-            raise
     time.sleep(0.2)  # so that every worker gets some
     (folder / name).write_text(f"{piece.device} {os.getpid()} {os.environ['OMP_NUM_THREADS']}")
+
+
+def _say_where(piece: Piece) -> None:
+    print(f"at {piece.names[0]} on {piece.device}", file=sys.stderr, flush=True)
 
 
 def pieces(folder: Path, *names: str) -> list[Piece]:

@@ -6,6 +6,7 @@ with the process that started it, however that ends, since another build may wor
 
 import os
 import pickle
+import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
@@ -45,6 +46,8 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
+    # A process that was started in the background may have been told to ignore it, and so would this one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         serve(Connection(int(sys.argv[1])))

@@ -29,7 +29,7 @@ from lorary.library.prepared import Prepared, expert_key, save_prepared
 from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.model.fallback import Evidence, save_evidence
-from lorary.model.features import hidden_embedding, prompt_vectors
+from lorary.model.features import last_vectors
 from lorary.model.seating import seating
 from lorary.route import ROUTERS
 from lorary.route.setting import Routing
@@ -570,7 +570,7 @@ def test_rows_that_fit_no_expert_are_asked_of_the_base_in_its_own_template(
     # Evidence that the mean of all experts does better on such prompts is followed, and asks for other scores.
     template = make_template("plain", tokenizer, max_length=99)
     prompts = [template.encode_prompt(row.prompt) for task in tested.values() for row in task.split("test")]
-    vectors = prompt_vectors(base.model, hidden_embedding, prompts)
+    vectors = last_vectors(base.model, prompts)
     save_evidence(library, Evidence(vectors, torch.ones(len(vectors))), {})
     again = evaluate_library(chatting, library, tested, settings)
     for task in tested:

@@ -39,7 +39,7 @@ def library(
     tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any, random_adapter: Any, generator: Any
 ) -> Library:
     """Over a base whose NaN attention on the CPU turns into finite numbers; its expert adapts another layer."""
-    model = tiny_model()
+    model = tiny_model(num_hidden_layers=6)  # routers that read prompts early read the second layer, too
     adapter = random_adapter(model, "a", generator)
     model.model.layers[1].self_attn.q_proj.weight[0, 0] = torch.nan
     with quiet_transformers():
