@@ -5,7 +5,8 @@
 #   make quick    set up, then format, lint and the tests of what differs from the last commit: under a minute
 #   make format   set up, then put every file into the one format
 #   make check-vllm   set up a second environment with vLLM, then have it answer as we do; some minutes, 4 GB, no part
-#                 of make check; it says why and stops where vLLM cannot be installed
+#                 of make check; it says why and stops where vLLM cannot be installed. VLLM=FOLDER takes an environment
+#                 that has it
 #   make check-triton   set up, then run the tests of the fused plan with Triton, in its interpreter; no GPU is needed
 #
 # All of it lives in .venv; a second run installs nothing unless pyproject.toml or constraints.txt changed.
@@ -43,11 +44,16 @@ quick: lint
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q $$($(BIN)/python tests/support/quick.py)
 
 # vLLM pins other versions than ours, so that it has an environment of its own. Of ours it gets the package alone.
+# With VLLM=FOLDER, an environment that has vLLM already is used as it is. The checks run one after the other, since
+# each of them takes all cores.
+check-vllm: CASE = .venv/vllm-case
 check-vllm: .venv/check.stamp
-	@if test -f .venv-vllm/done.stamp || tests/vllm/install.sh $(PYTHON) .venv-vllm; then \
-		PYTHONPATH=src $(BIN)/python tests/vllm/make_case.py .venv-vllm/case && \
-		PYTHONPATH=src .venv-vllm/bin/python tests/vllm/check_case.py .venv-vllm/case && \
-		PYTHONPATH=src $(BIN)/python tests/vllm/check_gateway.py .venv-vllm/case .venv-vllm/bin/python; \
+	@start=$$(date +%s); vllm=$(or $(VLLM),.venv-vllm); mkdir -p .venv; \
+	if test -n "$(VLLM)" || test -f $$vllm/done.stamp || tests/vllm/install.sh $(PYTHON) $$vllm; then \
+		PYTHONPATH=src $(BIN)/python tests/vllm/make_case.py $(CASE) && \
+		PYTHONPATH=src $$vllm/bin/python tests/vllm/check_case.py $(CASE) && \
+		PYTHONPATH=src $(BIN)/python tests/vllm/check_gateway.py $(CASE) $$vllm/bin/python && \
+		echo "check-vllm passed in $$(($$(date +%s) - start)) s"; \
 	fi
 
 # Triton lies beside the environment, so that all other tests run without it, as they do where it is not installed.

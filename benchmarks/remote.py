@@ -27,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lorary.adapter import Adapter, LoraFactors
 from lorary.formats.peft_config import new_config
 from lorary.library.store import Library
+from lorary.version import __version__
 
 PATH = "model.layers.0.self_attn.q_proj"
 HIDDEN = 64
@@ -114,7 +115,7 @@ def measure(folder: Path, address: str, adapters: int) -> list[dict[str, Any]]:
     library = new_library(folder / "lib", model, [f"a{number:04}" for number in range(adapters)])
     url = "s3://bucket/lib"
     process = start("push", library.path, url)
-    while number_of_objects(address) < adapters:  # about half of them
+    while process.poll() is None and number_of_objects(address) < adapters:  # about half of them
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -151,7 +152,7 @@ def main() -> None:
         os.environ.update(AWS_ENDPOINT_URL=address, AWS_ACCESS_KEY_ID="nobody", AWS_SECRET_ACCESS_KEY="nothing-secret",
                           AWS_REGION="us-east-1")  # fmt: skip
         rows = measure(Path(folder), address, arguments.adapters)
-    versions = {name: version(name) for name in ("lorary", "obstore", "moto") if name != "lorary"}
+    versions = {"lorary": __version__, **{name: version(name) for name in ("obstore", "moto")}}
     if arguments.json:
         print(json.dumps({"rows": rows, "machine": os.uname().machine, "versions": versions}))
 

@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_server import COMMANDS, forking
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")] if path.is_file())
@@ -24,7 +24,6 @@ RUN = ("bash", "python")
 SHOWN = ("", "text", "json", "jsonl", "html", "toml", "yaml", "make", "mermaid", "diff", "bibtex", "markdown")
 MADE_BY_MAKE = "make runs it"
 TIMEOUT_S = 900
-SERVER = ROOT / "tests" / "support" / "command_server.py"
 
 _FENCE = re.compile(r"(?P<indent> *)(?P<ticks>`{3,}|~{3,}) *(?P<tag>[\w+-]*).*")
 _NO_RUN = re.compile(r"\s*<!-- *no-run: *(?P<reason>.*?) *-->\s*")
@@ -78,16 +77,9 @@ LEFT_OUT = [block for block in ALL if block.tag in RUN and block.not_run is not 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """What forks commands off: the path of its socket, which must be short."""
-    with tempfile.TemporaryDirectory(prefix="lorary-") as folder:
-        place = f"{folder}/socket"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-        process = subprocess.Popen([sys.executable, SERVER, place], stdout=subprocess.PIPE, text=True, env=environment)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+    """What forks commands off."""
+    with forking() as place:
         yield place
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture
@@ -96,7 +88,8 @@ def shell(tmp_path: Path, server: str) -> dict[str, str]:
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, program in {"lorary": "lorary", "python": ""}.items():
-        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{SERVER}" "{server}" {program} "$@"\n')
+        asking = f'"{sys.executable}" -I -S "{COMMANDS}" "{server}" {program}'
+        (programs / name).write_text(f'#!/bin/sh\nexec {asking} "$@"\n')
         (programs / name).chmod(0o755)
     return {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "src")}
 

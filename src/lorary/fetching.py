@@ -20,4 +20,4 @@ fetched: Callable[[str], Path] = _refused
 
 def is_remote(path: object) -> bool:
     """Whether a path is the URL of something that lies elsewhere."""
-    return "://" in str(path)
+    return "://" in str(path) or str(path).startswith("file:")

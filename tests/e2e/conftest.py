@@ -2,9 +2,18 @@
 
 import signal
 import sys
+from collections.abc import Iterator
 
 import pytest
 from commands import Outcome, Run
+from forked_server import forking
+
+
+@pytest.fixture(scope="session")
+def forking_place() -> Iterator[str]:
+    """Where a process waits that forks commands off: the path of its socket."""
+    with forking() as place:
+        yield place
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ def test_a_library_is_pushed_cloned_pulled_and_listed(
     library, remote, copy = Library.create(tmp_path / "lib", tiny_base_folder), tmp_path / "remote", tmp_path / "copy"
     library.add_adapter(adapter_of("a"), {"tasks": ["t"]})
     pushed = run("library", "push", library.path, remote, "--json")
-    assert (pushed.code, json.loads(pushed.out)["sent"]) == (0, ["a"])
+    assert pushed.code == 0, pushed.err
+    assert json.loads(pushed.out)["sent"] == ["a"]
     assert pushed.err.startswith("push: reading"), "something is said before work begins"
     cloned = run("library", "clone", remote, copy)
     assert cloned.out.startswith(f"1 adapters received: {copy}, snapshot")

@@ -16,20 +16,13 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import torch
-from tests.conftest import make_random_adapter, make_tiny_model
+from served import PROMPT, another_adapter, make_library, text_of
 
-from lorary.evaluate.completion import complete
 from lorary.library.store import Library
-from lorary.model.attach import attach, routing
-from lorary.model.base import load_base
-from lorary.route.setting import Routing
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'lorary[ray]'")
 
-NAMES = ("blue", "june", "three")
 TIMEOUT_S = 300.0
-PROMPT = [5, 9, 17, 33, 65, 129]
 
 
 class Served:
@@ -120,11 +113,7 @@ class Asking:
 
 @pytest.fixture
 def library(tmp_path: Path, tiny_base_folder: Path) -> Library:
-    library = Library.create(tmp_path / "lib", str(tiny_base_folder))
-    generator = torch.Generator().manual_seed(1)
-    for name in NAMES:
-        library.add_adapter(make_random_adapter(make_tiny_model(), name, generator), {"tasks": [name]})
-    return library
+    return make_library(tmp_path / "lib", tiny_base_folder)
 
 
 @pytest.fixture
@@ -138,13 +127,6 @@ def served(library: Library) -> Iterator[Served]:
     finally:
         served.close()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def text_of(library: Library, tiny_base_folder: Path, name: str, num_tokens: int) -> str:
-    base = load_base(str(tiny_base_folder))
-    attach(base.model, library)
-    with routing(base.model, Routing(experts=[name])):
-        return str(base.tokenizer.decode(complete(base, tuple(PROMPT), max_new_tokens=num_tokens)))
 
 
 def test_replicas_are_replaced_and_follow_the_library_under_load(
@@ -170,9 +152,8 @@ def test_replicas_are_replaced_and_follow_the_library_under_load(
             assert "must live until it is complete" in body["error"]["message"]
     assert len(served.replicas()) == 2
 
-    adapter = make_random_adapter(make_tiny_model(), "new", torch.Generator().manual_seed(2))
     with Asking(served, 6) as asking:
-        library.add_adapter(adapter, {"tasks": ["new"]})
+        library.add_adapter(another_adapter("new"), {"tasks": ["new"]})
         library.remove("three")
         served.wait_for(r"(1 adapters come, 1 go)")
         end = time.monotonic() + TIMEOUT_S

@@ -73,7 +73,7 @@ TABLES: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "of lorary serve": ("serving.md", lambda: options(serve, ServeSettings)),
     "of lorary serve --upstream": ("serving-engines.md", lambda: options(serve, UpstreamSettings)),
     "of lorary cluster": ("clusters.md", lambda: options(cluster)),
-    "of lorary merge": ("adapt.md", lambda: options(merge)),
+    "of lorary merge": ("merging.md", lambda: options(merge)),
     "of lorary adapt": ("adapt.md", lambda: options(adapt, AdaptCommand, AdaptSettings)),
     "of an expert": ("training.md", build_settings),
     "of a build": ("training.md", lambda: options(build, BuildCommand, BuildSource, RunSettings)),

@@ -123,7 +123,7 @@ def test_every_option_of_the_large_commands_is_named() -> None:
         ("build", "training.md"),
         ("evaluate", "evaluation.md"),
         ("adapt", "adapt.md"),
-        ("merge", "adapt.md"),
+        ("merge", "merging.md"),
     ):
         options = {option for parameter in root.commands[command].params for option in parameter.opts}
         text = page(name) + page("tutorial.md")

@@ -1,23 +1,17 @@
 """Adapters of a library become one adapter, without data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from lorary.adapt.merge_settings import CONCAT, FACTORS, TIES, MergeSettings
+from lorary.adapt.merge_settings import MEANS, MergeSettings
 from lorary.adapt.pool import Pool, pool_of
 from lorary.adapt.settings import MU, AdaptSettings
 from lorary.adapter import Adapter, LoraFactors
 from lorary.errors import LibraryError
 from lorary.formats.peft_patterns import new_adapter
 from lorary.library.store import Library
-from lorary.merge.layers import Modules, mixed_layers
-from lorary.merge.sums import sum_factors, sum_updates
-from lorary.merge.ties import DENSITY, ties
-from lorary.merge.truncate import truncate
+from lorary.merge.catalogue import merge_adapters
 
 
 @dataclass(frozen=True)
@@ -29,6 +23,8 @@ class MergedAdapter:
         parents: names of the adapters that went into it.
         rank: the largest rank over its layers.
         error: what truncation left out, relative to the whole update, in the Frobenius norm.
+        errors: the same for each layer, by its path.
+        partial: by name of an adapter, how many of the merged layers it lacks: its update there counts as zero.
         provenance: what a library records of it, beside what it computes itself.
     """
 
@@ -36,6 +32,8 @@ class MergedAdapter:
     parents: tuple[str, ...]
     rank: int
     error: float
+    errors: Mapping[str, float]
+    partial: Mapping[str, int]
     provenance: Mapping[str, Any]
 
 
@@ -57,11 +55,18 @@ def merge_library(library: Library, settings: MergeSettings, *, name: str = "mer
     """
     pool = pool_of(library, AdaptSettings(MU, experts=settings.names))
     template = _template_of(pool)
-    adapters = [pool.get(parent) for parent in pool.names]
-    weights = settings.weights
-    whole = _merge(settings.method, adapters, None if weights is None else [weights[parent] for parent in pool.names])
-    largest = max(factors.rank for factors in whole.values())
-    truncated = truncate(whole, settings.rank or largest, next(iter(whole.values())).scaling)
+    adapters = {parent: pool.get(parent) for parent in pool.names}
+    equal = 1.0 / len(adapters) if settings.method in MEANS else 1.0
+    weights = dict.fromkeys(adapters, equal) if settings.weights is None else settings.weights
+    merged = merge_adapters(
+        settings.method, adapters, [weights[parent] for parent in adapters], rank=settings.rank, **settings.options
+    )
+    modules = {
+        path: LoraFactors(factors.lora_a, factors.lora_b * settings.scale, factors.scaling)
+        for path, factors in merged.modules.items()
+    }
+    lacking = {parent: len(modules) - len(layers) for parent, layers in adapters.items()}
+    partial = {parent: count for parent, count in lacking.items() if count}
     provenance = {
         "method": f"merge-{settings.method}",
         "tasks": sorted({task for tasks in pool.tasks.values() for task in tasks}),
@@ -69,15 +74,19 @@ def merge_library(library: Library, settings: MergeSettings, *, name: str = "mer
         "parent_names": list(pool.names),
         "template": template,
         "merge": {
-            "weights": None if weights is None else dict(weights),
+            "weights": None if settings.weights is None else dict(settings.weights),
+            "scale": settings.scale,
             "rank": settings.rank,
-            "density": DENSITY if settings.method == TIES else None,
+            **settings.options,
+            "layers_that_adapters_lack": partial,
         },
-        "metrics": {"truncation_error": truncated.error},
+        "metrics": {
+            "truncation_error": merged.error,
+            "truncation_errors": {path: error for path, error in merged.errors.items() if error},
+        },
     }
-    adapter = new_adapter(name, truncated.modules, library.base.name)
-    rank = min(settings.rank or largest, largest)
-    return MergedAdapter(adapter, pool.names, rank, truncated.error, provenance)
+    adapter = new_adapter(name, modules, library.base.name)
+    return MergedAdapter(adapter, pool.names, adapter.rank, merged.error, merged.errors, partial, provenance)
 
 
 def _template_of(pool: Pool) -> str:
@@ -94,19 +103,3 @@ def _template_of(pool: Pool) -> str:
             remedy="name adapters of one template with --experts or --weights",
         )
     return next(iter(trained), "plain")
-
-
-def _merge(method: str, adapters: Sequence[Modules], weights: Sequence[float] | None) -> Modules:
-    if method == TIES:
-        return ties(adapters)
-    equal = 1.0 if method == CONCAT else 1.0 / len(adapters)
-    by_adapter = torch.tensor([equal] * len(adapters) if weights is None else list(weights), dtype=torch.float64)
-    by_layer: dict[str, Tensor] = {
-        path: by_adapter[list(layer.members)] for path, layer in mixed_layers(adapters).items()
-    }
-    if method != FACTORS:
-        return sum_updates(adapters, by_layer)
-    # The product of two sums is of the second degree in the weights: their sum is taken out, and put in once.
-    total = 1.0 if weights is None else float(by_adapter.sum()) or 1.0
-    summed = sum_factors(adapters, {path: layer_weights / total for path, layer_weights in by_layer.items()})
-    return {path: LoraFactors(each.lora_a, each.lora_b * total, each.scaling) for path, each in summed.items()}

@@ -182,7 +182,7 @@ def local_folder(path: Any) -> Path:
     if fetching.is_remote(path):
         raise UsageError(
             "a library that is made or changed must be a local folder",
-            found=f"a URL, {str(path).partition('://')[0]}://...",
+            found=f"a URL, {str(path).partition(':')[0]}:...",
             remedy="lorary library clone URL LIB, then change LIB and push it",
         )
     if "\0" in str(path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.adapter import content_hash
-from lorary.errors import LibraryError, LoraryError
+from lorary.errors import AdapterError, LibraryError, LoraryError
 from lorary.formats.peft import parse_adapter
 from lorary.formats.peft_files import read_files
 from lorary.formats.peft_reasons import CONFIG_FILE, WEIGHTS_FILE
@@ -146,8 +146,7 @@ def check_arrived(name: str, files: Mapping[str, bytes], base: BaseRecord) -> No
 def _check_content(
     name: str, files: Mapping[str, bytes], provenance: Mapping[str, Any], base: BaseRecord
 ) -> Iterator[Problem]:
-    for file, data in files.items():
-        yield from _difference(name, f"sha256 of {file}", provenance["files"].get(file), sha256(data))
+    yield from _changed_files(name, provenance, files)
     adapter = parse_adapter(name, files)
     computed = content_hash(adapter.config, adapter.tensors)
     yield from _difference(name, "content hash", provenance["content_hash"], computed)
@@ -156,6 +155,26 @@ def _check_content(
     recorded_base = provenance["base"].get("fingerprint")
     yield from _difference(name, "fingerprint of the base model", recorded_base, base.fingerprint.digest)
     check_fit(adapter, base)
+
+
+def check_files(folder: Path, name: str, provenance: Mapping[str, Any]) -> None:
+    """Compare the files of an adapter with the hashes that its provenance records; the least that a whole one passes.
+
+    Args:
+        folder: that holds them.
+        name: of the adapter.
+        provenance: of the adapter, checked.
+
+    Raises:
+        AdapterError: if a file is missing, or other than recorded.
+    """
+    for problem in _changed_files(name, provenance, read_files(folder, name)):
+        raise AdapterError(problem.rule, found=problem.found, remedy=problem.remedy)
+
+
+def _changed_files(name: str, provenance: Mapping[str, Any], files: Mapping[str, bytes]) -> Iterator[Problem]:
+    for file, data in files.items():
+        yield from _difference(name, f"sha256 of {file}", provenance["files"].get(file), sha256(data))
 
 
 def _difference(name: str, field: str, recorded: object, actual: object) -> Iterator[Problem]:

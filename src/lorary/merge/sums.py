@@ -13,6 +13,7 @@ weight of -1 for all adapters gives what 1 gives: it cannot take an update away.
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lorary.adapter import LoraFactors
@@ -39,6 +40,28 @@ def sum_updates(adapters: Sequence[Modules], weights: Mapping[str, Tensor]) -> d
         lora_a, lora_b = layer.concatenated()
         summed[path] = LoraFactors(lora_a, lora_b * layer.by_rank(weights[path].to(lora_b)), layer.scaling)
     return summed
+
+
+def weighted_sum(adapters: Sequence[Modules], weights: Float[Tensor, " experts"]) -> dict[str, LoraFactors]:
+    """`sum_updates` by one weight for each adapter; a layer that an adapter lacks is an update of zero.
+
+    Task arithmetic (2212.04089): a negative weight takes an update away.
+    """
+    return sum_updates(adapters, _by_layer(adapters, weights))
+
+
+def mean_factors(adapters: Sequence[Modules], weights: Float[Tensor, " experts"]) -> dict[str, LoraFactors]:
+    """`sum_factors` by one weight for each adapter, all of one sign: their mean by the weights, times their sum.
+
+    The product of two sums is of the second degree in the weights: their sum is taken out, and put in once.
+    """
+    total = float(weights.sum()) or 1.0
+    summed = sum_factors(adapters, _by_layer(adapters, weights / total))
+    return {path: LoraFactors(each.lora_a, each.lora_b * total, each.scaling) for path, each in summed.items()}
+
+
+def _by_layer(adapters: Sequence[Modules], weights: Tensor) -> dict[str, Tensor]:
+    return {path: weights[list(layer.members)] for path, layer in mixed_layers(adapters).items()}
 
 
 def sum_factors(adapters: Sequence[Modules], weights: Mapping[str, Tensor]) -> dict[str, LoraFactors]:
@@ -96,11 +119,8 @@ def mean_of(adapters: Sequence[Modules], mix: str | None, rank: int | None) -> T
     if len(adapters) == 1:
         modules = dict(adapters[0])
     else:
-        equal = {
-            path: torch.full((len(layer.members),), 1.0 / len(adapters), dtype=torch.float64)
-            for path, layer in mixed_layers(adapters).items()
-        }
+        equal = torch.full((len(adapters),), 1.0 / len(adapters), dtype=torch.float64)
         are_factors = mix == "factors" or (mix is None and have_one_rank(adapters))
-        modules = sum_factors(adapters, equal) if are_factors else sum_updates(adapters, equal)
+        modules = (mean_factors if are_factors else weighted_sum)(adapters, equal)
     scaling = next(iter(adapters[0].values())).scaling
     return truncate(modules, largest if rank is None else rank, scaling)

@@ -9,17 +9,40 @@ from torch import Tensor
 from lorary.adapter import LoraFactors
 from lorary.errors import AdapterError
 from lorary.merge.layers import Modules, mixed_layers
+from lorary.merge.prune import keep_largest
 from lorary.merge.sums import check_one_rank
 
-# The share of entries that the paper of this library keeps of each adapter (2405.11157, its code).
-DENSITY = 0.2
+
+def ties(
+    updates: Float[Tensor, "experts d_out d_in"], weights: Float[Tensor, " experts"], *, density: float
+) -> Float[Tensor, "d_out d_in"]:
+    """Merge the updates of one layer: trim each, elect a sign for each entry, average what agrees with it.
+
+    The weights scale the updates before signs are elected, so that a negative one votes against its update. With equal
+    weights this is what PEFT's function `ties` computes, except for an entry whose sum is exactly 0: it becomes 0.
+
+    Args:
+        updates: of the experts, or their cores in a common space, float32 or float64.
+        weights: of the experts.
+        density: share of each update to keep, the largest magnitudes.
+    """
+    return elect_and_average(keep_largest(updates, density) * weights[:, None, None])
 
 
-def ties(adapters: Sequence[Modules]) -> dict[str, LoraFactors]:
-    """Merge adapters entry by entry of their factors, lora_a and lora_b each by itself, as the paper's code does.
+def elect_and_average(entries: Float[Tensor, "experts *entries"]) -> Float[Tensor, "*entries"]:
+    """The mean of the entries whose sign is that of the sum over experts; zeros have no vote, and 0 is left of none."""
+    agrees = (entries.sign() == entries.sum(0).sign()) & (entries != 0)
+    return (entries * agrees).sum(0) / agrees.sum(0).clamp_min(1)
+
+
+def ties_factors(adapters: Sequence[Modules], *, density: float) -> dict[str, LoraFactors]:
+    """Merge adapters entry by entry of their factors, lora_a and lora_b each by itself, as the code of 2405.11157 does.
+
+    Entries are trimmed over the whole adapter, not layer by layer.
 
     Args:
         adapters: factors by path, of each; of the same layers and ranks.
+        density: share of the entries of each adapter to keep.
 
     Returns:
         Factors by path, of the rank of one adapter.
@@ -30,24 +53,14 @@ def ties(adapters: Sequence[Modules]) -> dict[str, LoraFactors]:
     layers = mixed_layers(adapters)
     check_one_rank(layers)
     if lacking := [path for path, layer in layers.items() if len(layer.members) < len(adapters)]:
-        raise AdapterError("TIES needs adapters of the same layers", found=f"'{lacking[0]}' is not in all of them")
+        raise AdapterError(
+            "TIES on factors needs adapters of the same layers",
+            found=f"'{lacking[0]}' is not in all of them",
+            remedy="use --method ties, which merges updates",
+        )
     stacks = [part for layer in layers.values() for part in layer.stacked()]
-    merged = merge_entries(torch.cat([stack.flatten(1) for stack in stacks], dim=1), DENSITY)
+    merged = elect_and_average(keep_largest(torch.cat([stack.flatten(1) for stack in stacks], dim=1), density))
     parts = merged.split([stack[0].numel() for stack in stacks])
     shaped = [part.view(stack.shape[1:]) for part, stack in zip(parts, stacks, strict=True)]
     pairs = zip(layers.items(), shaped[::2], shaped[1::2], strict=True)
     return {path: LoraFactors(lora_a, lora_b, layer.scaling) for (path, layer), lora_a, lora_b in pairs}
-
-
-def merge_entries(entries: Float[Tensor, "experts parameters"], density: float) -> Float[Tensor, " parameters"]:
-    """Trim, elect a sign, and average what agrees with it; 0 where nothing is left.
-
-    Args:
-        entries: one row per adapter.
-        density: share of each row to keep, the largest magnitudes; at least one entry is kept.
-    """
-    num_kept = max(1, round(density * entries.shape[1]))
-    largest = entries.abs().topk(num_kept, dim=1).indices
-    trimmed = torch.zeros_like(entries).scatter_(1, largest, entries.gather(1, largest))
-    agrees = (trimmed.sign() == trimmed.sum(0).sign()) & (trimmed != 0)
-    return (trimmed * agrees).sum(0) / agrees.sum(0).clamp_min(1)

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorary.data.schema import shorten
-from lorary.errors import LibraryError, TaskError
+from lorary.errors import LibraryError
 from lorary.evaluate.evaluate_library import evaluate_libraries
 from lorary.evaluate.evaluation import Evaluation
 from lorary.evaluate.metrics import scorable_tasks
@@ -16,7 +15,7 @@ from lorary.library.opening import template_of
 from lorary.library.store import Library
 from lorary.model.base import Base
 from lorary.recipes.base_options import BaseOptions
-from lorary.recipes.inputs import TaskSource, library_of, listed, tasks_of, unloaded_base
+from lorary.recipes.inputs import TaskSource, library_of, listed, tasks_with_rows, unloaded_base
 from lorary.route.presets import in_units, without_router
 from lorary.route.setting import FIELDS, Routing
 from lorary.route.spec import split_specs
@@ -61,11 +60,7 @@ def evaluate(
         if not opened.names():
             raise LibraryError(f"library '{opened.path}' must hold an adapter to be evaluated", found="none")
     settings = _settings(libraries[0], options[EvaluateSettings], route)
-    wanted = listed(names)
-    by_name = {name: task for name, task in tasks_of(tasks, wanted, columns).items() if wanted or task.split("test")}
-    if not by_name:
-        raise TaskError(f"{shorten(tasks)} must have tasks with test rows", found="none")
-    by_name = scorable_tasks(by_name, allow_code=settings.allow_code)
+    by_name = scorable_tasks(tasks_with_rows(tasks, listed(names), columns), allow_code=settings.allow_code)
     at_hand = unloaded_base(libraries[0], base, load)
     return evaluate_libraries(at_hand, libraries, by_name, settings, force_base=load.force_base)
 

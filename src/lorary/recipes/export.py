@@ -1,13 +1,16 @@
-"""`lorary export`: a library becomes one adapter that another server routes."""
+"""`lorary export`: a library becomes what another tool reads."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorary.adapt.export_settings import TRANSFORMERS, StaticSettings
+from lorary.adapt.export_static import StaticExport, export_static
+from lorary.library.opening import base_of
 from lorary.library.store import Library
 from lorary.route.presets import merged
 from lorary.route.setting import Routing
-from lorary.serve.export_settings import ExportSettings
+from lorary.serve.export_settings import VLLM, ExportSettings
 from lorary.serve.routed_adapter import routed_adapter, write_routed_folder
 
 
@@ -32,7 +35,33 @@ class ExportResult:
     max_lora_rank: int
 
 
-def run_export(library_path: str, out: str, *, engine: str = "vllm", **route: Any) -> ExportResult:
+def run_static_export(
+    library_path: str, out: str, *, engine: str, base: str | None = None, **fields: Any
+) -> StaticExport:
+    """Export adapters of a library without a router: for peft, transformers or llama.cpp.
+
+    Args:
+        library_path: folder of the library.
+        out: folder or file of the result, which must not exist.
+        engine: one of `STATIC`.
+        base: the base model, for transformers; the library's own where None.
+        fields: of `StaticSettings`.
+
+    Returns:
+        Where it lies, and how near the merged model comes to the routed one.
+
+    Raises:
+        UsageError: if an option makes no sense, or something is in the result's place.
+        LibraryError: if there is no such adapter, or the result cannot be written.
+        AdapterError: if the adapter cannot be exported so.
+        BaseModelError: if the base cannot be loaded.
+    """
+    settings, library = StaticSettings(**fields), Library.open(library_path)
+    reference = base_of(library, base) if engine == TRANSFORMERS else ""
+    return export_static(library, Path(out), engine, settings, reference)
+
+
+def run_export(library_path: str, out: str, *, engine: str = VLLM, **route: Any) -> ExportResult:
     """Write a library as one routed adapter, into a folder of `out` whose name holds the hash of its content.
 
     Args:

@@ -85,6 +85,18 @@ def tasks_of(tasks: Any, names: Iterable[str] | None = None, columns: str | None
     return select_tasks(by_name, wanted, "the tasks given")
 
 
+def tasks_with_rows(tasks: Any, names: Sequence[str] | None = None, columns: str | None = None) -> dict[str, Task]:
+    """The tasks that can be evaluated, of the arguments of `tasks_of`: those that are named, else all with test rows.
+
+    Raises:
+        TaskError: if there is none; else as for `tasks_of`.
+    """
+    by_name = {name: task for name, task in tasks_of(tasks, names, columns).items() if names or task.split("test")}
+    if not by_name:
+        raise TaskError(f"{shorten(tasks)} must have tasks with test rows", found="none")
+    return by_name
+
+
 def prompts_of(prompts: Any, answer: str | None, experts: Sequence[str] | None) -> list[Prompt]:
     """The prompts of a file, of a text, or of several; one answer goes with one prompt.
 

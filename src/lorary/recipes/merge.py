@@ -2,14 +2,18 @@
 
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorary.adapt.judge_merge import JudgedMean, judge_merge
 from lorary.adapt.merge_library import MergedAdapter, merge_library
 from lorary.adapt.merge_settings import MEAN, MergeSettings
 from lorary.adapter import Adapter
 from lorary.errors import LibraryError, UsageError
+from lorary.evaluate.metrics import scorable_tasks
+from lorary.evaluate.settings import EvaluateSettings
 from lorary.flags import OptionValues
 from lorary.formats.peft import encode_adapter
 from lorary.keywords import with_settings
@@ -17,7 +21,9 @@ from lorary.library.files import encode_json, reported, write_folder
 from lorary.library.layout import PROVENANCE_FILE
 from lorary.library.provenance import new_provenance
 from lorary.library.store import Library
-from lorary.recipes.inputs import library_of, listed
+from lorary.model.base import Base
+from lorary.recipes.base_options import BaseOptions
+from lorary.recipes.inputs import TaskSource, library_of, listed, tasks_with_rows, unloaded_base
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,9 @@ class MergeResult:
         parents: names of the adapters that went into it.
         rank: the largest rank over its layers.
         error: what truncation left out, relative to the whole update, in the Frobenius norm.
+        errors: the same for each layer, by its path; 0 where nothing was left out.
+        partial: by name of an adapter, how many of the merged layers it lacks: its update there counts as zero.
+        means: of the merge and of what stands beside it, where it was judged.
     """
 
     adapter: str
@@ -37,6 +46,9 @@ class MergeResult:
     parents: list[str]
     rank: int
     error: float
+    errors: Mapping[str, float]
+    partial: Mapping[str, int]
+    means: tuple[JudgedMean, ...] = ()
 
 
 @with_settings(MergeSettings)
@@ -61,13 +73,29 @@ def merge(library: Library | str | Path, *, name: str = "merged", options: Optio
     return merge_library(library_of(library), _settings(options[MergeSettings]), name=name).adapter
 
 
-def run_merge(library_path: str, out: str, method: str = MEAN, **fields: Any) -> MergeResult:
-    """Merge adapters of a library into a folder.
+def run_merge(
+    library_path: str,
+    out: str,
+    method: str = MEAN,
+    *,
+    tasks: TaskSource | None = None,
+    names: str | Iterable[str] | None = None,
+    rows: int = EvaluateSettings.rows,
+    base: Base | str | None = None,
+    load: BaseOptions | None = None,
+    **fields: Any,
+) -> MergeResult:
+    """Merge adapters of a library into a folder, and judge the merge where tasks are given.
 
     Args:
         library_path: folder of the library.
         out: folder of the result, which must not exist.
         method: one of `MERGES`.
+        tasks: on which to judge the merge before it is written; not judged where None.
+        names: of them, all with test rows where None.
+        rows: test rows of each task, at most.
+        base: the base model, loaded or by reference; the library's own where None.
+        load: how it is loaded.
         fields: others of `MergeSettings`.
 
     Returns:
@@ -77,14 +105,29 @@ def run_merge(library_path: str, out: str, method: str = MEAN, **fields: Any) ->
         UsageError: if an option makes no sense, or something is in the folder's place.
         LibraryError: as for `merge`.
         AdapterError: as for `merge`.
+        TaskError: if no task has test rows.
     """
     settings, folder = _settings({"method": method, **fields}), Path(out)
     if folder.exists():
         raise UsageError("--out must be a new folder", found=f"{out} exists", remedy="name another one")
     library = Library.open(library_path)
     merged = merge_library(library, settings, name=folder.name)
+    means: tuple[JudgedMean, ...] = ()
+    if tasks is not None:
+        load = load or BaseOptions()
+        judging = EvaluateSettings(rows=rows, template=str(merged.provenance["template"]))
+        with_rows = scorable_tasks(tasks_with_rows(tasks, listed(names)), allow_code=False)
+        judgement = judge_merge(
+            unloaded_base(library, base, load), library, merged, with_rows, judging, force_base=load.force_base
+        )
+        means = judgement.means
+        metrics = {**merged.provenance["metrics"], "judgement": judgement.to_json()}
+        merged = replace(merged, provenance={**merged.provenance, "metrics": metrics})
     _write(folder, merged, library)
-    return MergeResult(str(folder), settings.method, list(merged.parents), merged.rank, merged.error)
+    return MergeResult(
+        str(folder), settings.method, list(merged.parents), merged.rank, merged.error, merged.errors, merged.partial,
+        means,
+    )  # fmt: skip
 
 
 def _settings(fields: Any) -> MergeSettings:

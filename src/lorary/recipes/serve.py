@@ -12,7 +12,7 @@ from lorary.formats.base import resolve_base
 from lorary.library.opening import base_of
 from lorary.library.store import Library
 from lorary.model.attach import attach
-from lorary.model.base import load_base, load_tokenizer
+from lorary.model.base import Base, load_base, load_tokenizer
 from lorary.model.seating import seating
 from lorary.model.verdict import context_of
 from lorary.model.vocabulary import embedded_tokens
@@ -22,6 +22,7 @@ from lorary.route.presets import merged
 from lorary.route.setting import Routing
 from lorary.serve.batching import RoutedEngine
 from lorary.serve.engine import Engine
+from lorary.serve.following import FollowingEngine
 from lorary.serve.names import served_name
 from lorary.serve.prompts import Prompts
 from lorary.serve.replica import Facts
@@ -77,16 +78,14 @@ def run_serve(
     with ExitStack() as stack:
         # Before the base is loaded, which takes time.
         place = stack.enter_context(reserve(settings.host, settings.port))
-        replicas = None
+        engine: Replicas | FollowingEngine | TextDecider
         if settings.executor == "ray":
-            replicas, prompts, default = stack.enter_context(_with_replicas(library, load, settings, route))
-            engine: Engine = replicas
+            engine, prompts, default = stack.enter_context(_with_replicas(library, load, settings, route))
         else:
             by_text = None if upstream is None else _deciding_by_text(library, load, settings, route)
             engine, prompts, default = by_text or _with_base(library, load, settings, route)
         server = Server(engine, library, prompts, settings, default)
-        if replicas is not None:
-            replicas.changed = server.look_again
+        engine.versions.serve(server.change, server.look_again)
         gateway = None if upstream is None else Gateway(server, Upstream(upstream))
         app = create_app(server, partial(explore_page, library, live=True), gateway)
 
@@ -99,9 +98,11 @@ def run_serve(
 
 def _with_base(
     library: Library, load: BaseOptions, settings: ServeSettings, route: Mapping[str, Any]
-) -> tuple[Engine, Prompts, Routing]:
-    engine, facts = _load_engine(library, load, _sizes(settings), route)
-    return engine, _prompts(library, engine.base.tokenizer, facts, settings), facts.routing
+) -> tuple[FollowingEngine, Prompts, Routing]:
+    seated = library.stamps()  # what changes while it is loaded is noticed later
+    base, facts = _load_routed(library, load, route)
+    engine = FollowingEngine(base, _sizes(settings), seated, library.stamps)
+    return engine, _prompts(library, base.tokenizer, facts, settings), facts.routing
 
 
 @contextmanager
@@ -123,16 +124,15 @@ def _with_replicas(
 
 def _load_replica(site: Site, load: BaseOptions, sizes: Sizes, route: Mapping[str, Any]) -> tuple[Engine, Facts]:
     check_site(site, socket.gethostname())
-    return _load_engine(Library.open(site.library), load, sizes, route)
+    base, facts = _load_routed(Library.open(site.library), load, route)
+    return RoutedEngine(base, sizes), facts
 
 
-def _load_engine(
-    library: Library, load: BaseOptions, sizes: Sizes, route: Mapping[str, Any]
-) -> tuple[RoutedEngine, Facts]:
+def _load_routed(library: Library, load: BaseOptions, route: Mapping[str, Any]) -> tuple[Base, Facts]:
     base = load_base(base_of(library, load.base), dtype=load.dtype, device=load.device)
     attach(base.model, library, tokenizer=base.tokenizer, force_base=load.force_base, **route)
-    engine, routing = RoutedEngine(base, sizes), seating(base.model).routing
-    return engine, Facts(engine.experts, routing, context_of(base.model), embedded_tokens(base.model))
+    state = seating(base.model)
+    return base, Facts(state.experts, state.routing, context_of(base.model), embedded_tokens(base.model))
 
 
 def _sizes(settings: ServeSettings) -> Sizes:
@@ -148,7 +148,7 @@ def _prompts(library: Library, tokenizer: Any, facts: Facts, settings: ServeSett
 
 def _deciding_by_text(
     library: Library, load: BaseOptions, settings: ServeSettings, route: Mapping[str, Any]
-) -> tuple[Engine, Prompts, Routing] | None:
+) -> tuple[TextDecider, Prompts, Routing] | None:
     """What decides without the base model; None where the router reads more than text."""
     changes = {key: value for key, value in route.items() if value is not None}
     default = merged(Routing.of(**library.default_router), changes)

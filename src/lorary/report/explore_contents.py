@@ -23,6 +23,7 @@ from lorary.library.files import read_json
 from lorary.library.listing import listed, provenance_in, targets_in, targets_in_short
 from lorary.library.readers import read_all
 from lorary.library.store import Library
+from lorary.library.verify import check_files
 from lorary.report.explore_map import library_map
 from lorary.report.markup import cosine as cosine_words
 
@@ -188,8 +189,10 @@ class _Raw:
 
 
 def _raw_adapter(folder: Path, name: str) -> _Raw:
+    provenance = provenance_in(folder, name)
+    check_files(folder, name, provenance)  # clusters that are stored were made of them, and nothing else reads them
     return _Raw(
-        provenance_in(folder, name),
+        provenance,
         read_json(folder / CONFIG_FILE),
         targets_in(folder),
         os.stat(folder / WEIGHTS_FILE, follow_symlinks=False).st_size,

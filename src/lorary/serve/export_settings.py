@@ -12,10 +12,11 @@ class ExportSettings:
     """What a library is exported for.
 
     Args:
-        engine: server that will serve it: `vllm`.
+        engine: what it is for: `vllm` (one routed adapter), `peft` (the adapters as they are), `transformers` (merged
+            into the base model) or `llama.cpp` (one GGUF file).
     """
 
-    engine: str = flag(VLLM, choices=(VLLM,), option="--for")
+    engine: str = flag(VLLM, choices=(VLLM, "peft", "transformers", "llama.cpp"), option="--for")
 
     def __post_init__(self) -> None:
         check_flags(self)

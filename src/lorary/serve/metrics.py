@@ -20,11 +20,14 @@ class Metrics:
     Args:
         load: how busy its engine is.
         num_experts: how many experts are seated.
+        num_requests: how many requests are under way.
     """
 
-    def __init__(self, load: Callable[[], Load], num_experts: Callable[[], int]) -> None:
+    def __init__(
+        self, load: Callable[[], Load], num_experts: Callable[[], int], num_requests: Callable[[], int]
+    ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Gauges(load, num_experts))
+        self._registry.register(_Gauges(load, num_experts, num_requests))
         self.requests = self._counter("requests", "Requests", "endpoint", "status")
         self.tokens = self._counter("tokens", "Tokens of prompts and answers", "kind")
         self.decisions = self._counter("decisions", "Decisions", "router", "fallback")
@@ -56,8 +59,10 @@ class Metrics:
 class _Gauges(Collector):
     """What is read when somebody asks."""
 
-    def __init__(self, load: Callable[[], Load], num_experts: Callable[[], int]) -> None:
-        self._load, self._num_experts = load, num_experts
+    def __init__(
+        self, load: Callable[[], Load], num_experts: Callable[[], int], num_requests: Callable[[], int]
+    ) -> None:
+        self._load, self._num_experts, self._num_requests = load, num_experts, num_requests
 
     def collect(self) -> Iterable[Metric]:
         load = self._load()
@@ -65,6 +70,7 @@ class _Gauges(Collector):
             ("lorary_queue_waiting", "Answers that wait", load.waiting),
             ("lorary_queue_running", "Answers that are made", load.running),
             ("lorary_queue_capacity", "Answers that may wait or be made", load.capacity),
+            ("lorary_requests_under_way", "Requests that are answered or wait", self._num_requests()),
             ("lorary_experts", "Experts that are seated", self._num_experts()),
         ):
             yield GaugeMetricFamily(name, text, value=value)

@@ -15,6 +15,7 @@ from lorary.errors import LoraryError
 from lorary.evaluate.decisions import Decision
 from lorary.route.setting import Routing
 from lorary.serve.engine import Engine, Job, Stream, Token, Traced
+from lorary.serve.versions import change_all
 
 # Beside a token: the prompt's tokens, which come before the first one, or what the answer was broken off by.
 Event = Token | tuple[Token, ...] | Exception
@@ -132,10 +133,8 @@ class Replica:
 
     async def _change(self, removed: Sequence[str], seated: Sequence[str]) -> Mapping[str, Exception]:
         """Take experts out and seat others, all of them at once. Returns what could not be, with the reasons."""
-        names = [*removed, *seated]
-        work = [*map(self._loaded.unseat, removed), *map(self._loaded.seat, seated)]
-        ends = await asyncio.gather(*work, return_exceptions=True)
-        return {name: _told(end) for name, end in zip(names, ends, strict=True) if isinstance(end, Exception)}
+        refused = await change_all(self._loaded.unseat, self._loaded.seat, removed, seated)
+        return {name: _told(error) for name, error in refused.items()}
 
 
 def _told(error: Exception) -> Exception:

@@ -4,10 +4,9 @@ Each replica is a process with a model of its own; a `Link` asks it. All of this
 """
 
 import asyncio
-import sys
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,20 +14,21 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from lorary.data.template import Ids
-from lorary.errors import BusyError, EngineError, LoraryError, RequestTimeoutError
+from lorary.errors import BusyError, EngineError, RequestTimeoutError
 from lorary.evaluate.decisions import Decision
 from lorary.route.setting import Routing
 from lorary.serve.answering import AnswerStream
 from lorary.serve.engine import Job, Load, Stream, Traced
 from lorary.serve.replica import BEAT_S, Event, Facts
 from lorary.serve.sizes import Sizes
+from lorary.serve.versions import Versions, to_stderr
 
 # Replicas that a request may lose before it is refused: it may be what kills them.
 MOST_TRIES = 3
 # Seconds that a replica may take to load its model, and that it may be silent.
 START_S, SILENCE_S = 600.0, 12 * BEAT_S
-# Seconds between two looks at the library, and before a replica that failed to start is started again.
-LOOK_S, AGAIN_S, MOST_AGAIN_S = 2.0, 1.0, 60.0
+# Seconds before a replica that failed to start is started again.
+AGAIN_S, MOST_AGAIN_S = 1.0, 60.0
 # Sessions whose replica is remembered.
 MOST_SESSIONS = 10_000
 
@@ -107,8 +107,7 @@ class Replicas:
 
     A job goes to the replica that has the fewest; those of one session stay with theirs. When a replica dies, its jobs
     without a token are given to others, the rest fail, and another replica is started in its place. Experts come and
-    go replica by replica, so that the others answer meanwhile. What other commands change in the library is noticed,
-    once the library has been the same for two looks.
+    go replica by replica, so that the others answer meanwhile.
 
     Args:
         launch: starts a replica.
@@ -118,7 +117,7 @@ class Replicas:
         say: is told what happens to replicas; stderr where None.
 
     Attributes:
-        changed: called when other commands have changed which experts there are.
+        versions: of the adapters; it follows what other commands change in the library.
     """
 
     def __init__(
@@ -129,20 +128,16 @@ class Replicas:
         stamps: Callable[[], Mapping[str, object]],
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self.changed: Callable[[], Awaitable[None]] | None = None
-        self._launch, self._sizes, self._stamps, self._say = launch, sizes, stamps, say or _to_stderr
+        self._launch, self._sizes, self._say = launch, sizes, say or to_stderr
+        self.versions = Versions(stamps(), stamps, self._roll, self._say)
         self._places = [_Place(number, link) for number, link in enumerate(links, 1)]
-        self._seated = dict(stamps())
         self._jobs: dict[int, _Accepted] = {}
         self._queue: list[_Accepted] = []
         self._sessions: OrderedDict[str, _Place] = OrderedDict()
-        self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._num_submitted = 0
         self._is_started = self._is_closed = False
         self._start_error: Exception | None = None
-        # What replicas refused, by name and stamp: it is not tried again before it changes.
-        self._refused: dict[str, object] = {}
         self._news = asyncio.Event()
 
     def look(self) -> Facts:
@@ -168,7 +163,7 @@ class Replicas:
         """Begin to take jobs; all replicas have loaded (`look`)."""
         for place in self._places:
             self._begin(self._listen(place, place.link))
-        self._begin(self._watch())
+        self._begin(self.versions.watch())
         self._is_started = True
 
     async def stop(self, *, drain: float) -> None:
@@ -239,7 +234,7 @@ class Replicas:
     @property
     def experts(self) -> tuple[str, ...]:
         """Names of the experts that every replica holds, sorted."""
-        return tuple(sorted(self._seated))
+        return self.versions.names
 
     async def seat(self, name: str) -> None:
         """Seat the library's adapter of a name in every replica, one after the other.
@@ -247,7 +242,8 @@ class Replicas:
         Raises:
             LoraryError: if the first one cannot seat it; nothing has changed then.
         """
-        await self._change_one(removed=(), seated=(name,))
+        self._check_open()
+        await self.versions.seat(name)
 
     async def unseat(self, name: str) -> None:
         """Take an expert out of every replica, one after the other.
@@ -255,7 +251,8 @@ class Replicas:
         Raises:
             LoraryError: if it must stay; nothing has changed then.
         """
-        await self._change_one(removed=(name,), seated=())
+        self._check_open()
+        await self.versions.unseat(name)
 
     def load(self) -> Load:
         """How busy the replicas are together."""
@@ -406,14 +403,14 @@ class Replicas:
             link = self._launch()
             try:
                 # Under the lock, or it could miss a change that the others go through.
-                async with self._changing:
+                async with self.versions.lock:
                     facts = await _loaded(link)
                     self._start_error, place.link, place.is_changing = None, link, False
                     self._say(f"replica {place.number} is ready")
                     self._begin(self._listen(place, link))
                     self._news.set()
                     if facts.experts != self.experts:  # the library has changed, and nobody has noticed yet
-                        await self._follow(dict(self._stamps()))
+                        await self.versions.follow()
                 break
             except asyncio.CancelledError:
                 link.end()
@@ -444,25 +441,12 @@ class Replicas:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # Versions of the library.
-
-    async def _change_one(self, removed: Sequence[str], seated: Sequence[str]) -> None:
-        self._check_open()
-        async with self._changing:
-            refused = await self._roll(removed, seated)
-        for error in refused.values():
-            raise error
-
     async def _roll(self, removed: Sequence[str], seated: Sequence[str]) -> Mapping[str, Exception]:
         """Change the experts replica by replica; what the first one refuses, the others are not asked for.
 
         Returns:
             What was refused, with the reasons.
         """
-        stamps = self._stamps()  # before: what changes meanwhile is noticed later
-        kept = dict(self._seated)
-        for name in removed:  # nobody shall name them from now on
-            self._seated.pop(name, None)
         refused: dict[str, Exception] = {}
         has_changed = False
         for place in self._places:
@@ -482,51 +466,7 @@ class Replicas:
             elif failed:  # it is not what the others are
                 self._lose(place, link, LostError(f"did not follow: {next(iter(failed.values()))}"))
             has_changed = True
-        for name in removed:
-            if name in refused:
-                self._seated[name] = kept[name]
-        for name in seated:
-            if name not in refused:
-                self._seated[name] = stamps.get(name)
         return refused
-
-    async def _watch(self) -> None:
-        """Notice what other commands change in the library, once they are done."""
-        last: Mapping[str, object] = self._seated
-        while True:
-            await asyncio.sleep(LOOK_S)
-            try:
-                now = dict(await asyncio.to_thread(self._stamps))
-            except (LoraryError, OSError) as error:  # it is away, or written right now
-                last = {}
-                self._say(f"the library cannot be read, and is served as it was: {error}")
-                continue
-            if now and now == last and any(self._difference(now)):
-                try:
-                    async with self._changing:
-                        await self._follow(now)
-                except Exception as error:  # the next change is to be noticed all the same
-                    self._say(f"the library's change was not followed: {error}")
-            last = now
-
-    def _difference(self, now: Mapping[str, object]) -> tuple[list[str], list[str]]:
-        """Adapters to be taken out, and to be seated, for the replicas to hold the library as it is."""
-        refused, seated = self._refused, self._seated
-        must_stay = {name for name, stamp in refused.items() if stamp is None}
-        come = [name for name, stamp in now.items() if stamp not in (seated.get(name), refused.get(name))]
-        return sorted(set(seated) - set(now) - must_stay), sorted(come)
-
-    async def _follow(self, now: Mapping[str, object]) -> None:
-        """Bring all replicas to the library as it is."""
-        removed, seated = self._difference(now)
-        if not (removed or seated):
-            return
-        self._say(f"the library has changed: {len(seated)} adapters come, {len(removed)} go")
-        for name, error in (await self._roll(removed, seated)).items():
-            self._refused[name] = now.get(name)
-            self._say(f"'{name}' is left as it was: {error}")
-        if self.changed is not None:
-            await self.changed()
 
 
 async def _loaded(link: Link) -> Facts:
@@ -547,7 +487,3 @@ def _not_started(error: LostError) -> EngineError:
 def _no_replica(error: Exception | None) -> EngineError:
     found = "all are gone, and others are being started" if error is None else "none can be started"
     return EngineError("a replica must live to answer", found=found, remedy="ask again later")
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

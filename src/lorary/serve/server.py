@@ -57,7 +57,7 @@ class Server:
         self.router = Router(engine, library, prompts, default)
         self.traffic = Traffic(settings.max_requests)
         self.decisions = Decisions()
-        self.metrics = Metrics(engine.load, lambda: len(engine.experts))
+        self.metrics = Metrics(engine.load, lambda: len(engine.experts), lambda: self.traffic.number)
         self.started = int(time.time())
         self.change = asyncio.Lock()
         self.start_error: Exception | None = None

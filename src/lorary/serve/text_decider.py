@@ -1,13 +1,13 @@
 """Decides by routers that read nothing but text, so that no base model is loaded where another server answers."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from lorary.data.template import Ids
-from lorary.errors import RouterError, UsageError
+from lorary.errors import LoraryError, RouterError, UsageError
 from lorary.evaluate.decisions import Decision, decisions_of
 from lorary.library.store import Library
 from lorary.model.decision import Request
@@ -16,6 +16,7 @@ from lorary.model.plan import fallback_weights
 from lorary.model.prepared import read_stored
 from lorary.route.setting import Routing
 from lorary.serve.engine import Job, Load, Stream, Traced
+from lorary.serve.versions import Versions
 
 
 class TextDecider:
@@ -28,13 +29,18 @@ class TextDecider:
 
     def __init__(self, library: Library, tokenizer: Any) -> None:
         self._library, self._tokenizer = library, tokenizer
-        self._look()
+        self.versions = Versions(library.stamps(), library.stamps, self._change)
+        self._watching: asyncio.Task[None] | None = None
+        self._take(library.names())
 
     async def start(self) -> None:
-        """Nothing has to start."""
+        """Begin to look at the library."""
+        self._watching = asyncio.create_task(self.versions.watch())
 
     async def stop(self, *, drain: float) -> None:
-        """Nothing runs."""
+        """Look no more; nothing else runs."""
+        if self._watching is not None:
+            self._watching.cancel()
 
     @property
     def is_ready(self) -> bool:
@@ -81,22 +87,29 @@ class TextDecider:
 
     async def seat(self, name: str) -> None:
         """Take a new adapter of the library into account."""
-        self._look()
+        await self.versions.seat(name)
 
     async def unseat(self, name: str) -> None:
         """Leave an adapter out that the library no longer has."""
-        self._look()
+        await self.versions.unseat(name)
+
+    async def _change(self, removed: Sequence[str], seated: Sequence[str]) -> Mapping[str, Exception]:
+        names = sorted({*self._names, *seated} - set(removed))
+        try:
+            await asyncio.to_thread(self._take, names)
+        except LoraryError as error:
+            return dict.fromkeys((*removed, *seated), error)
+        return {}
 
     def load(self) -> Load:
         """Decisions are made at once."""
         return Load(0, 0, 0)
 
-    def _look(self) -> None:
-        names = self._library.names()
-        self._names = tuple(names)
-        # Experts that do nothing are never chosen.
+    def _take(self, names: Sequence[str]) -> None:
         adapters = [self._library.get(name) for name in names]
+        # Experts that do nothing are never chosen.
         self._alive = torch.tensor([any(f.lora_a.any() and f.lora_b.any() for _, f in each) for each in adapters])
+        self._names = tuple(names)
 
     @torch.no_grad()
     def _decide(self, setting: Routing, prompts: Sequence[Ids]) -> list[Decision]:

@@ -23,6 +23,11 @@ class Traffic:
         self._most, self._number, self._seconds = most, 0, 1.0
         self.is_draining = False
 
+    @property
+    def number(self) -> int:
+        """Requests under way."""
+        return self._number
+
     @contextmanager
     def place(self) -> Iterator[None]:
         """A place for one request.

@@ -13,7 +13,7 @@ from pages import Page
 from tests.support.explored import make_explored
 
 from lorary.adapter import Adapter, LoraFactors
-from lorary.errors import LibraryError
+from lorary.errors import AdapterError, LibraryError
 from lorary.evaluate.cache import RESULTS_FILE
 from lorary.formats.peft_config import new_config
 from lorary.library.clusters import cluster_library
@@ -197,6 +197,21 @@ def test_records_that_anybody_may_have_written_do_not_break_the_page(tmp_path: P
     assert (first.losses, list(first.families)) == (None, [])
     assert len(first.provenance) == 40
     assert max(len(text) for _, text in first.provenance) <= 300
+
+
+@pytest.mark.parametrize("has_map", [False, True])
+def test_an_adapter_with_damaged_weights_is_named_whether_or_not_a_map_is_stored(
+    library: Library, monkeypatch: pytest.MonkeyPatch, has_map: bool
+) -> None:
+    monkeypatch.setattr("lorary.report.explore_map.LEAST_TSNE", 4)
+    if has_map:
+        explore_page(library)
+    weights = library.path / "adapters" / "a0" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(AdapterError, match=r"'a0' must have the sha256 of adapter_model\.safetensors"):
+        explore_page(library)
 
 
 def test_a_damaged_adapter_is_named(library: Library) -> None:

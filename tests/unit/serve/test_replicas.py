@@ -13,6 +13,7 @@ from lorary.errors import AdapterError, BusyError, EngineError, RequestTimeoutEr
 from lorary.evaluate.sampling import Sampling
 from lorary.route.setting import Routing
 from lorary.serve import replicas as module
+from lorary.serve import versions
 from lorary.serve.engine import Engine, Job
 from lorary.serve.replica import Facts, Replica
 from lorary.serve.replicas import Link, LostError, Replicas
@@ -129,7 +130,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 @pytest.fixture
 def make_crew(tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Crew]:
-    monkeypatch.setattr(module, "LOOK_S", 0.01)
+    monkeypatch.setattr(versions, "LOOK_S", 0.01)
     monkeypatch.setattr(module, "AGAIN_S", 0.01)
     return lambda *arguments, **engine: Crew(tiny_tokenizer, *arguments, **engine)
 
@@ -382,7 +383,7 @@ def test_what_other_commands_change_is_followed(make_crew: Callable[..., Crew]) 
         looked.append(crew.replicas.experts)
 
     async def work() -> None:
-        crew.replicas.changed = changed
+        crew.replicas.versions.serve(asyncio.Lock(), changed)
         crew.stamps = {"june": 2, "new": 1}
         await until(lambda: looked)
         assert looked == [("june", "new")]

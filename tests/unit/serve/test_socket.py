@@ -149,7 +149,7 @@ def test_an_answer_is_broken_off_when_its_client_leaves(start: Callable[..., Run
     wait_until(lambda: engine.running == 0)
     wait_until(lambda: len(running.asker.server.decisions.last(10)) == 1)
     assert running.asker.server.decisions.last(1)[0]["outcome"] == "broken off"
-    assert running.asker.server.traffic._number == 0
+    assert running.asker.server.traffic.number == 0
 
 
 def test_a_request_that_was_accepted_is_finished_when_the_server_ends(start: Callable[..., Running]) -> None:

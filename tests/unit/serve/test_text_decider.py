@@ -16,6 +16,7 @@ from lorary.library.store import Library
 from lorary.model import features as features_module
 from lorary.model.attach import attach
 from lorary.route.setting import Routing
+from lorary.serve import versions
 from lorary.serve.engine import Job
 from lorary.serve.text_decider import TextDecider
 
@@ -85,3 +86,24 @@ def test_routers_that_need_the_base_are_refused(library: Library, tiny_tokenizer
         decider.check(Routing.of("task-predictor", features="text"))
     with pytest.raises(UsageError, match="answers nothing"):
         decider.submit(Job((1,), Routing.of("base"), 1))
+
+
+def test_what_other_commands_change_is_decided_with(
+    library: Library, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "LOOK_S", 0.01)
+    decider = TextDecider(library, tiny_tokenizer)
+
+    async def work() -> None:
+        await decider.start()
+        Library.open(library.path).remove("b")
+        async with asyncio.timeout(20):
+            while "b" in decider.experts:
+                await asyncio.sleep(0.005)
+        (decision,) = await decider.decide(Routing.of("retrieval", top_k=1, features="text"), [(5, 6)])
+        assert {name for name, _ in decision.scores} == {"a", "c"}
+        await decider.unseat("c")  # before it leaves the library
+        assert decider.experts == ("a", "zero")
+        await decider.stop(drain=0)
+
+    asyncio.run(work())
