@@ -17,6 +17,12 @@ from lorary.train.executor import Executor
 from lorary.train.process_pool import ProcessExecutor, worker_devices
 
 
+@pytest.fixture(autouse=True)
+def findable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers find what this process finds by its path, and pytest finds the tests without one."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[3])
+
+
 def places(folder: Path, *names: str) -> list[Sequence[str]]:
     return [(folder / name).read_text().split() for name in names]
 
