@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 from lorary.caching import cache_folder
@@ -18,7 +19,7 @@ from lorary.remote.opening import open_remote
 from lorary.remote.place import Place, parse_place
 from lorary.remote.pull import ARRIVING, Arrived, PullResult, check_entry, fetch
 from lorary.remote.push import KEPT
-from lorary.remote.remotes import Head, Remote, no_library
+from lorary.remote.remotes import Head, Remote, moved_to, no_library
 from lorary.remote.state import State, write_state
 
 
@@ -115,11 +116,8 @@ def _clone(remote: Remote, head: Head, target: Path, *, results: bool, read_only
                 write_file(made / REMOTE / READ_ONLY, remote.place.url.encode())
             _rename(made, target)
     shutil.rmtree(aside, ignore_errors=True)
-    traffic = remote.traffic
-    return PullResult(
-        str(target), remote.place.url, head.snapshot, sorted(adapters_of(entries)), [],
-        traffic.requests, traffic.sent, traffic.received,
-    )  # fmt: skip
+    moved = moved_to(target, remote, head.snapshot, [])
+    return PullResult(**asdict(moved), received=sorted(adapters_of(entries)))
 
 
 def _rename(made: Path, target: Path) -> None:

@@ -21,6 +21,7 @@ class FilesystemStore:
 
     Raises:
         UsageError: if it knows no such scheme, or lacks the package for it.
+        LibraryError: if it connects at once and gets no answer.
     """
 
     def __init__(self, place: Place, traffic: Traffic) -> None:
@@ -32,6 +33,12 @@ class FilesystemStore:
                 "the URL of a remote library must have a scheme that can be read",
                 found=f"{place.scheme}://: {hide(str(error))}",
                 remedy="s3://, gs://, az://, hf://, a folder, or install the package that fsspec needs for it",
+            ) from None
+        except Exception as error:  # some connect at once, and each has errors of its own
+            raise LibraryError(
+                f"{self._where} must answer",
+                found=hide(f"{type(error).__name__}: {error}"),
+                remedy="check the URL and the network, then repeat the command",
             ) from None
         self._filesystem: Any = filesystem
         self._root = str(root).rstrip("/")
@@ -67,11 +74,7 @@ class FilesystemStore:
         self._refuse()
 
     def _refuse(self) -> NoReturn:
-        raise LibraryError(
-            f"{self._where} must be at a store that can put an object on condition, to be pushed to",
-            found="a place that is only read",
-            remedy="push to s3://, gs://, az://, hf:// or a folder",
-        )
+        raise only_read(self._where)
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
@@ -85,3 +88,12 @@ class FilesystemStore:
             ) from None
         except Exception as error:  # each file system has errors of its own
             raise TransientError(hide(f"{type(error).__name__}: {error}")) from None
+
+
+def only_read(where: str) -> LibraryError:
+    """The error for a push to a place where nothing can be put on condition."""
+    return LibraryError(
+        f"{where} must be at a store that can put an object on condition, to be pushed to",
+        found="a place that is only read",
+        remedy="push to s3://, gs://, az://, hf:// or a folder",
+    )

@@ -1,7 +1,7 @@
 """Pulling from a remote: what changed there comes into a library, checked, unless it changed here too."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lorary.display import Display
@@ -21,7 +21,7 @@ from lorary.remote.entries import LIBRARY, Entries, FileRecord, adapters_of, che
 from lorary.remote.joining import agreed_after, check_conflicts, join
 from lorary.remote.opening import open_remote
 from lorary.remote.push import KEPT, place_of
-from lorary.remote.remotes import Remote, no_library
+from lorary.remote.remotes import Moved, Remote, moved_to, no_library
 from lorary.remote.results import append_results, joined, read_results
 from lorary.remote.scan import Scan, scan
 from lorary.remote.state import read_state, write_state
@@ -30,29 +30,15 @@ from lorary.remote.whole import check_base
 ARRIVING = "arriving"
 
 
-@dataclass(frozen=True)
-class PullResult:
+@dataclass(frozen=True, kw_only=True)
+class PullResult(Moved):
     """What a pull or a clone did.
 
     Args:
-        library: its folder.
-        url: of the remote.
-        snapshot: digest of what was pulled.
         received: adapters that are new here, or changed.
-        removed: adapters that are here no more.
-        requests: number of requests that the remote answered.
-        bytes_sent: of content.
-        bytes_received: of content.
     """
 
-    library: str
-    url: str
-    snapshot: str
     received: list[str]
-    removed: list[str]
-    requests: int
-    bytes_sent: int
-    bytes_received: int
 
 
 def pull_library(
@@ -117,11 +103,8 @@ def pull_library(
         state.origin = place.root
         write_state(library.path, state)
         arrivals.clear()
-    traffic = remote.traffic
-    return PullResult(
-        str(library.path), place.url, head.snapshot, sorted(adapters_of(new)), gone,
-        traffic.requests, traffic.sent, traffic.received,
-    )  # fmt: skip
+    moved = moved_to(library.path, remote, head.snapshot, gone)
+    return PullResult(**asdict(moved), received=sorted(adapters_of(new)))
 
 
 def fetch(

@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from lorary.remote.entries import LIBRARY, Entries, FileRecord, adapters_of, che
 from lorary.remote.joining import agreed_after, check_conflicts, join
 from lorary.remote.opening import open_remote
 from lorary.remote.place import MAIN, Place, parse_place
-from lorary.remote.remotes import Head, Push, Remote
+from lorary.remote.remotes import Head, Moved, Push, Remote, moved_to
 from lorary.remote.results import joined, read_results
 from lorary.remote.scan import Scan, scan
 from lorary.remote.state import read_state, write_state
@@ -28,29 +28,15 @@ ATTEMPTS = 30
 KEPT = "index"
 
 
-@dataclass(frozen=True)
-class PushResult:
+@dataclass(frozen=True, kw_only=True)
+class PushResult(Moved):
     """What a push did.
 
     Args:
-        library: its folder.
-        url: of the remote.
-        snapshot: digest of what the ref names now.
         sent: adapters that are new there, or changed.
-        removed: adapters that are there no more.
-        requests: number of requests that the remote answered.
-        bytes_sent: of content.
-        bytes_received: of content.
     """
 
-    library: str
-    url: str
-    snapshot: str
     sent: list[str]
-    removed: list[str]
-    requests: int
-    bytes_sent: int
-    bytes_received: int
 
 
 def push_library(
@@ -85,7 +71,7 @@ def push_library(
     place = place_of(library.path, url)
     if place.is_digest:
         raise UsageError("a push must go to main or make a name", found=f"the digest {place.ref[:12]}...")
-    remote, display = open_remote(place), Display()
+    remote, display = open_remote(place, to_write=True), Display()
     display.say(f"push: reading {library.path}")
     with transfer_lock(library.path):
         check_tree(library.path / REMOTE)
@@ -100,11 +86,8 @@ def push_library(
         write_state(library.path, state)
     new, old = adapters_of(there), adapters_of(before)
     sent = [name for name, files in new.items() if old.get(name) != files]
-    traffic = remote.traffic
-    return PushResult(
-        str(library.path), place.url, snapshot, sent, sorted(set(old) - set(new)),
-        traffic.requests, traffic.sent, traffic.received,
-    )  # fmt: skip
+    moved = moved_to(library.path, remote, snapshot, sorted(set(old) - set(new)))
+    return PushResult(**asdict(moved), sent=sent)
 
 
 def place_of(library: Path, url: str | None) -> Place:

@@ -1,6 +1,7 @@
 """What every remote can do, whether it holds objects or a repository."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -90,6 +91,38 @@ class Remote(Protocol):
     def name(self, ref: str, snapshot: str) -> None:
         """Give a snapshot a name that never moves; `StaleError` if it names another one already."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """What a push, a pull or a clone did.
+
+    Args:
+        library: its folder.
+        url: of the remote.
+        snapshot: digest of what lies there.
+        removed: adapters that are no more where it went.
+        requests: number of requests that the remote answered.
+        bytes_sent: of content.
+        bytes_received: of content.
+    """
+
+    library: str
+    url: str
+    snapshot: str
+    removed: list[str]
+    requests: int
+    bytes_sent: int
+    bytes_received: int
+
+
+def moved_to(library: Path, remote: "Remote", snapshot: str, removed: list[str]) -> Moved:
+    """What was moved between a library and a remote so far; see `Moved`."""
+    traffic = remote.traffic
+    return Moved(
+        library=str(library), url=remote.place.url, snapshot=snapshot, removed=removed,
+        requests=traffic.requests, bytes_sent=traffic.sent, bytes_received=traffic.received,
+    )  # fmt: skip
 
 
 def no_library(place: Place) -> LibraryError:

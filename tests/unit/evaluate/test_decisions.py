@@ -9,8 +9,10 @@ import torch
 
 from lorary.evaluate.decisions import asks_base, decide, decides_once
 from lorary.model.attach import routing
-from lorary.model.features import hidden_embedding, prompt_vectors
+from lorary.model.fallback import Evidence
+from lorary.model.features import hidden_embedding, last_vectors, prompt_vectors
 from lorary.model.prepare import prepare
+from lorary.model.seating import seating
 from lorary.route.setting import Routing
 
 Make = Callable[..., Any]
@@ -94,3 +96,14 @@ def test_a_sentence_says_what_was_decided_and_by_which_rule(routed: Any) -> None
     assert kept.sentence(auto).startswith("auto, by discriminant: a 100% (score ")
     assert lost.sentence(auto).startswith("auto, by discriminant: no expert fits, and the mean of all experts answers")
     assert "the base answers" in lost.of_base().sentence(auto)
+
+
+def test_evidence_is_followed_where_no_expert_fits_and_nowhere_else(routed: Any) -> None:
+    """Its pass reads all rows of a batch; what it says of those that an expert fits depends on their company."""
+    with routing(routed, "base"):
+        vectors = last_vectors(routed, PROMPTS[:3])
+    seating(routed).evidence = Evidence(vectors, torch.full((3,), 9.0))
+    with routing(routed, "auto"):
+        decisions = decide(routed, PROMPTS[:3])
+    assert [decision.is_lost for decision in decisions] == [False, False, True]
+    assert [decision.prefers_mean for decision in decisions] == [False, False, True]

@@ -65,6 +65,8 @@ def test_another_thread_s_pass_through_the_same_layers_goes_on(model: Any) -> No
     expected, others = model.model(input_ids=IDS).last_hidden_state, list[Tensor]()
 
     def look(_hidden: Tensor) -> bool:
+        assert threading.current_thread() is threading.main_thread()
+
         def run() -> None:
             with torch.no_grad():
                 others.append(model.model(input_ids=IDS).last_hidden_state)

@@ -29,3 +29,11 @@ def test_a_library_is_cloned_from_it_and_not_pushed_to_it(make_library: MakeLibr
         push_library(library.path, "memory://elsewhere")
     with pytest.raises(UsageError, match="a scheme that can be read"):
         clone_library("nonsense://some/remote", tmp_path / "none")
+
+
+def test_a_place_that_connects_at_once_and_gets_no_answer_is_named(make_library: MakeLibrary, tmp_path: Path) -> None:
+    library, nobody = make_library("lib", a=1.0), "ftp://127.0.0.1:9/lib"
+    with pytest.raises(LibraryError, match=f"{nobody} must answer\nfound: ConnectionRefusedError"):
+        clone_library(nobody, tmp_path / "copy")
+    with pytest.raises(LibraryError, match="a place that is only read"):
+        push_library(library.path, nobody)
