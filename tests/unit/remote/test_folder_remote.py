@@ -272,6 +272,18 @@ def test_what_arrives_damaged_is_refused_and_nothing_is_installed(
     assert not (tmp_path / "copy").exists()
 
 
+def test_an_index_of_another_hash_is_refused_although_it_can_be_read(
+    make_library: MakeLibrary, tmp_path: Path, url: str
+) -> None:
+    library = make_library("lib", a=1.0, b=2.0)
+    push_library(library.path, url)
+    (page,) = (path for path in Path(url, "objects").iterdir() if b'"adapters/a"' in path.read_bytes())
+    page.write_bytes(page.read_bytes().replace(b'"adapters/a"', b'"adapters/c"'))
+    with pytest.raises(LibraryError, match="an object of sha256"):
+        clone_library(url, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
 def write_remote(url: str, entries: dict[str, Any]) -> None:
     """A remote of whatever entries."""
     objects = Path(url, "objects")
