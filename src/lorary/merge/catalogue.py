@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorary.adapter import LoraFactors
+from lorary.adapter import LoraFactors, check_low_rank
 from lorary.merge.core_space import core_space, factors_of_core
 from lorary.merge.dare import dare, dare_ties
 from lorary.merge.isotropic import iso_c, iso_cts
@@ -77,6 +77,10 @@ METHODS: Mapping[str, InCore | OnUpdates | OnFactors] = {
 }
 
 
+# Those that sum updates, whatever they are: the biases beside them add up likewise.
+SUMS = ("mean", "concat")
+
+
 def merge_adapters(
     method: str,
     adapters: Mapping[str, Modules],
@@ -101,9 +105,25 @@ def merge_adapters(
         Factors by path, and what the rank left out of them.
 
     Raises:
-        AdapterError: if shapes differ, or ranks where factors are summed.
+        AdapterError: if shapes differ, or ranks where factors are summed; or if an adapter has a bias or a magnitude
+            (DoRA) beside its factors, except for sums, which take biases, and one DoRA alone as it is.
     """
     by_adapter = torch.tensor(list(weights), dtype=torch.float64)
+    if (
+        len(adapters) == 1
+        and _has_magnitude(next(iter(adapters.values())))
+        and method in SUMS
+        and float(by_adapter[0]) == 1
+        and rank is None
+    ):
+        modules_alone = dict(next(iter(adapters.values())))
+        return Truncated(modules_alone, 0.0, dict.fromkeys(modules_alone, 0.0))
+    for name, factors in adapters.items():
+        check_low_rank(
+            name, factors, f"be merged by '{method}'", may_have_bias=method in SUMS,
+            remedy="route to it, or give it alone at weight 1" if _has_magnitude(factors)
+            else "merge it by concat or mean, which add biases up",
+        )  # fmt: skip
     way, modules = METHODS[method], list(adapters.values())
     if isinstance(way, OnUpdates):
         return _on_updates(way, adapters, by_adapter, rank, seed, options)
@@ -113,6 +133,10 @@ def merge_adapters(
         whole = {path: _in_core(way, layer, by_adapter, options) for path, layer in mixed_layers(modules).items()}
     largest = max(factors.rank for factors in whole.values())
     return truncate(whole, rank or largest, next(iter(whole.values())).scaling)
+
+
+def _has_magnitude(modules: Modules) -> bool:
+    return any(factors.magnitude is not None for factors in modules.values())
 
 
 def _in_core(way: InCore, layer: MixedLayer, weights: Tensor, options: Mapping[str, Any]) -> LoraFactors:
