@@ -109,21 +109,10 @@ def merge_adapters(
             (DoRA) beside its factors, except for sums, which take biases, and one DoRA alone as it is.
     """
     by_adapter = torch.tensor(list(weights), dtype=torch.float64)
-    if (
-        len(adapters) == 1
-        and _has_magnitude(next(iter(adapters.values())))
-        and method in SUMS
-        and float(by_adapter[0]) == 1
-        and rank is None
-    ):
-        modules_alone = dict(next(iter(adapters.values())))
-        return Truncated(modules_alone, 0.0, dict.fromkeys(modules_alone, 0.0))
-    for name, factors in adapters.items():
-        check_low_rank(
-            name, factors, f"be merged by '{method}'", may_have_bias=method in SUMS,
-            remedy="route to it, or give it alone at weight 1" if _has_magnitude(factors)
-            else "merge it by concat or mean, which add biases up",
-        )  # fmt: skip
+    if method in SUMS and rank is None and _is_one_dora(adapters) and float(by_adapter[0]) == 1:
+        (alone,) = adapters.values()
+        return Truncated(dict(alone), 0.0, dict.fromkeys(alone, 0.0))
+    _check_parts(method, adapters)
     way, modules = METHODS[method], list(adapters.values())
     if isinstance(way, OnUpdates):
         return _on_updates(way, adapters, by_adapter, rank, seed, options)
@@ -137,6 +126,18 @@ def merge_adapters(
 
 def _has_magnitude(modules: Modules) -> bool:
     return any(factors.magnitude is not None for factors in modules.values())
+
+
+def _is_one_dora(adapters: Mapping[str, Modules]) -> bool:
+    return len(adapters) == 1 and all(map(_has_magnitude, adapters.values()))
+
+
+def _check_parts(method: str, adapters: Mapping[str, Modules]) -> None:
+    """Refuse adapters with parts beside their factors that a method would leave out."""
+    for name, modules in adapters.items():
+        alone = "give it alone, at weight 1 and without --rank, or route to it"
+        remedy = alone if _has_magnitude(modules) else "merge it by concat or mean, which sum biases"
+        check_low_rank(name, modules, f"be merged by '{method}'", remedy=remedy, may_have_bias=method in SUMS)
 
 
 def _in_core(way: InCore, layer: MixedLayer, weights: Tensor, options: Mapping[str, Any]) -> LoraFactors:
