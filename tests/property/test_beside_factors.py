@@ -227,28 +227,39 @@ def test_layers_of_plain_experts_keep_nothing_for_others(tiny_model: Make, rando
     assert not any(layer.lora.has_beside for layer in seating(model).layers.values())
 
 
-def test_plans_that_read_factors_alone_step_aside(
-    tiny_model: Make, random_adapter: Make, route: Make, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("router", ["arrow", "lag", "norm", "projection"])
+@pytest.mark.parametrize("rows", [1, 24])
+def test_compiled_code_leaves_nothing_out(
+    tiny_model: Make, random_adapter: Make, route: Make, router: str, rows: int
 ) -> None:
+    ids = torch.randint(1, 300, (rows, 1 if rows == 1 else 9), generator=seeded(1))
     model = a_base(tiny_model, torch.float32)
     experts = experts_of(random_adapter, model)
-    expected = logits(route(model, experts, top_k=1))
+    route(model, experts, router=router, top_k=2, candidates=4)
+    alone = logits(model, ids)
+    with trace(model) as traced:
+        seen = inputs_and_outputs(model, ids)
+    with trace(model):
+        assert torch.equal(logits(model, ids), alone)
+    assert all(layer.lora.at_once is None for layer in seating(model).layers.values())
+    for path, (x, output) in seen.items():
+        weights = traced.weights(path).flatten(0, 1)
+        expected = by_hand(model, path, x, weights, experts)
+        assert (output - expected).abs().max() < 1e-5 * expected.abs().max()
 
+
+def test_the_fused_plan_steps_aside(
+    tiny_model: Make, random_adapter: Make, route: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_args: object) -> Tensor:
         raise AssertionError("a plan that knows factors alone")
 
+    model = a_base(tiny_model, torch.float32)
+    expected = logits(route(model, experts_of(random_adapter, model), top_k=1))
     for layer in seating(model).layers.values():
         layer.lora.is_fused = True
     monkeypatch.setattr("lorary.lora.gated.is_fusable", lambda *_args: True)
-    monkeypatch.setattr(GatedLora, "_compiled_at_once", refuse)
-    monkeypatch.setattr("lorary.lora.plans.compiled", refuse)
-    monkeypatch.setattr(GatedLora, "_fused", lambda *_args: refuse())
-    with_beside = {path for path, layer in seating(model).layers.items() if layer.lora.has_beside}
-    for path, layer in seating(model).layers.items():
-        if path not in with_beside:
-            layer.lora.is_fused = False
-            monkeypatch.setattr(layer.lora, "_compiled_at_once", None, raising=False)
-    assert with_beside == set(seating(model).layers)
+    monkeypatch.setattr(GatedLora, "_fused", refuse)
     assert torch.equal(logits(model), expected)
 
 

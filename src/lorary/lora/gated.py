@@ -247,7 +247,8 @@ class GatedLora(nn.Module):
             delta = plans.dense(z, chosen, self.up, self.expert_of_rank, self.num_experts, self.mix, self.general)
             return _plus(output, self._with_beside(delta, output, chosen))
         if is_compiled and not chosen.weights.requires_grad:  # else the gate is trained
-            return plans.compiled(tokens, chosen, self.down, self.up, self.starts, z, output)
+            total = plans.compiled(tokens, chosen, self.down, self.up, self.starts, z, output)
+            return self._total_with_beside(total, output, chosen)
         delta = plans.gathered(tokens, chosen, self.down, self.up, self.rank_index)
         return _plus(output, self._with_beside(delta, output, chosen))
 
@@ -262,9 +263,16 @@ class GatedLora(nn.Module):
         offset, gain = (rows if rows is None else plans.mixed_rows(chosen, rows) for rows in (self.offset, self.gain))
         return plans.beside(delta, output, offset, gain)
 
+    def _total_with_beside(self, total: Tensor, output: Tensor, chosen: Chosen) -> Tensor:
+        """The same, given the layer's output with what their factors do."""
+        if not self.has_beside:
+            return total
+        delta = total.reshape(-1, total.shape[-1]).to(self.up.dtype)
+        return self._with_beside(delta, output, chosen).view(output.shape).to(output.dtype)
+
     def _is_compiled(self, gate: Gate, tokens: Tensor, output: Tensor) -> bool:
         """Whether compiled code may apply the experts: nobody follows them, and dense products would not be faster."""
-        if torch.compiler.is_compiling() or not self._is_plain or self.has_beside:
+        if torch.compiler.is_compiling() or not self._is_plain:
             return False
         if not (is_native(tokens) and is_native(self.down) and is_native(self.up)):
             return False
@@ -275,12 +283,14 @@ class GatedLora(nn.Module):
         return is_sparse and gate.most <= MOST_CHOSEN
 
     def _compiled_at_once(self, quick: Quick, tokens: Tensor, leading: torch.Size, output: Tensor) -> Tensor:
-        route = self.at_once = NativeRoute(quick, self.down, self.up, self.starts)
-        chosen = route.room(len(tokens)) if self.recorders else None
+        route = NativeRoute(quick, self.down, self.up, self.starts)
+        self.at_once = None if self.has_beside else route  # it adds what the factors do, and no more
+        chosen = route.room(len(tokens)) if self.recorders or self.has_beside else None
         total = plans.compiled_at_once(route, tokens, output, chosen)
-        if chosen is not None:
-            self._record(chosen, leading)
-        return total
+        if chosen is None:
+            return total
+        self._record(chosen, leading)
+        return self._total_with_beside(total, output, chosen)
 
     def _is_gathered(self, gate: Gate, num_tokens: int) -> bool:
         """Whether the ranks of the chosen, read for each token, are fewer than all that there are."""
