@@ -270,6 +270,37 @@ def test_a_layer_whose_weight_cannot_be_read_is_refused_by_name(
         beside_of(layer, path, "one", zero)
 
 
+class Halves(torch.Tensor):
+    """Stands for a quantised weight that looks like a matrix of floats: it holds half of what it means."""
+
+    def dequantize(self) -> Tensor:
+        return self.as_subclass(Tensor) * 2
+
+
+def test_a_quantised_weight_that_can_be_read_is_what_its_layer_multiplies_with(
+    base: Callable[[], Any], random_adapter: Make, generator: torch.Generator
+) -> None:
+    class Dequantising(torch.nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return torch.nn.functional.linear(input, self.weight.dequantize(), self.bias)
+
+    path = "model.layers.0.self_attn.q_proj"
+    plain = base().get_submodule(path)
+    factors = as_dora(random_adapter(base(), "one", generator), base(), generator).modules[path]
+    expected = beside_of(plain, path, "one", factors)
+    for kind in (Dequantising, torch.nn.Linear):
+        layer = kind(plain.in_features, plain.out_features, bias=True)
+        layer.load_state_dict(plain.state_dict())
+        layer.weight = torch.nn.Parameter((plain.weight / 2).as_subclass(Halves), requires_grad=False)
+        if kind is Dequantising:
+            for part, whole in zip(beside_of(layer, path, "one", factors), expected, strict=True):
+                assert part is not None and whole is not None
+                assert torch.equal(part, whole)
+            continue
+        with pytest.raises(AdapterError, match="something else than weight @ x"):
+            beside_of(layer, path, "one", factors)  # it multiplies by the halves
+
+
 def test_a_dora_that_peft_trained_keeps_its_state_over_steps(base: Callable[[], Any], tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

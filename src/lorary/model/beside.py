@@ -87,18 +87,24 @@ def base_weight(layer: nn.Module, path: str, name: str) -> Tensor:
     Raises:
         AdapterError: if it cannot be read: it is quantised or lies elsewhere, or the layer computes in another way.
     """
-    shape, weight = linear_shape(layer), getattr(layer, "weight", None)
-    is_conv1d = hasattr(layer, "nx")
+    shape, stored = linear_shape(layer), getattr(layer, "weight", None)
     found = f"a {type(layer).__name__} without one"
-    if isinstance(weight, Tensor):
-        weight = plain_tensor(weight)
+    if isinstance(stored, Tensor) and stored.is_meta:
+        found = "it is offloaded"
+    elif isinstance(stored, Tensor):
+        weight = plain_tensor(stored)
+        is_conv1d, is_packed = hasattr(layer, "nx"), type(stored).dequantize is not Tensor.dequantize
         matrix = weight.mT if is_conv1d else weight
         found = f"a {type(weight).__name__} {weight.dtype} {tuple(weight.shape)} of a {type(layer).__name__}"
-        is_read = type(weight) in (Tensor, nn.Parameter) and weight.dtype in FLOAT_DTYPES
-        if weight.is_meta:
-            found = "it is offloaded"
-        elif is_read and shape is not None and matrix.shape == shape[::-1]:
-            if type(layer) is nn.Linear or is_conv1d or _multiplies_by(layer, matrix):
+        if (
+            type(weight) is Tensor
+            and weight.dtype in FLOAT_DTYPES
+            and shape is not None
+            and matrix.shape == shape[::-1]
+        ):
+            if not is_packed and (type(layer) is nn.Linear or is_conv1d):
+                return matrix
+            if _multiplies_by(layer, matrix):
                 return matrix
             found = f"a {type(layer).__name__}, which computes something else than weight @ x + bias"
     raise AdapterError(
@@ -128,5 +134,5 @@ def _row_norms(weight: Tensor, factors: LoraFactors) -> Tensor:
     lora_a, lora_b = factors.lora_a.to(device).double(), factors.lora_b.to(device).double() * factors.scaling
     step = max(1, _MOST_NUMBERS // weight.shape[1])
     parts = zip(weight.split(step), lora_b.split(step), strict=True)
-    norms = [torch.linalg.vector_norm(part.to(device).double() + up @ lora_a, dim=1) for part, up in parts]
+    norms = [torch.linalg.vector_norm(torch.addmm(part.to(device).double(), up, lora_a), dim=1) for part, up in parts]
     return torch.cat(norms).cpu()

@@ -355,8 +355,8 @@ class _Stack:
                     widen(facts.outputs.flatten(0, 1), width).view(*rank_index.shape, width).to(outputs)
                 )
         expert_of_rank = torch.arange(experts).repeat_interleave(self.ranks)
-        on_device = [m if m is None else m.to(self.device) for m in (self.down, self.up, expert_of_rank, offset, gain)]
-        lora = GatedLora(*on_device)
+        lora = GatedLora(self.down.to(self.device), self.up.to(self.device), expert_of_rank.to(self.device))
+        lora.set_beside(*(matrix if matrix is None else matrix.to(self.device) for matrix in (offset, gain)))
         # These stay where they were computed: a router takes what it reads to the layer's device.
         return SeatedLayer(
             experts=self.experts,
