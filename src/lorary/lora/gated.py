@@ -14,7 +14,7 @@ from lorary.lora.gate import Gate, LayerInput
 from lorary.lora.general_subtraction import DeltaSubtraction
 from lorary.ops.choose import Chosen, Mix
 from lorary.ops.growable import append_rows, remove_rows
-from lorary.ops.native import FEW_TOKENS, MOST_CHOSEN, NativeRoute, Quick, is_native, is_watched
+from lorary.ops.native import FEW_TOKENS, MOST_CHOSEN, NativeMix, NativeRoute, Quick, is_native, is_watched
 
 # The choice of fewer than one in so many experts is applied by itself; of more, all are computed.
 SPARSE = 2
@@ -78,7 +78,7 @@ class GatedLora(nn.Module):
         self.general: nn.Module | None = None
         self.num_fixed = 0
         self.is_fused = False
-        self.at_once: NativeRoute | None = None
+        self.at_once: NativeMix | NativeRoute | None = None
         self.recorders: list[Callable[[Tensor], None]] = []
         self.held: dict[int, GatedLora] = {}
         self.is_open = True
@@ -182,9 +182,9 @@ class GatedLora(nn.Module):
         lora = innermost(self.held, self) if self.held else self
         if lora is not self:
             self._lend(lora)
-        if lora._is_at_once(x, output):
-            assert lora.at_once is not None
-            return lora.at_once(x, output)
+        at_once = lora.at_once  # looked up once: another thread may put its own there
+        if at_once is not None and lora._is_right(at_once, x, output):
+            return at_once(x, output)
         return lora._add(x, output)
 
     def _add(self, x: Tensor, output: Tensor) -> Tensor:
@@ -200,16 +200,26 @@ class GatedLora(nn.Module):
         tokens = tokens.to(self.down.dtype)
         if gate is not None:
             return self._routed(gate, tokens, x.shape[:-1], output)
-        return output if self.fixed_by_rank is None or not self.num_fixed else self._fixed(tokens, output)
+        if self.fixed_by_rank is None or not self.num_fixed:
+            return output
+        return self._fixed(tokens, x.shape[:-1], output)
 
-    def _is_at_once(self, x: Tensor, output: Tensor) -> bool:
-        if self.at_once is None or self.recorders:
+    def _is_right(self, at_once: NativeMix | NativeRoute, x: Tensor, output: Tensor) -> bool:
+        if self.recorders or at_once.down is not self._buffers["down"]:
+            return False
+        decided = self.fixed if self.gate is None else self.gate.decided
+        if isinstance(at_once, NativeMix) and not at_once.is_of(decided, x):
             return False
         up = self._buffers["up"]
         assert up is not None
-        return self.at_once.down is self._buffers["down"] and self.at_once.takes(x, output, up)
+        return at_once.takes(x, output, up)
 
-    def _fixed(self, tokens: Tensor, output: Tensor) -> Tensor:
+    def _fixed(self, tokens: Tensor, leading: torch.Size, output: Tensor) -> Tensor:
+        is_bare = not (self.recorders or self.has_beside)
+        if is_bare and len(tokens) <= FEW_TOKENS and self._is_compiled(self.num_fixed, tokens, output):
+            assert self.fixed is not None
+            chosen = Chosen(*(part.repeat(len(tokens), 1) for part in Chosen.of(self.fixed)))
+            return self._mixed_at_once(chosen, self.fixed, tokens.contiguous(), leading, output)
         down, up, by_rank = self.fixed_down, self.fixed_up, self.fixed_by_rank
         assert by_rank is not None
         down, up = (self.down[: self.num_ranks], self.up) if down is None or up is None else (down, up)
@@ -230,10 +240,11 @@ class GatedLora(nn.Module):
         return expand(z, *chosen, self.up, self.expert_of_rank, base).view(output.shape)
 
     def _routed(self, gate: Gate, tokens: Tensor, leading: torch.Size, output: Tensor) -> Tensor:
-        is_compiled = self._is_compiled(gate, tokens, output)
+        quick = None if torch.compiler.is_compiling() else gate.quick
+        is_compiled = self._is_compiled(gate.most, tokens, output, *(quick[:2] if quick else ()))
         if is_compiled:
             tokens = tokens.contiguous()
-            if (quick := gate.quick) is not None:
+            if quick is not None:
                 quick = quick._replace(score_rows=self.prototypes) if gate.reads_prototypes else quick
                 return self._compiled_at_once(quick, tokens, leading, output)
         is_dense = not (is_compiled or self._is_gathered(gate, len(tokens)))
@@ -247,6 +258,9 @@ class GatedLora(nn.Module):
             delta = plans.dense(z, chosen, self.up, self.expert_of_rank, self.num_experts, self.mix, self.general)
             return _plus(output, self._with_beside(delta, output, chosen))
         if is_compiled and not chosen.weights.requires_grad:  # else the gate is trained
+            decided = None if self.has_beside else gate.decided
+            if decided is not None and len(tokens) <= FEW_TOKENS:
+                return self._mixed_at_once(chosen, decided, tokens, leading, output)
             total = plans.compiled(tokens, chosen, self.down, self.up, self.starts, z, output)
             return self._total_with_beside(total, output, chosen)
         delta = plans.gathered(tokens, chosen, self.down, self.up, self.rank_index)
@@ -270,17 +284,23 @@ class GatedLora(nn.Module):
         delta = total.reshape(-1, total.shape[-1]).to(self.up.dtype)
         return self._with_beside(delta, output, chosen).view(output.shape).to(output.dtype)
 
-    def _is_compiled(self, gate: Gate, tokens: Tensor, output: Tensor) -> bool:
+    def _mixed_at_once(
+        self, chosen: Chosen, decided: object, tokens: Tensor, leading: torch.Size, output: Tensor
+    ) -> Tensor:
+        chosen = Chosen(*(part.contiguous() for part in chosen))
+        self.at_once = NativeMix(chosen, decided, leading, self.down, self.up, self.starts)
+        return plans.compiled(tokens, chosen, self.down, self.up, self.starts, None, output)
+
+    def _is_compiled(self, most: int, tokens: Tensor, output: Tensor, *more: Tensor | None) -> bool:
         """Whether compiled code may apply the experts: nobody follows them, and dense products would not be faster."""
         if torch.compiler.is_compiling() or not self._is_plain:
             return False
         if not (is_native(tokens) and is_native(self.down) and is_native(self.up)):
             return False
-        quick = gate.quick
-        if not output.is_cpu or is_watched(tokens, output, self.down, self.up, *(quick[:2] if quick else ())):
+        if not output.is_cpu or is_watched(tokens, output, self.down, self.up, *more):
             return False
-        is_sparse = gate.most * SPARSE <= self.num_experts or len(tokens) <= FEW_TOKENS
-        return is_sparse and gate.most <= MOST_CHOSEN
+        is_sparse = most * SPARSE <= self.num_experts or len(tokens) <= FEW_TOKENS
+        return is_sparse and most <= MOST_CHOSEN
 
     def _compiled_at_once(self, quick: Quick, tokens: Tensor, leading: torch.Size, output: Tensor) -> Tensor:
         route = NativeRoute(quick, self.down, self.up, self.starts)

@@ -96,12 +96,8 @@ def base_weight(layer: nn.Module, path: str, name: str) -> Tensor:
         is_conv1d, is_packed = hasattr(layer, "nx"), type(stored).dequantize is not Tensor.dequantize
         matrix = weight.mT if is_conv1d else weight
         found = f"a {type(weight).__name__} {weight.dtype} {tuple(weight.shape)} of a {type(layer).__name__}"
-        if (
-            type(weight) is Tensor
-            and weight.dtype in FLOAT_DTYPES
-            and shape is not None
-            and matrix.shape == shape[::-1]
-        ):
+        is_read = type(weight) is Tensor and weight.dtype in FLOAT_DTYPES
+        if is_read and shape is not None and matrix.shape == shape[::-1]:
             if not is_packed and (type(layer) is nn.Linear or is_conv1d):
                 return matrix
             if _multiplies_by(layer, matrix):
