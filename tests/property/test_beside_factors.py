@@ -248,6 +248,28 @@ def test_compiled_code_leaves_nothing_out(
         assert (output - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [{"experts": {"b": 0.5, "c": -1.5}}, "uniform", {"router": "projection", "per": "request", "top_k": 2}],
+    ids=str,
+)
+def test_decoding_by_what_is_decided_leaves_nothing_out(
+    tiny_model: Make, random_adapter: Make, route: Make, setting: Any
+) -> None:
+    steps = {}
+    for dtype in (torch.float32, torch.float64):  # compiled code knows float32 alone
+        model = a_base(tiny_model, dtype)
+        route(model, experts_of(random_adapter, model), top_k=2)
+        with routing(model, setting), torch.no_grad():
+            output = model(input_ids=IDS[:, :5], use_cache=True)
+            steps[dtype] = []
+            for at in range(5, 9):  # the second step is the first that takes what the one before made ready
+                output = model(input_ids=IDS[:, at : at + 1], past_key_values=output.past_key_values, use_cache=True)
+                steps[dtype].append(output.logits.double())
+    found, expected = (torch.stack(steps[dtype]) for dtype in (torch.float32, torch.float64))
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
 def test_the_fused_plan_steps_aside(
     tiny_model: Make, random_adapter: Make, route: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
