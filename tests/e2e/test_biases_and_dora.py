@@ -188,6 +188,12 @@ def test_auto_routes_a_mixed_library_without_a_warning(
     # Each row is answered by one expert, or by what all have in common.
     for row in range(len(IDS)):
         assert min(float((routed[row] - other[row]).abs().max()) for other in alone) < 1e-4
+    settings = StaticSettings(experts=("b",))
+    exported = export_static(library, tmp_path / "whole", "transformers", settings, str(tiny_base_folder))
+    assert exported.difference is not None
+    assert exported.difference < 1e-5
+    whole = lorary.load_base(str(tmp_path / "whole"), device="cpu").model
+    assert (logits(whole) - alone[1]).abs().max() < 1e-4
 
 
 def test_rules_that_score_by_weights_say_what_they_see_of_a_dora(library: Library, base: Callable[[], Any]) -> None:

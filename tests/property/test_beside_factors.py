@@ -14,6 +14,7 @@ from torch import Tensor
 import lorary
 from lorary.adapter import Adapter
 from lorary.errors import LibraryError, RouterError
+from lorary.evaluate.references import drawn_anew
 from lorary.lora.gated import GatedLora
 from lorary.model.attach import detach, routing
 from lorary.model.live import add_expert, remove_expert, replace_expert
@@ -315,3 +316,19 @@ def test_an_expert_that_is_a_bias_alone_acts(tiny_model: Make, random_adapter: M
     assert (alone - bare).abs().max() > 0.1
     with routing(model, {"experts": ["zero"]}):
         assert torch.allclose(logits(model), alone, atol=1e-9)
+
+
+def test_an_expert_drawn_anew_keeps_nothing_of_its_own_and_comes_back(
+    tiny_model: Make, random_adapter: Make, route: Make
+) -> None:
+    model = a_base(tiny_model)
+    route(model, experts_of(random_adapter, model), router="uniform")
+    layer = seating(model).layers["model.layers.0.self_attn.q_proj"].lora
+    assert layer.gain is not None and layer.offset is not None
+    before = [rows.clone() for rows in (layer.down, layer.up, layer.offset, layer.gain)]
+    with drawn_anew(model, "b"):
+        for rows, own in zip((layer.offset, layer.gain), before[2:], strict=True):
+            assert not torch.equal(rows[1], own[1])
+            assert torch.equal(rows[2:], own[2:])
+    after = (layer.down, layer.up, layer.offset, layer.gain)
+    assert all(torch.equal(rows, own) for rows, own in zip(after, before, strict=True))
