@@ -98,7 +98,8 @@ def test_a_sum_of_adapters_adds_their_biases_up_and_is_one_adapter_in_peft(
     for path, factors in cut:
         whole = merged.modules[path]
         assert factors.rank == 1
-        assert factors.bias is not None and whole.bias is not None
+        assert factors.bias is not None
+        assert whole.bias is not None
         assert torch.allclose(factors.scaling * factors.bias, whole.scaling * whole.bias, atol=1e-6)
 
 
@@ -300,7 +301,8 @@ def test_a_quantised_weight_that_can_be_read_is_what_its_layer_multiplies_with(
         layer.weight = torch.nn.Parameter((plain.weight / 2).as_subclass(Halves), requires_grad=False)
         if kind is Dequantising:
             for part, whole in zip(beside_of(layer, path, "one", factors), expected, strict=True):
-                assert part is not None and whole is not None
+                assert part is not None
+                assert whole is not None
                 assert torch.equal(part, whole)
             continue
         with pytest.raises(AdapterError, match="something else than weight @ x"):

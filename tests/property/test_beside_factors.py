@@ -324,7 +324,8 @@ def test_an_expert_drawn_anew_keeps_nothing_of_its_own_and_comes_back(
     model = a_base(tiny_model)
     route(model, experts_of(random_adapter, model), router="uniform")
     layer = seating(model).layers["model.layers.0.self_attn.q_proj"].lora
-    assert layer.gain is not None and layer.offset is not None
+    assert layer.gain is not None
+    assert layer.offset is not None
     before = [rows.clone() for rows in (layer.down, layer.up, layer.offset, layer.gain)]
     with drawn_anew(model, "b"):
         for rows, own in zip((layer.offset, layer.gain), before[2:], strict=True):
