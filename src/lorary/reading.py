@@ -72,7 +72,11 @@ def read_regular(
     with open_regular(path, follow_links=follow_links, folder=folder) as file:
         if max_bytes is None:
             return file.read()
-        data = file.read(max_bytes + 1)
+        # As many as it has, since room for the most that it may have takes longer than reading a small file.
+        expected = min(os.fstat(file.fileno()).st_size, max_bytes)
+        data = file.read(expected + 1)
+        if len(data) > expected:  # it has grown, or is of a kind that tells no size
+            data += file.read(max_bytes + 1 - len(data))
     if len(data) > max_bytes:
         raise OSError(errno.EFBIG, f"it is larger than {max_bytes:,} bytes", str(path))
     return data
@@ -86,7 +90,7 @@ def parse_json(data: bytes) -> Any:
             surrogate, which no file and no terminal can take).
     """
     try:
-        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique)
+        value = _DECODER.decode(data.decode("utf-8-sig"))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if b"\\ud" in data or b"\\uD" in data:
@@ -113,3 +117,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in document if names.count(name) > 1)
         raise ValueError(f"the key {twice[:80]!r} stands in it twice")
     return document
+
+
+# Made once: `json.loads` makes one for each document that has a hook, which takes as long as a small one.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
