@@ -7,7 +7,7 @@ ever found. Entries are written aside and renamed, and each file is held to its 
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -145,6 +145,27 @@ def save_derived(library: Path, kind: str, key: Mapping[str, Any], files: Mappin
         if not _holds(derived, target.name, content):
             _put(root, derived, target.name, content)
     return target
+
+
+def discard_derived(library: Path, names: Collection[str]) -> None:
+    """Remove derived documents, each atomically.
+
+    Args:
+        library: the library's folder.
+        names: of the documents' folders; those that are not there are passed over.
+
+    Raises:
+        LibraryError: if the library cannot be written.
+    """
+    with (
+        change(library) as root,
+        root.enter(DERIVED, make=True) as derived,
+        root.enter(STAGING, make=True) as above,
+        above.enter(REMOVED, make=True) as removed,
+    ):
+        for name in names:
+            if derived.check(name, "folder"):
+                derived.move(name, removed)
 
 
 def load_derived(library: Path, kind: str, key: Mapping[str, Any]) -> dict[str, bytes] | None:

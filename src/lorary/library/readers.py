@@ -14,7 +14,7 @@ from typing import TypeVar
 from lorary.errors import LibraryError, LoraryError
 from lorary.formats.peft_reasons import CONFIG_FILE, WEIGHTS_FILE
 from lorary.library.folders import NAME, REPLACED, check_name, no_adapter
-from lorary.library.handles import Folder, check_kind, kind_of, opened
+from lorary.library.handles import FOLDER_FLAGS, Folder, check_kind, kind_of, opened
 from lorary.library.layout import ADAPTERS, PROVENANCE_FILE, STAGING
 
 # Each attempt meets another replacement in the very moment of reading, so a second one is rare already.
@@ -197,12 +197,16 @@ def _read_at_rest(
         if adapters is None:
             return {}
         for name in names:
-            with suppress(LoraryError, OSError), adapters.enter(name) as folder:
-                before = _identity(".", folder)
-                if all(folder.kind(file) in ("file", None) for file in FILES):
-                    result = read(folder.path, name)
-                    if before is not None and _identity(name, adapters) == before:
-                        readings[name] = before, result
+            with suppress(LoraryError, OSError):
+                descriptor = os.open(name, FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=adapters.descriptor)
+                try:
+                    before = _identity_of_stat(os.fstat(descriptor))
+                    if all(kind_of(file, folder=descriptor) in ("file", None) for file in FILES):
+                        result = read(adapters.path / name, name)
+                        if _identity(name, adapters) == before:
+                            readings[name] = before, result
+                finally:
+                    os.close(descriptor)
         # What was read by paths came from the folder that is held only if that has still its path.
         held, now = os.fstat(adapters.descriptor), _identity(library / ADAPTERS)
         if now is None or now[:2] != (held.st_dev, held.st_ino):
@@ -271,4 +275,8 @@ def _identity(folder: str | Path, above: Folder | None = None) -> Identity | Non
         stat = os.stat(folder, dir_fd=None if above is None else above.descriptor, follow_symlinks=False)
     except OSError:
         return None
+    return _identity_of_stat(stat)
+
+
+def _identity_of_stat(stat: os.stat_result) -> Identity:
     return stat.st_dev, stat.st_ino, stat.st_ctime_ns

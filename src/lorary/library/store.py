@@ -6,7 +6,7 @@ Reading takes no lock and meets whole adapters only; each change is atomic, dura
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -35,6 +35,7 @@ from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.folders import change, check_name, delete, no_adapter, put
 from lorary.library.layout import ADAPTERS, LIBRARY_FILE, PROVENANCE_FILE
 from lorary.library.listing import check_path, listed, local_folder, provenance_in, readable_folder, targets_in
+from lorary.library.nearest import Duplicate, duplicates, nearest
 from lorary.library.origin import check_not_stacked
 from lorary.library.placing import place, placed_adapter, placed_layers
 from lorary.library.presence import Presence
@@ -44,6 +45,7 @@ from lorary.library.provenance import (
     new_provenance,
 )
 from lorary.library.readers import Identity, names_in, read_all, read_stable, stamps_of
+from lorary.library.sketches import Sketches, library_sketches
 from lorary.library.verify import Problem, verify_library
 from lorary.tabular import ResultTable
 from lorary.terminal import printable
@@ -240,6 +242,62 @@ class Library:
             else:
                 rows.append(listed(name, provenance))
         return rows, problems
+
+    def nearest(self, name: str, k: int = 5) -> list[tuple[str, float]]:
+        """The adapters that are most like one, by the cosine between their whole updates.
+
+        Sketches choose candidates, and the cosines are exact. The first call reads each adapter once and stores its
+        sketch in `derived/`; later ones read the candidates alone.
+
+        Args:
+            name: of the adapter.
+            k: how many, at least 1.
+
+        Returns:
+            Name and cosine of each, best first; none where the adapter computes nothing.
+
+        Raises:
+            NoSuchAdapterError: if there is none of that name.
+            UsageError: if k is less than 1.
+            LibraryError: if an adapter's provenance is damaged.
+            AdapterError: if an adapter's files are damaged.
+        """
+        if k < 1:
+            raise UsageError("there must be at least one adapter to look for", found=f"k = {k}")
+        hashes = self._hashes()
+        if name not in hashes:
+            raise no_adapter(self._path, name, list(hashes))
+        return nearest(self._sketches(hashes)[0], name, k, self.get)
+
+    def duplicates(self) -> list[Duplicate]:
+        """The adapters that are there twice, or whose update has nearly the direction of an earlier one's.
+
+        A cosine above 0.99 is nearly the same direction. Only adapters of the same layers are compared.
+
+        Raises:
+            LibraryError: if an adapter's provenance is damaged.
+            AdapterError: if an adapter's files are damaged.
+        """
+        return duplicates(self._sketches(self._hashes())[0], self.get)
+
+    def duplicates_of(self, names: Collection[str], *, most_read: int | None = None) -> tuple[list[Duplicate], int]:
+        """As `duplicates`, for a few adapters beside all others.
+
+        Args:
+            names: of these adapters.
+            most_read: if more than so many adapters were never sketched, those are left out; None reads all.
+
+        Returns:
+            What they are like, and how many adapters were left out.
+        """
+        sketches, unread = self._sketches(self._hashes(), most_read)
+        return duplicates(sketches, self.get, names), unread
+
+    def _hashes(self) -> dict[str, str]:
+        return {row["name"]: row["hash"] for row in self.describe()}
+
+    def _sketches(self, hashes: Mapping[str, str], most_read: int | None = None) -> tuple[Sketches, int]:
+        return library_sketches(self._path, hashes, self.get, self.base.fingerprint.digest, most_read=most_read)
 
     def add(
         self,
