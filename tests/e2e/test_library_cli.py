@@ -131,3 +131,42 @@ def test_a_library_with_a_path_of_odd_bytes_can_be_used(tmp_path: Path, tiny_bas
     verified = run("library", "verify", path, "--json")
     assert [problem["adapter"] for problem in json.loads(verified.out)["problems"]] == ["st\\udcffray"]
     assert run("library", "verify", path).code == 1
+
+
+def test_a_listing_is_filtered_searched_and_ordered(filled: Library, run: Run) -> None:
+    assert run("library", "tag", filled.path, "b", "+good", "+team/x", "-hot").out == "good team/x\n"
+    assert json.loads(run("library", "tag", filled.path, "b", "--json").out) == ["good", "team/x"]
+    assert run("library", "note", filled.path, "b", "keep this").code == 0
+    assert run("library", "note", filled.path, "b").out == "keep this\n"
+    rows = json.loads(run("library", "ls", filled.path, "--tag", "good", "--json").out)
+    assert [(row["name"], row["tags"], row["note"]) for row in rows] == [("b", ["good", "team/x"], "keep this")]
+    shown = run("library", "ls", filled.path, "--filter", "task=[bc]", "--sort", "name", "--reverse").out.splitlines()
+    assert [line.split()[0] for line in shown] == ["name", "c", "b", "2"]
+    assert shown[-1] == "2 of 3 adapters"
+    assert "good team/x" in shown[2]
+    assert json.loads(run("library", "ls", filled.path, "--search", "nothing", "--json").out) == []
+    refused = run("library", "ls", filled.path, "--filter", "rnk=2")
+    assert (refused.code, "did you mean 'rank'" in refused.err) == (2, True)
+    assert run("library", "tag", filled.path, "b", "x").code == 2
+
+
+def test_duplicates_and_the_nearest_are_named(filled: Library, run: Run) -> None:
+    lines = run("library", "ls", filled.path, "--duplicates").out.splitlines()
+    assert lines == [
+        "b  same weights as 'a'",
+        "c  same weights as 'a'",
+        "2 adapters with the weights of an earlier one, 0 with nearly its direction",
+    ]
+    found = json.loads(run("library", "ls", filled.path, "--duplicates", "--json").out)
+    assert found[0] == {"name": "b", "other": "a", "cosine": 1.0, "is_same": True}
+    assert run("library", "ls", filled.path, "--duplicates", "--sort", "rank").code == 2
+    assert run("library", "nearest", filled.path, "a", "--k", 1).out == "b  +1.0000\n"
+    assert len(json.loads(run("library", "nearest", filled.path, "a", "--json").out)) == 2
+    refused = run("library", "nearest", filled.path, "q")
+    assert (refused.code, "no adapter 'q'" in refused.err) == (1, True)
+
+
+def test_a_name_is_changed(filled: Library, run: Run) -> None:
+    assert run("library", "rename", filled.path, "a", "first").out == f"'a' is 'first' now: {filled.path}\n"
+    assert filled.names() == ["b", "c", "first"]
+    assert run("library", "rename", filled.path, "b", "c").code == 1

@@ -1,13 +1,13 @@
 """`lorary library`: what is in a library, and is it whole."""
 
 import json
-import sys
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import typer
 
+from lorary.cli.catalogue import add_commands
 from lorary.cli.flags import CommandOptions, OptionValues, split_names, with_options
 from lorary.cli.grouped import GroupedCommands
 from lorary.cli.options import BASE_HELP, ForceBase, Json, LibraryPath, Output, Route
@@ -20,41 +20,7 @@ library_app = typer.Typer(
 )
 
 
-@library_app.command("ls")
-def ls(library: LibraryPath, as_json: Json = False) -> None:
-    """List the adapters of a library."""
-    from lorary.library.listing import list_library
-
-    adapters, problems = list_library(library)
-    if as_json:
-        print(json.dumps(adapters))
-    else:
-        _print_adapters(adapters)
-        unread = f", {len(problems)} more that cannot be read" if problems else ""
-        print(f"{len(adapters)} adapters{unread}")
-    for name, error in problems.items():
-        print(f"error: adapter '{name}': {error!s}", file=sys.stderr)
-    if problems:
-        raise typer.Exit(1)
-
-
-def _print_adapters(adapters: Sequence[Mapping[str, Any]]) -> None:
-    """A table: columns as wide as what is in them; tasks come last, since they may be many."""
-    from lorary.library.listing import targets_in_short
-
-    lines = [("name", "rank", "parameters", "hash", "targets", "tasks")]
-    for adapter in adapters:
-        targets, tasks = adapter["targets"], ", ".join(adapter["tasks"])
-        shown = "-" if targets is None else targets_in_short(targets)
-        number = f"{adapter['num_parameters']:,}"
-        lines.append((adapter["name"], str(adapter["rank"]), number, adapter["hash"][:12], shown, tasks))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [
-            cell.rjust(width) if heading in ("rank", "parameters") else cell.ljust(width)
-            for heading, cell, width in zip(lines[0], line, widths, strict=True)
-        ]
-        print("  ".join(cells).rstrip())
+add_commands(library_app)
 
 
 @library_app.command("show")

@@ -57,10 +57,11 @@ def derived_folder(library: Path, kind: str, key: Mapping[str, Any]) -> Path:
     """
     if not KIND.fullmatch(kind):
         raise UsageError("a kind of derived data must be lower-case letters, digits and underscores", found=repr(kind))
-    return library / DERIVED / _name_of(kind, key)
+    return library / DERIVED / derived_name(kind, key)
 
 
-def _name_of(kind: str, key: Mapping[str, Any]) -> str:
+def derived_name(kind: str, key: Mapping[str, Any]) -> str:
+    """The name of the folder of a derived document."""
     canonical = json.dumps(key, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return f"{kind}-{sha256(canonical.encode())[:HASH_DIGITS]}"
 
@@ -95,7 +96,7 @@ def check_derived(name: str, files: Mapping[str, bytes]) -> None:
     """
     where = Path(DERIVED) / name
     hashes, key, kind = _parse_index(where, files.get(ENTRY_FILE, b""))
-    if not KIND.fullmatch(kind) or _name_of(kind, key) != name:
+    if not KIND.fullmatch(kind) or derived_name(kind, key) != name:
         raise _damaged(where, f"something of kind {kind[:64]!a} that was derived from something else")
     actual = {file: sha256(data) for file, data in files.items() if file != ENTRY_FILE}
     if hashes != actual or not all(map(_is_plain, actual)):
@@ -139,12 +140,30 @@ def save_derived(library: Path, kind: str, key: Mapping[str, Any], files: Mappin
     for name in files:
         if not _is_plain(name):
             raise UsageError(f"a file of derived data must have a plain name other than {ENTRY_FILE}", found=repr(name))
-    entry = {"files": {name: sha256(data) for name, data in files.items()}, "key": dict(key), "kind": kind}
-    content = {**files, ENTRY_FILE: encode_json(entry)}
+    content = entry_of(kind, key, files)
     with change(library) as root, root.enter(DERIVED, make=True) as derived:
         if not _holds(derived, target.name, content):
             _put(root, derived, target.name, content)
     return target
+
+
+def entry_of(kind: str, key: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """All files of a derived document as they lie on the disk: those given, and the record of them."""
+    entry = {"files": {name: sha256(data) for name, data in files.items()}, "key": dict(key), "kind": kind}
+    return {**files, ENTRY_FILE: encode_json(entry)}
+
+
+def iterate_keys(library: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Kind and key of each derived document, without reading what was derived.
+
+    Raises:
+        LibraryError: at the first that is damaged.
+    """
+    root = library / DERIVED
+    check_kind(root, "folder", kind_of(root))
+    for name in sorted(os.listdir(root)) if kind_of(root) else []:
+        if is_entry_name(name) and (index := _stable(root / name, _index)) is not None:
+            yield index[2], index[1]
 
 
 def discard_derived(library: Path, names: Collection[str]) -> None:

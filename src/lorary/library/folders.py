@@ -110,9 +110,9 @@ def put(root: Folder, name: str, files: Mapping[str, bytes], *, is_new: bool) ->
         LibraryError: if the name is taken, also in other upper or lower case, or not there.
     """
     if is_new:
-        _check_free(root, name)
+        check_free(root, name)
     else:
-        _check_there(root, name)
+        check_there(root, name)
     with (
         root.enter(ADAPTERS, make=True) as adapters,
         root.enter(STAGING, make=True) as staging,
@@ -131,7 +131,7 @@ def delete(root: Folder, name: str) -> None:
     Raises:
         LibraryError: if it is not there.
     """
-    _check_there(root, name)
+    check_there(root, name)
     with (
         root.enter(ADAPTERS) as adapters,
         root.enter(STAGING, make=True) as staging,
@@ -140,10 +140,20 @@ def delete(root: Folder, name: str) -> None:
         adapters.move(name, removed)
 
 
-def _check_free(root: Folder, name: str) -> None:
+def check_free(root: Folder, name: str, *, besides: str | None = None) -> None:
+    """Check that a name is free, inside `change`.
+
+    Args:
+        root: the library's folder, from `change`.
+        name: a checked name.
+        besides: an adapter whose own name does not count.
+
+    Raises:
+        LibraryError: if it is taken, also in other upper or lower case.
+    """
     for existing in _entries(root):
         # Some file systems do not tell upper case from lower, and a library must be able to move there.
-        if existing.casefold() == name.casefold():
+        if existing.casefold() == name.casefold() and existing != besides:
             raise LibraryError(
                 f"each adapter of library {root.path} must have a name of its own, upper and lower case counted as one",
                 found=f"'{name}' is taken by '{existing}'",
@@ -151,7 +161,12 @@ def _check_free(root: Folder, name: str) -> None:
             )
 
 
-def _check_there(root: Folder, name: str) -> None:
+def check_there(root: Folder, name: str) -> None:
+    """Check that an adapter is there, inside `change`.
+
+    Raises:
+        LibraryError: if it is not.
+    """
     entries = _entries(root)
     if name not in entries:
         raise no_adapter(root.path, name, entries)

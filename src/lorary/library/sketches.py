@@ -151,7 +151,9 @@ def _keep(library: Path, base: str, entries: Sequence[DerivedEntry], kept: Sketc
     try:
         saved = save_derived(library, KIND, key, files)
         if len(entries) >= MOST_ENTRIES:
-            discard_derived(library, {derived_folder(library, KIND, entry.key).name for entry in entries} - {saved.name})
+            discard_derived(
+                library, {derived_folder(library, KIND, entry.key).name for entry in entries} - {saved.name}
+            )
     except LibraryError as error:
         warnings.warn(f"the sketches are not stored: {error.rule} (found: {error.found})", stacklevel=2)
 

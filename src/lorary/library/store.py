@@ -6,7 +6,7 @@ Reading takes no lock and meets whole adapters only; each change is atomic, dura
 import os
 import shutil
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -34,8 +34,17 @@ from lorary.library.files import read_json, reported
 from lorary.library.fingerprint import fingerprint_of_model
 from lorary.library.folders import change, check_name, delete, no_adapter, put
 from lorary.library.layout import ADAPTERS, LIBRARY_FILE, PROVENANCE_FILE
-from lorary.library.listing import check_path, listed, local_folder, provenance_in, readable_folder, targets_in
+from lorary.library.listing import (
+    check_path,
+    list_library,
+    listed,
+    local_folder,
+    provenance_in,
+    readable_folder,
+    targets_in,
+)
 from lorary.library.nearest import Duplicate, duplicates, nearest
+from lorary.library.notes import change_note, change_tags
 from lorary.library.origin import check_not_stacked
 from lorary.library.placing import place, placed_adapter, placed_layers
 from lorary.library.presence import Presence
@@ -45,9 +54,10 @@ from lorary.library.provenance import (
     new_provenance,
 )
 from lorary.library.readers import Identity, names_in, read_all, read_stable, stamps_of
+from lorary.library.renaming import rename_adapter
 from lorary.library.sketches import Sketches, library_sketches
 from lorary.library.verify import Problem, verify_library
-from lorary.tabular import ResultTable
+from lorary.tabular import ResultTable, to_pandas, to_polars
 from lorary.terminal import printable
 
 
@@ -378,6 +388,68 @@ class Library:
         check_name(name)
         with change(self._path, self.check_presence) as root:
             delete(root, name)
+
+    def rename(self, old: str, new: str) -> tuple[list[str], list[str]]:
+        """Give an adapter another name, atomically. What was prepared of it alone follows.
+
+        What was computed of all adapters together (clusters, cells of evaluations) is found by their names and is
+        computed again.
+
+        Returns:
+            Kinds of derived data that followed, and kinds that have to be computed again.
+
+        Raises:
+            UsageError: if the new name cannot be one.
+            LibraryError: if there is no such adapter, the name is taken, the default router or an assignment of
+                skills names the adapter, a build is running, or the library cannot be written.
+        """
+        return rename_adapter(self._path, self.check_presence, old, new)
+
+    def tag(self, name: str, add: Iterable[str] = (), remove: Iterable[str] = ()) -> list[str]:
+        """Give an adapter tags, and take others from it.
+
+        Returns:
+            Its tags now, sorted.
+
+        Raises:
+            UsageError: if a tag cannot be one, or is to be there and not.
+            LibraryError: if there is no such adapter, or the library cannot be written.
+        """
+        return change_tags(self._path, self.check_presence, name, add, remove)
+
+    def note(self, name: str, text: str) -> None:
+        """Write the note on an adapter, in the place of an earlier one; an empty text takes it away.
+
+        Raises:
+            UsageError: if it has more than 2,000 characters.
+            LibraryError: if there is no such adapter, or the library cannot be written.
+        """
+        change_note(self._path, self.check_presence, name, text)
+
+    def to_pandas(self) -> Any:
+        """The adapters as a `pandas.DataFrame`, one line each, with the columns of `lorary library ls --json`.
+
+        Raises:
+            LibraryError: at the first adapter that cannot be read.
+            MissingExtraError: if pandas is not installed.
+        """
+        return to_pandas(self._rows())
+
+    def to_polars(self) -> Any:
+        """The adapters as a `polars.DataFrame`, one line each, with the columns of `lorary library ls --json`.
+
+        Raises:
+            LibraryError: at the first adapter that cannot be read.
+            MissingExtraError: if polars is not installed.
+        """
+        return to_polars(self._rows())
+
+    def _rows(self) -> list[dict[str, Any]]:
+        self.check_presence()
+        rows, problems = list_library(self._path)
+        for error in problems.values():
+            raise error
+        return rows
 
     def set_default_router(self, settings: Mapping[str, Any]) -> None:
         """Record the settings for callers who give none.

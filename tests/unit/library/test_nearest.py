@@ -79,7 +79,9 @@ def test_many_entries_become_one_of_those_that_are_there(library: Library, monke
         library.nearest("a0")
     assert len(entries(library)) == 1
     kept = dict(library.nearest("a0", 9))
-    assert {name: kept[name] for name in ("a3", "a4", "a5")} == {name: dict(before)[name] for name in ("a3", "a4", "a5")}
+    assert {name: kept[name] for name in ("a3", "a4", "a5")} == {
+        name: dict(before)[name] for name in ("a3", "a4", "a5")
+    }
 
 
 def test_duplicates_name_the_earlier_one_and_only_compare_equal_layers(library: Library) -> None:
