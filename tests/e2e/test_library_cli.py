@@ -170,3 +170,53 @@ def test_a_name_is_changed(filled: Library, run: Run) -> None:
     assert run("library", "rename", filled.path, "a", "first").out == f"'a' is 'first' now: {filled.path}\n"
     assert filled.names() == ["b", "c", "first"]
     assert run("library", "rename", filled.path, "b", "c").code == 1
+
+
+def test_a_list_of_adapters_is_checked_then_added_and_each_bad_line_is_named(
+    tmp_path: Path, tiny_base_folder: Path, run: Run
+) -> None:
+    for name in ("x", "y"):
+        write_adapter(adapter_of(name), tmp_path / name)
+    listed = tmp_path / "list"
+    lines = ["# two of a run", "", str(tmp_path / "x"), f"{tmp_path}/none",
+             json.dumps({"path": str(tmp_path / "y"), "name": "other", "tasks": ["sst2"]})]  # fmt: skip
+    listed.write_text("\n".join(lines) + "\n")
+    arguments = ("library", "add", tmp_path / "new", "--from", listed, "--base", tiny_base_folder)
+    checked = run(*arguments, "--check")
+    assert (checked.code, (tmp_path / "new").exists()) == (1, False)
+    shown = "rank 2, 128 parameters, q_proj in 1 layers, 0 to 0"
+    assert checked.out.splitlines() == [
+        f"x: {shown}",
+        f"other: {shown}; same weights as 'x'",
+        f"2 adapters would be added, 1 not: {tmp_path / 'new'}",
+    ]
+    added = run(*arguments)
+    assert (added.code, added.out.splitlines()) == (
+        1, ["other: same weights as 'x'", f"2 adapters added, 1 not: {tmp_path / 'new'}"],
+    )  # fmt: skip
+    assert f"{tmp_path}/none" in added.err
+    assert Library.open(tmp_path / "new").provenance("other")["tasks"] == ["sst2"]
+    again = json.loads(run(*arguments, "--check", "--json").out)
+    assert (len(again["failed"]), again["checked"], again["added"]) == (3, [], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must list adapters"),
+        ('{"path": 3}', "line 1 must have a path"),
+        ('a\n{"path": "b", "nmae": "c"}', "line 2 must have a path"),
+        ("{", "line 1 must be a path or one JSON object"),
+    ],
+)
+def test_a_list_that_is_none_is_refused(
+    tmp_path: Path, tiny_base_folder: Path, run: Run, text: str, message: str
+) -> None:
+    (tmp_path / "list").write_text(text)
+    outcome = run("library", "add", tmp_path / "new", "--from", tmp_path / "list", "--base", tiny_base_folder)
+    assert (outcome.code, message in outcome.err, (tmp_path / "new").exists()) == (2, True, False)
+
+
+def test_nothing_to_add_is_refused(filled: Library, run: Run) -> None:
+    assert "--from FILE" in run("library", "add", filled.path).err
+    assert run("library", "add", filled.path, "--from", "nowhere").code == 2

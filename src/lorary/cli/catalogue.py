@@ -137,6 +137,27 @@ def in_words(duplicate: Any) -> str:
     return f"nearly the direction of '{duplicate.other}', cosine {duplicate.cosine:.4f}"
 
 
+def print_added(result: Any) -> None:
+    """What `lorary library add` did, or would do."""
+    duplicates = {duplicate.name: in_words(duplicate) for duplicate in result.duplicates}
+    for adapter in result.checked:
+        like = f"; {duplicates[adapter.name]}" if adapter.name in duplicates else ""
+        print(f"{adapter.name}: rank {adapter.rank}, {adapter.num_parameters:,} parameters, {adapter.targets}{like}")
+    for name in result.added:
+        if name in duplicates:
+            print(f"{name}: {duplicates[name]}")
+    if result.uncompared:
+        print(
+            f"not compared with {result.uncompared} adapters: lorary library ls {result.library} --duplicates does it"
+        )
+    if result.checked or not result.added:
+        print(f"{len(result.checked)} adapters would be added, {len(result.failed)} not: {result.library}")
+    elif len(result.added) == 1 and not result.failed:
+        print(f"added '{result.added[0]}' to {result.library}")
+    else:
+        print(f"{len(result.added)} adapters added, {len(result.failed)} not: {result.library}")
+
+
 def nearest(
     library: LibraryPath,
     name: Name,

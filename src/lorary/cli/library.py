@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorary.cli.catalogue import add_commands
+from lorary.cli.catalogue import add_commands, print_added
 from lorary.cli.flags import CommandOptions, OptionValues, split_names, with_options
 from lorary.cli.grouped import GroupedCommands
 from lorary.cli.options import BASE_HELP, ForceBase, Json, LibraryPath, Output, Route
@@ -35,8 +35,13 @@ def show(library: LibraryPath, name: Annotated[str, typer.Argument(help="name of
 def add(
     library: LibraryPath,
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="PEFT LoRA adapters: folders, folders of several, patterns")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="PATH...", help="PEFT LoRA adapters: folders, folders of several, patterns, hf://..."),
+    ] = None,
+    listed_in: Annotated[
+        str | None, typer.Option("--from", metavar="FILE", help="a file with a path on each line, or a JSON object")
+    ] = None,
+    check_only: Annotated[bool, typer.Option("--check", help="say what would happen, and write nothing")] = False,
     name: Annotated[str | None, typer.Option(help="name of the one adapter; its folder's by default")] = None,
     base: Annotated[str | None, typer.Option("--base", help=f"{BASE_HELP}; makes the library if there is none")] = None,
     tasks: Annotated[
@@ -49,13 +54,14 @@ def add(
     """Copy PEFT adapters into a library, their files as they are; exit code 1 if one cannot go in."""
     from lorary.recipes.add import run_add
 
-    result = run_add(library, paths, name=name, tasks=_parse_tasks(tasks), base=base, force_base=force_base)
+    result = run_add(
+        library, paths or (), listed_in=listed_in, name=name, tasks=_parse_tasks(tasks), base=base,
+        force_base=force_base, check_only=check_only,
+    )  # fmt: skip
     if as_json:
         print(json.dumps(asdict(result)))
-    elif len(result.added) == 1 and not result.failed:
-        print(f"added '{result.added[0]}' to {library}")
     else:
-        print(f"{len(result.added)} adapters added, {len(result.failed)} not: {library}")
+        print_added(result)
     if result.failed:
         raise typer.Exit(1)
 

@@ -3,14 +3,15 @@
 Sketches choose the candidates, and the cosines between whole updates decide, as for clusters.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from lorary.adapter import Adapter
 from lorary.cluster.similarity import adapter_similarity
-from lorary.library.sketches import BLOCK, Sketches
+from lorary.cluster.sketch import SIZE, DeltaSketcher
+from lorary.library.sketches import BLOCK, SEED, Sketches, layers_of, unit_sketch
 
 # Updates of a larger cosine are nearly the same, whatever their sizes.
 NEAR = 0.99
@@ -66,7 +67,7 @@ def nearest(sketches: Sketches, name: str, k: int, read: Read) -> list[tuple[str
     return _exact(name, others, read)[:k]
 
 
-def duplicates(sketches: Sketches, read: Read, among: Collection[str] | None = None) -> list[Duplicate]:
+def duplicates(sketches: Sketches, read: Read, among: Sequence[str] | None = None) -> list[Duplicate]:
     """The adapters that are there twice, or whose update has nearly the direction of an earlier one's.
 
     Only adapters of the same layers are compared. It costs one product of all sketches, and the weights of candidates.
@@ -74,15 +75,16 @@ def duplicates(sketches: Sketches, read: Read, among: Collection[str] | None = N
     Args:
         sketches: of all adapters.
         read: reads an adapter by name.
-        among: names of adapters that are to be compared with all others; all where None.
+        among: names of adapters that are to be compared with all others, the earlier ones first; all where None, in
+            canonical order.
 
     Returns:
         One for each such adapter, with the most similar earlier one; of `among`, with any that is not among them.
     """
-    asked = [position for position, name in enumerate(sketches.names) if among is None or name in among]
     # Where only some are compared, all others count as earlier.
-    place = None if among is None else {position: number for number, position in enumerate(asked)}
-    order = [position if place is None else place.get(position, -1) for position in range(len(sketches.names))]
+    rank = {name: number for number, name in enumerate(sketches.names if among is None else among)}
+    order = [rank.get(name, -1) for name in sketches.names]
+    asked = [position for position in range(len(order)) if order[position] >= 0]
     first: dict[str, int] = {}
     for position in sorted(range(len(order)), key=order.__getitem__):
         first.setdefault(sketches.hashes[position], position)
@@ -96,6 +98,24 @@ def duplicates(sketches: Sketches, read: Read, among: Collection[str] | None = N
             if cosine > NEAR:
                 found.append(Duplicate(name, other, cosine, is_same=False))
     return found
+
+
+def joined(sketches: Sketches, adapters: Iterable[tuple[str, Adapter]]) -> Sketches:
+    """Sketches with those of further adapters behind them.
+
+    Args:
+        sketches: of some adapters.
+        adapters: content hash and adapter of each further one; consumed one at a time.
+    """
+    sketcher, vectors = DeltaSketcher(SIZE, SEED), [sketches.vectors]
+    names, hashes, layers = list(sketches.names), list(sketches.hashes), list(sketches.layers)
+    for digest, adapter in adapters:
+        vector = unit_sketch(sketcher, adapter)
+        names.append(adapter.name)
+        hashes.append(digest)
+        layers.append(layers_of(adapter) if bool(vector.any()) else "")
+        vectors.append(vector[None])
+    return Sketches(tuple(names), tuple(hashes), tuple(layers), torch.cat(vectors))
 
 
 def _candidates(sketches: Sketches, asked: Sequence[int], order: torch.Tensor) -> Iterator[tuple[int, list[int]]]:

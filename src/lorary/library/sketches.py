@@ -7,7 +7,8 @@ An adapter that joins adds an entry of its own; many entries become one.
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ SEED = 42
 # Entries beyond which they become one.
 MOST_ENTRIES = 16
 BLOCK = 1024
+FEW = 32
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,13 @@ class Sketches:
 
 
 def library_sketches(
-    library: Path, hashes: Mapping[str, str], read: Callable[[str], Adapter], base: str, *, most_read: int | None = None
+    library: Path,
+    hashes: Mapping[str, str],
+    read: Callable[[str], Adapter],
+    base: str,
+    *,
+    most_read: int | None = None,
+    needed: Collection[str] = (),
 ) -> tuple[Sketches, int]:
     """The sketches of a library's adapters: stored ones, and the others from their weights, which are then stored.
 
@@ -69,7 +77,8 @@ def library_sketches(
         hashes: content hash by name, in canonical order.
         read: reads an adapter by name.
         base: digest of the base's fingerprint, which says where layers lie.
-        most_read: if more than so many adapters have no sketch, none of these is read; None reads all.
+        most_read: if more than so many adapters have no sketch, only the needed ones are read; None reads all.
+        needed: names of adapters that are read in any case.
 
     Returns:
         The sketches, and how many adapters have none.
@@ -82,11 +91,13 @@ def library_sketches(
     stored = _joined([_parsed(library, entry) for entry in entries])
     place = {digest: position for position, digest in enumerate(stored.hashes)}
     missing = {digest: name for name, digest in hashes.items() if digest not in place}
-    if missing and (most_read is None or len(missing) <= most_read):
+    if most_read is not None and len(missing) > most_read:
+        missing = {digest: name for digest, name in missing.items() if name in needed}
+    if missing:
         made = _made(missing, read)
         stored = _joined([stored, made])
         place = {digest: position for position, digest in enumerate(stored.hashes)}
-        present = _chosen(stored, sorted({place[digest] for digest in hashes.values()}))
+        present = _chosen(stored, sorted({place[digest] for digest in hashes.values() if digest in place}))
         _keep(library, base, entries, present if len(entries) >= MOST_ENTRIES else made)
     names = [name for name, digest in hashes.items() if digest in place]
     chosen = _chosen(stored, [place[hashes[name]] for name in names])
@@ -134,12 +145,14 @@ def _settings(key: Mapping[str, Any]) -> dict[str, Any]:
 def _made(missing: Mapping[str, str], read: Callable[[str], Adapter]) -> Sketches:
     """The sketches of adapters by content hash, from their weights."""
     sketcher, layers, vectors = DeltaSketcher(SIZE, SEED), [], torch.empty(len(missing), SIZE**2, dtype=torch.float16)
-    with Display().bar("sketching adapters", len(missing)) as bar:
+    # A few are done before anyone could read of it.
+    with Display().bar("sketching adapters", len(missing)) if len(missing) > FEW else nullcontext() as bar:
         for place, name in enumerate(missing.values()):
             adapter = read(name)
             vectors[place] = unit_sketch(sketcher, adapter)
             layers.append(layers_of(adapter) if bool(vectors[place].any()) else "")
-            bar.advance(name)
+            if bar is not None:
+                bar.advance(name)
     return Sketches((), tuple(missing), tuple(layers), vectors)
 
 

@@ -6,7 +6,7 @@ Reading takes no lock and meets whole adapters only; each change is atomic, dura
 import os
 import shutil
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -32,7 +32,8 @@ from lorary.library.document import (
 from lorary.library.expert import Expert
 from lorary.library.files import read_json, reported
 from lorary.library.fingerprint import fingerprint_of_model
-from lorary.library.folders import change, check_name, delete, no_adapter, put
+from lorary.library.folders import change, check_free, check_name, delete, no_adapter, put
+from lorary.library.handles import opened
 from lorary.library.layout import ADAPTERS, LIBRARY_FILE, PROVENANCE_FILE
 from lorary.library.listing import (
     check_path,
@@ -43,7 +44,7 @@ from lorary.library.listing import (
     readable_folder,
     targets_in,
 )
-from lorary.library.nearest import Duplicate, duplicates, nearest
+from lorary.library.nearest import Duplicate, duplicates, joined, nearest
 from lorary.library.notes import change_note, change_tags
 from lorary.library.origin import check_not_stacked
 from lorary.library.placing import place, placed_adapter, placed_layers
@@ -290,24 +291,59 @@ class Library:
         """
         return duplicates(self._sketches(self._hashes())[0], self.get)
 
-    def duplicates_of(self, names: Collection[str], *, most_read: int | None = None) -> tuple[list[Duplicate], int]:
+    def duplicates_of(self, names: Sequence[str], *, most_read: int | None = None) -> tuple[list[Duplicate], int]:
         """As `duplicates`, for a few adapters beside all others.
 
         Args:
-            names: of these adapters.
-            most_read: if more than so many adapters were never sketched, those are left out; None reads all.
+            names: of these adapters, the earlier ones first.
+            most_read: if more than so many adapters were never sketched, those beside are left out; None reads all.
 
         Returns:
             What they are like, and how many adapters were left out.
         """
-        sketches, unread = self._sketches(self._hashes(), most_read)
+        sketches, unread = self._sketches(self._hashes(), most_read, names)
         return duplicates(sketches, self.get, names), unread
+
+    def duplicates_beside(
+        self, candidates: Iterable[tuple[str, Adapter]], read: Callable[[str], Adapter], *, most_read: int | None = None
+    ) -> tuple[list[Duplicate], int]:
+        """As `duplicates_of`, for adapters that are not in the library; nothing of them is kept.
+
+        Args:
+            candidates: content hash and adapter of each, its layers under the paths of the base; consumed one at a
+                time. Their names are not in the library.
+            read: reads one of them by name.
+            most_read: as for `duplicates_of`.
+
+        Returns:
+            What they are like, and how many adapters of the library were left out.
+        """
+        hashes = self._hashes()
+        sketches, unread = self._sketches(hashes, most_read)
+        beside = joined(sketches, candidates)
+        names = beside.names[len(sketches.names) :]
+        found = duplicates(beside, lambda name: read(name) if name in names else self.get(name), names)
+        # Equal hashes can be told of those that have no sketch, too.
+        unsketched = (
+            {digest: name for name, digest in hashes.items() if name not in {*sketches.names}} if unread else {}
+        )
+        told = {duplicate.name for duplicate in found if duplicate.is_same}
+        same = [
+            Duplicate(name, unsketched[digest], 1.0, is_same=True)
+            for name, digest in zip(names, beside.hashes[len(sketches.names) :], strict=True)
+            if digest in unsketched and name not in told
+        ]
+        told |= {duplicate.name for duplicate in same}
+        return [*same, *(duplicate for duplicate in found if duplicate.is_same or duplicate.name not in told)], unread
 
     def _hashes(self) -> dict[str, str]:
         return {row["name"]: row["hash"] for row in self.describe()}
 
-    def _sketches(self, hashes: Mapping[str, str], most_read: int | None = None) -> tuple[Sketches, int]:
-        return library_sketches(self._path, hashes, self.get, self.base.fingerprint.digest, most_read=most_read)
+    def _sketches(
+        self, hashes: Mapping[str, str], most_read: int | None = None, needed: Collection[str] = ()
+    ) -> tuple[Sketches, int]:
+        base = self.base.fingerprint.digest
+        return library_sketches(self._path, hashes, self.get, base, most_read=most_read, needed=needed)
 
     def add(
         self,
@@ -316,6 +352,7 @@ class Library:
         *,
         tasks: Sequence[str] | None = None,
         force_base: bool = False,
+        origin: str | None = None,
     ) -> str:
         """Take in a PEFT LoRA directory: both files are copied byte for byte.
 
@@ -327,6 +364,7 @@ class Library:
             name: the adapter's name here; the folder's name by default.
             tasks: what it was trained on; what its provenance says where None.
             force_base: take it although it was trained on other weights of the same shapes.
+            origin: where it comes from, as it is recorded; the folder's name by default.
 
         Returns:
             The name.
@@ -337,7 +375,20 @@ class Library:
             BaseModelError: if it was trained on another base model.
             LibraryError: if the name is taken, or the library cannot be written.
         """
-        return self._import(source, name, tasks, force_base=force_base, is_new=True)
+        return self._import(source, name, tasks, origin, force_base=force_base, is_new=True)
+
+    def examine(self, source: str | Path, name: str | None = None, *, force_base: bool = False) -> Adapter:
+        """What `add` would take in, without taking it in: nothing is written.
+
+        Args and errors are those of `add`; that the name is free is checked, too.
+
+        Returns:
+            The adapter, under the name that it would get.
+        """
+        adapter, _, _ = self._examined(source, name, None, force_base=force_base)
+        with reported(self._path), opened(self._path) as root:
+            check_free(root, adapter.name)
+        return adapter
 
     def replace(
         self,
@@ -351,7 +402,7 @@ class Library:
 
         Args and errors as for `add`, but the name must be in the library.
         """
-        return self._import(source, name, tasks, force_base=force_base, is_new=False)
+        return self._import(source, name, tasks, None, force_base=force_base, is_new=False)
 
     def add_adapter(self, adapter: Adapter, provenance: Mapping[str, Any]) -> str:
         """Commit an adapter from memory, under its own name.
@@ -500,8 +551,24 @@ class Library:
         check_same_base(self.base, fingerprint_of_model(model), "the base model at hand", force_base=force_base)
 
     def _import(
-        self, source: Any, name: str | None, tasks: Sequence[str] | None, *, force_base: bool, is_new: bool
+        self,
+        source: Any,
+        name: str | None,
+        tasks: Sequence[str] | None,
+        origin: str | None,
+        *,
+        force_base: bool,
+        is_new: bool,
     ) -> str:
+        adapter, files, details = self._examined(source, name, origin, force_base=force_base)
+        if tasks is not None:
+            details["tasks"] = tasks
+        return self._commit(adapter.name, files, details, is_new=is_new)
+
+    def _examined(
+        self, source: Any, name: str | None, origin: str | None, *, force_base: bool
+    ) -> tuple[Adapter, dict[str, bytes], dict[str, Any]]:
+        """An adapter that may join, its files, and what is known of it; whether its name is free is not checked."""
         check_path(source, "an adapter")
         folder = Path(source)
         if name is not None:
@@ -519,14 +586,14 @@ class Library:
         # Outside of a library links are ordinary: a download of a Hub repository is made of them.
         provenance = read_json(beside, follow_links=True) if os.path.lexists(beside) else {}
         # The name of a folder may hold bytes that are no text.
-        details = imported_provenance(provenance, adapter, os.fsencode(source_name).decode("utf-8", "replace"))
-        if tasks is not None:
-            details["tasks"] = tasks
+        details = imported_provenance(
+            provenance, adapter, origin or os.fsencode(source_name).decode("utf-8", "replace")
+        )
         check_fit(adapter, self.base)
         _warn_of_silent_layers(adapter, self.base)
         if not check_not_stacked(adapter, folder, self.base.name, self.names(), force_base=force_base):
             check_origin(adapter, provenance, self.base, force_base=force_base)
-        return self._commit(name, files, details, is_new=is_new)
+        return adapter, files, details
 
     def _commit(self, name: str, files: Mapping[str, bytes], details: Mapping[str, Any], *, is_new: bool) -> str:
         adapter = parse_adapter(name, files)
@@ -545,5 +612,5 @@ def _warn_of_silent_layers(adapter: Adapter, base: BaseRecord) -> None:
         warnings.warn(
             f"adapter '{adapter.name}' adapts {len(silent)} layers outside the language model of the base model "
             f"'{base.name}', the first {silent[0]}: they are left out, and only text is routed",
-            stacklevel=4,
+            stacklevel=5,
         )

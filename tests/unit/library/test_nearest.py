@@ -1,15 +1,16 @@
 """Which adapters of a library are alike, by sketches that are kept."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
-from lorary.adapter import Adapter, LoraFactors
+from lorary.adapter import Adapter, LoraFactors, content_hash
 from lorary.cluster.similarity import adapter_similarity
 from lorary.errors import LibraryError, NoSuchAdapterError, UsageError
+from lorary.formats.peft import encode_adapter, parse_adapter
 from lorary.formats.peft_config import new_config
 from lorary.library.nearest import Duplicate
 from lorary.library.store import Library
@@ -99,11 +100,32 @@ def test_duplicates_name_the_earlier_one_and_only_compare_equal_layers(library: 
 
 
 def test_adapters_that_were_never_sketched_are_left_out_beyond_a_number(library: Library) -> None:
-    assert library.duplicates_of(["a0"], most_read=5) == ([], 6)
-    assert entries(library) == []
-    assert library.duplicates_of(["a0"], most_read=6) == ([], 0)
+    assert library.duplicates_of(["a0"], most_read=5) == ([], 5)
+    library.add_adapter(drawn("a0-copy", 0), {"tasks": []})
+    assert library.duplicates_of(["a0-copy"], most_read=1) == ([Duplicate("a0-copy", "a0", 1.0, is_same=True)], 5)
+    library.remove("a0-copy")
+    assert library.duplicates_of(["a0"], most_read=5) == ([], 0)
     library.add_adapter(drawn("z", 0), {"tasks": []})
     assert library.duplicates_of(["z"], most_read=1) == ([Duplicate("z", "a0", 1.0, is_same=True)], 0)
+
+
+def test_candidates_that_are_not_in_the_library_are_compared_and_not_kept(library: Library) -> None:
+    candidates = {a.name: a for a in (drawn("new", 2), drawn("near", 3, mixed=0.05), drawn("twin", 9), drawn("u", 9))}
+    pairs = [(content_hash(a.config, encoded(a)), a) for a in candidates.values()]
+    for most_read, unread, expected in ((0, 6, ["new", "u"]), (6, 0, ["new", "near", "u"])):
+        found, left = library.duplicates_beside(pairs, candidates.__getitem__, most_read=most_read)
+        assert (sorted(each.name for each in found), left) == (sorted(expected), unread)
+        others = {each.name: (each.other, each.is_same) for each in found}
+        assert others["new"] == ("a2", True)
+        assert others["u"] == ("twin", True)
+    assert others["near"] == ("a3", False)
+    assert library.names() == [f"a{number}" for number in range(6)]
+    assert len(entries(library)) == 1
+
+
+def encoded(adapter: Adapter) -> Mapping[str, torch.Tensor]:
+    """The tensors as they lie on disk."""
+    return parse_adapter(adapter.name, encode_adapter(adapter)).tensors
 
 
 def test_adapters_that_compute_nothing_are_like_none_but_the_same(library: Library) -> None:
