@@ -95,8 +95,8 @@ def reason_of_names(names: Collection[str]) -> Reason | None:
     by_file = next((reason for file, reason in _BY_FILE.items() if file in names), None)
     if by_file is None and (checkpoints := sorted(name for name in names if name.endswith(".ckpt"))):
         return Reason(
-            f"checkpoints as mttl and Lightning write them, the first {checkpoints[0][:80]}: pickles, which can run "
-            "code and are never opened",
+            f"checkpoints as mttl and Lightning write them, the first {checkpoints[0][:80]}: they can run code and are "
+            "never opened",
             "load each in mttl where you trust it, and save its LoRA with PEFT's save_pretrained",
         )
     return by_file
