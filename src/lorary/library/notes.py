@@ -102,4 +102,4 @@ def _edit(
         data = encode_provenance(name, provenance)
         if data != before:
             put(root, name, {**files, PROVENANCE_FILE: data}, is_new=False)
-    return provenance  # type: ignore[no-any-return]
+    return provenance

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from lorary.display import Display
 from lorary.errors import LibraryError
 from lorary.library.derived import DerivedEntry, derived_folder, discard_derived, iterate_derived, save_derived
 from lorary.library.files import encode_json
+from lorary.library.listing import provenance_in
+from lorary.library.readers import read_stable
 
 KIND = "sketches"
 VECTORS, DOCUMENT = "sketches.safetensors", "adapters.json"
@@ -85,7 +88,7 @@ def library_sketches(
 
     Raises:
         AdapterError: if an adapter is damaged.
-        LibraryError: if stored sketches are damaged.
+        LibraryError: if stored sketches are damaged, or an adapter is replaced meanwhile.
     """
     entries = [entry for entry in iterate_derived(library, KIND) if _settings(entry.key) == _settings_of(base)]
     stored = _joined([_parsed(library, entry) for entry in entries])
@@ -94,7 +97,7 @@ def library_sketches(
     if most_read is not None and len(missing) > most_read:
         missing = {digest: name for digest, name in missing.items() if name in needed}
     if missing:
-        made = _made(missing, read)
+        made = _made(library, missing, read)
         stored = _joined([stored, made])
         place = {digest: position for position, digest in enumerate(stored.hashes)}
         present = _chosen(stored, sorted({place[digest] for digest in hashes.values() if digest in place}))
@@ -142,13 +145,19 @@ def _settings(key: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in key.items() if name != "adapters"}
 
 
-def _made(missing: Mapping[str, str], read: Callable[[str], Adapter]) -> Sketches:
+def _made(library: Path, missing: Mapping[str, str], read: Callable[[str], Adapter]) -> Sketches:
     """The sketches of adapters by content hash, from their weights."""
     sketcher, layers, vectors = DeltaSketcher(SIZE, SEED), [], torch.empty(len(missing), SIZE**2, dtype=torch.float16)
     # A few are done before anyone could read of it.
     with Display().bar("sketching adapters", len(missing)) if len(missing) > FEW else nullcontext() as bar:
-        for place, name in enumerate(missing.values()):
+        for place, (digest, name) in enumerate(missing.items()):
             adapter = read(name)
+            if read_stable(library, name, partial(provenance_in, name=name))["content_hash"] != digest:
+                raise LibraryError(
+                    f"the adapters of library {library} must stay as they are while they are compared",
+                    found=f"'{name}' was replaced",
+                    remedy="repeat the command",
+                )
             vectors[place] = unit_sketch(sketcher, adapter)
             layers.append(layers_of(adapter) if bool(vectors[place].any()) else "")
             if bar is not None:

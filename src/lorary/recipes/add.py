@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -179,7 +180,15 @@ def _sources(requests: Sequence[ListedSource], base: str) -> Iterator[_Source]:
 
 def _of_folders(request: ListedSource) -> Iterator[_Source]:
     for folder in adapter_folders([request.path]):
-        yield _Source(str(folder), folder.resolve().name, lambda folder=folder: (folder, None))
+        yield _Source(str(folder), folder.resolve().name, partial(_here, folder))
+
+
+def _here(folder: Path) -> tuple[Path, str | None]:
+    return folder, None
+
+
+def _fetched(fetch: Callable[[], Path], url: str) -> tuple[Path, str | None]:
+    return fetch(), url
 
 
 def _of_hub(request: ListedSource, base: str) -> Iterator[_Source]:
@@ -189,7 +198,7 @@ def _of_hub(request: ListedSource, base: str) -> Iterator[_Source]:
         if isinstance(adapter, LoraryError):
             yield _failing(where, adapter)
         else:
-            yield _Source(where, adapter.name, lambda adapter=adapter: (adapter.fetch(), adapter.url))
+            yield _Source(where, adapter.name, partial(_fetched, adapter.fetch, adapter.url))
 
 
 def _failing(where: str, error: LoraryError) -> _Source:

@@ -7,6 +7,7 @@
 A snapshot is a commit. A push is one commit upon the one that was read, or none at all.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class HubRemote:
         for start in range(0, len(changed), BATCH):
             batch = [CommitOperationAdd(path, push.read(new[path])) for path in changed[start : start + BATCH]]
             with without_bars():
-                self._asked(lambda batch=batch: self._api.preupload_lfs_files(self._repo, batch))
+                self._asked(partial(self._api.preupload_lfs_files, self._repo, batch))
             for operation in batch:
                 self.traffic.add(sent=new[operation.path_in_repo].size)
                 push.advance()

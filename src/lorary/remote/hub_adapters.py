@@ -10,6 +10,7 @@ A revision is pinned to its commit before anything is downloaded.
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,9 @@ class HubAdapter:
         place = Path()
         for file in (CONFIG_FILE, WEIGHTS_FILE, *({PROVENANCE_FILE} & {*self.files})):
             path = f"{self.folder}/{file}" if self.folder else file
+            fetch = partial(hub.api.hf_hub_download, self.repo, path, revision=self.commit)
             with without_bars():
-                place = Path(
-                    _there(hub, lambda path=path: hub.api.hf_hub_download(self.repo, path, revision=self.commit))
-                )
+                place = Path(_there(hub, fetch))
         return place.parent
 
 

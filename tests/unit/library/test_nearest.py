@@ -145,6 +145,22 @@ def test_what_is_not_there_is_refused_by_name(library: Library) -> None:
         library.nearest("a1", 0)
 
 
+def test_a_sketch_is_never_kept_of_weights_that_came_meanwhile(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Library.get
+
+    def replaced(self: Library, name: str) -> Adapter:
+        if name == "a3":
+            self.replace_adapter(drawn("a3", 33), {"tasks": []})
+        return whole(self, name)
+
+    monkeypatch.setattr(Library, "get", replaced)
+    with pytest.raises(LibraryError, match="'a3' was replaced"):
+        library.nearest("a0")
+    assert entries(library) == []
+
+
 def test_damaged_sketches_are_named(library: Library) -> None:
     library.nearest("a0")
     path = library.path / "derived" / entries(library)[0] / "sketches.safetensors"
