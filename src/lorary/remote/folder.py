@@ -30,7 +30,9 @@ class FolderStore:
     """
 
     def __init__(self, root: Path, traffic: Traffic) -> None:
-        if (root / LIBRARY_FILE).exists():
+        with _reported(root):
+            is_library = (root / LIBRARY_FILE).exists()
+        if is_library:
             raise LibraryError(
                 f"{root} must be a remote, which holds a library as objects",
                 found="a library itself",

@@ -1,15 +1,16 @@
 """Pulling from a remote: what changed there comes into a library, checked, unless it changed here too."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lorary.display import Display
 from lorary.errors import LibraryError
 from lorary.library.base import BaseRecord
-from lorary.library.derived import check_derived, put_derived
+from lorary.library.derived import check_derived
 from lorary.library.document import parse_document
-from lorary.library.folders import change, delete, put
+from lorary.library.files import reported
+from lorary.library.folders import NewFolder, apply, change
 from lorary.library.handles import Folder, opened
 from lorary.library.layout import ADAPTERS, DERIVED, LIBRARY_FILE, REMOTE, RESULTS, RESULTS_FILE, check_tree
 from lorary.library.lock import transfer_lock
@@ -66,7 +67,7 @@ def pull_library(
     place = place_of(library.path, url)
     remote, display = open_remote(place), Display()
     display.say(f"pull: reading {library.path}")
-    with transfer_lock(library.path):
+    with reported(library.path), transfer_lock(library.path):
         check_tree(library.path / REMOTE)
         with opened(library.path) as root, root.enter(REMOTE, make=True):
             pass
@@ -95,10 +96,7 @@ def pull_library(
         gone = sorted(set(adapters_of(here.entries)) - set(adapters_of(together.entries)))
         with change(library.path, library.check_presence) as root:
             _check_still(here, [*adapters_of(new), *gone])
-            for entry, files in new.items():
-                _install(root, entry, arrived.contents(files), is_new=entry not in here.entries)
-            for name in gone:
-                delete(root, name)
+            _install(root, new, gone, arrived)
         state.agreed[place.root] = agreed_after(agreed, {**here.entries, **together.entries}, there)
         state.origin = place.root
         write_state(library.path, state)
@@ -156,7 +154,12 @@ def check_entry(entry: str, contents: Mapping[str, bytes], base: BaseRecord) -> 
 
 def _check_still(here: Scan, names: list[str]) -> None:
     stamps = stamps_of(here.library)
-    if changed := sorted(name for name in names if stamps.get(name) != here.stamps.get(name)):
+    spellings = {name.casefold(): name for name in stamps}
+    if changed := sorted(
+        name
+        for name in names
+        if stamps.get(name) != here.stamps.get(name) or spellings.get(name.casefold(), name) != name
+    ):
         raise LibraryError(
             f"library {here.library} must stay as it is while it is pulled into",
             found=f"adapter '{changed[0]}' was changed meanwhile",
@@ -164,15 +167,19 @@ def _check_still(here: Scan, names: list[str]) -> None:
         )
 
 
-def _install(root: Folder, entry: str, contents: Mapping[str, bytes], *, is_new: bool) -> None:
-    place, _, name = entry.partition("/")
-    if place == ADAPTERS:
-        put(root, name, contents, is_new=is_new)
-    elif place == DERIVED:
-        put_derived(root, name, contents)
-    elif place == RESULTS:
-        lines = joined(contents[RESULTS_FILE]).splitlines()
+def _install(root: Folder, new: Entries, gone: list[str], arrived: Arrived) -> None:
+    """Lines of results first, which take nothing away; all else comes into force at one moment."""
+    if RESULTS in new:
+        lines = joined(arrived.contents(new[RESULTS])[RESULTS_FILE]).splitlines()
         there = set(read_results(root.path).splitlines())
         append_results(root, [line for line in lines if line not in there])
-    else:
-        root.replace(LIBRARY_FILE, contents[LIBRARY_FILE], f"{LIBRARY_FILE}.new")
+    document = arrived.contents(new[LIBRARY])[LIBRARY_FILE] if LIBRARY in new else None
+    if gone or set(new) - {RESULTS}:
+        apply(root, _folders(new, arrived), gone, document)
+
+
+def _folders(new: Entries, arrived: Arrived) -> Iterator[NewFolder]:
+    for entry, files in new.items():
+        place, _, name = entry.partition("/")
+        if place in (ADAPTERS, DERIVED):
+            yield place, name, arrived.contents(files)
