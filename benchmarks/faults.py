@@ -22,14 +22,14 @@ import traceback
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from faults_calls import install, kinds_for
-from faults_work import ABSENT, Operation, make_place, operations, tiny_model
+from faults_calls import READING, install, kinds_for
+from faults_work import ABSENT, NEEDED, Operation, make_place, operations, tiny_model
 
 from lorary.errors import LoraryError
 from lorary.library.layout import STAGING
@@ -102,9 +102,9 @@ class Bench:
 
     def _begin(self, operation: Operation) -> None:
         shutil.rmtree(self._place, ignore_errors=True)
-        shutil.copytree(self._start, self._place)
-        if absent := ABSENT.get(operation.name):
-            shutil.rmtree(self._place / absent)
+        self._place.mkdir()
+        for name in {"lib", *NEEDED.get(operation.name, ())} - {ABSENT.get(operation.name)}:
+            shutil.copytree(self._start / name, self._place / name)
 
     def _fork(self, operation: Operation, faults: Mapping[int, str], pipe: int, *, tell_calls: bool = False) -> int:
         child = os.fork()
@@ -248,7 +248,7 @@ def leftovers(place: Path) -> Iterator[str]:
 
 
 def schedule(bench: Bench, chosen: Sequence[Operation], number: int, draw: random.Random) -> Iterator[tuple[Any, Any]]:
-    """Operations and their faults: each kind at each call, in random order, then several at random calls."""
+    """Operations and their faults: each kind at each call, changing ones first, then several at random."""
     each = [
         (operation, {at: kind})
         for operation in chosen
@@ -256,6 +256,7 @@ def schedule(bench: Bench, chosen: Sequence[Operation], number: int, draw: rando
         for kind in kinds_for(name)
     ]
     draw.shuffle(each)
+    each.sort(key=lambda pair: all(bench.calls(pair[0])[at] in READING for at in pair[1]))
     bench.findings.single = len(each)
     yield from each[:number]
     for _ in range(number - len(each)):
@@ -276,12 +277,15 @@ def measure(options: argparse.Namespace, folder: Path) -> Findings:
         names = options.operations.split(",") if options.operations else None
         chosen = [operation for operation in bench.operations if names is None or operation.name in names]
         last = began
-        for number, (operation, faults) in enumerate(schedule(bench, chosen, options.faults, draw), 1):
-            bench.disturb(operation, faults, beside=number % READER_EVERY == 0)
-            if time.perf_counter() - last > 1 and not options.quiet:
-                last = time.perf_counter()
-                print(f"{number:,} of {options.faults:,} faults, {len(findings.wrong)} wrong, {last - began:.0f} s",
-                      file=say, flush=True)  # fmt: skip
+        # What was seen so far is told when somebody ends it.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with suppress(KeyboardInterrupt):
+            for number, (operation, faults) in enumerate(schedule(bench, chosen, options.faults, draw), 1):
+                bench.disturb(operation, faults, beside=number % READER_EVERY == 0)
+                if time.perf_counter() - last > 1 and not options.quiet:
+                    last = time.perf_counter()
+                    print(f"{number:,} of {options.faults:,}, {len(findings.wrong)} wrong, {last - began:.0f} s",
+                          file=say, flush=True)  # fmt: skip
     return findings
 
 

@@ -32,8 +32,8 @@ def kinds_for(call: str) -> tuple[str, ...]:
     """The faults that can come to a call."""
     if call == "end":
         return ("power cut",)
-    if call in READING:  # nothing on the disk tells these from each other
-        return ("killed before", "EIO")
+    if call in READING:  # to die here is to die before the next call that changes something
+        return ("EIO",)
     kinds: tuple[str, ...] = (*DEATHS, "EIO", "EACCES")
     if call in WRITING:
         kinds = (*kinds, "EIO after its work")

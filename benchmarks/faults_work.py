@@ -1,6 +1,7 @@
 """The operations that `faults.py` disturbs, and what a reader sees of a library, a remote and an export."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,18 @@ def library_state(place: Path) -> State:
     path = place / "lib"
     if not (path / LIBRARY_FILE).exists():
         return None
-    library = Library.open(path)
+    # A reader that looks twice and sees the same has seen one moment.
+    before, state = None, None
+    while True:
+        library = Library.open(path)
+        after = library.stamps(), library.default_router
+        if after == before:
+            return state
+        before, state = after, _read_state(library)
+
+
+def _read_state(library: Library) -> State:
+    path = library.path
     if problems := library.verify():
         raise AssertionError(f"verify: {problems[0]}")
     rows, unread = library.listing()
@@ -88,6 +100,9 @@ def library_state(place: Path) -> State:
         "router": json.dumps(library.default_router, sort_keys=True),
         "adapters": {row["name"]: row["hash"] for row in rows},
         "derived": {name: sha256(repr(sorted(files.items())).encode()) for name, files in read_derived_files(path)},
+        "snapshots": {
+            each.name: each.adapters for each in library.snapshots() if not each.name.startswith("before-rollback")
+        },
         "results": {key: json.dumps(value) for key, value in stored_values(library)},
     }
 
@@ -133,6 +148,11 @@ def make_place(place: Path, model: Any) -> None:
     push_library(other.path, str(place / "theirs"), results=True)
     push_library(library.path, str(place / "remote"))
     library.replace_adapter(adapter_of("a", 7.0), {"tasks": ["a"]})
+    library.snapshot("then")
+    library.remove("a")
+    library.set_default_router({**library.default_router, "top_k": 3})
+    library.add_adapter(adapter_of("a", 8.0), {"tasks": ["a"]})
+    library.add_adapter(adapter_of("d", 9.0), {"tasks": ["d"]})
     for name, value in (("n1", 11.0), ("n2", 12.0), ("n3", 13.0), ("replacement", 14.0)):
         write_adapter(place / name, value)
 
@@ -148,7 +168,7 @@ def operations(model: Any) -> list[Operation]:
         return Library.open(place / "lib")
 
     def create(place: Path) -> Iterator[None]:
-        if not (place / "lib" / LIBRARY_FILE).exists():
+        if not os.path.lexists(place / "lib" / LIBRARY_FILE):
             Library.create(place / "lib", model, base_name="tiny")
         yield
 
@@ -200,13 +220,22 @@ def operations(model: Any) -> list[Operation]:
         yield
 
     def clone(place: Path) -> Iterator[None]:
-        if not (place / "lib" / LIBRARY_FILE).exists():
+        if not os.path.lexists(place / "lib" / LIBRARY_FILE):
             clone_library(str(place / "theirs"), place / "lib", results=True)
         yield
 
     def export(place: Path) -> Iterator[None]:
-        if not (place / "out").exists():
+        if not os.path.lexists(place / "out"):
             export_static(opened(place), place / "out", PEFT, StaticSettings(), "")
+        yield
+
+    def snapshot(place: Path) -> Iterator[None]:
+        if "now" not in {each.name for each in opened(place).snapshots()}:
+            opened(place).snapshot("now")
+        yield
+
+    def rollback(place: Path) -> Iterator[None]:
+        opened(place).rollback("then")
         yield
 
     steps: Mapping[str, tuple[Work, Callable[[Path], State]]] = {
@@ -223,9 +252,15 @@ def operations(model: Any) -> list[Operation]:
         "push anew": (push_anew, remote_state),
         "clone": (clone, library_state),
         "export": (export, export_state),
+        "snapshot": (snapshot, library_state),
+        "rollback": (rollback, library_state),
     }
     return [Operation(name, *step) for name, step in steps.items()]
 
 
-# What must not be there when an operation begins.
+# What must not be there when an operation begins, and what it needs beside the library.
 ABSENT = {"create": "lib", "clone": "lib", "push anew": "remote"}
+NEEDED = {
+    "add": ("n1",), "add several": ("n1", "n2", "n3"), "replace": ("replacement",), "pull": ("theirs",),
+    "clone": ("theirs",), "push": ("remote",),
+}  # fmt: skip

@@ -284,6 +284,65 @@ def _print_moved(result: Any, as_json: bool, sentence: str) -> None:
         print(f"{sentence}, snapshot {result.snapshot[:12]}; {moved}")
 
 
+@library_app.command("snapshot")
+def snapshot(
+    library: LibraryPath,
+    name: Annotated[str | None, typer.Option(help="name of the snapshot; the next free number by default")] = None,
+    as_json: Json = False,
+) -> None:
+    """Keep the state of a library, to go back to; files are linked, not copied."""
+    from lorary.library.store import Library
+
+    made = Library.open(library).snapshot(name)
+    if as_json:
+        print(json.dumps(asdict(made)))
+    else:
+        print(f"snapshot '{made.name}' of {library}: {len(made.adapters)} adapters, {made.digest[:12]}")
+
+
+@library_app.command("snapshots")
+def snapshots(
+    library: LibraryPath,
+    remove: Annotated[
+        list[str] | None, typer.Option("--remove", metavar="NAME", help="remove this snapshot; may be repeated")
+    ] = None,
+    collect: Annotated[bool, typer.Option("--collect", help="remove what no snapshot needs")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the snapshots of a library, or remove some and what only they needed."""
+    from lorary.library.store import Library
+    from lorary.remote.snapshots import remove_snapshots
+
+    opened = Library.open(library)
+    removed = remove_snapshots(opened, remove or ()) if remove or collect else 0
+    kept = opened.snapshots()
+    if as_json:
+        print(json.dumps({"snapshots": [asdict(each) for each in kept], "bytes_removed": removed}))
+        return
+    for each in kept:
+        print(f"{each.name:<24} {each.created}  {each.digest[:12]}  {len(each.adapters)} adapters")
+    print(f"{len(kept)} snapshots" + f", {removed:,} bytes removed" * bool(remove or collect))
+
+
+@library_app.command("rollback")
+def rollback(
+    library: LibraryPath, name: Annotated[str, typer.Argument(help="name of a snapshot")], as_json: Json = False
+) -> None:
+    """Make adapters and default router what a snapshot holds; what they are now is kept as a snapshot."""
+    from lorary.library.store import Library
+
+    done = Library.open(library).rollback(name)
+    if as_json:
+        print(json.dumps(asdict(done)))
+    elif done.before is None:
+        print(f"{library} is as in snapshot '{name}' already")
+    else:
+        print(
+            f"{library} is as in snapshot '{name}': {len(done.restored)} adapters restored, {len(done.removed)} removed"
+        )
+        print(f"undo: lorary library rollback {library} {done.before}")
+
+
 @library_app.command("verify")
 def verify(library: LibraryPath, as_json: Json = False) -> None:
     """Check every file of a library against its recorded hash; exit code 1 if something is wrong."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from lorary import fetching
 from lorary.adapter import Adapter
 from lorary.errors import LoraryError, UsageError
 from lorary.formats.peft import encode_adapter, parse_adapter
@@ -44,6 +45,7 @@ from lorary.library.provenance import (
     new_provenance,
 )
 from lorary.library.readers import Identity, names_in, read_all, read_stable, stamps_of
+from lorary.library.snapshot import Rollback, Snapshot
 from lorary.library.verify import Problem, verify_library
 from lorary.tabular import ResultTable
 from lorary.terminal import printable
@@ -343,6 +345,42 @@ class Library:
         """Check every adapter in full against its hashes and the base model; an empty list means all is well."""
         self.check_presence()
         return verify_library(self._path, self.base)
+
+    def snapshot(self, name: str | None = None) -> Snapshot:
+        """Keep the state of the library under a name, at the cost of an index: files of adapters are linked.
+
+        Args:
+            name: that it can be gone back to by; the next free number where None.
+
+        Raises:
+            UsageError: if the name cannot be one.
+            LibraryError: if the name is taken, the library is damaged, or it cannot be written.
+        """
+        snapshot: Snapshot = fetching.of_snapshots("take_snapshot")(self, name)
+        return snapshot
+
+    def snapshots(self) -> list[Snapshot]:
+        """The states that were kept, oldest first.
+
+        Raises:
+            LibraryError: if they are damaged.
+        """
+        self.check_presence()
+        snapshots: list[Snapshot] = fetching.of_snapshots("list_snapshots")(self)
+        return snapshots
+
+    def rollback(self, name: str) -> Rollback:
+        """Make adapters and default router what they were, at one moment; what they are now becomes a snapshot first.
+
+        Args:
+            name: of a snapshot.
+
+        Raises:
+            LibraryError: if there is no such snapshot, it or the library is damaged, or cannot be written.
+        """
+        rollback: Rollback = fetching.of_snapshots("roll_back")(self, name)
+        self._document = read_document(self._path)
+        return rollback
 
     def check_presence(self) -> None:
         """Check that this library still lies where it was opened; each method that reads or writes does so itself.

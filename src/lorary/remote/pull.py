@@ -1,6 +1,6 @@
 """Pulling from a remote: what changed there comes into a library, checked, unless it changed here too."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,15 +10,15 @@ from lorary.library.base import BaseRecord
 from lorary.library.derived import check_derived
 from lorary.library.document import parse_document
 from lorary.library.files import reported
-from lorary.library.folders import NewFolder, apply, change
-from lorary.library.handles import Folder, opened
+from lorary.library.folders import apply, change
+from lorary.library.handles import Folder
 from lorary.library.layout import ADAPTERS, DERIVED, LIBRARY_FILE, REMOTE, RESULTS, RESULTS_FILE, check_tree
 from lorary.library.lock import transfer_lock
 from lorary.library.readers import stamps_of
 from lorary.library.store import Library
 from lorary.library.verify import check_arrived
 from lorary.remote.arrivals import Arrivals
-from lorary.remote.entries import LIBRARY, Entries, FileRecord, adapters_of, check_whole, path_of
+from lorary.remote.entries import LIBRARY, Entries, FileRecord, Files, adapters_of, check_whole, path_of
 from lorary.remote.joining import agreed_after, check_conflicts, join
 from lorary.remote.opening import open_remote
 from lorary.remote.push import KEPT, place_of
@@ -69,7 +69,8 @@ def pull_library(
     display.say(f"pull: reading {library.path}")
     with reported(library.path), transfer_lock(library.path):
         check_tree(library.path / REMOTE)
-        with opened(library.path) as root, root.enter(REMOTE, make=True):
+        # What a killed writer left is carried out before the scan, and not under it.
+        with change(library.path, library.check_presence) as root, root.enter(REMOTE, make=True):
             pass
         here, state = scan(library, results=results), read_state(library.path)
         head = remote.head(place.ref)
@@ -95,8 +96,8 @@ def pull_library(
             check_entry(entry, arrived.contents(files), library.base)
         gone = sorted(set(adapters_of(here.entries)) - set(adapters_of(together.entries)))
         with change(library.path, library.check_presence) as root:
-            _check_still(here, [*adapters_of(new), *gone])
-            _install(root, new, gone, arrived)
+            check_still(here, [*adapters_of(new), *gone])
+            install(root, new, gone, arrived.contents)
         state.agreed[place.root] = agreed_after(agreed, {**here.entries, **together.entries}, there)
         state.origin = place.root
         write_state(library.path, state)
@@ -127,7 +128,7 @@ class Arrived:
         self._arrivals, self._here = arrivals, here
         self._paths = {} if here is None else here.paths()
 
-    def contents(self, files: Mapping[str, FileRecord]) -> dict[str, bytes]:
+    def contents(self, files: Files) -> dict[str, bytes]:
         """Content by file name, held to its sha256."""
         return {file: self._read(record) for file, record in files.items()}
 
@@ -152,7 +153,16 @@ def check_entry(entry: str, contents: Mapping[str, bytes], base: BaseRecord) -> 
         parse_document(Path(f"{LIBRARY_FILE} of the remote"), contents[LIBRARY_FILE])
 
 
-def _check_still(here: Scan, names: list[str]) -> None:
+def check_still(here: Scan, names: list[str]) -> None:
+    """Check, under the lock, that adapters are still those that were scanned.
+
+    Args:
+        here: the scan.
+        names: of adapters, also of such as were not there.
+
+    Raises:
+        LibraryError: naming the first that was changed.
+    """
     stamps = stamps_of(here.library)
     spellings = {name.casefold(): name for name in stamps}
     if changed := sorted(
@@ -161,25 +171,30 @@ def _check_still(here: Scan, names: list[str]) -> None:
         if stamps.get(name) != here.stamps.get(name) or spellings.get(name.casefold(), name) != name
     ):
         raise LibraryError(
-            f"library {here.library} must stay as it is while it is pulled into",
-            found=f"adapter '{changed[0]}' was changed meanwhile",
+            f"library {here.library} must stay as it is meanwhile",
+            found=f"adapter '{changed[0]}' was changed",
             remedy="repeat the command: what has arrived is kept",
         )
 
 
-def _install(root: Folder, new: Entries, gone: list[str], arrived: Arrived) -> None:
-    """Lines of results first, which take nothing away; all else comes into force at one moment."""
+def install(root: Folder, new: Entries, gone: list[str], contents: Callable[[Files], dict[str, bytes]]) -> None:
+    """Put entries in place, inside `change`: lines of results first, which take nothing away; then all else at once.
+
+    Args:
+        root: the library's folder, from `change`.
+        new: entries that come, or take the place of those of their names.
+        gone: names of adapters that are removed.
+        contents: gives the files of an entry, checked.
+    """
     if RESULTS in new:
-        lines = joined(arrived.contents(new[RESULTS])[RESULTS_FILE]).splitlines()
+        lines = joined(contents(new[RESULTS])[RESULTS_FILE]).splitlines()
         there = set(read_results(root.path).splitlines())
         append_results(root, [line for line in lines if line not in there])
-    document = arrived.contents(new[LIBRARY])[LIBRARY_FILE] if LIBRARY in new else None
+    document = contents(new[LIBRARY])[LIBRARY_FILE] if LIBRARY in new else None
+    folders = (
+        (place, name, contents(files))
+        for place, name, files in ((*entry.partition("/")[::2], files) for entry, files in new.items())
+        if place in (ADAPTERS, DERIVED)
+    )
     if gone or set(new) - {RESULTS}:
-        apply(root, _folders(new, arrived), gone, document)
-
-
-def _folders(new: Entries, arrived: Arrived) -> Iterator[NewFolder]:
-    for entry, files in new.items():
-        place, _, name = entry.partition("/")
-        if place in (ADAPTERS, DERIVED):
-            yield place, name, arrived.contents(files)
+        apply(root, folders, gone, document)
