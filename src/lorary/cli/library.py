@@ -343,6 +343,35 @@ def rollback(
         print(f"undo: lorary library rollback {library} {done.before}")
 
 
+@library_app.command("repair")
+def repair(
+    library: LibraryPath,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="URL", help="a remote or a library that has whole copies")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="say what would be done, and change nothing")] = False,
+    as_json: Json = False,
+) -> None:
+    """Mend what `verify` finds; what was there before is put aside. Exit code 1 while something is wrong."""
+    from lorary.remote.repair import repair_library
+
+    done = repair_library(library, source, check=check)
+    if as_json:
+        print(json.dumps(asdict(done)))
+    else:
+        for step in done.steps:
+            print(f"{step.part}: {step.action}")
+            for problem in step.problems:
+                print(f"  {problem}")
+        if done.aside is not None:
+            print(f"what was there before is in {done.aside}")
+        mended = sum(step.is_mended for step in done.steps)
+        verb = "would be mended" if check else "mended"
+        print(f"{mended} of {len(done.steps)} {verb}, {len(done.problems)} problems" + " now" * check)
+    if done.problems:
+        raise typer.Exit(1)
+
+
 @library_app.command("verify")
 def verify(library: LibraryPath, as_json: Json = False) -> None:
     """Check every file of a library against its recorded hash; exit code 1 if something is wrong."""

@@ -81,6 +81,17 @@ def read_derived_files(library: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
             yield name, files
 
 
+def damaged_derived(library: Path) -> Iterator[tuple[str, LibraryError]]:
+    """Name of each derived document that is not what it records of itself, with what is wrong."""
+    for name in filter(is_entry_name, names_in(library, DERIVED)):
+        try:
+            files = _stable(library / DERIVED / name, _all_files)
+            if files is not None:
+                check_derived(name, files)
+        except LibraryError as error:
+            yield name, error
+
+
 def check_derived(name: str, files: Mapping[str, bytes]) -> None:
     """Check that files are the derived document of a name.
 

@@ -366,7 +366,7 @@ class Library:
             LibraryError: if they are damaged.
         """
         self.check_presence()
-        snapshots: list[Snapshot] = fetching.of_snapshots("list_snapshots")(self)
+        snapshots: list[Snapshot] = fetching.of_snapshots("list_snapshots")(self._path)
         return snapshots
 
     def rollback(self, name: str) -> Rollback:

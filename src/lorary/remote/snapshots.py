@@ -56,9 +56,9 @@ def _scan(library: Library) -> Scan:
 
 def _take(library: Library, here: Scan, name: str | None) -> Snapshot:
     with change(library.path, library.check_presence) as root:
-        remote = _remote(library.path)
+        remote = snapshot_remote(library.path)
         check_still(here, list(adapters_of(here.entries)))
-        taken = {snapshot.name: snapshot for snapshot in list_snapshots(library)}
+        taken = {snapshot.name: snapshot for snapshot in list_snapshots(library.path)}
         name = name or next(str(number) for number in range(1, len(taken) + 2) if str(number) not in taken)
         with root.enter(SNAPSHOTS, make=True) as place, place.enter(OBJECTS, make=True) as objects:
             for path, sha256 in _files_of_adapters(here.entries):
@@ -77,19 +77,19 @@ def _take(library: Library, here: Scan, name: str | None) -> Snapshot:
                 found=f"'{name}' is taken, by one with {len(taken[name].adapters)} adapters",
                 remedy="choose another name, or remove that one: lorary library snapshots LIB --remove NAME",
             ) from None
-    return next(snapshot for snapshot in list_snapshots(library) if snapshot.name == name)
+    return next(snapshot for snapshot in list_snapshots(library.path) if snapshot.name == name)
 
 
-def list_snapshots(library: Library) -> list[Snapshot]:
-    """The snapshots of a library, oldest first.
+def list_snapshots(library: Path) -> list[Snapshot]:
+    """The snapshots in a library's folder, oldest first.
 
     Raises:
         LibraryError: if they are damaged.
     """
     snapshots = []
-    with reported(library.path):
-        remote = _remote(library.path)
-        for name, seconds in _refs(library.path).items():
+    with reported(library):
+        remote = snapshot_remote(library)
+        for name, seconds in _refs(library).items():
             head = remote.head(name)
             if head is not None:
                 created = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
@@ -109,7 +109,7 @@ def roll_back(library: Library, name: str) -> Rollback:
         LibraryError: if there is none of that name, it or the library is damaged, or the library cannot be written.
     """
     with reported(library.path):
-        digest, here, remote = _named(library, name), _scan(library), _remote(library.path)
+        digest, here, remote = _named(library, name), _scan(library), snapshot_remote(library.path)
         entries = remote.entries(digest, None)
         new = {entry: files for entry, files in entries.items() if here.entries.get(entry) != files}
         gone = sorted(set(adapters_of(here.entries)) - set(adapters_of(entries)))
@@ -146,7 +146,7 @@ def remove_snapshots(library: Library, names: Sequence[str] = ()) -> int:
     """
     removed = 0
     with change(library.path, library.check_presence) as root:
-        remote = _remote(library.path)
+        remote = snapshot_remote(library.path)
         for name in names:
             _named(library, name)
         if root.kind(SNAPSHOTS) is None:
@@ -166,12 +166,8 @@ def remove_snapshots(library: Library, names: Sequence[str] = ()) -> int:
     return removed
 
 
-def object_path(library: Path, sha256: str) -> Path:
-    """Where a file of that content lies among the objects of a library's snapshots, if it does."""
-    return library / SNAPSHOTS / OBJECTS / sha256
-
-
-def _remote(library: Path) -> ObjectRemote:
+def snapshot_remote(library: Path) -> ObjectRemote:
+    """The snapshots of a library as a remote."""
     folder, traffic = library / SNAPSHOTS, Traffic()
     check_tree(folder)
     return ObjectRemote(Place("file", str(folder)), FolderStore(folder, traffic), traffic)
@@ -191,7 +187,7 @@ def _refs(library: Path) -> dict[str, float]:
 def _named(library: Library, name: str) -> str:
     """The digest of a snapshot."""
     _check_name(name)
-    head = _remote(library.path).head(name)
+    head = snapshot_remote(library.path).head(name)
     if head is None:
         names = list(_refs(library.path))
         raise LibraryError(
