@@ -372,13 +372,33 @@ def repair(
         raise typer.Exit(1)
 
 
+@library_app.command("sign")
+def sign(
+    library: LibraryPath,
+    key: Annotated[str, typer.Option(metavar="FILE", help="private key (PEM; P-256, P-384 or P-521)")],
+) -> None:
+    """Sign library.json and all adapters as they are; needs the extra `signing`."""
+    from lorary.library.store import Library
+
+    print(f"signed {library}: {Library.open(library).sign(key)}")
+
+
 @library_app.command("verify")
-def verify(library: LibraryPath, as_json: Json = False) -> None:
+def verify(
+    library: LibraryPath,
+    key: Annotated[
+        str | None, typer.Option(metavar="FILE", help="public key of whoever signed it: check the signature, too")
+    ] = None,
+    signature: Annotated[
+        str | None, typer.Option(metavar="FILE", help="the signature; the library's own by default")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Check every file of a library against its recorded hash; exit code 1 if something is wrong."""
     from lorary.library.store import Library
 
     opened = Library.open(library)
-    problems = opened.verify()
+    problems = opened.verify(key=key, signature=signature)
     if as_json:
         print(json.dumps({"ok": not problems, "problems": [asdict(problem) for problem in problems]}))
     else:

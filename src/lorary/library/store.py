@@ -17,7 +17,7 @@ from torch import nn
 
 from lorary import fetching
 from lorary.adapter import Adapter
-from lorary.errors import LoraryError, UsageError
+from lorary.errors import LibraryError, LoraryError, UsageError
 from lorary.formats.peft import encode_adapter, parse_adapter
 from lorary.formats.peft_files import Shape, read_files, read_shapes
 from lorary.library import lock
@@ -39,14 +39,16 @@ from lorary.library.listing import check_path, listed, local_folder, provenance_
 from lorary.library.origin import check_not_stacked
 from lorary.library.placing import place, placed_adapter, placed_layers
 from lorary.library.presence import Presence
+from lorary.library.problem import Problem
 from lorary.library.provenance import (
     encode_provenance,
     imported_provenance,
     new_provenance,
 )
 from lorary.library.readers import Identity, names_in, read_all, read_stable, stamps_of
+from lorary.library.signing import sign_library, verify_signature
 from lorary.library.snapshot import Rollback, Snapshot
-from lorary.library.verify import Problem, verify_library
+from lorary.library.verify import verify_library
 from lorary.tabular import ResultTable
 from lorary.terminal import printable
 
@@ -341,10 +343,44 @@ class Library:
             write_document(root, document)
         self._document = document
 
-    def verify(self) -> list[Problem]:
-        """Check every adapter in full against its hashes and the base model; an empty list means all is well."""
+    def verify(self, *, key: str | Path | None = None, signature: str | Path | None = None) -> list[Problem]:
+        """Check every adapter in full against its hashes and the base model; an empty list means all is well.
+
+        Args:
+            key: file of a public key: the library must be as its holder signed it, too.
+            signature: file of the signature, where it is not the library's own.
+
+        Raises:
+            UsageError: if the key cannot be used, or a signature is given without a key.
+            MissingExtraError: if a key is given and model-signing is not installed.
+        """
         self.check_presence()
-        return verify_library(self._path, self.base)
+        if key is None and signature is not None:
+            raise UsageError("a signature must be checked by a key", found="none", remedy="--key FILE")
+        signed = [] if key is None else verify_signature(self._path, key, signature)
+        return [*signed, *verify_library(self._path, self.base)]
+
+    def sign(self, key: str | Path) -> Path:
+        """Sign library.json and all adapters as they are.
+
+        Args:
+            key: file of a private key (PEM; curve P-256, P-384 or P-521), its password in `LORARY_SIGNING_PASSWORD`.
+
+        Returns:
+            The file of the signature.
+
+        Raises:
+            UsageError: if the key cannot be used.
+            LibraryError: if the library is damaged or cannot be written.
+            MissingExtraError: if model-signing is not installed.
+        """
+        for problem in self.verify():
+            raise LibraryError(
+                f"library {self._path} must be whole to be signed",
+                found=f"{problem.adapter}: {problem.rule}",
+                remedy="lorary library repair LIB",
+            )
+        return sign_library(self._path, key)
 
     def snapshot(self, name: str | None = None) -> Snapshot:
         """Keep the state of the library under a name, at the cost of an index: files of adapters are linked.

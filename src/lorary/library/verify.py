@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +17,11 @@ from lorary.library.folders import NAME, check_name
 from lorary.library.handles import check_kind, kind_of
 from lorary.library.layout import ADAPTERS, ASIDE, DERIVED, PLACES, PROVENANCE_FILE, STAGING, odd_entries
 from lorary.library.listing import check_provenance
+from lorary.library.problem import Problem
 from lorary.library.readers import read_all
 from lorary.reading import parse_json
 
 KNOWN_FILES = (CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that is wrong with a library.
-
-    Args:
-        adapter: name of the adapter, or of the stray entry in the adapters folder; the path of anything else.
-        rule: what must hold.
-        found: what was found instead.
-        remedy: what to do.
-    """
-
-    adapter: str
-    rule: str
-    found: str
-    remedy: str
-
-    @classmethod
-    def of(cls, adapter: str, error: LoraryError) -> "Problem":
-        """An error as a problem of an adapter."""
-        return cls(adapter, error.rule, error.found or "", error.remedy or "")
 
 
 def verify_library(library: Path, base: BaseRecord) -> list[Problem]:

@@ -19,10 +19,11 @@ from lorary.library.folders import apply, change
 from lorary.library.handles import Folder, kind_of, opened
 from lorary.library.layout import ADAPTERS, ASIDE, DERIVED, LIBRARY_FILE, PROVENANCE_FILE, SNAPSHOTS, check_places
 from lorary.library.listing import check_provenance, local_folder
+from lorary.library.problem import Problem
 from lorary.library.provenance import encode_provenance, new_provenance
 from lorary.library.readers import names_in
 from lorary.library.store import Library
-from lorary.library.verify import KNOWN_FILES, Problem, shown_name
+from lorary.library.verify import KNOWN_FILES, shown_name
 from lorary.reading import parse_json, read_regular
 from lorary.remote.entries import LIBRARY, Entries, FileRecord, Files, path_of
 from lorary.remote.opening import open_remote
