@@ -256,13 +256,121 @@ def _print_moved(result: Any, as_json: bool, sentence: str) -> None:
         print(f"{sentence}, snapshot {result.snapshot[:12]}; {moved}")
 
 
+@library_app.command("snapshot")
+def snapshot(
+    library: LibraryPath,
+    name: Annotated[str | None, typer.Option(help="name of the snapshot; the next free number by default")] = None,
+    as_json: Json = False,
+) -> None:
+    """Keep the state of a library, to go back to; files are linked, not copied."""
+    from lorary.library.store import Library
+
+    made = Library.open(library).snapshot(name)
+    if as_json:
+        print(json.dumps(asdict(made)))
+    else:
+        print(f"snapshot '{made.name}' of {library}: {len(made.adapters)} adapters, {made.digest[:12]}")
+
+
+@library_app.command("snapshots")
+def snapshots(
+    library: LibraryPath,
+    remove: Annotated[
+        list[str] | None, typer.Option("--remove", metavar="NAME", help="remove this snapshot; may be repeated")
+    ] = None,
+    collect: Annotated[bool, typer.Option("--collect", help="remove what no snapshot needs")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the snapshots of a library, or remove some and what only they needed."""
+    from lorary.library.store import Library
+    from lorary.remote.snapshots import remove_snapshots
+
+    opened = Library.open(library)
+    removed = remove_snapshots(opened, remove or ()) if remove or collect else 0
+    kept = opened.snapshots()
+    if as_json:
+        print(json.dumps({"snapshots": [asdict(each) for each in kept], "bytes_removed": removed}))
+        return
+    for each in kept:
+        print(f"{each.name:<24} {each.created}  {each.digest[:12]}  {len(each.adapters)} adapters")
+    print(f"{len(kept)} snapshots" + f", {removed:,} bytes removed" * bool(remove or collect))
+
+
+@library_app.command("rollback")
+def rollback(
+    library: LibraryPath, name: Annotated[str, typer.Argument(help="name of a snapshot")], as_json: Json = False
+) -> None:
+    """Make adapters and default router what a snapshot holds; what they are now is kept as a snapshot."""
+    from lorary.library.store import Library
+
+    done = Library.open(library).rollback(name)
+    if as_json:
+        print(json.dumps(asdict(done)))
+    elif done.before is None:
+        print(f"{library} is as in snapshot '{name}' already")
+    else:
+        print(
+            f"{library} is as in snapshot '{name}': {len(done.restored)} adapters restored, {len(done.removed)} removed"
+        )
+        print(f"undo: lorary library rollback {library} {done.before}")
+
+
+@library_app.command("repair")
+def repair(
+    library: LibraryPath,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="URL", help="a remote or a library that has whole copies")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="say what would be done, and change nothing")] = False,
+    as_json: Json = False,
+) -> None:
+    """Mend what `verify` finds; what was there before is put aside. Exit code 1 while something is wrong."""
+    from lorary.remote.repair import repair_library
+
+    done = repair_library(library, source, check=check)
+    if as_json:
+        print(json.dumps(asdict(done)))
+    else:
+        for step in done.steps:
+            print(f"{step.part}: {step.action}")
+            for problem in step.problems:
+                print(f"  {problem}")
+        if done.aside is not None:
+            print(f"what was there before is in {done.aside}")
+        mended = sum(step.is_mended for step in done.steps)
+        verb = "would be mended" if check else "mended"
+        print(f"{mended} of {len(done.steps)} {verb}, {len(done.problems)} problems" + " now" * check)
+    if done.problems:
+        raise typer.Exit(1)
+
+
+@library_app.command("sign")
+def sign(
+    library: LibraryPath,
+    key: Annotated[str, typer.Option(metavar="FILE", help="private key (PEM; P-256, P-384 or P-521)")],
+) -> None:
+    """Sign library.json and all adapters as they are; needs the extra `signing`."""
+    from lorary.library.store import Library
+
+    print(f"signed {library}: {Library.open(library).sign(key)}")
+
+
 @library_app.command("verify")
-def verify(library: LibraryPath, as_json: Json = False) -> None:
+def verify(
+    library: LibraryPath,
+    key: Annotated[
+        str | None, typer.Option(metavar="FILE", help="public key of whoever signed it: check the signature, too")
+    ] = None,
+    signature: Annotated[
+        str | None, typer.Option(metavar="FILE", help="the signature; the library's own by default")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Check every file of a library against its recorded hash; exit code 1 if something is wrong."""
     from lorary.library.store import Library
 
     opened = Library.open(library)
-    problems = opened.verify()
+    problems = opened.verify(key=key, signature=signature)
     if as_json:
         print(json.dumps({"ok": not problems, "problems": [asdict(problem) for problem in problems]}))
     else:

@@ -210,11 +210,6 @@ class Folder:
         target.sync()
         self.sync()
 
-    def rename(self, name: str, new: str) -> None:
-        """Give what stands under a name in here another one, which is free, and force it to the disk."""
-        os.rename(name, new, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
-        self.sync()
-
     def remove_file(self, name: str) -> None:
         """Remove a file, if there is one.
 

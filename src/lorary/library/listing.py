@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from lorary.axes import layer_number
 from lorary.errors import LibraryError, LoraryError, UsageError
 from lorary.formats.peft_reasons import CONFIG_FILE, WEIGHTS_FILE
 from lorary.library.files import read_json
-from lorary.library.layout import LIBRARY_FILE, PROVENANCE_FILE
-from lorary.library.readers import read_all
+from lorary.library.folders import COMMITTED
+from lorary.library.layout import LIBRARY_FILE, PROVENANCE_FILE, STAGING
+from lorary.library.readers import is_folder, read_all
 from lorary.reading import parse_json
 
 FORMAT_VERSION = 1
@@ -120,6 +122,11 @@ def read_current(library: Path) -> dict[str, Any]:
     """
     _check_is_library(library)
     path = library / LIBRARY_FILE
+    # A change that is in force and not carried out yet may bring another one.
+    coming = library / STAGING / COMMITTED
+    if is_folder(library, coming):
+        with suppress(LibraryError):  # the change brings none, or it has moved to its place
+            return _current(path, read_json(coming / LIBRARY_FILE))
     return _current(path, read_json(path))
 
 

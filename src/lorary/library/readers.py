@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from lorary.errors import LibraryError, LoraryError
 from lorary.formats.peft_reasons import CONFIG_FILE, WEIGHTS_FILE
-from lorary.library.folders import NAME, REPLACED, check_name, no_adapter
+from lorary.library.folders import COMMITTED, GONE, NAME, check_name, no_adapter
 from lorary.library.handles import FOLDER_FLAGS, Folder, check_kind, kind_of, opened
 from lorary.library.layout import ADAPTERS, PROVENANCE_FILE, STAGING
 
@@ -25,25 +25,32 @@ Read = TypeVar("Read")
 Identity = tuple[int, int, int]
 
 
-def names_in(library: Path) -> list[str]:
-    """The names of all adapters, in canonical order.
+def names_in(library: Path, place: str = ADAPTERS) -> list[str]:
+    """The names of all adapters, or of all folders of another place, in canonical order.
 
-    A link among them is named too, so that whoever asks for it hears what it is. An adapter moves between two folders
-    while it is replaced, so they are looked at until nothing moved meanwhile.
+    A link among them is named too, so that whoever asks for it hears what it is. Folders move while a change is carried
+    out, so they are looked at until nothing moved meanwhile.
 
     Raises:
         LibraryError: if one of the folders is a link, or cannot be read.
     """
     names: set[str] = set()
     for _ in range(READ_ATTEMPTS):
-        before = _identity(library / ADAPTERS)
-        names = {*_adapters_in(library, ADAPTERS), *_adapters_in(library, STAGING, REPLACED)}
-        if _identity(library / ADAPTERS) == before:
+        before = _moment(library, place)
+        coming = _folders_in(library, STAGING, COMMITTED, place)
+        gone = _folders_in(library, STAGING, COMMITTED, GONE) if place == ADAPTERS else ()
+        names = {*coming, *(set(_folders_in(library, place)) - set(gone))}
+        if _moment(library, place) == before:
             break
     return sorted(names)
 
 
-def _adapters_in(library: Path, *way: str) -> list[str]:
+def _moment(library: Path, place: str) -> tuple["Identity | None", "Identity | None"]:
+    """What changes whenever a folder of a place comes, goes or moves."""
+    return _identity(library / place), _identity(library / STAGING / COMMITTED)
+
+
+def _folders_in(library: Path, *way: str) -> list[str]:
     try:
         with _entered(library, *way) as folder, os.scandir(folder.descriptor) as entries:
             return [
@@ -63,17 +70,16 @@ def _adapters_in(library: Path, *way: str) -> list[str]:
 
 @contextmanager
 def _entered(library: Path, *way: str) -> Iterator[Folder]:
-    with opened(library) as root, root.enter(way[0]) as first:
-        if len(way) == 1:
-            yield first
-        else:
-            with first.enter(way[1]) as second:
-                yield second
+    with ExitStack() as stack:
+        folder = stack.enter_context(opened(library))
+        for name in way:
+            folder = stack.enter_context(folder.enter(name))
+        yield folder
 
 
 def stamps_of(library: Path) -> dict[str, Identity | None]:
     """What tells each adapter from a successor of its name, in the canonical order of names."""
-    return {name: _identity(library / ADAPTERS / name) for name in names_in(library)}
+    return {name: _identity_of(library, name) for name in names_in(library)}
 
 
 def locate(library: Path, name: str) -> Path:
@@ -84,19 +90,41 @@ def locate(library: Path, name: str) -> Path:
         LibraryError: if there is none of that name, or a link in its place.
     """
     check_name(name)
-    places = (library / ADAPTERS, library / STAGING / REPLACED, library / ADAPTERS)
+    folder = find_folder(library, ADAPTERS, name)
+    if folder is None:
+        raise no_adapter(library, name, names_in(library))
+    return folder
+
+
+def find_folder(library: Path, place: str, name: str) -> Path | None:
+    """The folder of that name in a place of the library right now; None where there is none.
+
+    Raises:
+        LibraryError: if there is a link in its place.
+    """
+    committed = library / STAGING / COMMITTED
     for _ in range(READ_ATTEMPTS):
-        before = _identity(library / ADAPTERS)
-        for place in places:
-            if _is_folder(library, place / name):
-                return place / name
-        if _identity(library / ADAPTERS) == before:
+        before = _moment(library, place)
+        for _ in range(
+            2
+        ):  # a change that is carried out between two looks leaves its time within one tick of the clock
+            if is_folder(library, committed / place / name):
+                return committed / place / name
+            if place == ADAPTERS and is_folder(library, committed / GONE / name):
+                return None
+            if is_folder(library, library / place / name):
+                return library / place / name
+        if _moment(library, place) == before:
             break
-    raise no_adapter(library, name, names_in(library))
+    return None
 
 
-def _is_folder(library: Path, path: Path) -> bool:
-    """Whether there is a folder, reached by folders alone."""
+def is_folder(library: Path, path: Path) -> bool:
+    """Whether there is a folder in a library, reached by folders alone.
+
+    Raises:
+        LibraryError: if there is something else on the way, or nobody may look there.
+    """
     parts = path.relative_to(library).parts
     for number in range(1, len(parts) + 1):
         part = library.joinpath(*parts[:number])
@@ -177,12 +205,14 @@ def _adapters(library: Path) -> Iterator[Folder | None]:
 def _still(library: Path, identities: Mapping[str, Identity | None]) -> set[str]:
     """Which adapters are those that were read, or that could not be."""
     with _adapters(library) as adapters:
-        return {
+        in_place = {
             name
             for name, identity in identities.items()
-            if identity is not None
-            and ((adapters is not None and _identity(name, adapters) == identity) or _is_still(library, name, identity))
+            if adapters is not None and identity is not None and _identity(name, adapters) == identity
         }
+    if kind_of(library / STAGING / COMMITTED) is not None:  # a change is in force that is not carried out yet
+        in_place = set()
+    return {name for name, identity in identities.items() if name in in_place or _is_still(library, name, identity)}
 
 
 def _read_at_rest(

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lorary.errors import LibraryError
-from lorary.library.derived import derived_name, entry_of, iterate_keys, load_derived, put_derived
+from lorary.library.derived import derived_name, entry_of, iterate_keys, load_derived
 from lorary.library.document import read_document
-from lorary.library.folders import change, check_free, check_name, check_there
-from lorary.library.layout import ADAPTERS
+from lorary.library.folders import NewFolder, apply, change, check_free, check_name, check_there
+from lorary.library.layout import ADAPTERS, DERIVED
 from lorary.library.listing import provenance_in
 from lorary.library.lock import build_lock
 from lorary.route.setting import Routing
@@ -50,7 +50,7 @@ def rename_adapter(library: Path, check: Callable[[], None], old: str, new: str)
                 found=f"library.json of {library} names it",
                 remedy=f"change that first: lorary library router {library} --route FIELD=VALUE, or --reset",
             )
-        followed, left = set(), set()
+        followed, left, new_folders = set(), set(), list[NewFolder]()
         for kind, key in list(iterate_keys(library)):
             if [old, digest] in key.get("skills", ()):
                 raise LibraryError(
@@ -61,13 +61,13 @@ def rename_adapter(library: Path, check: Callable[[], None], old: str, new: str)
             if key.get("expert") == old and key.get("adapter") == digest:
                 files = load_derived(library, kind, key) or {}
                 now = {**key, "expert": new}
-                put_derived(root, derived_name(kind, now), entry_of(kind, now, files))
+                new_folders.append((DERIVED, derived_name(kind, now), entry_of(kind, now, files)))
                 followed.add(kind)
             elif any(_names(key.get(part), old, digest) for part in ("experts", "adapters")):
                 left.add(kind)
-        # What followed lies there under both names until here: a crash leaves the old state.
-        with root.enter(ADAPTERS) as adapters:
-            adapters.rename(old, new)
+        with root.enter(ADAPTERS) as adapters, adapters.enter(old) as folder:
+            files = {file: folder.read(file, max_bytes=None) for file in folder.names()}
+        apply(root, [*new_folders, (ADAPTERS, new, files)], gone=[old])
     return sorted(followed), sorted(left)
 
 

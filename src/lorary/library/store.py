@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import nn
 
+from lorary import fetching
 from lorary.adapter import Adapter
-from lorary.errors import LoraryError, UsageError
+from lorary.errors import LibraryError, LoraryError, UsageError
 from lorary.formats.peft import encode_adapter, parse_adapter
 from lorary.formats.peft_files import Shape, read_files, read_shapes
 from lorary.library import lock
@@ -49,6 +50,7 @@ from lorary.library.notes import change_note, change_tags
 from lorary.library.origin import check_not_stacked
 from lorary.library.placing import place, placed_adapter, placed_layers
 from lorary.library.presence import Presence
+from lorary.library.problem import Problem
 from lorary.library.provenance import (
     encode_provenance,
     imported_provenance,
@@ -56,8 +58,10 @@ from lorary.library.provenance import (
 )
 from lorary.library.readers import Identity, names_in, read_all, read_stable, stamps_of
 from lorary.library.renaming import rename_adapter
+from lorary.library.signing import sign_library, verify_signature
 from lorary.library.sketches import Sketches, library_sketches
-from lorary.library.verify import Problem, verify_library
+from lorary.library.snapshot import Rollback, Snapshot
+from lorary.library.verify import verify_library
 from lorary.tabular import ResultTable, to_pandas, to_polars
 from lorary.terminal import printable
 
@@ -520,10 +524,80 @@ class Library:
             write_document(root, document)
         self._document = document
 
-    def verify(self) -> list[Problem]:
-        """Check every adapter in full against its hashes and the base model; an empty list means all is well."""
+    def verify(self, *, key: str | Path | None = None, signature: str | Path | None = None) -> list[Problem]:
+        """Check every adapter in full against its hashes and the base model; an empty list means all is well.
+
+        Args:
+            key: file of a public key: the library must be as its holder signed it, too.
+            signature: file of the signature, where it is not the library's own.
+
+        Raises:
+            UsageError: if the key cannot be used, or a signature is given without a key.
+            MissingExtraError: if a key is given and model-signing is not installed.
+        """
         self.check_presence()
-        return verify_library(self._path, self.base)
+        if key is None and signature is not None:
+            raise UsageError("a signature must be checked by a key", found="none", remedy="--key FILE")
+        signed = [] if key is None else verify_signature(self._path, key, signature)
+        return [*signed, *verify_library(self._path, self.base)]
+
+    def sign(self, key: str | Path) -> Path:
+        """Sign library.json and all adapters as they are.
+
+        Args:
+            key: file of a private key (PEM; curve P-256, P-384 or P-521), its password in `LORARY_SIGNING_PASSWORD`.
+
+        Returns:
+            The file of the signature.
+
+        Raises:
+            UsageError: if the key cannot be used.
+            LibraryError: if the library is damaged or cannot be written.
+            MissingExtraError: if model-signing is not installed.
+        """
+        for problem in self.verify():
+            raise LibraryError(
+                f"library {self._path} must be whole to be signed",
+                found=f"{problem.adapter}: {problem.rule}",
+                remedy="lorary library repair LIB",
+            )
+        return sign_library(self._path, key)
+
+    def snapshot(self, name: str | None = None) -> Snapshot:
+        """Keep the state of the library under a name, at the cost of an index: files of adapters are linked.
+
+        Args:
+            name: that it can be gone back to by; the next free number where None.
+
+        Raises:
+            UsageError: if the name cannot be one.
+            LibraryError: if the name is taken, the library is damaged, or it cannot be written.
+        """
+        snapshot: Snapshot = fetching.of_snapshots("take_snapshot")(self, name)
+        return snapshot
+
+    def snapshots(self) -> list[Snapshot]:
+        """The states that were kept, oldest first.
+
+        Raises:
+            LibraryError: if they are damaged.
+        """
+        self.check_presence()
+        snapshots: list[Snapshot] = fetching.of_snapshots("list_snapshots")(self._path)
+        return snapshots
+
+    def rollback(self, name: str) -> Rollback:
+        """Make adapters and default router what they were, at one moment; what they are now becomes a snapshot first.
+
+        Args:
+            name: of a snapshot.
+
+        Raises:
+            LibraryError: if there is no such snapshot, it or the library is damaged, or cannot be written.
+        """
+        rollback: Rollback = fetching.of_snapshots("roll_back")(self, name)
+        self._document = read_document(self._path)
+        return rollback
 
     def check_presence(self) -> None:
         """Check that this library still lies where it was opened; each method that reads or writes does so itself.
