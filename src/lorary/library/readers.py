@@ -224,7 +224,8 @@ def _read_at_rest(
     """
     readings: dict[str, tuple[Identity | None, Read | LoraryError]] = {}
     with _adapters(library) as adapters:
-        if adapters is None:
+        # While a change is in force that is not carried out, what lies in the place need not be what is in force.
+        if adapters is None or kind_of(library / STAGING / COMMITTED) is not None:
             return {}
         for name in names:
             with suppress(LoraryError, OSError):
