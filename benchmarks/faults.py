@@ -1,6 +1,6 @@
 """Injected faults: processes that die, disks that fail or are full, in each system call of what writes to a library.
 
-    python benchmarks/faults.py [--faults 10000] [--seed 0] [--operations add,pull] [--json]
+    python benchmarks/faults.py [--faults 10000] [--seed 0] [--after 0] [--operations add,pull] [--json]
 
 Each operation runs in a forked process with one kind of fault at one of its system calls, until every kind has come to
 every call; then two or three faults at random calls, until the number is reached. After each, a fresh reader must see
@@ -24,6 +24,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +281,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Findings:
         # What was seen so far is told when somebody ends it.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt):
-            for number, (operation, faults) in enumerate(schedule(bench, chosen, options.faults, draw), 1):
+            planned = enumerate(schedule(bench, chosen, options.faults, draw), 1)
+            for number, (operation, faults) in islice(planned, options.after, None):
                 bench.disturb(operation, faults, beside=number % READER_EVERY == 0)
                 if time.perf_counter() - last > 1 and not options.quiet:
                     last = time.perf_counter()
@@ -310,6 +312,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=10_000, help="runs of an operation, each with at least one fault")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--after", type=int, default=0, help="go on after so many, of a run that was ended")
     parser.add_argument("--operations", help="only these, separated by commas")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quiet", action="store_true", help="do not tell how it goes")

@@ -37,17 +37,27 @@ def names_in(library: Path, place: str = ADAPTERS) -> list[str]:
     names: set[str] = set()
     for _ in range(READ_ATTEMPTS):
         before = _moment(library, place)
-        coming = _folders_in(library, STAGING, COMMITTED, place)
-        gone = _folders_in(library, STAGING, COMMITTED, GONE) if place == ADAPTERS else ()
-        names = {*coming, *(set(_folders_in(library, place)) - set(gone))}
+        coming, gone = set[str](), set[str]()
+        if _is_pending(before):  # looked at first: what has moved to its place meanwhile is met there
+            coming = set(_folders_in(library, STAGING, COMMITTED, place))
+            gone = set(_folders_in(library, STAGING, COMMITTED, GONE)) if place == ADAPTERS else gone
+        names = (set(_folders_in(library, place)) - gone) | coming
         if _moment(library, place) == before:
             break
     return sorted(names)
 
 
-def _moment(library: Path, place: str) -> tuple["Identity | None", "Identity | None"]:
+Moment = tuple["Identity | None", "Identity | None"]
+
+
+def _moment(library: Path, place: str) -> Moment:
     """What changes whenever a folder of a place comes, goes or moves."""
     return _identity(library / place), _identity(library / STAGING / COMMITTED)
+
+
+def _is_pending(moment: Moment) -> bool:
+    """Whether a change was in force then that was not carried out yet."""
+    return moment[1] is not None
 
 
 def _folders_in(library: Path, *way: str) -> list[str]:
@@ -105,13 +115,12 @@ def find_folder(library: Path, place: str, name: str) -> Path | None:
     committed = library / STAGING / COMMITTED
     for _ in range(READ_ATTEMPTS):
         before = _moment(library, place)
-        for _ in range(
-            2
-        ):  # a change that is carried out between two looks leaves its time within one tick of the clock
-            if is_folder(library, committed / place / name):
-                return committed / place / name
-            if place == ADAPTERS and is_folder(library, committed / GONE / name):
-                return None
+        for _ in range(2):  # between two looks a change may be carried out within one tick of the clock
+            if _is_pending(before):
+                if is_folder(library, committed / place / name):
+                    return committed / place / name
+                if place == ADAPTERS and is_folder(library, committed / GONE / name):
+                    return None
             if is_folder(library, library / place / name):
                 return library / place / name
         if _moment(library, place) == before:

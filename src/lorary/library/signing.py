@@ -111,7 +111,7 @@ def _hashing(library: Path) -> Any:
     """How model-signing hashes a library: the files that are signed, and no others."""
     package = _package()
 
-    class Hashing(package.hashing.Config):  # type: ignore[misc, name-defined]
+    class Hashing(package.hashing.Config):  # type: ignore[name-defined]
         def hash(self, model_path: Any, *, files_to_hash: Any = None) -> Any:
             return super().hash(model_path, files_to_hash=list(_signed(library)))
 

@@ -200,6 +200,7 @@ def _plan(
     for problem in problems:
         by_part.setdefault(problem.adapter, []).append(problem)
     names, strays = set(names_in(library.path)), _strays(library.path)
+    mend: _Mend | None
     for part, wrong in by_part.items():
         place, _, name = part.partition("/")
         if place == DERIVED and name:
