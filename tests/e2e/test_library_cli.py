@@ -131,3 +131,92 @@ def test_a_library_with_a_path_of_odd_bytes_can_be_used(tmp_path: Path, tiny_bas
     verified = run("library", "verify", path, "--json")
     assert [problem["adapter"] for problem in json.loads(verified.out)["problems"]] == ["st\\udcffray"]
     assert run("library", "verify", path).code == 1
+
+
+def test_a_listing_is_filtered_searched_and_ordered(filled: Library, run: Run) -> None:
+    assert run("library", "tag", filled.path, "b", "+good", "+team/x", "-hot").out == "good team/x\n"
+    assert json.loads(run("library", "tag", filled.path, "b", "--json").out) == ["good", "team/x"]
+    assert run("library", "note", filled.path, "b", "keep this").code == 0
+    assert run("library", "note", filled.path, "b").out == "keep this\n"
+    rows = json.loads(run("library", "ls", filled.path, "--tag", "good", "--json").out)
+    assert [(row["name"], row["tags"], row["note"]) for row in rows] == [("b", ["good", "team/x"], "keep this")]
+    shown = run("library", "ls", filled.path, "--filter", "task=[bc]", "--sort", "name", "--reverse").out.splitlines()
+    assert [line.split()[0] for line in shown] == ["name", "c", "b", "2"]
+    assert shown[-1] == "2 of 3 adapters"
+    assert "good team/x" in shown[2]
+    assert json.loads(run("library", "ls", filled.path, "--search", "nothing", "--json").out) == []
+    refused = run("library", "ls", filled.path, "--filter", "rnk=2")
+    assert (refused.code, "did you mean 'rank'" in refused.err) == (2, True)
+    assert run("library", "tag", filled.path, "b", "x").code == 2
+
+
+def test_duplicates_and_the_nearest_are_named(filled: Library, run: Run) -> None:
+    lines = run("library", "ls", filled.path, "--duplicates").out.splitlines()
+    assert lines == [
+        "b  same weights as 'a'",
+        "c  same weights as 'a'",
+        "2 adapters with the weights of an earlier one, 0 with nearly its direction",
+    ]
+    found = json.loads(run("library", "ls", filled.path, "--duplicates", "--json").out)
+    assert found[0] == {"name": "b", "other": "a", "cosine": 1.0, "is_same": True}
+    assert run("library", "ls", filled.path, "--duplicates", "--sort", "rank").code == 2
+    assert run("library", "nearest", filled.path, "a", "--k", 1).out == "b  +1.0000\n"
+    assert len(json.loads(run("library", "nearest", filled.path, "a", "--json").out)) == 2
+    refused = run("library", "nearest", filled.path, "q")
+    assert (refused.code, "no adapter 'q'" in refused.err) == (1, True)
+
+
+def test_a_name_is_changed(filled: Library, run: Run) -> None:
+    assert run("library", "rename", filled.path, "a", "first").out == f"'a' is 'first' now: {filled.path}\n"
+    assert filled.names() == ["b", "c", "first"]
+    assert run("library", "rename", filled.path, "b", "c").code == 1
+
+
+def test_a_list_of_adapters_is_checked_then_added_and_each_bad_line_is_named(
+    tmp_path: Path, tiny_base_folder: Path, run: Run
+) -> None:
+    for name in ("x", "y"):
+        write_adapter(adapter_of(name), tmp_path / name)
+    listed = tmp_path / "list"
+    lines = ["# two of a run", "", str(tmp_path / "x"), f"{tmp_path}/none",
+             json.dumps({"path": str(tmp_path / "y"), "name": "other", "tasks": ["sst2"]})]  # fmt: skip
+    listed.write_text("\n".join(lines) + "\n")
+    arguments = ("library", "add", tmp_path / "new", "--from", listed, "--base", tiny_base_folder)
+    checked = run(*arguments, "--check")
+    assert (checked.code, (tmp_path / "new").exists()) == (1, False)
+    shown = "rank 2, 128 parameters, q_proj in 1 layers, 0 to 0"
+    assert checked.out.splitlines() == [
+        f"x: {shown}",
+        f"other: {shown}; same weights as 'x'",
+        f"2 adapters would be added, 1 not: {tmp_path / 'new'}",
+    ]
+    added = run(*arguments)
+    assert (added.code, added.out.splitlines()) == (
+        1, ["other: same weights as 'x'", f"2 adapters added, 1 not: {tmp_path / 'new'}"],
+    )  # fmt: skip
+    assert f"{tmp_path}/none" in added.err
+    assert Library.open(tmp_path / "new").provenance("other")["tasks"] == ["sst2"]
+    again = json.loads(run(*arguments, "--check", "--json").out)
+    assert (len(again["failed"]), again["checked"], again["added"]) == (3, [], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must list adapters"),
+        ('{"path": 3}', "line 1 must have a path"),
+        ('a\n{"path": "b", "nmae": "c"}', "line 2 must have a path"),
+        ("{", "line 1 must be a path or one JSON object"),
+    ],
+)
+def test_a_list_that_is_none_is_refused(
+    tmp_path: Path, tiny_base_folder: Path, run: Run, text: str, message: str
+) -> None:
+    (tmp_path / "list").write_text(text)
+    outcome = run("library", "add", tmp_path / "new", "--from", tmp_path / "list", "--base", tiny_base_folder)
+    assert (outcome.code, message in outcome.err, (tmp_path / "new").exists()) == (2, True, False)
+
+
+def test_nothing_to_add_is_refused(filled: Library, run: Run) -> None:
+    assert "--from FILE" in run("library", "add", filled.path).err
+    assert run("library", "add", filled.path, "--from", "nowhere").code == 2

@@ -13,14 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 
 @dataclass
 class Repository:
-    """Commits by their number, the tags, and whether it is private."""
+    """Commits by their number, the tags, whether it is private, and by what it is found in lists."""
 
-    is_private: bool
+    is_private: bool = False
+    filters: list[str] = field(default_factory=list)
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     main: str = ""
@@ -48,6 +49,7 @@ class FakeHub:
     def __init__(self, token: str) -> None:
         self.token = token
         self.repositories: dict[str, Repository] = {}
+        self.collections: dict[str, list[tuple[str, str]]] = {}
         self.large: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.uploads: list[str] = []
@@ -101,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         if name in self.hub.repositories:
             return self._send(409, {"error": "You already created this model repo"})
         repository = self.hub.repositories[name] = Repository(
-            "private" in (asked.get("visibility"), asked.get("private") and "private")
+            is_private="private" in (asked.get("visibility"), asked.get("private") and "private")
         )
         repository.commit({".gitattributes": b""}, "initial commit")
         return self._send(200, {"url": f"{self.hub.url}/{name}", "id": name})
@@ -118,7 +120,33 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _info(self, _body: bytes, name: str, revision: str = "main") -> None:
         if found := self._found(name, revision):
-            self._send(200, {"id": name, "sha": found[1], "private": found[0].is_private, "tags": [], "siblings": []})
+            siblings = [{"rfilename": path} for path in sorted(found[0].commits[found[1]])]
+            about = {"private": found[0].is_private, "tags": [], "siblings": siblings}
+            self._send(200, {"id": name, "sha": found[1], **about})
+
+    def _list(self, _body: bytes) -> None:
+        """Two of a page: the address of the next one is in a header."""
+        asked = parse_qs(urlsplit(self.path).query)
+        author, filters = asked.get("author", [""])[0], asked.get("filter", [])
+        names = [
+            name
+            for name, repository in sorted(self.hub.repositories.items())
+            if name.startswith(f"{author}/") and set(filters) <= set(repository.filters)
+        ]
+        start = int(asked.get("start", ["0"])[0])
+        query = urlencode([("author", author), *(("filter", each) for each in filters), ("start", start + 2)])
+        link = {"Link": f'<{self.hub.url}/api/models?{query}>; rel="next"'} if len(names) > start + 2 else {}
+        self._send(200, [{"id": name, "modelId": name} for name in names[start : start + 2]], **link)
+
+    def _collection(self, _body: bytes, slug: str) -> None:
+        if slug not in self.hub.collections:
+            return self._send(404, {"error": "Collection not found"})
+        items = [
+            {"_id": str(position), "id": name, "type": kind, "position": position}
+            for position, (kind, name) in enumerate(self.hub.collections[slug])
+        ]
+        about = {"title": slug, "owner": {"name": "user"}, "lastUpdated": "2026-01-01T00:00:00.000Z", "position": 0}
+        return self._send(200, {"slug": slug, **about, "private": False, "theme": "blue", "upvotes": 0, "items": items})
 
     def _preupload(self, body: bytes, name: str, _revision: str) -> None:
         files = [file["path"] for file in json.loads(body)["files"]]
@@ -186,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
         if span := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or ""):
             return self._send(206, data=data[int(span[1]) : int(span[2]) + 1])
-        return self._send(200, data=data)
+        return self._send(200, data=data, ETag=f'"{hashlib.sha256(data).hexdigest()}"', X_Repo_Commit=found[1])
 
     def _validate(self, _body: bytes) -> None:
         self._send(200, {"errors": [], "warnings": []})
@@ -196,6 +224,8 @@ NAME = r"([^/]+/[^/]+)"
 ROUTES: list[tuple[str, tuple[str, Any]]] = [
     ("/api/repos/create", ("POST", _Handler._create)),
     ("/api/validate-yaml", ("POST", _Handler._validate)),
+    ("/api/models", ("GET", _Handler._list)),
+    (r"/api/collections/([^/]+/[^/]+)", ("GET", _Handler._collection)),
     (rf"/api/models/{NAME}/revision/(.+)", ("GET", _Handler._info)),
     (rf"/api/models/{NAME}", ("GET", _Handler._info)),
     (rf"/api/models/{NAME}/preupload/(.+)", ("POST", _Handler._preupload)),

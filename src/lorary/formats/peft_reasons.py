@@ -1,7 +1,7 @@
 """What a folder, a file or a tensor is instead of PEFT's: so that a refusal names it, and not its first symptom."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,11 +89,23 @@ def reason_of_folder(folder: Path) -> Reason | None:
     if inner:
         examples = ", ".join(inner[:3]) + (" and others" if len(inner) > 3 else "")
         return Reason(f"adapters in folders below it: {examples}", f"give one of these folders: {folder / inner[0]}")
+    return reason_of_names(names)
+
+
+def reason_of_names(names: Collection[str]) -> Reason | None:
+    """What a folder holds in the place of PEFT's two files, by the names of its files; None where none says so."""
     # The shards of an adapter are counted in their names.
     shards = any(re.fullmatch(r"adapter_model-\d+-of-\d+\.safetensors", name) for name in names)
     if shards:
         return _BY_FILE["adapter_model.safetensors.index.json"]
-    return next((reason for file, reason in _BY_FILE.items() if file in names), None)
+    by_file = next((reason for file, reason in _BY_FILE.items() if file in names), None)
+    if by_file is None and (checkpoints := sorted(name for name in names if name.endswith(".ckpt"))):
+        return Reason(
+            f"checkpoints as mttl and Lightning write them, the first {checkpoints[0][:80]}: they can run code and are "
+            "never opened",
+            "load each in mttl where you trust it, and save its LoRA with PEFT's save_pretrained",
+        )
+    return by_file
 
 
 def _is_adapter(folder: Path) -> bool:

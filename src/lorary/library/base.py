@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from torch import nn
 
 from lorary.adapter import Adapter
 from lorary.errors import BaseModelError
-from lorary.formats.base import resolve_base
+from lorary.formats.base import EMBEDDED, EMBEDDED_HUB_ID, resolve_base
 from lorary.library.configuration import differing_fields, in_words
 from lorary.library.fingerprint import Fingerprint, compare, fingerprint_of_model, rounded_to
 from lorary.library.fingerprint_folder import fingerprint_of_folder
 from lorary.library.fit import check_base_copies, check_whole, misfit
-from lorary.library.origin import is_file
+from lorary.library.origin import HUB_ID, is_file
 from lorary.library.placing import placed_layers
 from lorary.lora.targets import is_language
 
@@ -155,7 +156,7 @@ def check_origin(adapter: Adapter, provenance: Mapping[str, Any], record: BaseRe
     recorded = provenance.get("base")
     origin_digest = recorded.get("fingerprint") if isinstance(recorded, Mapping) else None
     named = adapter.config.get("base_model_name_or_path")
-    if origin_digest is None and named in (None, "", record.name):
+    if origin_digest is None and (named in (None, "") or _is_called(record, str(named))):
         return
     if origin_digest == digest:
         _warn_of_configuration(str(recorded.get("name")) if isinstance(recorded, Mapping) else "", record, label)
@@ -169,12 +170,34 @@ def check_origin(adapter: Adapter, provenance: Mapping[str, Any], record: BaseRe
             )
     elif is_file(Path(str(named)) / "config.json"):
         _compare_with_folder(str(named), record, f"{label}, {named},", force_base=force_base)
+    elif (copy := _copy_of(str(named))) is not None:
+        check_same_base(record, copy, f"{label}, {named} by its copy here,", force_base=force_base)
     else:
         warnings.warn(
             f"{label} is '{str(named)[:200]}' by its configuration, and that cannot be compared with the library's "
             f"base '{record.name}' by name; its shapes fit, so it is taken.",
-            stacklevel=4,
+            stacklevel=5,
         )
+
+
+def _is_called(record: BaseRecord, name: str) -> bool:
+    """Whether a name is one of the library's base; the Hub does not tell upper case from lower."""
+    names = {record.name, *({EMBEDDED_HUB_ID} if record.name == EMBEDDED else ())}
+    return name in names or name.casefold() in {known.casefold() for known in names if HUB_ID.fullmatch(known)}
+
+
+@lru_cache(maxsize=16)
+def _copy_of(name: str) -> Fingerprint | None:
+    """The fingerprint of a model of the Hub by its copy in the cache; None where none lies there whole."""
+    if not HUB_ID.fullmatch(name):
+        return None
+    from huggingface_hub import try_to_load_from_cache  # few adapters name a Hub id that is not the library's base
+
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+        return fingerprint_of_folder(Path(config).parent) if isinstance(config, str) else None
+    except Exception:  # whatever a copy that is not whole comes to: it is then not compared
+        return None
 
 
 def _warn_of_configuration(source: str, record: BaseRecord, label: str) -> None:
@@ -201,7 +224,7 @@ def _compare_with_folder(folder: str, record: BaseRecord, label: str, *, force_b
             ) from error
         warnings.warn(
             f"{label} cannot be read, and so not be compared with the library's, '{record.name}': taken by force.",
-            stacklevel=5,
+            stacklevel=6,
         )
         return
     check_same_base(record, current, label, force_base=force_base)

@@ -7,17 +7,17 @@ ever found. Entries are written aside and renamed, and each file is held to its 
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lorary.errors import LibraryError, UsageError
-from lorary.library.files import encode_json, fill_folder, sha256
-from lorary.library.folders import REMOVED, change
+from lorary.library.files import encode_json, sha256
+from lorary.library.folders import REMOVED, apply, change
 from lorary.library.handles import Folder, check_kind, kind_of, opened
 from lorary.library.layout import DERIVED, STAGING
-from lorary.library.readers import READ_ATTEMPTS
+from lorary.library.readers import READ_ATTEMPTS, find_folder, names_in
 from lorary.reading import parse_json
 
 ENTRY_FILE = "entry.json"
@@ -57,10 +57,11 @@ def derived_folder(library: Path, kind: str, key: Mapping[str, Any]) -> Path:
     """
     if not KIND.fullmatch(kind):
         raise UsageError("a kind of derived data must be lower-case letters, digits and underscores", found=repr(kind))
-    return library / DERIVED / _name_of(kind, key)
+    return library / DERIVED / derived_name(kind, key)
 
 
-def _name_of(kind: str, key: Mapping[str, Any]) -> str:
+def derived_name(kind: str, key: Mapping[str, Any]) -> str:
+    """The name of the folder of a derived document."""
     canonical = json.dumps(key, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return f"{kind}-{sha256(canonical.encode())[:HASH_DIGITS]}"
 
@@ -76,11 +77,20 @@ def read_derived_files(library: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     Raises:
         LibraryError: at the first that is damaged.
     """
-    root = library / DERIVED
-    check_kind(root, "folder", kind_of(root))
-    for name in sorted(os.listdir(root)) if kind_of(root) else []:
-        if is_entry_name(name) and (files := _stable(root / name, _all_files)) is not None:
+    for name in names_in(library, DERIVED):
+        if is_entry_name(name) and (files := _stable(library / DERIVED / name, _all_files)) is not None:
             yield name, files
+
+
+def damaged_derived(library: Path) -> Iterator[tuple[str, LibraryError]]:
+    """Name of each derived document that is not what it records of itself, with what is wrong."""
+    for name in filter(is_entry_name, names_in(library, DERIVED)):
+        try:
+            files = _stable(library / DERIVED / name, _all_files)
+            if files is not None:
+                check_derived(name, files)
+        except LibraryError as error:
+            yield name, error
 
 
 def check_derived(name: str, files: Mapping[str, bytes]) -> None:
@@ -95,28 +105,11 @@ def check_derived(name: str, files: Mapping[str, bytes]) -> None:
     """
     where = Path(DERIVED) / name
     hashes, key, kind = _parse_index(where, files.get(ENTRY_FILE, b""))
-    if not KIND.fullmatch(kind) or _name_of(kind, key) != name:
+    if not KIND.fullmatch(kind) or derived_name(kind, key) != name:
         raise _damaged(where, f"something of kind {kind[:64]!a} that was derived from something else")
     actual = {file: sha256(data) for file, data in files.items() if file != ENTRY_FILE}
     if hashes != actual or not all(map(_is_plain, actual)):
         raise _damaged(where, "other files than it records")
-
-
-def put_derived(root: Folder, name: str, files: Mapping[str, bytes]) -> None:
-    """Put a derived document in place, checked, inside `lorary.library.folders.change`.
-
-    Args:
-        root: the library's folder, from `change`.
-        name: of the document's folder.
-        files: content by file name.
-
-    Raises:
-        LibraryError: as for `check_derived`.
-    """
-    check_derived(name, files)
-    with root.enter(DERIVED, make=True) as derived:
-        if not _holds(derived, name, files):
-            _put(root, derived, name, files)
 
 
 def save_derived(library: Path, kind: str, key: Mapping[str, Any], files: Mapping[str, bytes]) -> Path:
@@ -139,12 +132,49 @@ def save_derived(library: Path, kind: str, key: Mapping[str, Any], files: Mappin
     for name in files:
         if not _is_plain(name):
             raise UsageError(f"a file of derived data must have a plain name other than {ENTRY_FILE}", found=repr(name))
-    entry = {"files": {name: sha256(data) for name, data in files.items()}, "key": dict(key), "kind": kind}
-    content = {**files, ENTRY_FILE: encode_json(entry)}
-    with change(library) as root, root.enter(DERIVED, make=True) as derived:
-        if not _holds(derived, target.name, content):
-            _put(root, derived, target.name, content)
+    content = entry_of(kind, key, files)
+    with change(library) as root:
+        if not _holds(root, target.name, content):
+            apply(root, [(DERIVED, target.name, content)])
     return target
+
+
+def entry_of(kind: str, key: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """All files of a derived document as they lie on the disk: those given, and the record of them."""
+    entry = {"files": {name: sha256(data) for name, data in files.items()}, "key": dict(key), "kind": kind}
+    return {**files, ENTRY_FILE: encode_json(entry)}
+
+
+def iterate_keys(library: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Kind and key of each derived document, without reading what was derived.
+
+    Raises:
+        LibraryError: at the first that is damaged.
+    """
+    for name in filter(is_entry_name, names_in(library, DERIVED)):
+        if (index := _stable(library / DERIVED / name, _index)) is not None:
+            yield index[2], index[1]
+
+
+def discard_derived(library: Path, names: Collection[str]) -> None:
+    """Remove derived documents, each atomically.
+
+    Args:
+        library: the library's folder.
+        names: of the documents' folders; those that are not there are passed over.
+
+    Raises:
+        LibraryError: if the library cannot be written.
+    """
+    with (
+        change(library) as root,
+        root.enter(DERIVED, make=True) as derived,
+        root.enter(STAGING, make=True) as above,
+        above.enter(REMOVED, make=True) as removed,
+    ):
+        for name in names:
+            if derived.check(name, "folder"):
+                derived.move(name, removed)
 
 
 def load_derived(library: Path, kind: str, key: Mapping[str, Any]) -> dict[str, bytes] | None:
@@ -184,37 +214,23 @@ def iterate_derived(library: Path, kind: str) -> Iterator[DerivedEntry]:
         LibraryError: at the first that is damaged.
     """
     pattern = re.compile(rf"{re.escape(kind)}-[0-9a-f]{{{HASH_DIGITS}}}")
-    root = library / DERIVED
-    check_kind(root, "folder", kind_of(root))
-    for name in sorted(os.listdir(root)) if kind_of(root) else []:
-        if pattern.fullmatch(name) and kind_of(root / name) in ("folder", "symbolic link"):
-            entry = _read(root / name)
-            if entry is not None:
-                yield entry
+    for name in filter(pattern.fullmatch, names_in(library, DERIVED)):
+        entry = _read(library / DERIVED / name)
+        if entry is not None:
+            yield entry
 
 
-def _holds(derived: Folder, name: str, content: Mapping[str, bytes]) -> bool:
-    if not derived.check(name, "folder"):
+def _holds(root: Folder, name: str, content: Mapping[str, bytes]) -> bool:
+    if not root.check(DERIVED, "folder"):
         return False
-    with derived.enter(name) as folder:
-        try:
-            return {file: folder.read(file, max_bytes=None) for file in folder.names()} == dict(content)
-        except OSError:
+    with root.enter(DERIVED) as derived:
+        if not derived.check(name, "folder"):
             return False
-
-
-def _put(root: Folder, derived: Folder, name: str, content: Mapping[str, bytes]) -> None:
-    """Write aside and rename, inside `change`, which clears the staging folder behind us."""
-    with (
-        root.enter(STAGING, make=True) as above,
-        above.enter(DERIVED, make=True) as staging,
-        above.enter(REMOVED, make=True) as removed,
-    ):
-        fill_folder(staging, name, content)
-        if derived.kind(name):
-            # Between the two renames readers find nothing, which for derived data only means to compute it again.
-            derived.move(name, removed)
-        staging.move(name, derived)
+        with derived.enter(name) as folder:
+            try:
+                return {file: folder.read(file, max_bytes=None) for file in folder.names()} == dict(content)
+            except OSError:
+                return False
 
 
 def _read(folder: Path) -> DerivedEntry | None:
@@ -222,19 +238,29 @@ def _read(folder: Path) -> DerivedEntry | None:
 
 
 def _stable(folder: Path, read: Callable[[Folder], Read]) -> Read | None:
-    """Read a document as of one moment, though a writer may replace it meanwhile; None where there is none."""
+    """Read a document as of one moment, though a writer may replace it meanwhile; None where there is none.
+
+    Args:
+        folder: where it lies, or will lie once a change that is in force is carried out.
+        read: reads what is wanted.
+    """
+    library, place, name = folder.parents[1], folder.parent.name, folder.name
     check_kind(folder.parent, "folder", kind_of(folder.parent))
     for _ in range(READ_ATTEMPTS):
+        current = find_folder(library, place, name)
+        if current is None:
+            return None
         try:
-            with opened(folder, follow_links=False) as held:
+            with opened(current, follow_links=False) as held:
                 try:
                     return read(held)
                 except (LibraryError, OSError) as error:
-                    with opened(folder, follow_links=False) as current:
-                        if os.path.sameopenfile(held.descriptor, current.descriptor):
-                            raise error if isinstance(error, LibraryError) else _damaged(folder, error) from error
+                    if find_folder(library, place, name) == current and os.path.samestat(
+                        os.fstat(held.descriptor), os.stat(current)
+                    ):
+                        raise error if isinstance(error, LibraryError) else _damaged(folder, error) from error
         except FileNotFoundError:
-            return None
+            continue
         except OSError as error:
             raise _damaged(folder, error.strerror or error) from error
     raise LibraryError(

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lorary.adapter import Adapter
+from lorary.library.listing import origin_in, tags_in, targets_in_short
+from lorary.tabular import ResultTable
 from lorary.terminal import printable
 
 
@@ -47,3 +49,16 @@ class Expert:
         layers = f", layers {' '.join(kinds)}" if kinds else ""
         tasks = f", tasks {' '.join(self.tasks)}" if self.tasks else ""
         return printable(f"Expert({self.name!r}, rank {self.rank}, {self.num_parameters:,} parameters{layers}{tasks})")
+
+    def _repr_html_(self) -> str:
+        lines = [
+            ("rank", str(self.rank)),
+            ("parameters", f"{self.num_parameters:,}"),
+            ("layers", None if self.targets is None else targets_in_short(self.targets)),
+            ("tasks", ", ".join(self.tasks) or None),
+            ("tags", ", ".join(tags_in(self.provenance)) or None),
+            ("note", str(self.provenance.get("note") or "") or None),
+            ("origin", origin_in(self.provenance)),
+            ("content hash", str(self.provenance["content_hash"])),
+        ]
+        return ResultTable(f"Expert {self.name}", ("", "value"), lines).to_html()

@@ -1,29 +1,32 @@
-"""The folders of a library on disk: where an adapter is, and how one is put, replaced and removed atomically.
+"""The folders of a library on disk, and how a change of any number of them comes into force at one moment.
 
-    adapters/NAME              an adapter in force
-    .staging/new/NAME          being written by the writer that holds the lock
-    .staging/replaced/NAME     moved aside for its successor; in force as long as adapters/NAME is absent
-    .staging/removed/NAME      being deleted
+    adapters/NAME, derived/NAME     in force, unless .staging/committed says otherwise
+    .staging/new                    a change that is being written by the writer that holds the lock
+    .staging/committed              a change in force: adapters/NAME and derived/NAME, gone/NAME for adapters that are
+                                    removed, and library.json where it changes
+    .staging/done, .staging/removed being deleted
 
-Readers look at the first and third place, in that order, and never change anything. A writer first repairs what a
-killed writer left: an adapter that was moved aside goes back if its successor never came. It touches these places
-only, and holds each folder open, so that no link leads it elsewhere.
+A change is written whole, and one rename of its folder to `committed` brings it into force. Readers look there first,
+and never change anything. Then the parts move to their places; if the writer is killed meanwhile, the next one goes on.
+It touches these places only, and holds each folder open, so that no link leads it elsewhere.
 """
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lorary.errors import LibraryError, NoSuchAdapterError, UsageError, did_you_mean
 from lorary.library.files import fill_folder, reported
 from lorary.library.handles import Folder, opened
-from lorary.library.layout import ADAPTERS, DERIVED, STAGING, check_places, check_writable
+from lorary.library.layout import ADAPTERS, DERIVED, LIBRARY_FILE, STAGING, check_places, check_writable
 from lorary.library.lock import write_lock
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-NEW, REPLACED, REMOVED = "new", "replaced", "removed"
+NEW, COMMITTED, DONE, REMOVED, GONE = "new", "committed", "done", "removed", "gone"
+# Place, name and content by file name of a folder that comes or is replaced.
+NewFolder = tuple[str, str, Mapping[str, bytes]]
 
 
 def check_name(name: str) -> None:
@@ -67,34 +70,75 @@ def change(library: Path, check: Callable[[], None] = lambda: None) -> Iterator[
 
 
 def _recover(root: Folder) -> None:
-    """Put back what was moved aside without a successor, then clear the staging folder of what writers make in it."""
+    """Carry out the change that is in force, then clear the staging folder of what writers make in it."""
     if not root.check(STAGING, "folder"):
         return
     with root.enter(STAGING) as staging:
-        if staging.check(REPLACED, "folder"):
-            _put_back(root, staging)
-        for place in (NEW, REPLACED, REMOVED, DERIVED):
+        if staging.check(COMMITTED, "folder"):
+            _carry_out(root, staging)
+        for place in (NEW, DONE, REMOVED):
             if staging.check(place, "folder"):
-                _clear(staging, place)
+                with suppress(OSError):  # what stays is cleared by the next writer
+                    staging.remove_folder(place)
     with suppress(OSError):  # something else lies in it
         os.rmdir(STAGING, dir_fd=root.descriptor)
 
 
-def _put_back(root: Folder, staging: Folder) -> None:
-    with staging.enter(REPLACED) as replaced, root.enter(ADAPTERS, make=True) as adapters:
-        for name in replaced.names():
-            if NAME.fullmatch(name) and replaced.check(name, "folder") and not adapters.check(name, "folder"):
-                replaced.move(name, adapters)
+def _carry_out(root: Folder, staging: Folder) -> None:
+    """Move all of a change to its places; it stays in force until the end, so that it may be begun again."""
+    with staging.enter(COMMITTED) as committed, staging.enter(REMOVED, make=True) as removed:
+        for place in (ADAPTERS, DERIVED):
+            if committed.check(place, "folder"):
+                with committed.enter(place) as source, root.enter(place, make=True) as target:
+                    for name in filter(NAME.fullmatch, source.names()):
+                        source.check(name, "folder")
+                        _put_away(target, name, removed)
+                        source.move(name, target)
+        if committed.check(GONE, "folder"):
+            with committed.enter(GONE) as gone, root.enter(ADAPTERS, make=True) as adapters:
+                for name in filter(NAME.fullmatch, gone.names()):
+                    _put_away(adapters, name, removed)
+        if committed.check(LIBRARY_FILE, "file"):
+            committed.move(LIBRARY_FILE, root)
+        if staging.check(DONE, "folder"):
+            staging.remove_folder(DONE)
+    os.rename(COMMITTED, DONE, src_dir_fd=staging.descriptor, dst_dir_fd=staging.descriptor)
+    staging.sync()
 
 
-def _clear(staging: Folder, place: str) -> None:
-    with staging.enter(place) as folder:
-        for name in folder.names():
-            if NAME.fullmatch(name) and folder.check(name, "folder"):
-                with suppress(OSError):  # what stays is cleared by the next writer
-                    folder.remove_folder(name)
-    with suppress(OSError):
-        os.rmdir(place, dir_fd=staging.descriptor)
+def _put_away(folder: Folder, name: str, removed: Folder) -> None:
+    if folder.check(name, "folder"):
+        removed.remove_folder(name)
+        folder.move(name, removed)
+
+
+def apply(root: Folder, new: Iterable[NewFolder] = (), gone: Sequence[str] = (), document: bytes | None = None) -> None:
+    """Change any number of adapters and derived documents at one moment, inside `change`.
+
+    Args:
+        root: the library's folder, from `change`.
+        new: folders that come, or take the place of those of their names; read one by one.
+        gone: names of adapters that are removed.
+        document: a new library.json.
+    """
+    with (
+        root.enter(STAGING, make=True) as staging,
+        staging.enter(NEW, make=True) as change_folder,
+    ):
+        for place, name, files in new:
+            with change_folder.enter(place, make=True) as above:
+                fill_folder(above, name, files)
+                above.sync()
+        for name in gone:
+            with change_folder.enter(GONE, make=True) as above:
+                os.mkdir(name, dir_fd=above.descriptor)
+                above.sync()
+        if document is not None:
+            change_folder.write(LIBRARY_FILE, document)
+        change_folder.sync()
+        os.rename(NEW, COMMITTED, src_dir_fd=staging.descriptor, dst_dir_fd=staging.descriptor)
+        staging.sync()
+        _carry_out(root, staging)
 
 
 def put(root: Folder, name: str, files: Mapping[str, bytes], *, is_new: bool) -> None:
@@ -110,19 +154,10 @@ def put(root: Folder, name: str, files: Mapping[str, bytes], *, is_new: bool) ->
         LibraryError: if the name is taken, also in other upper or lower case, or not there.
     """
     if is_new:
-        _check_free(root, name)
+        check_free(root, name)
     else:
-        _check_there(root, name)
-    with (
-        root.enter(ADAPTERS, make=True) as adapters,
-        root.enter(STAGING, make=True) as staging,
-        staging.enter(NEW, make=True) as new,
-    ):
-        fill_folder(new, name, files)
-        if not is_new:
-            with staging.enter(REPLACED, make=True) as replaced:
-                adapters.move(name, replaced)
-        new.move(name, adapters)
+        check_there(root, name)
+    apply(root, [(ADAPTERS, name, files)])
 
 
 def delete(root: Folder, name: str) -> None:
@@ -131,19 +166,24 @@ def delete(root: Folder, name: str) -> None:
     Raises:
         LibraryError: if it is not there.
     """
-    _check_there(root, name)
-    with (
-        root.enter(ADAPTERS) as adapters,
-        root.enter(STAGING, make=True) as staging,
-        staging.enter(REMOVED, make=True) as removed,
-    ):
-        adapters.move(name, removed)
+    check_there(root, name)
+    apply(root, gone=[name])
 
 
-def _check_free(root: Folder, name: str) -> None:
+def check_free(root: Folder, name: str, *, besides: str | None = None) -> None:
+    """Check that a name is free, inside `change`.
+
+    Args:
+        root: the library's folder, from `change`.
+        name: a checked name.
+        besides: an adapter whose own name does not count.
+
+    Raises:
+        LibraryError: if it is taken, also in other upper or lower case.
+    """
     for existing in _entries(root):
         # Some file systems do not tell upper case from lower, and a library must be able to move there.
-        if existing.casefold() == name.casefold():
+        if existing.casefold() == name.casefold() and existing != besides:
             raise LibraryError(
                 f"each adapter of library {root.path} must have a name of its own, upper and lower case counted as one",
                 found=f"'{name}' is taken by '{existing}'",
@@ -151,7 +191,12 @@ def _check_free(root: Folder, name: str) -> None:
             )
 
 
-def _check_there(root: Folder, name: str) -> None:
+def check_there(root: Folder, name: str) -> None:
+    """Check that an adapter is there, inside `change`.
+
+    Raises:
+        LibraryError: if it is not.
+    """
     entries = _entries(root)
     if name not in entries:
         raise no_adapter(root.path, name, entries)

@@ -16,11 +16,26 @@ BUILD_FOLDER, LOGS = ".build", "logs"
 REMOTE = ".remote"
 # In it: the URL that a copy was taken from which is only read.
 READ_ONLY = "read_only"
+# States of the library that can be gone back to.
+SNAPSHOTS = ".snapshots"
+# What a repair has put aside.
+ASIDE = "aside"
+SIGNATURE = "model.sig"
 RESULTS_FILE = "evaluation.jsonl"
 WRITE_LOCK, BUILD_LOCK, BUILD_PID = ".write.lock", ".build.lock", ".build.pid"
 TRANSFER_LOCK, TRANSFER_PID = ".transfer.lock", ".transfer.pid"
-FOLDERS = (ADAPTERS, STAGING, DERIVED, RESULTS, BUILD_FOLDER, LOGS, REMOTE)
-FILES = (LIBRARY_FILE, f"{LIBRARY_FILE}.new", WRITE_LOCK, BUILD_LOCK, BUILD_PID, TRANSFER_LOCK, TRANSFER_PID)
+FOLDERS = (ADAPTERS, STAGING, DERIVED, RESULTS, BUILD_FOLDER, LOGS, REMOTE, SNAPSHOTS, ASIDE)
+FILES = (
+    LIBRARY_FILE,
+    f"{LIBRARY_FILE}.new",
+    SIGNATURE,
+    f"{SIGNATURE}.new",
+    WRITE_LOCK,
+    BUILD_LOCK,
+    BUILD_PID,
+    TRANSFER_LOCK,
+    TRANSFER_PID,
+)
 PLACES: dict[str, Kind] = {**dict.fromkeys(FOLDERS, "folder"), **dict.fromkeys(FILES, "file")}
 
 

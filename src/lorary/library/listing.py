@@ -3,16 +3,19 @@
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lorary import fetching
 from lorary.axes import layer_number
 from lorary.errors import LibraryError, LoraryError, UsageError
-from lorary.formats.peft_reasons import CONFIG_FILE
+from lorary.formats.peft_reasons import CONFIG_FILE, WEIGHTS_FILE
 from lorary.library.files import read_json
-from lorary.library.layout import LIBRARY_FILE, PROVENANCE_FILE
-from lorary.library.readers import read_all
+from lorary.library.folders import COMMITTED
+from lorary.library.layout import LIBRARY_FILE, PROVENANCE_FILE, STAGING
+from lorary.library.readers import is_folder, read_all
 from lorary.reading import parse_json
 
 FORMAT_VERSION = 1
@@ -25,22 +28,55 @@ def list_library(path: str | Path) -> tuple[list[dict[str, Any]], dict[str, Lora
     `Library.open`.
 
     Returns:
-        For each adapter name, tasks, rank, num_parameters, hash, and targets: the names of the layers that it adapts,
-        or None where its configuration does not list them.
+        For each adapter name, tasks, rank, num_parameters, hash; targets: the names of the layers that it adapts, or
+        None where its configuration does not list them; bytes: of its weights; changed: when its folder was last
+        changed here, in UTC; origin: where it came from, None where nobody said; tags and note.
     """
     library = readable_folder(path)
     document = read_current(library)
     if missing := [key for key in ("base", "default_router") if not isinstance(document.get(key), dict)]:
         raise damaged_document(library / LIBRARY_FILE, f"no {missing[0]}")
     adapters, problems = [], {}
-    for name, adapter in read_all(
-        library, lambda folder, name: (provenance_in(folder, name), targets_in(folder))
-    ).items():
+    for name, adapter in read_all(library, _described).items():
         if isinstance(adapter, LoraryError):
             problems[name] = adapter
         else:
-            adapters.append({**listed(name, adapter[0]), "targets": adapter[1]})
+            adapters.append(adapter)
     return adapters, problems
+
+
+def _described(folder: Path, name: str) -> dict[str, Any]:
+    provenance, note = provenance_in(folder, name), None
+    if isinstance(provenance.get("note"), str):  # of an imported adapter: anybody's
+        note = provenance["note"]
+    try:
+        size = os.stat(folder / WEIGHTS_FILE, follow_symlinks=False).st_size
+    except FileNotFoundError:
+        size = 0
+    changed = datetime.fromtimestamp(int(os.stat(folder, follow_symlinks=False).st_mtime), UTC)
+    return {
+        **listed(name, provenance),
+        "targets": targets_in(folder),
+        "bytes": size,
+        "changed": changed.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "origin": origin_in(provenance),
+        "tags": tags_in(provenance),
+        "note": note or "",
+    }
+
+
+def origin_in(provenance: Mapping[str, Any]) -> str | None:
+    """Where an adapter came from: what it was added from, or how it was built."""
+    source, method = provenance.get("source"), provenance.get("method")
+    if isinstance(source, str):
+        return source
+    return f"built: {method}" if isinstance(method, str) else None
+
+
+def tags_in(provenance: Mapping[str, Any]) -> list[str]:
+    """The tags in a provenance, sorted; what is none is left out."""
+    tags = provenance.get("tags")
+    return sorted({tag for tag in tags if isinstance(tag, str)}) if isinstance(tags, list) else []
 
 
 def listed(name: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,6 +122,11 @@ def read_current(library: Path) -> dict[str, Any]:
     """
     _check_is_library(library)
     path = library / LIBRARY_FILE
+    # A change that is in force and not carried out yet may bring another one.
+    coming = library / STAGING / COMMITTED
+    if is_folder(library, coming):
+        with suppress(LibraryError):  # the change brings none, or it has moved to its place
+            return _current(path, read_json(coming / LIBRARY_FILE))
     return _current(path, read_json(path))
 
 

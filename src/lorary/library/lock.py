@@ -30,22 +30,35 @@ def write_lock(library: Path, *, wait_s: float = WAIT_S) -> Iterator[None]:
         wait_s: how long to wait, in seconds.
 
     Raises:
-        LibraryError: if another process still writes after that time.
+        LibraryError: if another process still writes after that time; the error gives its number.
         OSError: if the lock's file cannot be opened.
     """
     try:
         # Asked first, since an older filelock would follow a link, and would make a library's folder that is gone.
         with opened(library) as root:
             root.check(WRITE_LOCK, "file")
-        lock = FileLock(library / WRITE_LOCK).acquire(timeout=wait_s)
+            lock = FileLock(library / WRITE_LOCK).acquire(timeout=wait_s)
+            with suppress(OSError):  # it is only read by those who wait in vain
+                _sign(root)
     except Timeout as error:
         raise LibraryError(
             f"one process at a time may write to library {library}",
-            found=f"another process is writing, still after {wait_s:g} s",
+            found=f"process {holder_of(library / WRITE_LOCK) or 'unknown'} is writing, still after {wait_s:g} s",
             remedy="wait for it to finish, or stop it",
         ) from error
     with lock:
         yield
+
+
+def _sign(root: Folder) -> None:
+    """Write the number of this process into the lock's file, unless that has other names in somebody else's folders."""
+    descriptor = os.open(WRITE_LOCK, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root.descriptor)
+    try:
+        if os.fstat(descriptor).st_nlink == 1:
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def open_or_create(path: str, base: str | None) -> Library:
 def _open_or_create(path: str, base: str | None) -> tuple[Library, bool]:
     """The library, and whether it was made here."""
     folder = local_folder(path)
-    if base is not None and _is_vacant(folder):
+    if base is not None and is_vacant(folder):
         try:
             library = Library.create(path, base)
             # Whoever makes a library by a command has not thought of routers yet; an older library keeps its own.
@@ -47,7 +47,7 @@ def _open_or_create(path: str, base: str | None) -> tuple[Library, bool]:
         except LibraryError:
             if not (folder / LIBRARY_FILE).exists():  # else somebody made it at the same time
                 raise
-    if base is None and _is_vacant(folder):
+    if base is None and is_vacant(folder):
         raise LibraryError(f"{path} must be a library", found="nothing is there", remedy="--base MODEL makes it")
     library = Library.open(path)
     if base is not None and base != library.base.name:
@@ -56,7 +56,7 @@ def _open_or_create(path: str, base: str | None) -> tuple[Library, bool]:
     return library, False
 
 
-def _is_vacant(folder: Path) -> bool:
+def is_vacant(folder: Path) -> bool:
     """Whether there is nothing, or no more than a `create` that was killed may leave."""
     return not folder.exists() or (folder.is_dir() and {entry.name for entry in folder.iterdir()} <= OWN_TRACES)
 

@@ -10,7 +10,7 @@ from lorary.adapter import Adapter
 from lorary.errors import BaseModelError
 from lorary.formats.peft_reasons import CONFIG_FILE, WEIGHTS_FILE
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def check_not_stacked(
@@ -44,7 +44,7 @@ def check_not_stacked(
             remedy="merge that adapter into the base and make a library over the result, or force it (--force-base)",
         )
     warnings.warn(
-        f"adapter '{adapter.name}' was trained on top of {parent}, and is taken without it: by force.", stacklevel=4
+        f"adapter '{adapter.name}' was trained on top of {parent}, and is taken without it: by force.", stacklevel=5
     )
     return True
 
@@ -57,7 +57,7 @@ def _adapter_called(named: str, source: Path, base: str, names: Collection[str])
             return f"the folder of an adapter, {folder}"
     if is_file(Path(named) / "config.json"):
         return None
-    if _HUB_ID.fullmatch(named) and _is_adapter_in_cache(named):
+    if HUB_ID.fullmatch(named) and _is_adapter_in_cache(named):
         return f"the adapter {named} of the Hub, by its copy here"
     last = re.split(r"[/\\]", named.rstrip("/\\"))[-1]
     if last in names and last != re.split(r"[/\\]", base)[-1]:

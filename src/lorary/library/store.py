@@ -6,7 +6,7 @@ Reading takes no lock and meets whole adapters only; each change is atomic, dura
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import nn
 
+from lorary import fetching
 from lorary.adapter import Adapter
-from lorary.errors import LoraryError, UsageError
+from lorary.errors import LibraryError, LoraryError, UsageError
 from lorary.formats.peft import encode_adapter, parse_adapter
 from lorary.formats.peft_files import Shape, read_files, read_shapes
 from lorary.library import lock
@@ -32,20 +33,36 @@ from lorary.library.document import (
 from lorary.library.expert import Expert
 from lorary.library.files import read_json, reported
 from lorary.library.fingerprint import fingerprint_of_model
-from lorary.library.folders import change, check_name, delete, no_adapter, put
+from lorary.library.folders import change, check_free, check_name, delete, no_adapter, put
+from lorary.library.handles import opened
 from lorary.library.layout import ADAPTERS, LIBRARY_FILE, PROVENANCE_FILE
-from lorary.library.listing import check_path, listed, local_folder, provenance_in, readable_folder, targets_in
+from lorary.library.listing import (
+    check_path,
+    list_library,
+    listed,
+    local_folder,
+    provenance_in,
+    readable_folder,
+    targets_in,
+)
+from lorary.library.nearest import Duplicate, duplicates, joined, nearest
+from lorary.library.notes import change_note, change_tags
 from lorary.library.origin import check_not_stacked
 from lorary.library.placing import place, placed_adapter, placed_layers
 from lorary.library.presence import Presence
+from lorary.library.problem import Problem
 from lorary.library.provenance import (
     encode_provenance,
     imported_provenance,
     new_provenance,
 )
 from lorary.library.readers import Identity, names_in, read_all, read_stable, stamps_of
-from lorary.library.verify import Problem, verify_library
-from lorary.tabular import ResultTable
+from lorary.library.renaming import rename_adapter
+from lorary.library.signing import sign_library, verify_signature
+from lorary.library.sketches import Sketches, library_sketches
+from lorary.library.snapshot import Rollback, Snapshot
+from lorary.library.verify import verify_library
+from lorary.tabular import ResultTable, to_pandas, to_polars
 from lorary.terminal import printable
 
 
@@ -241,6 +258,97 @@ class Library:
                 rows.append(listed(name, provenance))
         return rows, problems
 
+    def nearest(self, name: str, k: int = 5) -> list[tuple[str, float]]:
+        """The adapters that are most like one, by the cosine between their whole updates.
+
+        Sketches choose candidates, and the cosines are exact. The first call reads each adapter once and stores its
+        sketch in `derived/`; later ones read the candidates alone.
+
+        Args:
+            name: of the adapter.
+            k: how many, at least 1.
+
+        Returns:
+            Name and cosine of each, best first; none where the adapter computes nothing.
+
+        Raises:
+            NoSuchAdapterError: if there is none of that name.
+            UsageError: if k is less than 1.
+            LibraryError: if an adapter's provenance is damaged.
+            AdapterError: if an adapter's files are damaged.
+        """
+        if k < 1:
+            raise UsageError("there must be at least one adapter to look for", found=f"k = {k}")
+        hashes = self._hashes()
+        if name not in hashes:
+            raise no_adapter(self._path, name, list(hashes))
+        return nearest(self._sketches(hashes)[0], name, k, self.get)
+
+    def duplicates(self) -> list[Duplicate]:
+        """The adapters that are there twice, or whose update has nearly the direction of an earlier one's.
+
+        A cosine above 0.99 is nearly the same direction. Only adapters of the same layers are compared.
+
+        Raises:
+            LibraryError: if an adapter's provenance is damaged.
+            AdapterError: if an adapter's files are damaged.
+        """
+        return duplicates(self._sketches(self._hashes())[0], self.get)
+
+    def duplicates_of(self, names: Sequence[str], *, most_read: int | None = None) -> tuple[list[Duplicate], int]:
+        """As `duplicates`, for a few adapters beside all others.
+
+        Args:
+            names: of these adapters, the earlier ones first.
+            most_read: if more than so many adapters were never sketched, those beside are left out; None reads all.
+
+        Returns:
+            What they are like, and how many adapters were left out.
+        """
+        sketches, unread = self._sketches(self._hashes(), most_read, names)
+        return duplicates(sketches, self.get, names), unread
+
+    def duplicates_beside(
+        self, candidates: Iterable[tuple[str, Adapter]], read: Callable[[str], Adapter], *, most_read: int | None = None
+    ) -> tuple[list[Duplicate], int]:
+        """As `duplicates_of`, for adapters that are not in the library; nothing of them is kept.
+
+        Args:
+            candidates: content hash and adapter of each, its layers under the paths of the base; consumed one at a
+                time. Their names are not in the library.
+            read: reads one of them by name.
+            most_read: as for `duplicates_of`.
+
+        Returns:
+            What they are like, and how many adapters of the library were left out.
+        """
+        hashes = self._hashes()
+        sketches, unread = self._sketches(hashes, most_read)
+        beside = joined(sketches, candidates)
+        names = beside.names[len(sketches.names) :]
+        found = duplicates(beside, lambda name: read(name) if name in names else self.get(name), names)
+        # Equal hashes can be told of those that have no sketch, too.
+        unsketched = (
+            {digest: name for name, digest in hashes.items() if name not in {*sketches.names}} if unread else {}
+        )
+        told = {duplicate.name for duplicate in found if duplicate.is_same}
+        same = [
+            Duplicate(name, unsketched[digest], 1.0, is_same=True)
+            for name, digest in zip(names, beside.hashes[len(sketches.names) :], strict=True)
+            if digest in unsketched and name not in told
+        ]
+        told |= {duplicate.name for duplicate in same}
+        return [*same, *(duplicate for duplicate in found if duplicate.is_same or duplicate.name not in told)], unread
+
+    def _hashes(self) -> dict[str, str]:
+        return {row["name"]: row["hash"] for row in self.describe()}
+
+    def _sketches(
+        self, hashes: Mapping[str, str], most_read: int | None = None, needed: Collection[str] = ()
+    ) -> tuple[Sketches, int]:
+        base = self.base.fingerprint.digest
+        return library_sketches(self._path, hashes, self.get, base, most_read=most_read, needed=needed)
+
     def add(
         self,
         source: str | Path,
@@ -248,6 +356,7 @@ class Library:
         *,
         tasks: Sequence[str] | None = None,
         force_base: bool = False,
+        origin: str | None = None,
     ) -> str:
         """Take in a PEFT LoRA directory: both files are copied byte for byte.
 
@@ -259,6 +368,7 @@ class Library:
             name: the adapter's name here; the folder's name by default.
             tasks: what it was trained on; what its provenance says where None.
             force_base: take it although it was trained on other weights of the same shapes.
+            origin: where it comes from, as it is recorded; the folder's name by default.
 
         Returns:
             The name.
@@ -269,7 +379,20 @@ class Library:
             BaseModelError: if it was trained on another base model.
             LibraryError: if the name is taken, or the library cannot be written.
         """
-        return self._import(source, name, tasks, force_base=force_base, is_new=True)
+        return self._import(source, name, tasks, origin, force_base=force_base, is_new=True)
+
+    def examine(self, source: str | Path, name: str | None = None, *, force_base: bool = False) -> Adapter:
+        """What `add` would take in, without taking it in: nothing is written.
+
+        Args and errors are those of `add`; that the name is free is checked, too.
+
+        Returns:
+            The adapter, under the name that it would get.
+        """
+        adapter, _, _ = self._examined(source, name, None, force_base=force_base)
+        with reported(self._path), opened(self._path) as root:
+            check_free(root, adapter.name)
+        return adapter
 
     def replace(
         self,
@@ -283,7 +406,7 @@ class Library:
 
         Args and errors as for `add`, but the name must be in the library.
         """
-        return self._import(source, name, tasks, force_base=force_base, is_new=False)
+        return self._import(source, name, tasks, None, force_base=force_base, is_new=False)
 
     def add_adapter(self, adapter: Adapter, provenance: Mapping[str, Any]) -> str:
         """Commit an adapter from memory, under its own name.
@@ -321,6 +444,68 @@ class Library:
         with change(self._path, self.check_presence) as root:
             delete(root, name)
 
+    def rename(self, old: str, new: str) -> tuple[list[str], list[str]]:
+        """Give an adapter another name, atomically. What was prepared of it alone follows.
+
+        What was computed of all adapters together (clusters, cells of evaluations) is found by their names and is
+        computed again.
+
+        Returns:
+            Kinds of derived data that followed, and kinds that have to be computed again.
+
+        Raises:
+            UsageError: if the new name cannot be one.
+            LibraryError: if there is no such adapter, the name is taken, the default router or an assignment of
+                skills names the adapter, a build is running, or the library cannot be written.
+        """
+        return rename_adapter(self._path, self.check_presence, old, new)
+
+    def tag(self, name: str, add: Iterable[str] = (), remove: Iterable[str] = ()) -> list[str]:
+        """Give an adapter tags, and take others from it.
+
+        Returns:
+            Its tags now, sorted.
+
+        Raises:
+            UsageError: if a tag cannot be one, or is to be there and not.
+            LibraryError: if there is no such adapter, or the library cannot be written.
+        """
+        return change_tags(self._path, self.check_presence, name, add, remove)
+
+    def note(self, name: str, text: str) -> None:
+        """Write the note on an adapter, in the place of an earlier one; an empty text takes it away.
+
+        Raises:
+            UsageError: if it has more than 2,000 characters.
+            LibraryError: if there is no such adapter, or the library cannot be written.
+        """
+        change_note(self._path, self.check_presence, name, text)
+
+    def to_pandas(self) -> Any:
+        """The adapters as a `pandas.DataFrame`, one line each, with the columns of `lorary library ls --json`.
+
+        Raises:
+            LibraryError: at the first adapter that cannot be read.
+            MissingExtraError: if pandas is not installed.
+        """
+        return to_pandas(self._rows())
+
+    def to_polars(self) -> Any:
+        """The adapters as a `polars.DataFrame`, one line each, with the columns of `lorary library ls --json`.
+
+        Raises:
+            LibraryError: at the first adapter that cannot be read.
+            MissingExtraError: if polars is not installed.
+        """
+        return to_polars(self._rows())
+
+    def _rows(self) -> list[dict[str, Any]]:
+        self.check_presence()
+        rows, problems = list_library(self._path)
+        for error in problems.values():
+            raise error
+        return rows
+
     def set_default_router(self, settings: Mapping[str, Any]) -> None:
         """Record the settings for callers who give none.
 
@@ -339,10 +524,80 @@ class Library:
             write_document(root, document)
         self._document = document
 
-    def verify(self) -> list[Problem]:
-        """Check every adapter in full against its hashes and the base model; an empty list means all is well."""
+    def verify(self, *, key: str | Path | None = None, signature: str | Path | None = None) -> list[Problem]:
+        """Check every adapter in full against its hashes and the base model; an empty list means all is well.
+
+        Args:
+            key: file of a public key: the library must be as its holder signed it, too.
+            signature: file of the signature, where it is not the library's own.
+
+        Raises:
+            UsageError: if the key cannot be used, or a signature is given without a key.
+            MissingExtraError: if a key is given and model-signing is not installed.
+        """
         self.check_presence()
-        return verify_library(self._path, self.base)
+        if key is None and signature is not None:
+            raise UsageError("a signature must be checked by a key", found="none", remedy="--key FILE")
+        signed = [] if key is None else verify_signature(self._path, key, signature)
+        return [*signed, *verify_library(self._path, self.base)]
+
+    def sign(self, key: str | Path) -> Path:
+        """Sign library.json and all adapters as they are.
+
+        Args:
+            key: file of a private key (PEM; curve P-256, P-384 or P-521), its password in `LORARY_SIGNING_PASSWORD`.
+
+        Returns:
+            The file of the signature.
+
+        Raises:
+            UsageError: if the key cannot be used.
+            LibraryError: if the library is damaged or cannot be written.
+            MissingExtraError: if model-signing is not installed.
+        """
+        for problem in self.verify():
+            raise LibraryError(
+                f"library {self._path} must be whole to be signed",
+                found=f"{problem.adapter}: {problem.rule}",
+                remedy="lorary library repair LIB",
+            )
+        return sign_library(self._path, key)
+
+    def snapshot(self, name: str | None = None) -> Snapshot:
+        """Keep the state of the library under a name, at the cost of an index: files of adapters are linked.
+
+        Args:
+            name: that it can be gone back to by; the next free number where None.
+
+        Raises:
+            UsageError: if the name cannot be one.
+            LibraryError: if the name is taken, the library is damaged, or it cannot be written.
+        """
+        snapshot: Snapshot = fetching.of_snapshots("take_snapshot")(self, name)
+        return snapshot
+
+    def snapshots(self) -> list[Snapshot]:
+        """The states that were kept, oldest first.
+
+        Raises:
+            LibraryError: if they are damaged.
+        """
+        self.check_presence()
+        snapshots: list[Snapshot] = fetching.of_snapshots("list_snapshots")(self._path)
+        return snapshots
+
+    def rollback(self, name: str) -> Rollback:
+        """Make adapters and default router what they were, at one moment; what they are now becomes a snapshot first.
+
+        Args:
+            name: of a snapshot.
+
+        Raises:
+            LibraryError: if there is no such snapshot, it or the library is damaged, or cannot be written.
+        """
+        rollback: Rollback = fetching.of_snapshots("roll_back")(self, name)
+        self._document = read_document(self._path)
+        return rollback
 
     def check_presence(self) -> None:
         """Check that this library still lies where it was opened; each method that reads or writes does so itself.
@@ -370,8 +625,24 @@ class Library:
         check_same_base(self.base, fingerprint_of_model(model), "the base model at hand", force_base=force_base)
 
     def _import(
-        self, source: Any, name: str | None, tasks: Sequence[str] | None, *, force_base: bool, is_new: bool
+        self,
+        source: Any,
+        name: str | None,
+        tasks: Sequence[str] | None,
+        origin: str | None,
+        *,
+        force_base: bool,
+        is_new: bool,
     ) -> str:
+        adapter, files, details = self._examined(source, name, origin, force_base=force_base)
+        if tasks is not None:
+            details["tasks"] = tasks
+        return self._commit(adapter.name, files, details, is_new=is_new)
+
+    def _examined(
+        self, source: Any, name: str | None, origin: str | None, *, force_base: bool
+    ) -> tuple[Adapter, dict[str, bytes], dict[str, Any]]:
+        """An adapter that may join, its files, and what is known of it; whether its name is free is not checked."""
         check_path(source, "an adapter")
         folder = Path(source)
         if name is not None:
@@ -389,14 +660,14 @@ class Library:
         # Outside of a library links are ordinary: a download of a Hub repository is made of them.
         provenance = read_json(beside, follow_links=True) if os.path.lexists(beside) else {}
         # The name of a folder may hold bytes that are no text.
-        details = imported_provenance(provenance, adapter, os.fsencode(source_name).decode("utf-8", "replace"))
-        if tasks is not None:
-            details["tasks"] = tasks
+        details = imported_provenance(
+            provenance, adapter, origin or os.fsencode(source_name).decode("utf-8", "replace")
+        )
         check_fit(adapter, self.base)
         _warn_of_silent_layers(adapter, self.base)
         if not check_not_stacked(adapter, folder, self.base.name, self.names(), force_base=force_base):
             check_origin(adapter, provenance, self.base, force_base=force_base)
-        return self._commit(name, files, details, is_new=is_new)
+        return adapter, files, details
 
     def _commit(self, name: str, files: Mapping[str, bytes], details: Mapping[str, Any], *, is_new: bool) -> str:
         adapter = parse_adapter(name, files)
@@ -415,5 +686,5 @@ def _warn_of_silent_layers(adapter: Adapter, base: BaseRecord) -> None:
         warnings.warn(
             f"adapter '{adapter.name}' adapts {len(silent)} layers outside the language model of the base model "
             f"'{base.name}', the first {silent[0]}: they are left out, and only text is routed",
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +11,17 @@ from lorary.formats.peft import parse_adapter
 from lorary.formats.peft_files import read_files
 from lorary.formats.peft_reasons import CONFIG_FILE, WEIGHTS_FILE
 from lorary.library.base import BaseRecord, check_fit
+from lorary.library.derived import damaged_derived
 from lorary.library.files import read_json, sha256
 from lorary.library.folders import NAME, check_name
 from lorary.library.handles import check_kind, kind_of
-from lorary.library.layout import ADAPTERS, PLACES, PROVENANCE_FILE, STAGING, odd_entries
+from lorary.library.layout import ADAPTERS, ASIDE, DERIVED, PLACES, PROVENANCE_FILE, STAGING, odd_entries
 from lorary.library.listing import check_provenance
+from lorary.library.problem import Problem
 from lorary.library.readers import read_all
 from lorary.reading import parse_json
 
 KNOWN_FILES = (CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that is wrong with a library.
-
-    Args:
-        adapter: name of the adapter, or of the stray entry in the adapters folder.
-        rule: what must hold.
-        found: what was found instead.
-        remedy: what to do.
-    """
-
-    adapter: str
-    rule: str
-    found: str
-    remedy: str
-
-    @classmethod
-    def of(cls, adapter: str, error: LoraryError) -> "Problem":
-        """An error as a problem of an adapter."""
-        return cls(adapter, error.rule, error.found or "", error.remedy or "")
 
 
 def verify_library(library: Path, base: BaseRecord) -> list[Problem]:
@@ -63,10 +42,11 @@ def verify_library(library: Path, base: BaseRecord) -> list[Problem]:
         LibraryError: if the library never holds still.
     """
     problems = [*_odd_places(library), *_stray_entries(library)]
-    if all(kind_of(library / folder) in (None, "folder") for folder in (ADAPTERS, STAGING)):
+    if all(kind_of(library / folder) in (None, "folder") for folder in (ADAPTERS, STAGING, DERIVED)):
         checked = read_all(library, lambda folder, name: list(_check(folder, name, base)))
         for name, result in checked.items():
             problems.extend([Problem.of(name, result)] if isinstance(result, LoraryError) else result)
+        problems.extend(Problem.of(f"{DERIVED}/{name}", error) for name, error in damaged_derived(library))
     return sorted(dict.fromkeys(problems), key=lambda problem: problem.adapter)
 
 
@@ -74,20 +54,25 @@ def _odd_places(library: Path) -> Iterator[Problem]:
     """What in a library is neither folder nor file where it has to be one; adapters are looked at on their own."""
     for name, expected in PLACES.items():
         paths = [(library / name, kind_of(library / name))]
-        if expected == "folder":
+        if expected == "folder" and name != ASIDE:  # what a repair put aside may be anything
             paths.extend(path for path in odd_entries(library / name) if path[0].parent != library / ADAPTERS)
         for path, actual in paths:
             try:
                 check_kind(path, expected if path == library / name else "file", actual)
             except LibraryError as error:
-                yield Problem.of(ascii(str(path.relative_to(library)))[1:-1], error)
+                yield Problem.of(shown_name(str(path.relative_to(library))), error)
+
+
+def shown_name(name: str) -> str:
+    """A name that somebody else gave, as a problem shows it."""
+    return ascii(name)[1:-1]
 
 
 def _stray_entries(library: Path) -> Iterator[Problem]:
     adapters = library / ADAPTERS
     spellings: dict[str, str] = {}
     for name in sorted(os.listdir(adapters)) if kind_of(adapters) == "folder" else []:
-        shown, kind = ascii(name)[1:-1], kind_of(adapters / name)
+        shown, kind = shown_name(name), kind_of(adapters / name)
         if kind is None:  # another process took it out meanwhile
             continue
         if not NAME.fullmatch(name) or kind not in ("folder", "symbolic link"):

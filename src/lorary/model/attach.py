@@ -142,25 +142,31 @@ def seat_library(
 def _read_layers(
     model: Any, library: Library, seats: Sequence[str] | None
 ) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, SeatedLayer]]:
-    """Names, names in the order of seats, and layers; read again where a writer took an adapter away meanwhile."""
-    for attempt in range(READ_ATTEMPTS):
-        names = library.names()
+    """Names, names in the order of seats, and layers, all as of one moment: read again where a writer came between."""
+    for _ in range(READ_ATTEMPTS):
+        before = library.stamps()
+        names = list(before)
         if not names:
             raise LibraryError(
                 f"library '{library.path}' must hold an adapter to route over", found="none",
                 remedy="lorary library add",
             )  # fmt: skip
         order = tuple(seats or names)
-        before = library.stamps()
         try:
             shapes = {name: library.shapes(name) for name in order}
             layers = build_layers(model, _Adapters(library, order), [names.index(name) for name in order], shapes)
-            break
         except (LoraryError, ValueError):
-            if attempt == READ_ATTEMPTS - 1 or library.stamps() == before:
+            if library.stamps() == before:
                 raise
-    check_layers(model, shapes)
-    return tuple(names), order, layers
+            continue
+        if library.stamps() == before:
+            check_layers(model, shapes)
+            return tuple(names), order, layers
+    raise LibraryError(
+        f"library {library.path} must hold still to be attached",
+        found=f"an adapter was changed during each of {READ_ATTEMPTS} attempts",
+        remedy="stop the process that keeps writing to it",
+    )
 
 
 def detach(model: Model) -> Model:

@@ -89,7 +89,7 @@ def _clone(remote: Remote, head: Head, target: Path, *, results: bool, read_only
     aside = target.parent / f".{target.name}.clone"
     with reported(target):
         aside.mkdir(parents=True, exist_ok=True)
-    with transfer_lock(aside):
+    with reported(target), transfer_lock(aside):
         arrivals, made = Arrivals(aside / ARRIVING), aside / "library"
         entries = remote.entries(head.snapshot, aside / KEPT)
         if not entries:

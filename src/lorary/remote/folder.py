@@ -10,11 +10,13 @@ from filelock import FileLock, Timeout
 
 from lorary.errors import LibraryError
 from lorary.library.files import replace_file
+from lorary.library.handles import opened
 from lorary.library.layout import LIBRARY_FILE
 from lorary.reading import open_regular, read_regular
 from lorary.remote.store import AbsentError, Fetched, StaleError, Traffic, TransientError
 
 LOCK = ".lock"
+REFS = "refs/"
 WAIT_S = 30.0
 
 
@@ -30,7 +32,9 @@ class FolderStore:
     """
 
     def __init__(self, root: Path, traffic: Traffic) -> None:
-        if (root / LIBRARY_FILE).exists():
+        with _reported(root):
+            is_library = (root / LIBRARY_FILE).exists()
+        if is_library:
             raise LibraryError(
                 f"{root} must be a remote, which holds a library as objects",
                 found="a library itself",
@@ -78,6 +82,7 @@ class FolderStore:
         aside = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
         with _reported(self._root):
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._settle(key)
             try:
                 with open(aside, "xb") as file:
                     file.write(data)
@@ -88,6 +93,8 @@ class FolderStore:
                 return False
             finally:
                 aside.unlink(missing_ok=True)
+            if key.startswith(REFS):
+                _sync(path.parent)
         self._traffic.add(sent=len(data))
         return True
 
@@ -98,8 +105,16 @@ class FolderStore:
             if self.get(key).etag != etag:
                 raise StaleError
             with _reported(self._root):
+                self._settle(key)
                 replace_file(path, data, path.with_name(f".{path.name}.new"))
         self._traffic.add(sent=len(data))
+
+    def _settle(self, key: str) -> None:
+        """Force the names of objects to the disk before a ref leads to them."""
+        if key.startswith(REFS):
+            for folder in (self._root / "objects", self._root):
+                if folder.is_dir():
+                    _sync(folder)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -108,6 +123,11 @@ class FolderStore:
                 yield
         except Timeout:
             raise TransientError(f"another process writes, still after {WAIT_S:g} s") from None
+
+
+def _sync(folder: Path) -> None:
+    with opened(folder) as held:
+        held.sync()
 
 
 @contextmanager

@@ -7,46 +7,27 @@
 A snapshot is a commit. A push is one commit upon the one that was read, or none at all.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_url
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import (
-    are_progress_bars_disabled,
-    build_hf_headers,
-    disable_progress_bars,
-    enable_progress_bars,
-    get_session,
-    hf_raise_for_status,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, hf_hub_url
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from lorary.errors import LibraryError
 from lorary.reading import parse_json
 from lorary.remote.card import MARK
 from lorary.remote.entries import Entries, FileRecord, check_whole, damaged, encode, parse_entries, path_of
-from lorary.remote.hiding import hide
+from lorary.remote.hub_asking import TIMEOUT_S, Hub, without_bars
 from lorary.remote.place import MAIN, Place
 from lorary.remote.remotes import Head, Push
-from lorary.remote.store import AbsentError, StaleError, Traffic, TransientError, retried
+from lorary.remote.store import AbsentError, StaleError, Traffic, TransientError
 from lorary.version import __version__
 
 INDEX, CARD = "lorary.json", "README.md"
 FORMAT_VERSION = 1
 # Files whose contents are in memory at a time; the Hub takes large ones before the commit.
 BATCH = 32
-TIMEOUT_S = 60.0
-# What the Hub answers where the branch is not at the parent any more.
-STALE = (409, 412)
 
 
 class HubRemote:
@@ -59,7 +40,8 @@ class HubRemote:
     def __init__(self, place: Place) -> None:
         self.place, self.traffic = place, Traffic()
         self._repo = place.root.removeprefix("hf://")
-        self._api: Any = HfApi(library_name="lorary", library_version=__version__)
+        self._hub = Hub(place.root)
+        self._api, self._asked = self._hub.api, self._hub.asked
 
     def head(self, ref: str) -> Head | None:
         """The commit of a branch, a tag, or a commit."""
@@ -107,8 +89,8 @@ class HubRemote:
         operations: list[Any] = []
         for start in range(0, len(changed), BATCH):
             batch = [CommitOperationAdd(path, push.read(new[path])) for path in changed[start : start + BATCH]]
-            with _without_bars():
-                self._asked(lambda batch=batch: self._api.preupload_lfs_files(self._repo, batch))
+            with without_bars():
+                self._asked(partial(self._api.preupload_lfs_files, self._repo, batch))
             for operation in batch:
                 self.traffic.add(sent=new[operation.path_in_repo].size)
                 push.advance()
@@ -119,7 +101,7 @@ class HubRemote:
         if (card := push.card()) and self._is_card_ours(parent):
             operations.append(CommitOperationAdd(CARD, card))
         try:
-            with self._reported(), _without_bars():
+            with self._hub.reported(), without_bars():
                 commit = self._api.create_commit(
                     self._repo, operations, commit_message=push.message, revision=MAIN, parent_commit=parent
                 )
@@ -162,56 +144,6 @@ class HubRemote:
         self.traffic.add(received=len(data))
         # A server may leave the range out, and send the whole file.
         return data if span is None or response.status_code == 206 else data[span[0] : span[0] + span[1]]
-
-    def _asked(self, action: Any) -> Any:
-        def reported() -> Any:
-            with self._reported():
-                return action()
-
-        return retried(reported, self.place.root)
-
-    @contextmanager
-    def _reported(self) -> Iterator[None]:
-        """Errors of the Hub as ours, without credentials."""
-        try:
-            yield
-        except (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError):
-            raise AbsentError(self.place.root) from None
-        except HfHubHTTPError as error:
-            raise self._of(error) from None
-        except OfflineModeIsEnabled as error:
-            raise self._refused(error, "unset HF_HUB_OFFLINE") from None
-        except RuntimeError as error:  # what is said of a file that could not be uploaded
-            if isinstance(error.__cause__, HfHubHTTPError):
-                raise self._of(error.__cause__) from None
-            raise TransientError(hide(f"{error} {error.__cause__ or ''}")) from None
-        except (HTTPError, OSError) as error:
-            raise TransientError(hide(f"{type(error).__name__}: {error}")) from None
-
-    def _of(self, error: Any) -> Exception:
-        status = error.response.status_code
-        if status in STALE:
-            return StaleError()
-        if status == 429 or status >= 500:
-            return TransientError(hide(str(error)))
-        remedy = "log in as somebody who may (hf auth login, or HF_TOKEN)" if status in (401, 403) else "check the URL"
-        return self._refused(error, remedy)
-
-    def _refused(self, error: Exception, remedy: str) -> LibraryError:
-        return LibraryError(f"{self.place.root} must do what is asked of it", found=hide(str(error)), remedy=remedy)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Without the Hub's own bars: there is one for the whole push."""
-    if are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
 
 
 def _by_path(entries: Entries) -> dict[str, FileRecord]:

@@ -59,15 +59,23 @@ class ObjectRemote:
     def entries(self, snapshot: str, kept: Path | None) -> Entries:
         """The entries of all pages."""
         where = f"{self.place.root}@{snapshot[:12]}"
-        pages = self._parsed(self._kept(snapshot, None, kept)).get("pages")
-        if not isinstance(pages, Mapping):
-            raise damaged(where, "no pages")
-        records = [parse_record(page, where) for page in pages.values()]
         entries: Entries = {}
-        for data in each(lambda page: self._kept(page.sha256, page.size, kept), records):
+        for data in each(lambda page: self._kept(page.sha256, page.size, kept), self._pages(snapshot, kept)):
             entries |= parse_entries(self._parsed(data).get("entries"), where)
         check_whole(entries, where)
         return entries
+
+    def objects_of(self, snapshot: str) -> set[str]:
+        """The sha256 of each object that a snapshot needs: its index, the pages of that, and files."""
+        files = (record for files in self.entries(snapshot, None).values() for record in files.values())
+        return {snapshot, *(record.sha256 for record in (*self._pages(snapshot, None), *files))}
+
+    def _pages(self, snapshot: str, kept: Path | None) -> list[FileRecord]:
+        where = f"{self.place.root}@{snapshot[:12]}"
+        pages = self._parsed(self._kept(snapshot, None, kept)).get("pages")
+        if not isinstance(pages, Mapping):
+            raise damaged(where, "no pages")
+        return [parse_record(page, where) for page in pages.values()]
 
     def read(self, snapshot: str, path: str, record: FileRecord, start: int, length: int) -> bytes:
         """A part of an object."""

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from lorary.errors import UsageError
 
 MAIN = "main"
-_REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 EXAMPLES = "for example s3://bucket/lib, hf://user/lib@v1 or a folder"
@@ -94,7 +94,7 @@ def _split(url: str) -> tuple[str, str]:
     root, at, ref = url.rpartition("@")
     if not at or "/" in ref:
         return url, MAIN
-    if not _REF.fullmatch(ref):
+    if not REF.fullmatch(ref):
         raise UsageError(
             "a ref must be 1 to 100 letters, digits, dots, dashes and underscores",
             found=ascii(ref[:200]),

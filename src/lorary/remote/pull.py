@@ -1,23 +1,24 @@
 """Pulling from a remote: what changed there comes into a library, checked, unless it changed here too."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lorary.display import Display
 from lorary.errors import LibraryError
 from lorary.library.base import BaseRecord
-from lorary.library.derived import check_derived, put_derived
+from lorary.library.derived import check_derived
 from lorary.library.document import parse_document
-from lorary.library.folders import change, delete, put
-from lorary.library.handles import Folder, opened
+from lorary.library.files import reported
+from lorary.library.folders import apply, change
+from lorary.library.handles import Folder
 from lorary.library.layout import ADAPTERS, DERIVED, LIBRARY_FILE, REMOTE, RESULTS, RESULTS_FILE, check_tree
 from lorary.library.lock import transfer_lock
 from lorary.library.readers import stamps_of
 from lorary.library.store import Library
 from lorary.library.verify import check_arrived
 from lorary.remote.arrivals import Arrivals
-from lorary.remote.entries import LIBRARY, Entries, FileRecord, adapters_of, check_whole, path_of
+from lorary.remote.entries import LIBRARY, Entries, FileRecord, Files, adapters_of, check_whole, path_of
 from lorary.remote.joining import agreed_after, check_conflicts, join
 from lorary.remote.opening import open_remote
 from lorary.remote.push import KEPT, place_of
@@ -66,9 +67,10 @@ def pull_library(
     place = place_of(library.path, url)
     remote, display = open_remote(place), Display()
     display.say(f"pull: reading {library.path}")
-    with transfer_lock(library.path):
+    with reported(library.path), transfer_lock(library.path):
         check_tree(library.path / REMOTE)
-        with opened(library.path) as root, root.enter(REMOTE, make=True):
+        # What a killed writer left is carried out before the scan, and not under it.
+        with change(library.path, library.check_presence) as root, root.enter(REMOTE, make=True):
             pass
         here, state = scan(library, results=results), read_state(library.path)
         head = remote.head(place.ref)
@@ -94,11 +96,8 @@ def pull_library(
             check_entry(entry, arrived.contents(files), library.base)
         gone = sorted(set(adapters_of(here.entries)) - set(adapters_of(together.entries)))
         with change(library.path, library.check_presence) as root:
-            _check_still(here, [*adapters_of(new), *gone])
-            for entry, files in new.items():
-                _install(root, entry, arrived.contents(files), is_new=entry not in here.entries)
-            for name in gone:
-                delete(root, name)
+            check_still(here, [*adapters_of(new), *gone])
+            install(root, new, gone, arrived.contents)
         state.agreed[place.root] = agreed_after(agreed, {**here.entries, **together.entries}, there)
         state.origin = place.root
         write_state(library.path, state)
@@ -129,7 +128,7 @@ class Arrived:
         self._arrivals, self._here = arrivals, here
         self._paths = {} if here is None else here.paths()
 
-    def contents(self, files: Mapping[str, FileRecord]) -> dict[str, bytes]:
+    def contents(self, files: Files) -> dict[str, bytes]:
         """Content by file name, held to its sha256."""
         return {file: self._read(record) for file, record in files.items()}
 
@@ -154,25 +153,48 @@ def check_entry(entry: str, contents: Mapping[str, bytes], base: BaseRecord) -> 
         parse_document(Path(f"{LIBRARY_FILE} of the remote"), contents[LIBRARY_FILE])
 
 
-def _check_still(here: Scan, names: list[str]) -> None:
+def check_still(here: Scan, names: list[str]) -> None:
+    """Check, under the lock, that adapters are still those that were scanned.
+
+    Args:
+        here: the scan.
+        names: of adapters, also of such as were not there.
+
+    Raises:
+        LibraryError: naming the first that was changed.
+    """
     stamps = stamps_of(here.library)
-    if changed := sorted(name for name in names if stamps.get(name) != here.stamps.get(name)):
+    spellings = {name.casefold(): name for name in stamps}
+    if changed := sorted(
+        name
+        for name in names
+        if stamps.get(name) != here.stamps.get(name) or spellings.get(name.casefold(), name) != name
+    ):
         raise LibraryError(
-            f"library {here.library} must stay as it is while it is pulled into",
-            found=f"adapter '{changed[0]}' was changed meanwhile",
+            f"library {here.library} must stay as it is meanwhile",
+            found=f"adapter '{changed[0]}' was changed",
             remedy="repeat the command: what has arrived is kept",
         )
 
 
-def _install(root: Folder, entry: str, contents: Mapping[str, bytes], *, is_new: bool) -> None:
-    place, _, name = entry.partition("/")
-    if place == ADAPTERS:
-        put(root, name, contents, is_new=is_new)
-    elif place == DERIVED:
-        put_derived(root, name, contents)
-    elif place == RESULTS:
-        lines = joined(contents[RESULTS_FILE]).splitlines()
+def install(root: Folder, new: Entries, gone: list[str], contents: Callable[[Files], dict[str, bytes]]) -> None:
+    """Put entries in place, inside `change`: lines of results first, which take nothing away; then all else at once.
+
+    Args:
+        root: the library's folder, from `change`.
+        new: entries that come, or take the place of those of their names.
+        gone: names of adapters that are removed.
+        contents: gives the files of an entry, checked.
+    """
+    if RESULTS in new:
+        lines = joined(contents(new[RESULTS])[RESULTS_FILE]).splitlines()
         there = set(read_results(root.path).splitlines())
         append_results(root, [line for line in lines if line not in there])
-    else:
-        root.replace(LIBRARY_FILE, contents[LIBRARY_FILE], f"{LIBRARY_FILE}.new")
+    document = contents(new[LIBRARY])[LIBRARY_FILE] if LIBRARY in new else None
+    folders = (
+        (place, name, contents(files))
+        for place, name, files in ((*entry.partition("/")[::2], files) for entry, files in new.items())
+        if place in (ADAPTERS, DERIVED)
+    )
+    if gone or set(new) - {RESULTS}:
+        apply(root, folders, gone, document)

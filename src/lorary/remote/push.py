@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lorary.display import Display
 from lorary.errors import LibraryError, UsageError
+from lorary.library.files import reported
 from lorary.library.layout import LIBRARY_FILE, REMOTE, RESULTS, RESULTS_FILE, check_tree
 from lorary.library.lock import transfer_lock
 from lorary.library.store import Library
@@ -73,7 +74,7 @@ def push_library(
         raise UsageError("a push must go to main or make a name", found=f"the digest {place.ref[:12]}...")
     remote, display = open_remote(place, to_write=True), Display()
     display.say(f"push: reading {library.path}")
-    with transfer_lock(library.path):
+    with reported(library.path), transfer_lock(library.path):
         check_tree(library.path / REMOTE)
         here, state = scan(library, results=results), read_state(library.path)
         agreed = state.agreed.get(place.root, {})

@@ -17,11 +17,11 @@ def read_results(library: Path) -> bytes:
         LibraryError: if they cannot be read.
     """
     path = library / RESULTS / RESULTS_FILE
-    for part in (path.parent, path):
-        check_kind(part, "file" if part == path else "folder", kind_of(part))
-    if not os.path.lexists(path):
-        return b""
     try:
+        for part in (path.parent, path):
+            check_kind(part, "file" if part == path else "folder", kind_of(part))
+        if not os.path.lexists(path):
+            return b""
         return joined(read_regular(path, max_bytes=None, follow_links=False))
     except OSError as error:
         raise LibraryError(f"results must be readable at '{path}'", found=error.strerror) from error

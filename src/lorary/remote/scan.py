@@ -103,5 +103,5 @@ def _damaged(name: str, finding: str) -> LibraryError:
     return LibraryError(
         f"adapter '{name}' must be whole to be pushed, and so must those beside it that are pulled over",
         found=finding,
-        remedy="see lorary library verify LIB, and remove the adapter or restore it from a copy",
+        remedy="lorary library repair LIB --from URL, or remove the adapter",
     )

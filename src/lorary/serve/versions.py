@@ -40,6 +40,7 @@ class Versions:
         self._seated, self._stamps, self._change, self._say = dict(seated), stamps, change, say or to_stderr
         # What the engine refused, by name and stamp: it is not tried again before it changes.
         self._refused: dict[str, object] = {}
+        self._is_empty = False
         self._requests: AbstractAsyncContextManager[Any] = nullcontext()
         self._changed: Callable[[], Awaitable[None]] | None = None
 
@@ -107,6 +108,9 @@ class Versions:
         except (LoraryError, OSError) as error:  # it is away, or written right now
             self._say(f"the library cannot be read, and is served as it was: {error}")
             return {}
+        if not now and not self._is_empty:
+            self._say("the library holds no adapter any more: those that it held are served until it has one again")
+        self._is_empty = not now
         if now and now == last and any(self._difference(now)):
             try:
                 async with self.lock:

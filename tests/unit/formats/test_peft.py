@@ -501,6 +501,7 @@ def test_a_configuration_of_another_library_is_named(tmp_path: Path, told: dict[
     ("file", "reason"),
     [
         ("adapters.safetensors", "mlx"),
+        ("sst2.ckpt", "mttl and Lightning"),
         ("pytorch_lora_weights.safetensors", "diffusers"),
         ("pytorch_adapter.bin", "AdapterHub"),
         ("adapter_model-00001-of-00003.safetensors", "in several files"),

@@ -29,7 +29,7 @@ KEY = {"seed": 3}
 def outside(tmp_path: Path) -> Path:
     """Somebody's folder, with what a library has in it and more."""
     folder = tmp_path / "outside"
-    for part in ("new/x", "replaced/x", "replaced/gone", "removed/x", "derived/clusters-0", "k-3", "old-k-3", "x"):
+    for part in ("new/x", "adapters/x", "gone/x", "removed/x", "derived/clusters-0", "k-3", "old-k-3", "x"):
         (folder / part).mkdir(parents=True)
         (folder / part / "precious.txt").write_text("precious")
     (folder / "evaluation.jsonl").write_text("{}\n")
@@ -233,7 +233,9 @@ def test_results_that_share_their_body_with_another_name_get_one_of_their_own(fi
     assert (again.get("one"), again.get("two")) == (1, 2)
 
 
-@pytest.mark.parametrize("place", ["new/z", "replaced/x", "replaced/gone", "removed/x", "new", "replaced", "derived"])
+@pytest.mark.parametrize(
+    "place", ["committed", "committed/adapters", "committed/adapters/x", "committed/gone", "new", "removed", "done"]
+)
 def test_clearing_up_after_a_killed_writer_does_not_leave_the_library(
     filled: Library, make_adapter: MakeAdapter, outside: Path, place: str
 ) -> None:

@@ -22,14 +22,14 @@ def test_of_two_first_builds_the_refused_one_leaves_the_library_of_the_other(
     tmp_path: Path, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, base = tmp_path / "lib", str(tiny_base_folder)
-    vacant = opening._is_vacant
+    vacant = opening.is_vacant
 
     def made_meanwhile(folder: Path) -> bool:
         was_vacant = vacant(folder)
         Library.create(folder, base)
         return was_vacant
 
-    monkeypatch.setattr(opening, "_is_vacant", made_meanwhile)
+    monkeypatch.setattr(opening, "is_vacant", made_meanwhile)
     with pytest.raises(RuntimeError), created_for(str(path), base):
         raise RuntimeError
     assert Library.open(path).names() == []

@@ -167,3 +167,42 @@ def test_a_base_folder_that_may_not_be_looked_into_is_taken_with_a_warning(
             library.add(second)
     finally:
         os.chmod(folder, 0o755)
+
+
+def test_a_base_of_the_hub_is_compared_by_its_copy_here(
+    library: Library,
+    source: Path,
+    second: Path,
+    tiny_base_folder: Path,
+    tiny_model: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = Path(shutil.copytree(tiny_base_folder, tmp_path / "snapshots" / "other"))
+    tiny_model(seed=5).save_pretrained(other)
+    places = {"mirror/same": tiny_base_folder, "mirror/other": other}
+
+    def cached(repo: str, file: str) -> str | None:
+        place = places.get(repo)
+        return str(place / file) if place and (place / file).is_file() else None
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        library.add(naming(source, "mirror/same"))
+    with pytest.raises(BaseModelError, match="mirror/other by its copy here"):
+        library.add(naming(second, "mirror/other"))
+    with pytest.warns(UserWarning, match="cannot be compared"):
+        library.add(naming(second, "mirror/absent"))
+
+
+def test_the_embedded_base_and_other_spellings_of_a_hub_id_are_the_base(
+    source: Path, second: Path, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    for base, called in (("embedded", "HuggingFaceTB/SmolLM2-135M-Instruct"), ("Org/Base", "org/base")):
+        library = Library.create(tmp_path / called.partition("/")[0], tiny_base_folder, base_name=base)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            library.add(naming(source, called))
+        with pytest.warns(UserWarning, match="cannot be compared"):
+            library.add(naming(second, "org/another"))

@@ -17,8 +17,8 @@ from lorary.errors import LibraryError, UsageError
 from lorary.evaluate.cache import ResultCache
 from lorary.library import readers
 from lorary.library.derived import load_derived, save_derived
-from lorary.library.layout import STAGING
-from lorary.library.readers import REPLACED
+from lorary.library.folders import COMMITTED
+from lorary.library.layout import ADAPTERS, STAGING
 from lorary.library.store import Library
 
 MakeAdapter = Callable[..., Adapter]
@@ -233,7 +233,7 @@ def test_an_adapter_that_is_moved_aside_within_one_tick_is_read_where_it_is(
     """Its times are those of before then, so that they do not tell that it moved."""
     identity = readers._identity
     monkeypatch.setattr(readers, "_identity", lambda folder: (found := identity(folder)) and (*found[:2], 0))
-    aside = filled.path / STAGING / REPLACED / "b"
+    aside = filled.path / STAGING / COMMITTED / ADAPTERS / "b"
     calls: list[Path] = []
 
     def read(folder: Path) -> str:

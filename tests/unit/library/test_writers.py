@@ -310,7 +310,10 @@ def test_a_writer_waits_for_another_and_then_says_so(library: Library) -> None:
     child = holder_of(lambda: write_lock(library.path))
     try:
         start = time.monotonic()
-        with pytest.raises(LibraryError, match="another process is writing"), write_lock(library.path, wait_s=0.3):
+        with (
+            pytest.raises(LibraryError, match=f"process {child} is writing, still after"),
+            write_lock(library.path, wait_s=0.3),
+        ):
             pass
         assert time.monotonic() - start >= 0.3
     finally:

@@ -104,6 +104,26 @@ def test_half_of_a_requests_change_is_not_noticed() -> None:
     asyncio.run(work())
 
 
+def test_a_library_that_another_command_empties_is_said_once_and_served_as_it_was() -> None:
+    followed = Followed()
+
+    async def work() -> None:
+        watching = asyncio.create_task(followed.versions.watch())
+        followed.stamps = {}
+        await until(lambda: followed.lines)
+        await asyncio.sleep(0.1)
+        assert len(followed.lines) == 1
+        assert "holds no adapter any more: those that it held are served" in followed.lines[0]
+        assert followed.changes == []
+        assert followed.versions.names == ("blue", "june")
+        followed.stamps = {"new": 1}
+        await until(lambda: followed.changes)
+        assert followed.changes == [(["blue", "june"], ["new"])]
+        watching.cancel()
+
+    asyncio.run(work())
+
+
 def test_what_is_refused_is_tried_again_once_it_has_changed() -> None:
     followed = Followed()
 
