@@ -9,15 +9,15 @@ from typing import Any, BinaryIO
 
 from lorary.data.schema import Row, parse_row, shorten
 from lorary.errors import TaskError, UsageError
-from lorary.reading import open_regular
+from lorary.reading import first_twice, open_regular
 
 UTF8_BOM = b"\xef\xbb\xbf"
 # More than any row of text has. A line is held in memory, and what is parsed takes a multiple of it.
 MAX_LINE_BYTES = 16 * 1024 * 1024
-# Objects and lists that a document may hold, as far as its brackets tell: each takes a hundred bytes of memory.
-MAX_OPENINGS = 8_000_000
-# Values that it may hold, as far as its commas tell: a million of numbers takes a second.
-MAX_COMMAS = 24_000_000
+# Objects, lists and values that a small document may hold, as far as its brackets and commas tell: what a hundred
+# megabytes hold. A large one may hold one object in forty bytes and one value in eight, as rows of text never do.
+MAX_OPENINGS, BYTES_PER_OPENING = 300_000, 40
+MAX_COMMAS, BYTES_PER_COMMA = 800_000, 8
 
 
 def iter_rows(path: str | Path) -> Iterator[Row]:
@@ -89,20 +89,22 @@ def _unreadable(path: str | Path, kind: str, error: OSError) -> TaskError:
     return TaskError(f"{path}: the {kind} file must be readable", found=error.strerror or str(error))
 
 
-def check_openings(data: bytes, where: str) -> None:
+def _check_openings(data: bytes, where: str) -> None:
     """Refuse a document of more objects, lists and values than memory and patience hold, before it is parsed.
 
     Raises:
         TaskError: naming the place.
     """
-    if (openings := data.count(b"[") + data.count(b"{")) > MAX_OPENINGS:
+    openings, most = data.count(b"[") + data.count(b"{"), max(MAX_OPENINGS, len(data) // BYTES_PER_OPENING)
+    if openings > most:
         raise TaskError(
-            f"{where}: a document must hold at most {MAX_OPENINGS:,} objects and lists", found=f"{openings:,} brackets",
-            remedy="save the rows as JSONL, one object a line",
+            f"{where}: a document of {len(data):,} bytes must hold at most {most:,} objects and lists",
+            found=f"{openings:,} brackets", remedy="save the rows as JSONL, one object a line",
         )  # fmt: skip
-    if (commas := data.count(b",")) > MAX_COMMAS:
+    commas, most = data.count(b","), max(MAX_COMMAS, len(data) // BYTES_PER_COMMA)
+    if commas > most:
         raise TaskError(
-            f"{where}: a document must hold at most {MAX_COMMAS:,} values", found=f"{commas:,} commas",
+            f"{where}: a document of {len(data):,} bytes must hold at most {most:,} values", found=f"{commas:,} commas",
             remedy="save the rows as JSONL, one object a line",
         )  # fmt: skip
 
@@ -115,6 +117,7 @@ def decode_json(data: bytes, where: str) -> object:
     Raises:
         TaskError: naming the place, what is wrong and the remedy.
     """
+    _check_openings(data, where)
     try:
         return _DECODER.decode(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -139,9 +142,7 @@ def decode_json(data: bytes, where: str) -> object:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} is given twice")
+        raise ValueError(f"the key {shorten(first_twice(key for key, _ in pairs))} is given twice")
     return record
 
 

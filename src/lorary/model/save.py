@@ -15,8 +15,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from lorary.errors import BaseModelError, LibraryError, LoraryError, UsageError
+from lorary.errors import BaseModelError, LibraryError, LoraryError, RouterError, UsageError
 from lorary.formats.base import BaseFiles, check_folder, resolve_base
+from lorary.formats.peft_files import load_tensors
 from lorary.formats.pretrained import plain_generation
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.base_weights import is_plain
@@ -24,6 +25,7 @@ from lorary.library.copying import copy_library
 from lorary.library.files import encode_json, read_json, reported, write_file
 from lorary.library.fingerprint import bare_modules, compare, fingerprint_of_model
 from lorary.library.fingerprint_folder import fingerprint_of_folder
+from lorary.library.folders import check_name
 from lorary.library.listing import check_path
 from lorary.library.store import Library
 from lorary.lora.seat import linear_shape
@@ -33,6 +35,7 @@ from lorary.model.base import DTYPES, choose_device, load_model
 from lorary.model.check_seated import check_unchanged
 from lorary.model.prepared import PreparedTensors
 from lorary.model.seating import Seating, seating
+from lorary.reading import open_regular, read_weights
 from lorary.route.setting import Routing
 
 MODEL_FILE = "model.json"
@@ -117,7 +120,9 @@ def load(path: str | Path, *, device: str = "auto") -> Any:
             [str(name) for name in document["seats"]],
         )
         reference, dtype, attention = base["reference"], DTYPES[base["dtype"]], base["attention"]
-    except (KeyError, TypeError, UsageError) as error:
+        for name in seats:
+            check_name(name)
+    except (KeyError, TypeError, AttributeError, UsageError, RouterError) as error:
         raise LibraryError(
             f"{folder / MODEL_FILE} must say base, seats and routing", found=repr(error), remedy="save the model again"
         ) from error
@@ -236,6 +241,7 @@ def _read_prepared(folder: Path) -> dict[str, PreparedTensors]:
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return safetensors.torch.load(path.read_bytes())
-    except (OSError, safetensors.SafetensorError) as error:
+        with open_regular(path) as file:
+            return load_tensors(read_weights(file))
+    except (OSError, ValueError) as error:
         raise LibraryError(f"{path} must be whole", found=error, remedy="save the model again") from error

@@ -171,7 +171,7 @@ def _install(root: Folder, entry: str, contents: Mapping[str, bytes], *, is_new:
     elif place == DERIVED:
         put_derived(root, name, contents)
     elif place == RESULTS:
-        lines = joined(contents[RESULTS_FILE]).splitlines()
+        lines = joined(contents[RESULTS_FILE].split(b"\n")).splitlines()
         there = set(read_results(root.path).splitlines())
         append_results(root, [line for line in lines if line not in there])
     else:

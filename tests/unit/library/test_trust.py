@@ -201,7 +201,7 @@ def test_large_documents_are_refused_before_they_are_parsed(filled: Library, fil
 
 
 def test_results_with_endless_or_nested_lines_are_passed_over(filled: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorary.evaluate.cache.MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("lorary.library.result_lines.MAX_LINE_BYTES", 1000)
     ResultCache(filled, "base").put("one", 1)
     with open(filled.path / "results" / "evaluation.jsonl", "ab") as file:
         file.write(b"x" * 5000 + b"\n" + b"[" * 100_000 + b"\n\xff\xfe\n")

@@ -264,7 +264,7 @@ def test_what_arrives_damaged_is_refused_and_nothing_is_installed(
     push_library(library.path, url)
     size = len((library.path / "adapters/a/adapter_model.safetensors").read_bytes())
     damage_object(url, "lora_A", b"x" * size)
-    with pytest.raises(LibraryError, match="must arrive with the sha256 of its index"):
+    with pytest.raises(LibraryError, match="must arrive with the sha256 and size of its index"):
         clone_library(url, tmp_path / "copy")
     damage_object(url, "x" * 64, None)
     with pytest.raises(LibraryError, match="must hold all that its index names"):
