@@ -87,36 +87,34 @@ class Meter:
 
     def __init__(self) -> None:
         self.seconds, self.growth = 0.0, 0
+        self._status = os.open("/proc/self/status", os.O_RDONLY)
+        self._waits = os.open("/proc/self/schedstat", os.O_RDONLY)
+        self._peak = os.open("/proc/self/clear_refs", os.O_WRONLY)
+
+    def resident(self) -> tuple[int, int]:
+        """Memory in bytes: now, and at the most since it was last looked at from anew."""
+        text = os.pread(self._status, 4096, 0)
+        now, most = (int(text.partition(field)[2].split(None, 1)[0]) * 1024 for field in (b"VmRSS:", b"VmHWM:"))
+        return now, most
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
         """Measure a block; the peak of memory is counted from its start."""
-        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-        before, began, waited = _resident("VmRSS"), time.perf_counter(), _waited()
+        os.write(self._peak, b"5")
+        (before, _), began, waited = self.resident(), time.perf_counter(), self._waited()
         try:
             yield
         finally:
-            self.seconds = time.perf_counter() - began - (_waited() - waited)
-            self.growth = max(0, _resident("VmHWM") - before)
+            self.seconds = time.perf_counter() - began - (self._waited() - waited)
+            self.growth = max(0, self.resident()[1] - before)
+
+    def _waited(self) -> float:
+        return int(os.pread(self._waits, 200, 0).split()[1]) / 1e9
 
 
-def _resident(field: str) -> int:
-    with open("/proc/self/status", "rb") as file:
-        for line in file:
-            if line.startswith(field.encode()):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def _waited() -> float:
-    with open("/proc/self/schedstat", "rb") as file:
-        return int(file.read().split()[1]) / 1e9
-
-
-def judge(case: Case, readers: Readers) -> tuple[Measured, list[Finding]]:
+def judge(case: Case, readers: Readers, meter: Meter) -> tuple[Measured, list[Finding]]:
     """Read one case by all that reads its kind."""
-    measured, findings, meter = Measured(0, case.kind), list[Finding](), Meter()
+    measured, findings = Measured(0, case.kind), list[Finding]()
 
     def note(call: str, what: str, where: str = "") -> None:
         findings.append(Finding(0, case.kind, call, case.damages, what, where))
@@ -139,7 +137,7 @@ def judge(case: Case, readers: Readers) -> tuple[Measured, list[Finding]]:
             measured.returned += 1
         except LoraryError as error:
             measured.refused += 1
-            if problem := problem_of(error, folder):
+            if problem := problem_of(error, case, folder):
                 note(name, problem)
         except WrongError as error:
             note(name, f"wrong: {error}")
@@ -160,13 +158,13 @@ def judge(case: Case, readers: Readers) -> tuple[Measured, list[Finding]]:
     return measured, findings
 
 
-def problem_of(error: LoraryError, folder: Path) -> str | None:
+def problem_of(error: LoraryError, case: Case, folder: Path) -> str | None:
     """What is wrong with an error: it must be short, and say of what it speaks."""
     text = str(error)
     if len(text) > MOST_MESSAGE:
         return f"a message of {len(text)} characters: {text[:200]!r}"
-    paths = [folder, *folder.rglob("*")]
-    names = {*(path.name for path in paths), *(path.stem for path in paths), *NAMES, *LIBRARY_NAMES}
+    parts = {part for path in case.tree for part in path.split("/")}
+    names = {folder.name, *parts, *(Path(part).stem for part in parts), *NAMES, *LIBRARY_NAMES}
     if not error.rule or not any(name in text or ascii(name)[1:-1] in text for name in names if len(name) > 1):
         return f"a message that names no file: {text[:300]!r}"
     return None
@@ -187,20 +185,21 @@ def work(connection: Connection, whole: Whole, numbers: list[int], args: argpars
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     place = Path(tempfile.mkdtemp(dir=args.place))
     os.environ["LORARY_CACHE"] = str(place / "cache")
-    readers, start = Readers(whole, place), _resident("VmRSS")
+    readers, meter = Readers(whole, place), Meter()
+    start, _ = meter.resident()
     for number in numbers:
         connection.send(number)
         case = case_of(whole, args.seed, number, args.kind)
-        measured, findings = judge(case, readers)
+        measured, findings = judge(case, readers, meter)
         if any(finding.what.endswith((" s", " MB")) for finding in findings):
             # A machine with other work to do may be slow for once.
-            again, others = judge(case, readers)
+            again, others = judge(case, readers, meter)
             repeated = {finding.call for finding in others}
             findings = [finding for finding in findings if finding.call in repeated]
             measured.seconds, measured.growth = min(measured.seconds, again.seconds), max(measured.growth, again.growth)
         measured.number = number
         connection.send((measured, [Finding(**{**asdict(finding), "number": number}) for finding in findings]))
-        if _resident("VmRSS") - start > MOST_KEPT:
+        if meter.resident()[0] - start > MOST_KEPT:
             break
     connection.send(None)
     shutil.rmtree(place, ignore_errors=True)
@@ -237,6 +236,14 @@ class Run:
     def run(self) -> None:
         """Read them all."""
         workers = [self._next() for _ in range(min(self.args.processes, len(self._blocks)))]
+        try:
+            self._listen(workers)
+        except KeyboardInterrupt:  # what was read is told of
+            for worker in workers:
+                worker.end()
+        self._say(is_last=True)
+
+    def _listen(self, workers: list["Worker"]) -> None:
         while workers:
             ready = wait([worker.connection for worker in workers], timeout=1.0)
             for worker in list(workers):
@@ -248,7 +255,6 @@ class Run:
                     workers.remove(worker)
                     self._replace(worker, workers)
             self._say()
-        self._say(is_last=True)
 
     def _next(self) -> Worker:
         return Worker(self.whole, self._blocks.pop(), self.args)
@@ -356,7 +362,7 @@ def main() -> int:
         check_readers(whole, Path(tempfile.mkdtemp(dir=place)))
         if args.only is not None:
             case = case_of(whole, args.seed, args.only, args.kind)
-            measured, findings = judge(case, Readers(whole, Path(tempfile.mkdtemp(dir=place))))
+            measured, findings = judge(case, Readers(whole, Path(tempfile.mkdtemp(dir=place))), Meter())
             print(f"{case.kind}: {case.damages}\n{measured}", *map(show, findings), sep="\n")
             return bool(findings)
         run = Run(whole, args)

@@ -332,7 +332,7 @@ def damage_safetensors(data: bytes, rng: random.Random) -> tuple[bytes, str, boo
         header[other] = header.pop(name)
         return join_safetensors(header, body), f"{name} as {other[:40]!r}", False
     if draw == 12:
-        number = rng.choice((3, 100, 100, 3000, 3000, 100_000, 1_000_000) if rng.random() < 0.2 else (3, 100))
+        number = rng.choice((3, 100, 100, 3000, 3000, 100_000, 1_000_000) if rng.random() < 0.05 else (3, 100))
         shape = rng.choice(([0], [0, 32], []))
         like = rng.choice(("x{}", "base_model.model.model.layers.{}.self_attn.q_proj.lora_A.weight"))
         end = f'":{{"dtype":"F32","shape":{shape},"data_offsets":[0,0]}}'
