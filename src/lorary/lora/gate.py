@@ -46,5 +46,13 @@ class Gate(Protocol):
     def quick(self) -> Quick | None:
         """The same in a form that compiled code knows, if there is one; without score rows if it `reads_prototypes`."""
 
+    @property
+    def decided(self) -> object:
+        """Where the experts of the running thread's rows do not depend on the layer's input: what decided them.
+
+        They are the same in all passes of as many rows and tokens, until this is another object. None where a gate
+        looks at its input.
+        """
+
     def __call__(self, inputs: LayerInput) -> Chosen | None:
         """The experts of each token, or None to leave the layer's output as it is."""

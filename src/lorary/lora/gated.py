@@ -13,7 +13,7 @@ from lorary.lora.fused import is_fusable
 from lorary.lora.gate import Gate, LayerInput
 from lorary.ops.choose import Chosen, Mix
 from lorary.ops.growable import append_rows, remove_rows
-from lorary.ops.native import FEW_TOKENS, MOST_CHOSEN, NativeRoute, Quick, is_native, is_watched
+from lorary.ops.native import FEW_TOKENS, MOST_CHOSEN, NativeMix, NativeRoute, Quick, is_native, is_watched
 
 # The choice of fewer than one in so many experts is applied by itself; of more, all are computed.
 SPARSE = 2
@@ -65,7 +65,7 @@ class GatedLora(nn.Module):
         self.general: nn.Module | None = None
         self.num_fixed = 0
         self.is_fused = False
-        self.at_once: NativeRoute | None = None
+        self.at_once: NativeMix | NativeRoute | None = None
         self.recorders: list[Callable[[Tensor], None]] = []
         self.held: dict[int, GatedLora] = {}
         self.is_open = True
@@ -158,9 +158,9 @@ class GatedLora(nn.Module):
         lora = innermost(self.held, self) if self.held else self
         if lora is not self:
             self._lend(lora)
-        if lora._is_at_once(x, output):
-            assert lora.at_once is not None
-            return lora.at_once(x, output)
+        at_once = lora.at_once  # looked up once: another thread may put its own there
+        if at_once is not None and lora._is_right(at_once, x, output):
+            return at_once(x, output)
         return lora._add(x, output)
 
     def _add(self, x: Tensor, output: Tensor) -> Tensor:
@@ -178,12 +178,14 @@ class GatedLora(nn.Module):
             return self._routed(gate, tokens, x.shape[:-1], output)
         return output if self.fixed_by_rank is None or not self.num_fixed else self._fixed(tokens, output)
 
-    def _is_at_once(self, x: Tensor, output: Tensor) -> bool:
-        if self.at_once is None or self.recorders:
+    def _is_right(self, at_once: NativeMix | NativeRoute, x: Tensor, output: Tensor) -> bool:
+        if self.recorders or at_once.down is not self._buffers["down"]:
+            return False
+        if isinstance(at_once, NativeMix) and (self.gate is None or not at_once.is_of(self.gate.decided, x)):
             return False
         up = self._buffers["up"]
         assert up is not None
-        return self.at_once.down is self._buffers["down"] and self.at_once.takes(x, output, up)
+        return at_once.takes(x, output, up)
 
     def _fixed(self, tokens: Tensor, output: Tensor) -> Tensor:
         down, up, by_rank = self.fixed_down, self.fixed_up, self.fixed_by_rank
@@ -220,6 +222,9 @@ class GatedLora(nn.Module):
             delta = plans.dense(z, chosen, self.up, self.expert_of_rank, self.num_experts, self.mix, self.general)
             return _plus(output, delta)
         if is_compiled and not chosen.weights.requires_grad:  # else the gate is trained
+            if (decided := gate.decided) is not None and len(tokens) <= FEW_TOKENS:
+                kept = Chosen(*(part.contiguous() for part in chosen))
+                self.at_once = NativeMix(kept, decided, leading, self.down, self.up, self.starts)
             return plans.compiled(tokens, chosen, self.down, self.up, self.starts, z, output)
         return _plus(output, plans.gathered(tokens, chosen, self.down, self.up, self.rank_index))
 

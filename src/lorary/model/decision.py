@@ -6,6 +6,7 @@ from torch import Tensor
 from lorary.errors import RouterError, UsageError
 from lorary.model.fallback import Evidence
 from lorary.model.features import Featured, mean_hidden
+from lorary.model.seated import SeatedChoice
 from lorary.ops.choose import Choice, Chosen, choose
 from lorary.route.logo import last_tokens
 from lorary.route.rule import Measures
@@ -104,6 +105,7 @@ class Request:
         self.is_lost = torch.empty(0, dtype=torch.bool)
         self.prefers_mean: Tensor | None = None
         self._has_tokens: Tensor | None = None
+        self._seated: SeatedChoice | None = None
 
     def start(self, real: Tensor) -> None:
         """Begin a probe.
@@ -201,12 +203,10 @@ class Request:
         """End the probe, also one that failed."""
         self.is_probing = False
 
-    def read(self, seats: Tensor, x: Tensor, batch: int) -> Chosen:
-        """What was decided, for one layer, row by row.
+    def decided(self, batch: int) -> SeatedChoice:
+        """What was decided, for each row of a pass.
 
         Args:
-            seats: (experts,), where each expert sits in that layer, -1 where it does not.
-            x: what it was given, for dtype and device.
             batch: rows of the pass.
 
         Raises:
@@ -219,4 +219,15 @@ class Request:
                 found=f"{decided}, a pass of {batch} rows",
                 remedy="begin without a cache: the first pass of `generate` and `model(...)` do",
             )
-        return self.chosen.like(x).among(seats)
+        settled = self.settled
+        assert settled is not None
+        return settled
+
+    @property
+    def settled(self) -> SeatedChoice | None:
+        """What was decided, the same object until that is decided anew; None while it is not."""
+        if self.is_probing or self.chosen is None:
+            return None
+        if self._seated is None or self._seated.chosen is not self.chosen:
+            self._seated = SeatedChoice(self.chosen)
+        return self._seated

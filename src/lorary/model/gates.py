@@ -11,37 +11,18 @@ Gates are modules so that their tensors follow the model to its device and into 
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from lorary.lora.context import PerThread
 from lorary.lora.gate import LayerInput
 from lorary.model.decision import TokenDecision
 from lorary.model.layers import SeatedLayer
+from lorary.model.seated import Seated
 from lorary.ops.blocks import Block, split_blocks
 from lorary.ops.choose import Choice, Chosen, choose
 from lorary.ops.native import Quick
 from lorary.ops.normalise import InputNorm, normalise, normalise_products
 from lorary.route.rule import UNREAD, Reading, Rule
-
-
-class Seated(nn.Module):
-    """Which experts sit in a layer, both ways.
-
-    Args:
-        experts: of the layer, as positions in the order of names.
-        num_experts: of the library.
-    """
-
-    experts: Tensor
-    seats: Tensor
-
-    def __init__(self, experts: Sequence[int], num_experts: int) -> None:
-        super().__init__()
-        positions = torch.tensor(list(experts))
-        self.register_buffer("experts", positions, persistent=False)
-        seats = torch.full((num_experts,), -1).scatter(0, positions, torch.arange(len(positions)))
-        self.register_buffer("seats", seats, persistent=False)
 
 
 class ScoreGate(nn.Module):
@@ -93,6 +74,8 @@ class ScoreGate(nn.Module):
         }
         matrices = [getattr(layer, kind).to(down).contiguous() for kind in self.num_blocks] if self.is_quick else []
         self._keep("matrices", matrices[0] if matrices else None)
+
+    decided = None
 
     @property
     def reads_prototypes(self) -> bool:
@@ -174,7 +157,7 @@ class TokenGate(nn.Module):
         most: experts of a token at most.
     """
 
-    quick = None
+    quick = decided = None
 
     def __init__(
         self, decisions: PerThread[TokenDecision], layer: str, seated: Seated, decides: ScoreGate | None, most: int

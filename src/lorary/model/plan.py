@@ -12,12 +12,13 @@ from lorary.errors import RouterError, UsageError
 from lorary.lora.context import PerThread
 from lorary.model.decision import Request, TokenDecision
 from lorary.model.features import Featured, embedding, featured
-from lorary.model.gates import ScoreGate, Seated, TokenGate
+from lorary.model.gates import ScoreGate, TokenGate
 from lorary.model.general_subtraction import Subtracted
 from lorary.model.layers import SeatedLayer, late_layer
 from lorary.model.prepared import REQUEST, PreparedTensors
 from lorary.model.row_gates import RequestGate
 from lorary.model.row_settings import prepared_tensors, score_rows_for
+from lorary.model.seated import Seated
 from lorary.model.seating import Seating
 from lorary.model.yardstick import data_for
 from lorary.route import ROUTERS

@@ -90,7 +90,7 @@ class _Watch:
         look: is shown the scores.
     """
 
-    reads_prototypes, reads_z, most, quick = False, True, 1, None
+    reads_prototypes, reads_z, most, quick, decided = False, True, 1, None, None
 
     def __init__(self, rule: Rule, path: str, layer: SeatedLayer, look: Look) -> None:
         everyone = torch.ones(len(layer.experts), dtype=torch.bool)

@@ -9,7 +9,8 @@ from lorary.errors import RouterError, UsageError
 from lorary.lora.context import PerThread
 from lorary.lora.gate import LayerInput
 from lorary.model.decision import Request
-from lorary.model.gates import ScoreGate, Seated
+from lorary.model.gates import ScoreGate
+from lorary.model.seated import Seated
 from lorary.ops.choose import Chosen
 
 
@@ -32,6 +33,11 @@ class RequestGate(nn.Module):
     def request(self) -> Request:
         """Of the thread that runs."""
         return self.requests.here
+
+    @property
+    def decided(self) -> object:
+        """What the running thread's request decided; None while it is probed."""
+        return self.request.settled
 
     @property
     def is_probing(self) -> bool:
@@ -61,8 +67,7 @@ class RequestGate(nn.Module):
                 scores = self.probed.scores(inputs).view(batch, seq, -1)
                 self.request.add(self.seated.experts, scores, self.probed.alive)
             return None
-        by_row = self.request.read(self.seated.seats, inputs.x, batch)
-        return Chosen(*(part.repeat_interleave(seq, dim=0) for part in by_row))
+        return self.request.decided(batch).tokens(self.seated, inputs.x, seq)
 
 
 class FixedGate(nn.Module):
@@ -73,7 +78,7 @@ class FixedGate(nn.Module):
     """
 
     reads_prototypes = reads_z = False
-    quick = None
+    quick = decided = None
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
@@ -104,7 +109,7 @@ class RowGate(nn.Module):
         of_row: the gate of each row.
     """
 
-    quick = None
+    quick = decided = None
 
     gate_of_row: Tensor
     fixed_experts: Tensor

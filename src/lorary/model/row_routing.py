@@ -21,10 +21,10 @@ from lorary.lora.gated import GatedLora
 from lorary.model.apply import set_pass_hooks
 from lorary.model.changing import CHANGING
 from lorary.model.decision import TokenDecision
-from lorary.model.gates import Seated
 from lorary.model.general_subtraction import Subtracted, subtract_general
 from lorary.model.plan import check_setting, constant_weights, make_plan
 from lorary.model.row_gates import chosen_by_row, rows_of
+from lorary.model.seated import Seated, SeatedChoice
 from lorary.model.seating import InForce, seating
 from lorary.ops.choose import Chosen, Mix
 from lorary.ops.native import Quick
@@ -198,9 +198,8 @@ class _Rows:
     def __init__(self) -> None:
         self.rows: tuple[Ready, ...] = ()
         self.alone: Mapping[str, nn.Module] | None = None
-        self.fixed = Chosen(torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0))
+        self.fixed = SeatedChoice(Chosen(torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0)))
         self.deciding: list[tuple[Mapping[str, nn.Module], Tensor]] = []
-        self._seated: dict[Any, Chosen] = {}
 
     def is_same(self, rows: Sequence[Ready]) -> bool:
         """Whether the pass before went by these."""
@@ -208,7 +207,7 @@ class _Rows:
 
     def set(self, rows: Sequence[Ready]) -> None:
         """Go by others."""
-        self.rows, self._seated = tuple(rows), {}
+        self.rows = tuple(rows)
         by_setting: dict[int, list[int]] = {}
         for row, ready in enumerate(rows):
             if ready.weights is None:
@@ -222,7 +221,12 @@ class _Rows:
         counts = (weights != 0).sum(dim=1)
         width = int(counts.max()) if num_experts else 0
         experts = (weights == 0).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
-        self.fixed = Chosen(experts, weights.gather(1, experts))
+        self.fixed = SeatedChoice(Chosen(experts, weights.gather(1, experts)))
+
+    @property
+    def width(self) -> int:
+        """Fixed experts of a row at most."""
+        return self.fixed.chosen.experts.shape[1]
 
     def deciding_at(self, device: torch.device) -> list[tuple[Mapping[str, nn.Module], Tensor]]:
         """The settings that decide, each with its rows, on a device; moved once, and not for each layer."""
@@ -233,24 +237,7 @@ class _Rows:
     def most(self, path: str) -> int:
         """Experts of a token at most, in one layer."""
         gates: list[Any] = [by_path[path] for by_path, _ in self.deciding]
-        return max([self.fixed.experts.shape[1], *(gate.most for gate in gates)])
-
-    def seated(self, gate: "RowsGate", x: Tensor, seq: int, width: int) -> Chosen:
-        """The fixed experts as a layer seats them, `seq` times for each row; worked out once for layers that agree.
-
-        Args:
-            gate: of the layer.
-            x: what it was given, for dtype and device.
-            seq: how often.
-            width: experts of a token.
-        """
-        key = (gate.order, seq, width, x.dtype, x.device)
-        if key not in self._seated:
-            chosen = self.fixed.like(x).among(gate.seated.seats)
-            missing = width - chosen.experts.shape[1]
-            parts = (nn.functional.pad(part, (0, missing)).repeat_interleave(seq, dim=0) for part in chosen)
-            self._seated[key] = Chosen(*parts)
-        return self._seated[key]
+        return max([self.width, *(gate.most for gate in gates)])
 
 
 def _is(first: object, second: object) -> bool:
@@ -273,13 +260,17 @@ class RowsGate(nn.Module):
     def __init__(self, rows: _Rows, path: str, seated: Seated) -> None:
         super().__init__()
         self.rows, self.path, self.seated = rows, path, seated
-        self.order = tuple(seated.experts.tolist())
 
     @property
     def quick(self) -> Quick | None:
         """That of the one setting by which all rows go, if it has one."""
         quick: Quick | None = None if self.rows.alone is None else self.rows.alone[self.path].quick  # type: ignore[assignment]
         return quick
+
+    @property
+    def decided(self) -> object:
+        """The fixed experts of all rows; None where any row's gate decides."""
+        return None if self.rows.deciding else self.rows.fixed
 
     @property
     def most(self) -> int:
@@ -309,6 +300,5 @@ class RowsGate(nn.Module):
             )
         if rows.deciding:
             parts = [(gates[self.path], places) for gates, places in rows.deciding_at(inputs.x.device)]
-            return chosen_by_row(inputs, rows.seated(self, inputs.x, 1, self.most), parts)
-        width = rows.fixed.experts.shape[1]
-        return rows.seated(self, inputs.x, seq, width) if width else None
+            return chosen_by_row(inputs, rows.fixed.tokens(self.seated, inputs.x, 1, self.most), parts)
+        return rows.fixed.tokens(self.seated, inputs.x, seq) if rows.width else None

@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -170,11 +171,87 @@ def native_mix(
     return out
 
 
-class NativeRoute:
-    """All of a routed layer in one call: the choice and the experts; for few tokens the products it needs too.
+class _AtOnce:
+    """What keeps tensors and where they lie, since looking them up takes longer than the work of a decoding step.
 
-    It keeps the tensors and where they lie, since looking them up takes longer than the work of a decoding step: valid
-    while they are not replaced. A copy of it is None: whoever is copied makes another.
+    Valid while they are not replaced. A copy of it is None: whoever is copied makes another.
+
+    Args:
+        down: as for `native_mix`.
+        up: likewise.
+        watched: tensors besides these that take part.
+    """
+
+    __slots__ = ("_up", "_watched", "d_in", "down")
+
+    def __init__(
+        self, down: Float[Tensor, "_rows d_in"], up: Float[Tensor, "ranks d_out"], watched: Sequence[Tensor | None]
+    ) -> None:
+        self.down, self._up, self.d_in, self._watched = down, up, down.shape[1], tuple(watched)
+
+    def takes(self, x: Tensor, output: Tensor, up: Tensor) -> bool:
+        """Whether it can compute what a layer was given: few plain tokens, which nobody follows, for these experts."""
+        return (
+            up is self._up
+            and _is_readable(x)
+            and _is_readable(output)
+            and x.numel() <= FEW_TOKENS * self.d_in
+            and x.is_contiguous()
+            and output.is_contiguous()
+            and not is_watched(x, output, self.down, up, *self._watched)
+        )
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
+class NativeMix(_AtOnce):
+    """Experts that were decided before the layer ran, added in one call, for few tokens.
+
+    Args:
+        chosen: of each token, contiguous.
+        decided: what decided them: they are no longer right where that is another object.
+        leading: axes of the tokens, (batch, seq).
+        down: as for `native_mix`.
+        up: likewise.
+        starts: likewise.
+    """
+
+    __slots__ = ("_call", "_decided", "_kept", "_leading", "_places")
+
+    def __init__(
+        self,
+        chosen: Chosen,
+        decided: object,
+        leading: torch.Size,
+        down: Float[Tensor, "_rows d_in"],
+        up: Float[Tensor, "ranks d_out"],
+        starts: Int[Tensor, " starts"],
+    ) -> None:
+        library = native()
+        assert library is not None
+        super().__init__(down, up, (chosen.weights,))
+        self._decided, self._leading = decided, leading
+        experts = _experts(down, up, starts)
+        self._call, self._kept = library.lorary_mix, (chosen, starts, experts)
+        self._places = chosen.experts.data_ptr(), chosen.weights.data_ptr(), chosen.experts.shape[1]
+
+    def is_of(self, decided: object, x: Tensor) -> bool:
+        """Whether these experts are those of a decision, for tokens of the same axes."""
+        return decided is self._decided and x.shape[:-1] == self._leading
+
+    def __call__(self, x: Float[Tensor, "*batch d_in"], output: Float[Tensor, "*batch d_out"]) -> Tensor:
+        """What a layer computed, with the experts of each token added; both contiguous."""
+        out = torch.empty_like(output)
+        self._call(
+            x.data_ptr(), x.numel() // self.d_in, *self._places, None, 0, ctypes.byref(self._kept[2]),
+            torch.get_num_threads(), output.data_ptr(), out.data_ptr(),
+        )  # fmt: skip
+        return out
+
+
+class NativeRoute(_AtOnce):
+    """All of a routed layer in one call: the choice and the experts; for few tokens the products it needs too.
 
     Args:
         quick: how a token finds its experts.
@@ -183,7 +260,7 @@ class NativeRoute:
         starts: likewise.
     """
 
-    __slots__ = ("_call", "_kept", "_places", "_tail", "_up", "d_in", "down", "read")
+    __slots__ = ("_call", "_kept", "_places", "_tail", "read")
 
     def __init__(
         self,
@@ -202,23 +279,11 @@ class NativeRoute:
             quick.alive.data_ptr(), 0 if matrices is None else matrices.shape[1], quick.candidates, quick.top_k,
             quick.temperature,
         )  # fmt: skip
-        self.down, self._up, self.d_in = down, up, down.shape[1]
+        super().__init__(down, up, (score_rows, matrices))
         self.read = down[: len(up)] if score_rows is None else score_rows
         self._places = quick.candidates if is_staged else quick.top_k
         self._call, self._kept = library.lorary_route, (quick, starts, experts, router)
         self._tail = ctypes.byref(router), ctypes.byref(experts)
-
-    def takes(self, x: Tensor, output: Tensor, up: Tensor) -> bool:
-        """Whether it can compute what a layer was given: few plain tokens, which nobody follows, for these experts."""
-        return (
-            up is self._up
-            and _is_readable(x)
-            and _is_readable(output)
-            and x.numel() <= FEW_TOKENS * self.d_in
-            and x.is_contiguous()
-            and output.is_contiguous()
-            and not is_watched(x, output, self.down, up, *self._kept[0][:2])
-        )
 
     def __call__(
         self,
@@ -251,9 +316,6 @@ class NativeRoute:
         # Said outright: a user's default dtype and device are not those of compiled code.
         experts = torch.empty(num_tokens, self._places, dtype=torch.int64, device="cpu")
         return Chosen(experts, torch.empty(num_tokens, self._places, dtype=torch.float32, device="cpu"))
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()
 
 
 def _experts(down: Tensor, up: Tensor, starts: Tensor) -> _Experts:

@@ -49,7 +49,7 @@ def watch_expert(model: Any, adapter: Adapter, examples: Sequence[Example], look
 class _WatchGate:
     """A gate that lets its one expert act in full, and shows what the layer was given."""
 
-    reads_prototypes, reads_z, most, quick = False, True, 1, None
+    reads_prototypes, reads_z, most, quick, decided = False, True, 1, None, None
 
     def __init__(self, look: Callable[[Tensor, Tensor, Tensor], None], lengths: Tensor) -> None:
         self._look, self._lengths = look, lengths

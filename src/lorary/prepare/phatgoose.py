@@ -101,7 +101,7 @@ class _SigmoidGate:
     """
 
     # The down-projections are not read, but asked for: the kernel without them has no gradients.
-    reads_prototypes, reads_z, most, quick = False, True, 1, None
+    reads_prototypes, reads_z, most, quick, decided = False, True, 1, None, None
 
     def __init__(self, vector: Tensor, part: slice) -> None:
         self._vector, self._part = vector, part

@@ -17,6 +17,8 @@ UNIFORM = "uniform"
 # A cosine is stored as a whole number of these parts.
 COSINE_PARTS = 10_000
 NUM_PAIRS = 10
+# So many routers are drawn in the first picture, whatever they are.
+MOST_DRAWN = 6
 
 
 def packed(values: NDArray[Any], kind: str) -> str:
@@ -30,10 +32,14 @@ def packed(values: NDArray[Any], kind: str) -> str:
 
 
 def means_plot(table: ScoreTable) -> dict[str, Any]:
-    """Means of the base, the averages of all experts, each split's best router and the oracles, split by split."""
+    """Means of all routers, split by split.
+
+    Of many, only the base, the averages of all experts, each split's best router and the oracles.
+    """
     shown = {BASE, *(table.best(split) for split in table.splits)}
     shown |= {router for router in table.routers if is_told(router) or table.origin[router][1] == UNIFORM}
-    routers = [router for router in table.routers if router in shown]
+    is_few = len(table.routers) <= MOST_DRAWN
+    routers = [router for router in table.routers if is_few or router in shown]
     splits = []
     for split in table.splits:
         means = [table.mean(router, split) for router in routers]

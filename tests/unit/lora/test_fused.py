@@ -54,7 +54,7 @@ def kernels() -> ModuleType:
 class ArrowGate:
     """Arrow by itself, as one that compiled code could be."""
 
-    reads_prototypes, reads_z = True, False
+    reads_prototypes, reads_z, decided = True, False, None
 
     def __init__(self, alive: Tensor, top_k: int) -> None:
         self.alive, self.choice, self.most = alive, Choice(top_k=top_k), min(top_k, len(alive))

@@ -80,7 +80,7 @@ def test_autocast_does_not_reach_the_scores(generator: torch.Generator) -> None:
         reads_prototypes = True
         reads_z = False
         most = 3
-        quick = None
+        quick = decided = None
 
         def __call__(self, given: LayerInput) -> Chosen:
             assert given.projections is not None

@@ -55,7 +55,7 @@ class Peak(TorchDispatchMode):
 class ArrowGate(nn.Module):
     """Arrow, top 4."""
 
-    reads_prototypes, reads_z, quick, most = True, False, None, 4
+    reads_prototypes, reads_z, quick, decided, most = True, False, None, None, 4
 
     def forward(self, inputs: LayerInput) -> Chosen:
         assert inputs.projections is not None

@@ -151,7 +151,7 @@ def test_a_gate_that_is_trained_gets_its_gradient_for_few_tokens_too(generator: 
     weight = torch.ones(1, 1, requires_grad=True)
 
     class Trained(torch.nn.Module):
-        reads_prototypes, reads_z, most, quick = False, False, 1, None
+        reads_prototypes, reads_z, most, quick, decided = False, False, 1, None, None
 
         def forward(self, seen: LayerInput) -> Chosen:
             return Chosen(torch.ones(len(seen.x), 1, dtype=torch.int64), weight.expand(len(seen.x), 1))

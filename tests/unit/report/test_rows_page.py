@@ -25,7 +25,7 @@ from lorary.report.contents import Report
 from lorary.report.evaluation_page import render_report, write_report
 from lorary.report.example import example
 from lorary.report.expert_matrix import UNKNOWN, expert_matrix
-from lorary.report.plots import means_plot
+from lorary.report.plots import MOST_DRAWN, means_plot
 from lorary.report.table_model import ScoreTable
 
 
@@ -123,6 +123,12 @@ def test_the_picture_at_the_top_has_base_average_best_and_oracle_of_every_librar
         "base", "one: uniform", "one: arrow", "one: oracle", "two: uniform", "two: arrow", "two: oracle",
     ]  # fmt: skip
     assert all(len(split["points"]) == 7 for split in drawn["splits"])
+
+
+def test_few_routers_are_all_in_the_picture_at_the_top() -> None:
+    scored = table(made_up())
+    assert len(scored.routers) <= MOST_DRAWN
+    assert means_plot(scored)["routers"] == scored.routers
 
 
 def routed(answer: str, references: tuple[str, ...] = ("Paris",)) -> RoutedPrompt:
