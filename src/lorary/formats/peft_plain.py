@@ -37,7 +37,9 @@ def plain_names(expression: str) -> list[PlainName]:
 def _plain_name(part: str) -> PlainName:
     if "\\" not in part:
         return PlainName(part, tuple(at for at, sign in enumerate(part) if sign == ".") if "." in part else ())
-    text, wild, at = [], [], 0
+    text: list[str] = []
+    wild: list[int] = []
+    at = 0
     while at < len(part):
         is_literal = part[at] == "\\"
         at += is_literal
