@@ -10,6 +10,8 @@ dies; a file that is taken in and should not be, or is not what it says. The exi
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import json
 import multiprocessing
 import os
@@ -40,7 +42,9 @@ MOST_S, MOST_BYTES = 1.0, 100 * 1024**2
 # A process that says nothing for so long is ended.
 SILENT_S = 20.0
 # A process is replaced after so many files, or once it keeps more memory than this.
-BLOCK, MOST_KEPT = 500, 48 * 1024**2
+BLOCK, MOST_KEPT = 2000, 48 * 1024**2
+# Growth after which memory that is free is given back to the system.
+MUCH = 8 * 1024**2
 # What a process may ask the system for, beside what it has at its start.
 MOST_ADDRESSES = 8 * 1024**3
 MOST_MESSAGE = 3000
@@ -185,7 +189,7 @@ def work(connection: Connection, whole: Whole, numbers: list[int], args: argpars
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     place = Path(tempfile.mkdtemp(dir=args.place))
     os.environ["LORARY_CACHE"] = str(place / "cache")
-    readers, meter = Readers(whole, place), Meter()
+    readers, meter, trim = Readers(whole, place), Meter(), getattr(ctypes.CDLL(None), "malloc_trim", gc.collect)
     start, _ = meter.resident()
     for number in numbers:
         connection.send(number)
@@ -198,6 +202,8 @@ def work(connection: Connection, whole: Whole, numbers: list[int], args: argpars
             findings = [finding for finding in findings if finding.call in repeated]
             measured.seconds, measured.growth = min(measured.seconds, again.seconds), max(measured.growth, again.growth)
         measured.number = number
+        if measured.growth > MUCH:
+            trim(0)
         connection.send((measured, [Finding(**{**asdict(finding), "number": number}) for finding in findings]))
         if meter.resident()[0] - start > MOST_KEPT:
             break
@@ -365,6 +371,7 @@ def main() -> int:
             measured, findings = judge(case, Readers(whole, Path(tempfile.mkdtemp(dir=place))), Meter())
             print(f"{case.kind}: {case.damages}\n{measured}", *map(show, findings), sep="\n")
             return bool(findings)
+        gc.freeze()  # what is shared with the processes is not touched by each
         run = Run(whole, args)
         run.run()
     report(rows_of(run), args.json)
