@@ -18,6 +18,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -182,6 +183,8 @@ def case_of(whole: Whole, seed: int, number: int, kind: str | None) -> Case:
 def work(connection: Connection, whole: Whole, numbers: list[int], args: argparse.Namespace) -> None:
     """Read cases one after the other, and tell of each before and after."""
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -361,6 +364,8 @@ def main() -> int:
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one file, in this process, with its errors")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell lets what runs behind it ignore the first
+        signal.signal(number, signal.default_int_handler)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory(dir=quiet_place(), prefix="lorary-fuzz-") as place:
         args.place = place
