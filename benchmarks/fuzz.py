@@ -195,8 +195,8 @@ def work(connection: Connection, whole: Whole, numbers: list[int], args: argpars
     readers, meter, trim = Readers(whole, place), Meter(), getattr(ctypes.CDLL(None), "malloc_trim", gc.collect)
     start, _ = meter.resident()
     for number in numbers:
-        connection.send(number)
         case = case_of(whole, args.seed, number, args.kind)
+        connection.send(number)
         measured, findings = judge(case, readers, meter)
         if any(finding.what.endswith((" s", " MB")) for finding in findings):
             # A machine with other work to do may be slow for once.

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 WEIGHTS = "adapter_model.safetensors"
-# Bytes of a sparse file, which take no room on a disk.
+# Bytes of a file whose meaning is looked at no more; of a sparse file, which takes no room on a disk.
+LARGE = 1024**2
 SPARSE = (200 * 1024**2, 10 * 1024**3, 2**42)
 
 
@@ -446,7 +447,7 @@ def damage(case: Case, rng: random.Random) -> None:
     data = case.tree[path]
     assert isinstance(data, bytes)
     is_bad, ending = False, path.rpartition(".")[2]
-    if rng.random() < 0.2:
+    if rng.random() < 0.2 or len(data) > LARGE:
         data, words = damage_bytes(data, rng)
     else:
         try:

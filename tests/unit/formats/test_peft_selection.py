@@ -146,3 +146,37 @@ def test_layers_to_transform_choose_as_in_peft(path: str, pattern: list[str], la
     told = {"target_modules": ["q_proj", "proj"], "layers_to_transform": layers, "layers_pattern": pattern}
     theirs = bool(check_target_module_exists(peft.LoraConfig(**told), path))
     assert Selection("a", config(**told)).has(path) == theirs
+
+
+NAMES = st.lists(
+    st.sampled_from(["q_proj", "proj", "model.h", r"h\.1", "layers.0.q_proj", r"1.q_proj", "a"]), min_size=1, max_size=3
+)
+LISTS = st.tuples(NAMES, st.sampled_from(["{}", "({})", "(?:{})"])).map(
+    lambda drawn: drawn[1].format("|".join(drawn[0]))
+)
+STRANGE = st.lists(
+    st.sampled_from(["model", "h", "1", "hX1", "layersX0", "q_proj", "1_q_proj", "a", ""]), min_size=1, max_size=4
+)
+
+
+@given(path=STRANGE.map(".".join), keys=st.lists(LISTS, min_size=1, max_size=3, unique=True))
+def test_names_and_lists_of_names_that_are_looked_up_choose_as_in_peft(path: str, keys: list[str]) -> None:
+    alphas = {key: 10 + number for number, key in enumerate(keys)}
+    told = config(alpha_pattern=alphas, target_modules=keys[0])
+    assert Selection("a", told).scaling(path, 2) == alphas.get(get_pattern_key(keys, path), 4) / 2
+    assert Selection("a", told).has(path) == bool(
+        check_target_module_exists(peft.LoraConfig(target_modules=keys[0]), path)
+    )
+
+
+def test_all_layers_of_a_large_model_as_one_expression_or_as_keys_are_looked_up_in_moments() -> None:
+    paths = [f"model.layers.{layer}.mlp.experts.{expert}.up_proj" for layer in range(60) for expert in range(500)]
+    told = config(
+        target_modules="|".join(path.replace(".", r"\.") for path in paths), rank_pattern=dict.fromkeys(paths, 3)
+    )
+    start = time.thread_time()
+    check_config("a", told)
+    selection = Selection("a", told)
+    assert all(selection.has(path) and selection.scaling(path, 3) for path in paths[::100])
+    assert not selection.has("model.layers.60.mlp.experts.0.up_proj")
+    assert time.thread_time() - start < 1
