@@ -1,14 +1,18 @@
 """The row format: what is read exactly, and what is refused by name."""
 
+import io
 import json
+import os
 import re
+import time
 from pathlib import Path
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorary.data.jsonl import iter_rows
+from lorary.data.jsonl import decode_json, iter_rows
 from lorary.data.schema import Row, Task, make_task, parse_row
 from lorary.data.tasks import load_tasks
 from lorary.errors import TaskError, UsageError
@@ -231,3 +235,47 @@ def test_a_document_of_endless_values_is_refused_before_it_is_parsed(tmp_path, m
     path.write_text('[{"source": "a", "target": "b", "numbers": [' + "1," * 200 + "1]}]")
     with pytest.raises(TaskError, match=r"at most 100 values\nfound: 202 commas"):
         load_tasks(path)
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.csv", "rows.jsonl"])
+def test_a_file_of_holes_is_refused_before_all_of_it_is_read(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"")
+    os.truncate(path, 200 * 1024 * 1024)
+    start = time.thread_time()
+    with pytest.raises(TaskError, match=rf"{name}.*must (be text|have at most 16,777,216)"):
+        load_tasks(path)
+    assert time.thread_time() - start < 2
+
+
+def test_a_line_of_endless_brackets_is_refused_before_it_is_parsed(tmp_path):
+    path = write(tmp_path, '{"task": ' + "[" + "[]," * 300_000 + "[]]}")
+    with pytest.raises(
+        TaskError, match=r"tasks\.jsonl:1: a document of [\d,]+ bytes must hold at most 300,000 objects"
+    ):
+        list(iter_rows(path))
+
+
+def test_a_large_document_of_rows_of_text_may_hold_as_many_as_it_is_large(monkeypatch):
+    monkeypatch.setattr("lorary.data.jsonl.MAX_OPENINGS", 10)
+    monkeypatch.setattr("lorary.data.jsonl.MAX_COMMAS", 10)
+    rows = [{"source": f"a question of some length {number}", "target": "an answer"} for number in range(100)]
+    assert decode_json(json.dumps(rows).encode(), "x") == rows
+
+
+def test_a_key_that_stands_twice_among_many_is_found_at_once():
+    data = b"{" + b",".join(b'"%d":0' % number for number in range(100_000)) + b',"99999":0}'
+    start = time.thread_time()
+    with pytest.raises(TaskError, match="'99999' is given twice"):
+        decode_json(data, "x")
+    assert time.thread_time() - start < 1
+
+
+def test_an_arrow_file_whose_texts_are_none_is_refused_by_name(tmp_path):
+    table = pyarrow.Table.from_pylist([{"source": "aaaaaaaa", "target": "bbbbbbbb"}])
+    sink = io.BytesIO()
+    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "x.arrow").write_bytes(sink.getvalue().replace(b"aaaaaaaa", b"aaa\xff\xfeaaa"))
+    with pytest.raises(TaskError, match=r"x\.arrow must be an Arrow file that can be read\nfound: .*UTF8"):
+        load_tasks(tmp_path / "x.arrow")

@@ -147,6 +147,8 @@ def test_what_cannot_be_saved_or_loaded_is_refused(
     for change, message in (
         ({"format_version": 2}, "must have format version 1"),
         ({"seats": None}, "must say base, seats and routing"),
+        ({"seats": ["../x"]}, "must say base, seats and routing"),
+        ({"routing": {"router": "no such"}}, "must say base, seats and routing"),
         ({"routing": {"rooter": "arrow"}}, "must say base, seats and routing"),
     ):
         (saved / "model.json").write_text(json.dumps({**document, **change}))
