@@ -41,7 +41,7 @@ from lorary.errors import LoraryError
 
 MOST_S, MOST_BYTES = 1.0, 100 * 1024**2
 # A process that says nothing for so long is ended.
-SILENT_S = 20.0
+SILENT_S = 60.0
 # A process is replaced after so many files, or once it keeps more memory than this.
 BLOCK, MOST_KEPT = 2000, 48 * 1024**2
 # Growth after which memory that is free is given back to the system.
@@ -302,8 +302,8 @@ class Run:
             case = case_of(self.whole, self.args.seed, worker.current, self.args.kind)
             self.measured.append(Measured(worker.current, case.kind))
             self._found(Finding(worker.current, case.kind, "", case.damages, what))
-        else:
-            raise SystemExit(f"a process ended before its first file: {what}")
+        else:  # between two files: another process goes on
+            print(f"between two files: {what}", file=sys.stderr, flush=True)
 
     def _found(self, finding: Finding) -> None:
         self.findings.append(finding)
@@ -367,7 +367,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell lets what runs behind it ignore the first
         signal.signal(number, signal.default_int_handler)
     warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory(dir=quiet_place(), prefix="lorary-fuzz-") as place:
+    with tempfile.TemporaryDirectory(dir=quiet_place(), prefix="lorary-fuzz-", ignore_cleanup_errors=True) as place:
         args.place = place
         whole = make_whole(Path(place) / "whole")
         check_readers(whole, Path(tempfile.mkdtemp(dir=place)))

@@ -228,6 +228,8 @@ def read_header(file: BufferedReader | BytesIO, size: int) -> dict[str, TensorEn
     entries = _unique([(name, entry) for name, entry in pairs if name != "__metadata__"]) if _is_pairs(pairs) else None
     if entries is None or not all(isinstance(entry, TensorEntry) for entry in entries.values()):
         raise ValueError("its header must be an object that gives dtype, shape and data_offsets of each tensor")
+    for metadata in (entry for name, entry in pairs if name == "__metadata__" and _is_pairs(entry)):
+        _unique(metadata)
     if len(pairs) - len(entries) > 1:
         raise ValueError("its header gives __metadata__ twice")
     end = 0

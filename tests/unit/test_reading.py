@@ -141,6 +141,7 @@ def test_the_header_of_a_whole_file_is_read() -> None:
         (file_of(header_of(a=tensor(0, 8)).replace(b"}}", b'},"a":{}}'), bytes(8)), "stands in it twice"),
         (file_of(header_of(a=tensor(0, 8), b=tensor(0, 8)).replace(b'"b"', b'"a"'), bytes(8)), "'a' stands in it"),
         (file_of(b'{"__metadata__": {}, "__metadata__": {}}', b""), "__metadata__ twice"),
+        (file_of(b'{"__metadata__": {"a": "1", "a": "2"}}', b""), "'a' stands in it twice"),
     ],
 )  # fmt: skip
 def test_headers_that_lie_are_refused(data: bytes, word: str) -> None:

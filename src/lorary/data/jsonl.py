@@ -14,10 +14,11 @@ from lorary.reading import first_twice, open_regular
 UTF8_BOM = b"\xef\xbb\xbf"
 # More than any row of text has. A line is held in memory, and what is parsed takes a multiple of it.
 MAX_LINE_BYTES = 16 * 1024 * 1024
-# Objects, lists and values that a small document may hold, as far as its brackets and commas tell: what a hundred
-# megabytes hold. A large one may hold one object in forty bytes and one value in eight, as rows of text never do.
-MAX_OPENINGS, BYTES_PER_OPENING = 300_000, 40
-MAX_COMMAS, BYTES_PER_COMMA = 800_000, 8
+# Memory that the values of a small document may take, as far as its signs tell. Those of a large one may take a
+# multiple of its size, as rows of text do.
+MAX_VALUE_BYTES, BYTES_PER_BYTE = 64 * 1024 * 1024, 8
+# What an object of a few keys, a list, a value and each further key take. Keys that come again are kept once.
+OBJECT_BYTES, FEW_KEYS, LIST_BYTES, VALUE_BYTES, KEY_BYTES = 300, 20, 80, 60, 250
 
 
 def iter_rows(path: str | Path) -> Iterator[Row]:
@@ -89,22 +90,20 @@ def _unreadable(path: str | Path, kind: str, error: OSError) -> TaskError:
     return TaskError(f"{path}: the {kind} file must be readable", found=error.strerror or str(error))
 
 
-def _check_openings(data: bytes, where: str) -> None:
-    """Refuse a document of more objects, lists and values than memory and patience hold, before it is parsed.
+def _check_size(data: bytes, where: str) -> None:
+    """Refuse a document whose values would take more than memory and patience hold, before it is parsed.
 
     Raises:
         TaskError: naming the place.
     """
-    openings, most = data.count(b"[") + data.count(b"{"), max(MAX_OPENINGS, len(data) // BYTES_PER_OPENING)
-    if openings > most:
+    objects, keys = data.count(b"{"), data.count(b":")
+    reckoned = OBJECT_BYTES * objects + KEY_BYTES * max(0, keys - FEW_KEYS * objects)
+    reckoned += LIST_BYTES * data.count(b"[") + VALUE_BYTES * data.count(b",")
+    most = max(MAX_VALUE_BYTES, BYTES_PER_BYTE * len(data))
+    if reckoned > most:
         raise TaskError(
-            f"{where}: a document of {len(data):,} bytes must hold at most {most:,} objects and lists",
-            found=f"{openings:,} brackets", remedy="save the rows as JSONL, one object a line",
-        )  # fmt: skip
-    commas, most = data.count(b","), max(MAX_COMMAS, len(data) // BYTES_PER_COMMA)
-    if commas > most:
-        raise TaskError(
-            f"{where}: a document of {len(data):,} bytes must hold at most {most:,} values", found=f"{commas:,} commas",
+            f"{where}: the values of a document of {len(data):,} bytes must take at most {most:,} bytes of memory",
+            found=f"{reckoned:,}, by its brackets, colons and commas",
             remedy="save the rows as JSONL, one object a line",
         )  # fmt: skip
 
@@ -117,7 +116,7 @@ def decode_json(data: bytes, where: str) -> object:
     Raises:
         TaskError: naming the place, what is wrong and the remedy.
     """
-    _check_openings(data, where)
+    _check_size(data, where)
     try:
         return _DECODER.decode(data.decode("utf-8"))
     except UnicodeDecodeError as error:
