@@ -176,18 +176,25 @@ class GatedLora(nn.Module):
         tokens = tokens.to(self.down.dtype)
         if gate is not None:
             return self._routed(gate, tokens, x.shape[:-1], output)
-        return output if self.fixed_by_rank is None or not self.num_fixed else self._fixed(tokens, output)
+        if self.fixed_by_rank is None or not self.num_fixed:
+            return output
+        return self._fixed(tokens, x.shape[:-1], output)
 
     def _is_right(self, at_once: NativeMix | NativeRoute, x: Tensor, output: Tensor) -> bool:
         if self.recorders or at_once.down is not self._buffers["down"]:
             return False
-        if isinstance(at_once, NativeMix) and (self.gate is None or not at_once.is_of(self.gate.decided, x)):
+        decided = self.fixed if self.gate is None else self.gate.decided
+        if isinstance(at_once, NativeMix) and not at_once.is_of(decided, x):
             return False
         up = self._buffers["up"]
         assert up is not None
         return at_once.takes(x, output, up)
 
-    def _fixed(self, tokens: Tensor, output: Tensor) -> Tensor:
+    def _fixed(self, tokens: Tensor, leading: torch.Size, output: Tensor) -> Tensor:
+        if len(tokens) <= FEW_TOKENS and not self.recorders and self._is_compiled(self.num_fixed, tokens, output):
+            assert self.fixed is not None
+            chosen = Chosen(*(part.repeat(len(tokens), 1) for part in Chosen.of(self.fixed)))
+            return self._mixed_at_once(chosen, self.fixed, tokens.contiguous(), leading, output)
         down, up, by_rank = self.fixed_down, self.fixed_up, self.fixed_by_rank
         assert by_rank is not None
         down, up = (self.down[: self.num_ranks], self.up) if down is None or up is None else (down, up)
@@ -205,10 +212,11 @@ class GatedLora(nn.Module):
         return expand(z, *chosen, self.up, self.expert_of_rank, base).view(output.shape)
 
     def _routed(self, gate: Gate, tokens: Tensor, leading: torch.Size, output: Tensor) -> Tensor:
-        is_compiled = self._is_compiled(gate, tokens, output)
+        quick = None if torch.compiler.is_compiling() else gate.quick
+        is_compiled = self._is_compiled(gate.most, tokens, output, *(quick[:2] if quick else ()))
         if is_compiled:
             tokens = tokens.contiguous()
-            if (quick := gate.quick) is not None:
+            if quick is not None:
                 quick = quick._replace(score_rows=self.prototypes) if gate.reads_prototypes else quick
                 return self._compiled_at_once(quick, tokens, leading, output)
         is_dense = not (is_compiled or self._is_gathered(gate, len(tokens)))
@@ -223,22 +231,27 @@ class GatedLora(nn.Module):
             return _plus(output, delta)
         if is_compiled and not chosen.weights.requires_grad:  # else the gate is trained
             if (decided := gate.decided) is not None and len(tokens) <= FEW_TOKENS:
-                kept = Chosen(*(part.contiguous() for part in chosen))
-                self.at_once = NativeMix(kept, decided, leading, self.down, self.up, self.starts)
+                return self._mixed_at_once(chosen, decided, tokens, leading, output)
             return plans.compiled(tokens, chosen, self.down, self.up, self.starts, z, output)
         return _plus(output, plans.gathered(tokens, chosen, self.down, self.up, self.rank_index))
 
-    def _is_compiled(self, gate: Gate, tokens: Tensor, output: Tensor) -> bool:
+    def _mixed_at_once(
+        self, chosen: Chosen, decided: object, tokens: Tensor, leading: torch.Size, output: Tensor
+    ) -> Tensor:
+        chosen = Chosen(*(part.contiguous() for part in chosen))
+        self.at_once = NativeMix(chosen, decided, leading, self.down, self.up, self.starts)
+        return plans.compiled(tokens, chosen, self.down, self.up, self.starts, None, output)
+
+    def _is_compiled(self, most: int, tokens: Tensor, output: Tensor, *more: Tensor | None) -> bool:
         """Whether compiled code may apply the experts: nobody follows them, and dense products would not be faster."""
         if torch.compiler.is_compiling() or not self._is_plain:
             return False
         if not (is_native(tokens) and is_native(self.down) and is_native(self.up)):
             return False
-        quick = gate.quick
-        if not output.is_cpu or is_watched(tokens, output, self.down, self.up, *(quick[:2] if quick else ())):
+        if not output.is_cpu or is_watched(tokens, output, self.down, self.up, *more):
             return False
-        is_sparse = gate.most * SPARSE <= self.num_experts or len(tokens) <= FEW_TOKENS
-        return is_sparse and gate.most <= MOST_CHOSEN
+        is_sparse = most * SPARSE <= self.num_experts or len(tokens) <= FEW_TOKENS
+        return is_sparse and most <= MOST_CHOSEN
 
     def _compiled_at_once(self, quick: Quick, tokens: Tensor, leading: torch.Size, output: Tensor) -> Tensor:
         route = self.at_once = NativeRoute(quick, self.down, self.up, self.starts)

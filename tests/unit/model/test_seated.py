@@ -141,3 +141,18 @@ def test_rows_that_come_and_go_are_followed(routed: Any) -> None:
                     logits = routed(input_ids=ids).logits
                     assert torch.allclose(logits[0], expected[first][number][0], atol=1e-5)
                     assert torch.allclose(logits[1], expected[second][number][1], atol=1e-5)
+
+
+@pytest.mark.parametrize("setting", ["uniform", {"experts": ["b"]}, {"experts": {"a": 0.5, "c": -1.0}}])
+def test_weights_that_are_fixed_take_one_call_too(routed: Any, setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with routing(routed, setting):
+        logits = decoded(routed, PROMPTS[0])
+        kept = at_once(routed)
+    with monkeypatch.context() as patched:
+        patched.setattr("lorary.lora.gated.FEW_TOKENS", 0)
+        with routing(routed, setting):
+            expected = decoded(routed, PROMPTS[0])
+            assert at_once(routed) == [None] * len(kept)
+    assert torch.allclose(logits, expected, atol=1e-5)
+    if native() is not None:
+        assert all(isinstance(each, NativeMix) for each in kept)
