@@ -129,9 +129,7 @@ def load(path: str | Path, *, device: str = "auto") -> Any:
     files = BaseFiles(str(folder / "base"), folder / "base", None) if reference is None else resolve_base(reference)
     check_folder(files.path, name=files.name)
     model: Any = load_model(files, dtype, choose_device(device), attn_implementation=attention)
-    for name, buffer in _read_tensors(folder / BUFFERS_FILE).items():
-        module, _, last = name.rpartition(".")
-        model.get_submodule(module)._buffers[last] = buffer.to(model.device)
+    _put_buffers(model, folder / BUFFERS_FILE)
     if model.generation_config is not None and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = base.get("pad_token_id")
     # Seated without its router, which may need what was prepared.
@@ -230,11 +228,35 @@ def _unsaved_buffers(model: Any) -> dict[str, torch.Tensor]:
     return buffers
 
 
+def _put_buffers(model: Any, path: Path) -> None:
+    """Give a model the buffers that were computed in float32.
+
+    Raises:
+        LibraryError: if one is none of the model's, or of another shape.
+    """
+    buffers = {name: buffer.shape for name, buffer in model.named_buffers(remove_duplicate=False)}
+    for name, buffer in _read_tensors(path).items():
+        if buffers.get(name) != buffer.shape:
+            raise LibraryError(
+                f"{path} must hold buffers of the base model",
+                found=f"{name[:200]} {tuple(buffer.shape)}, where the model has {buffers.get(name)}",
+                remedy="save the model again",
+            )
+        module, _, last = name.rpartition(".")
+        model.get_submodule(module)._buffers[last] = buffer.to(model.device)
+
+
 def _read_prepared(folder: Path) -> dict[str, PreparedTensors]:
     prepared: dict[str, Any] = {}
     if (folder / PREPARED_FILE).is_file():
         for key, tensor in _read_tensors(folder / PREPARED_FILE).items():
-            kind, name, path = key.split("/", 2)
+            kind, name, path = [*key.split("/", 2), "", ""][:3]
+            if not path or not bool(tensor.isfinite().all()):
+                raise LibraryError(
+                    f"{folder / PREPARED_FILE} must hold finite tensors by kind, expert and layer",
+                    found=key[:200],
+                    remedy="save the model again",
+                )
             prepared.setdefault(kind, {}).setdefault(name, {})[path] = tensor
     return prepared
 
