@@ -224,9 +224,9 @@ def read_header(file: BufferedReader | BytesIO, size: int) -> dict[str, TensorEn
         pairs = json.loads(text.decode(), object_pairs_hook=_header_part)
     except RecursionError as error:
         raise ValueError("its header is nested too deeply") from error
-    pairs = pairs if text.startswith(b"{") else None
-    entries = _unique([(name, entry) for name, entry in pairs if name != "__metadata__"]) if _is_pairs(pairs) else None
-    if entries is None or not all(isinstance(entry, TensorEntry) for entry in entries.values()):
+    is_object = text.startswith(b"{") and _is_pairs(pairs)
+    entries = _unique([(name, entry) for name, entry in pairs if name != "__metadata__"]) if is_object else {}
+    if not is_object or not all(isinstance(entry, TensorEntry) for entry in entries.values()):
         raise ValueError("its header must be an object that gives dtype, shape and data_offsets of each tensor")
     for metadata in (entry for name, entry in pairs if name == "__metadata__" and _is_pairs(entry)):
         _unique(metadata)
