@@ -15,30 +15,44 @@ from lorary.tabular import ResultTable, Tabular
 
 # Fields of PEFT's adapter_config.json that change the function an adapter computes. The content hash covers these
 # and no others, since PEFT writes about forty more that vary with its version.
-FUNCTIONAL_FIELDS = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "use_dora")
+FUNCTIONAL_FIELDS = (
+    "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "use_dora",
+    "lora_bias",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
 class LoraFactors:
     """The two factors of one adapted linear layer: `delta = scaling * lora_b @ lora_a`.
 
+    Two further parts make it more than a low-rank update, and few adapters have one. With a bias the layer's output
+    gains `scaling * bias` (PEFT's `lora_bias`). With a magnitude the layer multiplies by
+    `magnitude / |W + delta| * (W + delta)`, the norm being that of each row (DoRA, 2402.09353), W the base's weight.
+
     Args:
         lora_a: (rank, d_in), any float dtype.
         lora_b: (d_out, rank), the dtype of `lora_a`.
         scaling: alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+        bias: (d_out,), any float dtype; None for an adapter without.
+        magnitude: (d_out,), any float dtype; None for an adapter that is no DoRA.
 
     Raises:
-        ShapeError: if the factors are not two matrices that share the rank axis.
+        ShapeError: if the factors are not two matrices that share the rank axis, or a further part has another length.
     """
 
     lora_a: Tensor
     lora_b: Tensor
     scaling: float
+    bias: Tensor | None = None
+    magnitude: Tensor | None = None
 
     def __post_init__(self) -> None:
         a, b = tuple(self.lora_a.shape), tuple(self.lora_b.shape)
         if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
             raise ShapeError("lora_a must be (rank, d_in) and lora_b (d_out, rank)", found=f"lora_a {a}, lora_b {b}")
+        for name, part in (("bias", self.bias), ("magnitude", self.magnitude)):
+            if part is not None and part.shape != b[:1]:
+                raise ShapeError(f"the {name} of lora_b {b} must be (d_out,)", found=tuple(part.shape))
 
     def __repr__(self) -> str:
         return f"LoraFactors(rank={self.rank}, d_in={self.d_in}, d_out={self.d_out}, scaling={self.scaling:g})"
@@ -58,8 +72,27 @@ class LoraFactors:
         """Output features of the layer."""
         return int(self.lora_b.shape[0])
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that was trained."""
+        return tuple(t for t in (self.lora_a, self.lora_b, self.bias, self.magnitude) if t is not None)
+
+    @property
+    def further(self) -> str | None:
+        """What makes the update more than low-rank, in words; None for a plain LoRA."""
+        if self.magnitude is not None:
+            return "DoRA: its magnitudes rescale the base's own output"
+        return None if self.bias is None else "lora_bias: a bias acts beside lora_B"
+
+    @property
+    def acts(self) -> bool:
+        """Whether it does anything, as far as a layer without its base's weight shows: a DoRA always counts."""
+        is_low_rank_zero = not (self.lora_a.any() and self.lora_b.any())
+        has_bias = self.bias is not None and bool(self.bias.any())
+        return not is_low_rank_zero or has_bias or self.magnitude is not None
+
     def delta(self) -> Tensor:
-        """The full update, (d_out, d_in). For small layers and tests: no rule needs it."""
+        """The low-rank update, (d_out, d_in). For small layers and tests: no rule needs it."""
         return self.scaling * (self.lora_b @ self.lora_a)
 
 
@@ -121,13 +154,37 @@ class Adapter(Tabular):
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in all factors."""
-        return sum(f.lora_a.numel() + f.lora_b.numel() for f in self.modules.values())
+        """Numbers that were trained."""
+        return sum(t.numel() for f in self.modules.values() for t in f.tensors)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all factors."""
-        return sum(t.numel() * t.element_size() for f in self.modules.values() for t in (f.lora_a, f.lora_b))
+        """Bytes of what was trained."""
+        return sum(t.numel() * t.element_size() for f in self.modules.values() for t in f.tensors)
+
+
+def check_low_rank(
+    name: str, modules: Mapping[str, LoraFactors], purpose: str, *, remedy: str, may_have_bias: bool = False
+) -> None:
+    """Refuse an adapter whose update is more than low-rank for what would leave the further parts out.
+
+    Args:
+        name: of the adapter.
+        modules: its factors by path of the layer.
+        purpose: what needs a plain LoRA, as it follows "to".
+        remedy: what to do instead.
+        may_have_bias: whether a bias beside lora_b is allowed, since it depends on no token.
+
+    Raises:
+        AdapterError: naming the adapter, its first such layer and the part.
+    """
+    for path, factors in modules.items():
+        if factors.further is not None and not (may_have_bias and factors.magnitude is None):
+            raise AdapterError(
+                f"adapter '{name}' must be a plain LoRA to {purpose}",
+                found=f"{path} is of a {factors.further}",
+                remedy=remedy,
+            )
 
 
 def content_hash(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -3,6 +3,7 @@
 python -m tests.support.interchange [--write]
 """
 
+import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,11 +30,11 @@ AGREEMENT = 1e-5
 _SHAPE = {"vocab_size": 97, "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": None}
 
 
-def _llama(*, tied: bool = False) -> Any:
+def _llama(*, tied: bool = False, biases: bool = False) -> Any:
     return LlamaForCausalLM(
         LlamaConfig(
             **_SHAPE, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=2, tie_word_embeddings=tied,
+            num_key_value_heads=2, tie_word_embeddings=tied, attention_bias=biases, mlp_bias=biases,
         )
     )  # fmt: skip
 
@@ -62,12 +63,14 @@ class Case:
         config: arguments of PEFT's LoraConfig.
         model: makes the base.
         dtype: of the factors.
+        stated: fields that its configuration states after all, which PEFT does not train with.
     """
 
     title: str
     config: dict[str, Any]
     model: Callable[[], Any] = _llama
     dtype: torch.dtype = torch.float32
+    stated: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,23 @@ CASES = [
     Case("fused gate and up", _plain(("qkv_proj", "gate_up_proj"), rank_pattern={"gate_up_proj": 9}), _phi3),
     Case("the output head", _plain(("lm_head", "q_proj"))),
     Case("the output head, tied to the embedding", _plain(("lm_head",)), lambda: _llama(tied=True)),
-    Case("`lora_bias`", _plain(lora_bias=True)),
-    Case("DoRA", _plain(use_dora=True)),
+    Case("`lora_bias`, layers without a bias", _plain(lora_bias=True)),
+    Case("`lora_bias`", _plain("all-linear", lora_bias=True), lambda: _llama(biases=True)),
+    Case("`lora_bias`, Conv1D, rsLoRA", _plain(("c_attn", "c_fc"), lora_bias=True, use_rslora=True), _gpt2),
+    Case("`lora_bias`, bfloat16 factors", _plain(lora_bias=True), lambda: _llama(biases=True), torch.bfloat16),
+    *(Case(f"DoRA, rank {rank}", _plain(rank=rank, use_dora=True)) for rank in (1, 4, 64)),
+    Case("DoRA, layers with a bias", _plain("all-linear", use_dora=True), lambda: _llama(biases=True)),
+    Case("DoRA, rsLoRA", _plain(use_dora=True, use_rslora=True)),
+    Case("DoRA, rank and alpha pattern",
+         _plain(use_dora=True, rank_pattern={"v_proj": 9}, alpha_pattern={"layers.1.self_attn.q_proj": 3})),
+    Case("DoRA, some targets and layers",
+         _plain(("q_proj", "down_proj"), use_dora=True, layers_to_transform=[0, 2])),
+    Case("DoRA, Conv1D", _plain(("c_attn", "c_proj", "c_fc"), use_dora=True, fan_in_fan_out=True), _gpt2),
+    Case("DoRA, fused layers", _plain(("qkv_proj", "gate_up_proj"), use_dora=True), _phi3),
+    Case("DoRA, the output head", _plain(("lm_head", "q_proj"), use_dora=True)),
+    Case("DoRA, bfloat16 factors", _plain(use_dora=True), dtype=torch.bfloat16),
+    Case("DoRA, float16 factors", _plain(use_dora=True), dtype=torch.float16),
+    Case("DoRA and `lora_bias`", _plain(use_dora=True), stated={"lora_bias": True}),
     Case("biases of the base (`bias`)", _plain(bias="all")),
     Case("an embedding", _plain(("embed_tokens", "q_proj"))),
     Case("whole layers (`modules_to_save`)", _plain(modules_to_save=["lm_head"])),
@@ -146,6 +164,9 @@ def outcome_of(case: Case, folder: Path) -> Outcome:
         warnings.simplefilter("ignore")  # PEFT's remarks on Conv1D, tied weights and saved embeddings
         torch.manual_seed(0)
         model = case.model().eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):
+                parameter.normal_(std=0.3)  # they begin as zeros
         model.save_pretrained(folder / "base")
         tokens = torch.randint(97, (2, 9))
         bare = model(tokens).logits
@@ -179,18 +200,25 @@ def _loaded(case: Case, folder: Path) -> Any:
 
 def _made_by_peft(case: Case, folder: Path, tokens: Tensor) -> Tensor:
     """Save an adapter with numbers of its own in all that it trains, and give what PEFT computes with it."""
+    logits: Tensor
     peft = get_peft_model(_loaded(case, folder), LoraConfig(task_type="CAUSAL_LM", **case.config)).eval()
     for name, parameter in peft.named_parameters():
-        if "lora_" in name and "magnitude" not in name:
-            parameter.normal_(std=0.3)
+        if "lora_" in name:
+            # A magnitude begins as the norm of its row of the base.
+            parameter.mul_(1 + 0.3 * torch.randn_like(parameter)) if "magnitude" in name else parameter.normal_(std=0.3)
             parameter.copy_(parameter.to(case.dtype).to(parameter.dtype))
     if case.dtype != torch.float32:
         for name, parameter in peft.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.to(case.dtype)
     peft.save_pretrained(folder / "adapter")
+    if case.stated is not None:
+        config = folder / "adapter" / "adapter_config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), **case.stated}))
+        logits = peft(tokens).logits
+        return logits
     loaded = PeftModel.from_pretrained(_loaded(case, folder), folder / "adapter").eval()
-    logits: Tensor = loaded(tokens).logits
+    logits = loaded(tokens).logits
     return logits
 
 

@@ -1,14 +1,14 @@
 """Adapters of a library become one adapter, without data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lorary.adapt.merge_settings import MEANS, MergeSettings
 from lorary.adapt.pool import Pool, pool_of
 from lorary.adapt.settings import MU, AdaptSettings
 from lorary.adapter import Adapter, LoraFactors
-from lorary.errors import LibraryError
+from lorary.errors import AdapterError, LibraryError
 from lorary.formats.peft_patterns import new_adapter
 from lorary.library.store import Library
 from lorary.merge.catalogue import merge_adapters
@@ -55,16 +55,13 @@ def merge_library(library: Library, settings: MergeSettings, *, name: str = "mer
     """
     pool = pool_of(library, AdaptSettings(MU, experts=settings.names))
     template = _template_of(pool)
-    adapters = {parent: pool.get(parent) for parent in pool.names}
+    adapters = {parent: pool.whole(parent) for parent in pool.names}
     equal = 1.0 / len(adapters) if settings.method in MEANS else 1.0
     weights = dict.fromkeys(adapters, equal) if settings.weights is None else settings.weights
     merged = merge_adapters(
         settings.method, adapters, [weights[parent] for parent in adapters], rank=settings.rank, **settings.options
     )
-    modules = {
-        path: LoraFactors(factors.lora_a, factors.lora_b * settings.scale, factors.scaling)
-        for path, factors in merged.modules.items()
-    }
+    modules = {path: _scaled(path, factors, settings.scale) for path, factors in merged.modules.items()}
     lacking = {parent: len(modules) - len(layers) for parent, layers in adapters.items()}
     partial = {parent: count for parent, count in lacking.items() if count}
     provenance = {
@@ -87,6 +84,17 @@ def merge_library(library: Library, settings: MergeSettings, *, name: str = "mer
     }
     adapter = new_adapter(name, modules, library.base.name)
     return MergedAdapter(adapter, pool.names, adapter.rank, merged.error, merged.errors, partial, provenance)
+
+
+def _scaled(path: str, factors: LoraFactors, scale: float) -> LoraFactors:
+    if factors.magnitude is not None and scale != 1:
+        raise AdapterError(
+            "a DoRA must be given at scale 1: its magnitudes belong to its update as it is",
+            found=f"--scale {scale:g} of a DoRA at {path}",
+            remedy="leave --scale out, or route to it by that weight",
+        )
+    bias = None if factors.bias is None else factors.bias * scale
+    return replace(factors, lora_b=factors.lora_b * scale, bias=bias)
 
 
 def _template_of(pool: Pool) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lorary.adapt.settings import JOINT, LORA, AdaptSettings
-from lorary.adapter import LoraFactors
+from lorary.adapter import LoraFactors, check_low_rank
 from lorary.errors import LibraryError, UsageError, did_you_mean
 from lorary.library.store import Library
 from lorary.train.units import Factors
@@ -33,7 +33,17 @@ class Pool:
         return tuple(self.hashes)
 
     def get(self, name: str) -> Factors:
-        """The factors of one of them, by path; where alpha is not above 0, lora_b holds it and the scaling is 1."""
+        """The factors of one of them, by path; where alpha is not above 0, lora_b holds it and the scaling is 1.
+
+        Raises:
+            AdapterError: if it is more than a plain LoRA.
+        """
+        modules = self.whole(name)
+        check_low_rank(name, modules, "be adapted from", remedy="name others with --experts, or route to it as it is")
+        return modules
+
+    def whole(self, name: str) -> Factors:
+        """The same with a bias or a magnitude, where it has one."""
         modules = self.library.get(name).modules
         return {
             path: factors if factors.scaling > 0 else _with_scaling_one(factors) for path, factors in modules.items()
@@ -49,7 +59,8 @@ class Pool:
 
 
 def _with_scaling_one(factors: LoraFactors) -> LoraFactors:
-    return LoraFactors(factors.lora_a, factors.lora_b * factors.scaling, 1.0)
+    bias = None if factors.bias is None else factors.bias * factors.scaling
+    return LoraFactors(factors.lora_a, factors.lora_b * factors.scaling, 1.0, bias, factors.magnitude)
 
 
 def pool_of(library: Library, settings: AdaptSettings) -> Pool:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorary.adapter import Adapter
-from lorary.cluster.spill import Factors, FactorSpill
+from lorary.cluster.spill import Factors, FactorSpill, check_comparable
 from lorary.errors import AdapterError
 from lorary.ops.gram import row_gram
 
@@ -45,6 +45,7 @@ def flattened_gram(
     first: dict[str, tuple[str, int]] = {}
     with FactorSpill() as spill:
         for adapter in adapters:
+            check_comparable(adapter)
             _check_ranks(adapter, first)
             spill.add(adapter.name, _sparsified(adapter, sparsity))
             names.append(adapter.name)

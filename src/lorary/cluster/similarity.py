@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorary.adapter import Adapter, LoraFactors
-from lorary.cluster.spill import Factors, FactorSpill
+from lorary.cluster.spill import Factors, FactorSpill, check_comparable
 from lorary.ops.gram import cosine_of_gram, delta_gram
 
 # Multiplications up to which float64 is used throughout: some ten seconds on one core.
@@ -54,6 +54,7 @@ def adapter_gram(adapters: Iterable[Adapter]) -> Float[Tensor, "experts experts"
     with FactorSpill() as spill:
         multiplications = 0.0
         for adapter in adapters:
+            check_comparable(adapter)
             modules = {path: _folded(factors) for path, factors in adapter}
             multiplications += sum(adapter.rank * (a.numel() + b.numel()) for a, b in modules.values())
             spill.add(adapter.name, modules)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorary.adapter import Adapter
-from lorary.cluster.spill import check_shape
+from lorary.cluster.spill import check_comparable, check_shape
 from lorary.keys import keyed_generator
 
 # Probes on each side: 4096 numbers (16 KiB) per adapter.
@@ -46,6 +46,7 @@ class DeltaSketcher:
         Raises:
             AdapterError: if a layer has another shape than it had in an adapter before.
         """
+        check_comparable(adapter)
         total = torch.zeros(self.size, self.size)
         for path, factors in adapter:
             shape = (factors.d_in, factors.d_out)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lorary.adapter import Adapter, check_low_rank
 from lorary.errors import AdapterError, UsageError
 
 Factors = tuple[
@@ -141,6 +142,21 @@ class FactorSpill:
         self._file.readinto(buffer.numpy().data)  # type: ignore[attr-defined]  # typeshed's BinaryIO lacks it
         if buffer is not target:
             target.copy_(buffer)
+
+
+def check_comparable(adapter: Adapter) -> None:
+    """Refuse an adapter whose update is not in its factors. A bias beside lora_b acts on no input and is left out.
+
+    Args:
+        adapter: to compare with others.
+
+    Raises:
+        AdapterError: if it is a DoRA: its update is of full rank, and holds the base's own weights.
+    """
+    check_low_rank(
+        adapter.name, adapter.modules, "be compared with others by its factors", may_have_bias=True,
+        remedy="leave it out: lorary library remove, or cluster a copy of the library without it",
+    )  # fmt: skip
 
 
 def check_shape(names: tuple[str, str], path: str, expected: tuple[int, int], actual: tuple[int, int]) -> None:

@@ -65,12 +65,14 @@ def drawn_anew(model: Any, expert: str) -> Iterator[None]:
     for layer in state.layers.values():
         if position not in layer.experts:
             continue
-        ranks = layer.rank_index(layer.experts.index(position))
-        for factors in (layer.lora.down, layer.lora.up):
-            before = factors[ranks].clone()
+        seat = layer.experts.index(position)
+        ranks = layer.rank_index(seat)
+        beside = [(rows, slice(seat, seat + 1)) for rows in (layer.lora.offset, layer.lora.gain) if rows is not None]
+        for factors, index in ((layer.lora.down, ranks), (layer.lora.up, ranks), *beside):
+            before = factors[index].clone()
             drawn = torch.randn(before.shape, generator=generator, dtype=torch.float64).to(before)
-            kept.append((factors, ranks, before))
-            factors[ranks] = drawn * (before.norm() / drawn.norm())
+            kept.append((factors, index, before))
+            factors[index] = drawn * (before.norm() / drawn.norm())
     try:
         yield
     finally:

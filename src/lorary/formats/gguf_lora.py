@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorary.adapter import Adapter
+from lorary.adapter import Adapter, check_low_rank
 from lorary.errors import AdapterError
 
 # Families by the name that llama.cpp has for them, and whether its files hold the rows of q_proj and k_proj in the
@@ -29,7 +29,8 @@ def write_gguf_lora(path: Path, adapter: Adapter, configuration: Mapping[str, An
         configuration: of the base: `model_type`, `num_hidden_layers`, and numbers of heads.
 
     Raises:
-        AdapterError: if the family of the base has no mapping here, or llama.cpp has no tensor for a layer.
+        AdapterError: if the family of the base has no mapping here, llama.cpp has no tensor for a layer, or the
+            adapter has a bias or a magnitude (DoRA), which the format does not hold.
     """
     tensors = lora_tensors(adapter, configuration)
     from gguf import GGUFWriter  # imported here: only an export needs it
@@ -55,6 +56,10 @@ def lora_tensors(adapter: Adapter, configuration: Mapping[str, Any]) -> dict[str
     """
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
+    check_low_rank(
+        adapter.name, adapter.modules, "be written as a GGUF LoRA, which holds two factors a layer",
+        remedy="export it for transformers, merged into the base, and convert that",
+    )  # fmt: skip
     family = configuration.get("model_type")
     if family not in _FAMILIES:
         raise AdapterError(

@@ -1,7 +1,8 @@
 """PEFT's two files, adapter_config.json and adapter_model.safetensors: read and written exactly.
 
-Tensors are kept bit for bit and the configuration value for value. What is not a plain LoRA over linear layers is
-refused by name, since an adapter that loads without a part of itself answers wrongly without a sign of it.
+Tensors are kept bit for bit and the configuration value for value. What is no LoRA over linear layers, with a bias or a
+magnitude (DoRA) or without, is refused by name, since an adapter that loads without a part of itself answers wrongly
+without a sign of it.
 """
 
 import json
@@ -38,8 +39,10 @@ __all__ = [
 
 _NOT_HALF = Reason(
     "not half of such a pair",
-    "retrain without embeddings, DoRA, biases and modules_to_save; an unpaired factor means damage",
+    "retrain without embeddings and modules_to_save; an unpaired factor means damage",
 )
+# The field of the configuration that says of a further part that each layer has it.
+_FURTHER = {"bias": "lora_bias", "magnitude": "use_dora"}
 # Far longer than the path of any layer: what is done for each dot of a key must end.
 MOST_CHARACTERS = 1000
 _TOO_LONG = Reason(f"longer than {MOST_CHARACTERS} characters", "copy the adapter again: the file is damaged")
@@ -60,7 +63,7 @@ def read_adapter(folder: str | Path, name: str | None = None, *, with_copies: bo
         The adapter on the CPU, in the dtypes of the file.
 
     Raises:
-        AdapterError: if a file is missing or damaged, or the adapter is more than a plain LoRA over linear layers.
+        AdapterError: if a file is missing or damaged, or the adapter is more than a LoRA over linear layers.
     """
     folder = Path(folder)
     name = folder.resolve().name if name is None else name
@@ -106,15 +109,28 @@ def _modules_of(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tens
         if place.factor in pairs.setdefault(place.path, {}):
             raise _refused(name, key, tensors, _TWICE)
         pairs[place.path][place.factor] = key
-    for pair in pairs.values():
-        if len(pair) < 2:
+    for path, pair in pairs.items():
+        if len(pair.keys() & {"A", "B"}) < 2:
             raise _refused(name, next(iter(pair.values())), tensors, None)
+        _check_stated(name, config, path, pair)
     if not pairs:
         raise AdapterError(f"adapter '{name}' must hold LoRA factors", found=f"no tensors in {WEIGHTS_FILE}")
     selection = Selection(name, config)
     return {
-        path: _factors_of(name, selection, path, tensors[pair["A"]], tensors[pair["B"]]) for path, pair in pairs.items()
+        path: _factors_of(name, selection, path, {factor: tensors[key] for factor, key in pair.items()})
+        for path, pair in pairs.items()
     }
+
+
+def _check_stated(name: str, config: Mapping[str, Any], path: str, pair: Mapping[str, str]) -> None:
+    """Refuse a layer that has a part which the configuration knows nothing of, or lacks one that it promises."""
+    for factor, field in _FURTHER.items():
+        if (factor in pair) != bool(config.get(field)):
+            raise AdapterError(
+                f"adapter '{name}' must have a {factor} at {path} if, and only if, {field} is true in {CONFIG_FILE}",
+                found=f"{field} = {config.get(field)}, and {'one' if factor in pair else 'none'} in {WEIGHTS_FILE}",
+                remedy="copy the adapter again: PEFT would ignore the part, or make one up",
+            )
 
 
 def _refused(name: str, key: str, tensors: Mapping[str, Tensor], reason: Reason | None) -> AdapterError:
@@ -126,7 +142,9 @@ def _refused(name: str, key: str, tensors: Mapping[str, Tensor], reason: Reason 
     )
 
 
-def _factors_of(name: str, selection: Selection, path: str, lora_a: Tensor, lora_b: Tensor) -> LoraFactors:
+def _factors_of(name: str, selection: Selection, path: str, parts: Mapping[str, Tensor]) -> LoraFactors:
+    lora_a, lora_b = parts["A"], parts["B"]
+
     def description() -> str:
         return f"lora_A {lora_a.dtype} {tuple(lora_a.shape)}, lora_B {lora_b.dtype} {tuple(lora_b.shape)}"
 
@@ -154,7 +172,15 @@ def _factors_of(name: str, selection: Selection, path: str, lora_a: Tensor, lora
             found=description(),
             remedy="cast the adapter to one dtype and save it again",
         )
-    return LoraFactors(lora_a, lora_b, selection.scaling(path, int(lora_a.shape[0])))
+    for factor in _FURTHER.keys() & parts.keys():
+        if parts[factor].shape != lora_b.shape[:1] or parts[factor].dtype not in FLOAT_DTYPES:
+            raise AdapterError(
+                f"adapter '{name}' must have at {path} a {factor} of shape ({lora_b.shape[0]},), of floats",
+                found=f"{parts[factor].dtype} {tuple(parts[factor].shape)}",
+                remedy="copy the adapter again, or retrain it on linear layers alone",
+            )
+    scaling = selection.scaling(path, int(lora_a.shape[0]))
+    return LoraFactors(lora_a, lora_b, scaling, parts.get("bias"), parts.get("magnitude"))
 
 
 def tensors_of(modules: Mapping[str, LoraFactors]) -> dict[str, Tensor]:
@@ -168,8 +194,10 @@ def tensors_of(modules: Mapping[str, LoraFactors]) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for path, factors in modules.items():
-        for letter, factor in (("A", factors.lora_a), ("B", factors.lora_b)):
-            tensors[key_of(path, letter)] = factor.detach().to("cpu", copy=True).contiguous()
+        parts = {"A": factors.lora_a, "B": factors.lora_b, "bias": factors.bias, "magnitude": factors.magnitude}
+        for letter, part in parts.items():
+            if part is not None:
+                tensors[key_of(path, letter)] = part.detach().to("cpu", copy=True).contiguous()
     return tensors
 
 
@@ -205,5 +233,8 @@ def encode_adapter(adapter: Adapter) -> dict[str, bytes]:
 
 
 def _are_equal(here: LoraFactors, there: LoraFactors) -> bool:
-    factors = ((here.lora_a, there.lora_a), (here.lora_b, there.lora_b))
-    return here.scaling == there.scaling and all(torch.equal(left.detach().cpu(), right) for left, right in factors)
+    if here.scaling != there.scaling or (here.bias is None, here.magnitude is None) != (
+        there.bias is None, there.magnitude is None
+    ):  # fmt: skip
+        return False
+    return all(torch.equal(a.detach().cpu(), b) for a, b in zip(here.tensors, there.tensors, strict=True))

@@ -1,4 +1,4 @@
-"""PEFT's adapter_config.json: which fields mean what, and which ones no plain LoRA can honour.
+"""PEFT's adapter_config.json: which fields mean what, and which ones are not followed.
 
 A field is *handled* (it changes the function and is followed exactly), *irrelevant* to the function at inference, or
 *refused* unless it has its neutral value. A field that stands in none of the three tables may change the function in
@@ -14,7 +14,7 @@ from lorary.formats.peft_selection import check_expressions
 
 HANDLED = frozenset({
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights",
-    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_bias", "use_dora",
 })  # fmt: skip
 
 # The four *_config fields act through init_lora_weights only, the group size through use_qalora, megatron_core
@@ -27,8 +27,6 @@ IRRELEVANT = frozenset({
 
 REFUSED = {
     "bias": "it trains biases of the base model",
-    "use_dora": "DoRA rescales the base weight by a learned magnitude",
-    "lora_bias": "it adds a bias to lora_B",
     "modules_to_save": "it replaces whole layers of the base model",
     "target_parameters": "it adapts bare parameters, not linear layers",
     "trainable_token_indices": "it replaces rows of the embedding",
@@ -54,7 +52,7 @@ INITS_THAT_LEAVE_THE_BASE_ALONE = (None, True, False, "gaussian", "eva", "orthog
 
 
 def check_config(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse a configuration whose function is not `base + scaling * lora_b @ lora_a` for every adapted layer.
+    """Refuse a configuration whose function is not that of `LoraFactors` for every adapted layer.
 
     Args:
         name: label of the adapter, for errors.
@@ -81,6 +79,7 @@ def check_config(name: str, config: Mapping[str, Any]) -> None:
             found=f"{field} = {value!r:.200}",
             remedy="merge this part into the base model, or retrain without it",
         )
+    _check_further(name, config)
     for field in ("r", "lora_alpha"):
         _check_number(name, field, config.get(field))
     for field in ("rank_pattern", "alpha_pattern"):
@@ -89,6 +88,23 @@ def check_config(name: str, config: Mapping[str, Any]) -> None:
         _check_names(name, field, config.get(field))
     _check_layers(name, config.get("layers_to_transform"))
     check_expressions(name, config)
+
+
+def _check_further(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse what PEFT does not load: both kinds at once, or a switch that is neither on nor off."""
+    for field in ("lora_bias", "use_dora"):
+        if not isinstance(config.get(field), bool | None):
+            raise AdapterError(
+                f"adapter '{name}' must give {field} as true or false",
+                found=repr(config[field])[:200],
+                remedy="write what it was trained with",
+            )
+    if config.get("lora_bias") and config.get("use_dora"):
+        raise AdapterError(
+            f"adapter '{name}' must have lora_bias or use_dora, not both: PEFT does not load such an adapter",
+            found="lora_bias = True, use_dora = True",
+            remedy="retrain it without lora_bias",
+        )
 
 
 def _check_layers(name: str, layers: object) -> None:
@@ -160,6 +176,8 @@ def new_config(
     use_rslora: bool = False,
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, int | float] | None = None,
+    lora_bias: bool = False,
+    use_dora: bool = False,
 ) -> dict[str, Any]:
     """An adapter_config.json for an adapter made here, with every field that changes the function written out.
 
@@ -175,10 +193,13 @@ def new_config(
         use_rslora: scale by alpha / sqrt(rank).
         rank_pattern: ranks by regular expression over paths.
         alpha_pattern: alphas by regular expression over paths.
+        lora_bias: each lora_b has a bias.
+        use_dora: each layer has a magnitude.
 
     Returns:
         A configuration that PEFT and `read_adapter` accept.
     """
+    further = {name: True for name, is_on in (("lora_bias", lora_bias), ("use_dora", use_dora)) if is_on}
     return {
         "alpha_pattern": dict(alpha_pattern or {}),
         "base_model_name_or_path": base_name,
@@ -194,4 +215,5 @@ def new_config(
         "target_modules": sorted(set(target_modules)),
         "task_type": "CAUSAL_LM",
         "use_rslora": use_rslora,
+        **further,
     }

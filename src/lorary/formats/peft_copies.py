@@ -55,7 +55,7 @@ def check_copies(
             raise AdapterError(
                 f"adapter '{adapter.name}' must hold nothing but pairs of factors, and copies of the base's weights",
                 found=f"{name[:200]} {tuple(copy.shape)}, which the base '{base}' lacks",
-                remedy="retrain without embeddings, DoRA, biases and modules_to_save",
+                remedy="retrain without embeddings and modules_to_save",
             )
         check_copied_shape(adapter.name, name, tuple(copy.shape), tuple(weight.shape), base)
         dtype = weight.dtype if is_cast and weight.dtype.itemsize < copy.dtype.itemsize else copy.dtype

@@ -185,25 +185,39 @@ def read_shapes(folder: Path, name: str) -> dict[str, Shape]:
 
 
 class Place(NamedTuple):
-    """The layer that a tensor belongs to, and which of its factors it is: A or B."""
+    """The layer that a tensor belongs to, and which of its parts it is: `A`, `B`, `bias` or `magnitude`."""
 
     path: str
     factor: str
 
 
-def place_of(key: str) -> Place | None:
-    """Where a tensor belongs by its key, None for what is no factor of a LoRA.
+# What the key of each part ends with, as PEFT writes it, and otherwise as PEFT reads it too: some tools leave the name
+# that PEFT gives an adapter by default in the key.
+_SUFFIXES = {
+    "A": (".lora_A.weight", ".lora_A.default.weight"),
+    "B": (".lora_B.weight", ".lora_B.default.weight"),
+    "bias": (".lora_B.bias", ".lora_B.default.bias"),
+    "magnitude": (
+        ".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".lora_magnitude_vector.default.weight"
+    ),
+}  # fmt: skip
 
-    Some tools leave the name that PEFT gives an adapter by default in the key, and PEFT loads such files.
-    """
+
+def place_of(key: str) -> Place | None:
+    """Where a tensor belongs by its key, None for what is no part of a LoRA."""
     inner = key.removeprefix(PREFIX)
-    for factor in "AB":
-        for suffix in (f".lora_{factor}.weight", f".lora_{factor}.default.weight"):
+    for factor, suffixes in _SUFFIXES.items():
+        for suffix in suffixes:
             if key.startswith(PREFIX) and inner.endswith(suffix):
                 return Place(inner.removesuffix(suffix), factor)
     return None
 
 
 def key_of(path: str, factor: str) -> str:
-    """The key that PEFT gives a factor on disk."""
-    return f"{PREFIX}{path}.lora_{factor}.weight"
+    """The key that PEFT gives a part on disk.
+
+    Args:
+        path: of the layer.
+        factor: that of `Place`.
+    """
+    return f"{PREFIX}{path}{_SUFFIXES[factor][0]}"

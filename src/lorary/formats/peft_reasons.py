@@ -60,8 +60,14 @@ _BY_KEY = (
     (r"^(unet|text_encoder|transformer)\..*lora", Reason("a LoRA of diffusers, not of a language model", _CONVERT)),
     (r"\.lora_[ab]$", Reason("an adapter in mlx's layout", _CONVERT)),
     (r"\.lora_embedding_", Reason("it adapts an embedding", "retrain without embeddings: linear layers only")),
-    (r"\.lora_magnitude_vector", Reason("it is a DoRA", "retrain with a plain LoRA, or merge it into the base model")),
-    (r"\.lora_[AB](\.[^.]+)?\.bias$", Reason("it has a bias beside lora_B", "retrain without lora_bias")),
+    (
+        r"\.lora_magnitude_vector",
+        Reason("a magnitude under a key that PEFT does not load", "name it LAYER.lora_magnitude_vector"),
+    ),
+    (
+        r"\.lora_[AB](\.[^.]+)?\.bias$",
+        Reason("a bias under a key that PEFT does not load", "name it LAYER.lora_B.bias"),
+    ),
     (r"\.experts(\.base_layer)*\.lora_", Reason("it adapts experts that are bare parameters", "retrain without them")),
     (r"\.lora_[AB](\.default)?\.weight$", Reason("its keys lack PEFT's prefix base_model.model.", _UNWRAP)),
     (

@@ -265,7 +265,7 @@ class Library:
 
         Raises:
             UsageError: if the name cannot be one, or there is no such folder.
-            AdapterError: if it is not a whole plain LoRA, or does not fit the base model's layers.
+            AdapterError: if it is not a whole LoRA, or does not fit the base model's layers.
             BaseModelError: if it was trained on another base model.
             LibraryError: if the name is taken, or the library cannot be written.
         """

@@ -11,6 +11,7 @@ from lorary.lora import plans
 from lorary.lora.context import Local, innermost
 from lorary.lora.fused import is_fusable
 from lorary.lora.gate import Gate, LayerInput
+from lorary.lora.general_subtraction import DeltaSubtraction
 from lorary.ops.choose import Chosen, Mix
 from lorary.ops.growable import append_rows, remove_rows
 from lorary.ops.native import FEW_TOKENS, MOST_CHOSEN, NativeMix, NativeRoute, Quick, is_native, is_watched
@@ -18,7 +19,7 @@ from lorary.ops.native import FEW_TOKENS, MOST_CHOSEN, NativeMix, NativeRoute, Q
 # The choice of fewer than one in so many experts is applied by itself; of more, all are computed.
 SPARSE = 2
 # The experts themselves, which the modules of all blocks share.
-_EXPERTS = ("down", "up", "expert_of_rank", "starts", "rank_index")
+_EXPERTS = ("down", "up", "expert_of_rank", "starts", "rank_index", "offset", "gain")
 
 
 class GatedLora(nn.Module):
@@ -30,10 +31,15 @@ class GatedLora(nn.Module):
     A `with lorary.routing` block routes the same experts by a module of its own, which stands in for this one in the
     thread or task that entered the block (`lorary.lora.context`) and is no part of the model.
 
+    An expert may add more than its factors do: an offset, the same for every token, and a gain times what the layer
+    itself computed. Few libraries have such experts, and layers without one pay nothing for it.
+
     Args:
         down: rank-concatenated lora_a, then one prototype per expert.
         up: rank-concatenated lora_b, transposed, scalings folded in.
         expert_of_rank: the seated expert (0..experts-1) that each rank belongs to, ascending.
+        offset: of each expert; None where no expert has one.
+        gain: likewise.
     """
 
     down: Tensor
@@ -41,16 +47,22 @@ class GatedLora(nn.Module):
     expert_of_rank: Tensor
     starts: Tensor
     rank_index: Tensor
+    offset: Tensor | None
+    gain: Tensor | None
     fixed: Tensor | None
     fixed_by_rank: Tensor | None
     fixed_down: Tensor | None
     fixed_up: Tensor | None
+    fixed_offset: Tensor | None
+    fixed_gain: Tensor | None
 
     def __init__(
         self,
         down: Float[Tensor, "rows d_in"],
         up: Float[Tensor, "ranks d_out"],
         expert_of_rank: Int[Tensor, " ranks"],
+        offset: Float[Tensor, "experts d_out"] | None = None,
+        gain: Float[Tensor, "experts d_out"] | None = None,
     ) -> None:
         super().__init__()
         # Not persistent: the state dict of the base model must stay the base model's.
@@ -58,7 +70,8 @@ class GatedLora(nn.Module):
         self.register_buffer("up", up, persistent=False)
         self.register_buffer("expert_of_rank", expert_of_rank, persistent=False)
         self._index()
-        for name in ("fixed", "fixed_by_rank", "fixed_down", "fixed_up"):
+        self.set_beside(offset, gain)
+        for name in ("fixed", "fixed_by_rank", "fixed_down", "fixed_up", "fixed_offset", "fixed_gain"):
             self.register_buffer(name, None, persistent=False)
         self.mix: Mix = "outputs"
         self.gate: Gate | None = None
@@ -85,6 +98,14 @@ class GatedLora(nn.Module):
     def prototypes(self) -> Tensor:
         """(experts, d_in), in the order of the seats."""
         return self.down[self.num_ranks :]
+
+    def set_beside(
+        self, offset: Float[Tensor, "experts d_out"] | None, gain: Float[Tensor, "experts d_out"] | None
+    ) -> None:
+        """Say what experts add beside their factors; a router must be given again before the next token."""
+        self.register_buffer("offset", offset, persistent=False)
+        self.register_buffer("gain", gain, persistent=False)
+        self.has_beside = offset is not None or gain is not None  # a plain attribute: it is asked for in every layer
 
     @property
     def in_force(self) -> "GatedLora":
@@ -141,6 +162,9 @@ class GatedLora(nn.Module):
         self.fixed_by_rank = by_rank[ranks]
         if len(ranks) < self.num_ranks:  # copied once, and not for every token that comes; all of them need no copy
             self.fixed_down, self.fixed_up = self.down[ranks], self.up[ranks]
+        self.fixed_offset, self.fixed_gain = (
+            rows if rows is None else (self.fixed @ rows)[None] for rows in (self.offset, self.gain)
+        )
 
     def forward(self, x: Float[Tensor, "*batch d_in"], output: Float[Tensor, "*batch d_out"]) -> Tensor:
         """Add the weighted experts to a layer's output.
@@ -170,7 +194,7 @@ class GatedLora(nn.Module):
             with torch.autocast(kind, enabled=False):
                 return self._add(x, output)
         tokens, gate = x.reshape(-1, x.shape[-1]), self.gate
-        is_asked = self.is_fused and self._is_plain
+        is_asked = self.is_fused and self._is_plain and not self.has_beside
         if is_asked and gate is not None and is_fusable(gate, tokens, output, self.down, self.up):
             return self._fused(gate, tokens, x.shape[:-1], output)
         tokens = tokens.to(self.down.dtype)
@@ -191,14 +215,18 @@ class GatedLora(nn.Module):
         return at_once.takes(x, output, up)
 
     def _fixed(self, tokens: Tensor, leading: torch.Size, output: Tensor) -> Tensor:
-        if len(tokens) <= FEW_TOKENS and not self.recorders and self._is_compiled(self.num_fixed, tokens, output):
+        is_bare = not (self.recorders or self.has_beside)
+        if is_bare and len(tokens) <= FEW_TOKENS and self._is_compiled(self.num_fixed, tokens, output):
             assert self.fixed is not None
             chosen = Chosen(*(part.repeat(len(tokens), 1) for part in Chosen.of(self.fixed)))
             return self._mixed_at_once(chosen, self.fixed, tokens.contiguous(), leading, output)
         down, up, by_rank = self.fixed_down, self.fixed_up, self.fixed_by_rank
         assert by_rank is not None
         down, up = (self.down[: self.num_ranks], self.up) if down is None or up is None else (down, up)
-        return _plus(output, plans.fixed(tokens, down, up, by_rank, self.num_fixed, self.mix))
+        delta = plans.fixed(tokens, down, up, by_rank, self.num_fixed, self.mix)
+        if self.has_beside:
+            delta = plans.beside(delta, output, self.fixed_offset, self.fixed_gain)
+        return _plus(output, delta)
 
     def _fused(self, gate: Gate, tokens: Tensor, leading: torch.Size, output: Tensor) -> Tensor:
         from lorary.lora.fused_kernels import expand, shrink  # not at the top: they import Triton
@@ -228,12 +256,33 @@ class GatedLora(nn.Module):
         if is_dense:
             assert z is not None
             delta = plans.dense(z, chosen, self.up, self.expert_of_rank, self.num_experts, self.mix, self.general)
-            return _plus(output, delta)
+            return _plus(output, self._with_beside(delta, output, chosen))
         if is_compiled and not chosen.weights.requires_grad:  # else the gate is trained
-            if (decided := gate.decided) is not None and len(tokens) <= FEW_TOKENS:
+            decided = None if self.has_beside else gate.decided
+            if decided is not None and len(tokens) <= FEW_TOKENS:
                 return self._mixed_at_once(chosen, decided, tokens, leading, output)
-            return plans.compiled(tokens, chosen, self.down, self.up, self.starts, z, output)
-        return _plus(output, plans.gathered(tokens, chosen, self.down, self.up, self.rank_index))
+            total = plans.compiled(tokens, chosen, self.down, self.up, self.starts, z, output)
+            return self._total_with_beside(total, output, chosen)
+        delta = plans.gathered(tokens, chosen, self.down, self.up, self.rank_index)
+        return _plus(output, self._with_beside(delta, output, chosen))
+
+    def _with_beside(self, delta: Tensor, output: Tensor, chosen: Chosen) -> Tensor:
+        """What the experts of each token compute, given what their factors do."""
+        if not self.has_beside:
+            return delta
+        if self.general is not None:
+            assert isinstance(self.general, DeltaSubtraction)
+            weights = self.general.by_expert(chosen.dense(self.num_experts))
+            chosen = Chosen(torch.arange(self.num_experts, device=weights.device).expand_as(weights), weights)
+        offset, gain = (rows if rows is None else plans.mixed_rows(chosen, rows) for rows in (self.offset, self.gain))
+        return plans.beside(delta, output, offset, gain)
+
+    def _total_with_beside(self, total: Tensor, output: Tensor, chosen: Chosen) -> Tensor:
+        """The same, given the layer's output with what their factors do."""
+        if not self.has_beside:
+            return total
+        delta = total.reshape(-1, total.shape[-1]).to(self.up.dtype)
+        return self._with_beside(delta, output, chosen).view(output.shape).to(output.dtype)
 
     def _mixed_at_once(
         self, chosen: Chosen, decided: object, tokens: Tensor, leading: torch.Size, output: Tensor
@@ -254,12 +303,14 @@ class GatedLora(nn.Module):
         return is_sparse and most <= MOST_CHOSEN
 
     def _compiled_at_once(self, quick: Quick, tokens: Tensor, leading: torch.Size, output: Tensor) -> Tensor:
-        route = self.at_once = NativeRoute(quick, self.down, self.up, self.starts)
-        chosen = route.room(len(tokens)) if self.recorders else None
+        route = NativeRoute(quick, self.down, self.up, self.starts)
+        self.at_once = None if self.has_beside else route  # it adds what the factors do, and no more
+        chosen = route.room(len(tokens)) if self.recorders or self.has_beside else None
         total = plans.compiled_at_once(route, tokens, output, chosen)
-        if chosen is not None:
-            self._record(chosen, leading)
-        return total
+        if chosen is None:
+            return total
+        self._record(chosen, leading)
+        return self._total_with_beside(total, output, chosen)
 
     def _is_gathered(self, gate: Gate, num_tokens: int) -> bool:
         """Whether the ranks of the chosen, read for each token, are fewer than all that there are."""
@@ -292,6 +343,8 @@ class GatedLora(nn.Module):
     ) -> None:
         """Seat one more expert, behind the others; a router must be given again before the next token.
 
+        What it adds beside its factors is said by `set_beside`.
+
         Args:
             lora_a: its down-projection.
             prototype: its prototype.
@@ -310,6 +363,8 @@ class GatedLora(nn.Module):
 
     def remove(self, expert: int, start: int, stop: int) -> None:
         """Take one expert away; a router must be given again before the next token.
+
+        What the others add beside their factors is said by `set_beside`.
 
         Args:
             expert: its position.
@@ -337,7 +392,7 @@ class GatedLora(nn.Module):
         """Drop the router in force, and what it keeps of the experts."""
         self.gate = self.general = self.at_once = None
         self.is_fused = False
-        self.fixed = self.fixed_by_rank = self.fixed_down = self.fixed_up = None
+        self.fixed = self.fixed_by_rank = self.fixed_down = self.fixed_up = self.fixed_offset = self.fixed_gain = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "GatedLora":
         # Experts follow the base to its device, but keep their dtype: scores in bfloat16 would choose other experts.

@@ -50,8 +50,11 @@ class DeltaSubtraction(nn.Module):
             mix: how experts are put together.
         """
         assert mix == "outputs"
-        by_expert = weights + (weights @ self.taken_from)[:, None] * self.share
-        return z * by_expert[:, self.expert_of_rank]
+        return z * self.by_expert(weights)[:, self.expert_of_rank]
+
+    def by_expert(self, weights: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
+        """The weight with which each expert acts, general ones included."""
+        return weights + (weights @ self.taken_from)[:, None] * self.share
 
 
 class FactorSubtraction(nn.Module):

@@ -1,7 +1,8 @@
 """The plans by which a routed layer computes its experts, one function each, named as docs/routers.md names them.
 
 Their results agree, and nothing of size (tokens, experts, d_out) ever exists. `down` holds rank-concatenated lora_a,
-which prototypes may follow; `up` rank-concatenated lora_b, transposed, scalings folded in; z is `x downᵀ`.
+which prototypes may follow; `up` rank-concatenated lora_b, transposed, scalings folded in; z is `x downᵀ`. What an
+expert adds beside its factors, `beside` computes under any plan.
 """
 
 import torch
@@ -83,6 +84,32 @@ def fixed(
 ) -> Float[Tensor, "tokens d_out"]:
     """The experts that have a weight, the same for every token, given for each rank."""
     return _weighted(x @ down.mT, by_rank[None], num_experts, mix) @ up
+
+
+def mixed_rows(chosen: Chosen, rows: Float[Tensor, "experts d_out"]) -> Float[Tensor, "tokens d_out"]:
+    """`sum_e w_e row_e` over the chosen experts of each token: few rows are picked, for many there is a product."""
+    if chosen.experts.numel() <= len(rows):
+        return torch.einsum("tk,tkd->td", chosen.weights, rows[chosen.experts])
+    return chosen.dense(len(rows)) @ rows
+
+
+def beside(
+    delta: Float[Tensor, "tokens d_out"],
+    output: Float[Tensor, "*batch d_out"],
+    offset: Float[Tensor, "_tokens d_out"] | None,
+    gain: Float[Tensor, "_tokens d_out"] | None,
+) -> Float[Tensor, "tokens d_out"]:
+    """What the factors of a mixture compute, with what its experts add beside them: `delta + gain * output + offset`.
+
+    Args:
+        delta: of the factors.
+        output: what the layer computed.
+        offset: of the mixture, for each token or one for all; None where no expert has one.
+        gain: likewise.
+    """
+    if gain is not None:
+        delta = torch.addcmul(delta, gain, output.reshape(delta.shape).to(delta.dtype))
+    return delta if offset is None else delta + offset
 
 
 def _weighted(z: Tensor, by_rank: Tensor, num_experts: int, mix: Mix) -> Tensor:

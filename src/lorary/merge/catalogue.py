@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorary.adapter import LoraFactors
+from lorary.adapter import LoraFactors, check_low_rank
 from lorary.merge.core_space import core_space, factors_of_core
 from lorary.merge.dare import dare, dare_ties
 from lorary.merge.isotropic import iso_c, iso_cts
@@ -77,6 +77,10 @@ METHODS: Mapping[str, InCore | OnUpdates | OnFactors] = {
 }
 
 
+# Those that sum updates, whatever they are: the biases beside them add up likewise.
+SUMS = ("mean", "concat")
+
+
 def merge_adapters(
     method: str,
     adapters: Mapping[str, Modules],
@@ -101,9 +105,14 @@ def merge_adapters(
         Factors by path, and what the rank left out of them.
 
     Raises:
-        AdapterError: if shapes differ, or ranks where factors are summed.
+        AdapterError: if shapes differ, or ranks where factors are summed; or if an adapter has a bias or a magnitude
+            (DoRA) beside its factors, except for sums, which take biases, and one DoRA alone as it is.
     """
     by_adapter = torch.tensor(list(weights), dtype=torch.float64)
+    if method in SUMS and rank is None and _is_one_dora(adapters) and float(by_adapter[0]) == 1:
+        (alone,) = adapters.values()
+        return Truncated(dict(alone), 0.0, dict.fromkeys(alone, 0.0))
+    _check_parts(method, adapters)
     way, modules = METHODS[method], list(adapters.values())
     if isinstance(way, OnUpdates):
         return _on_updates(way, adapters, by_adapter, rank, seed, options)
@@ -113,6 +122,22 @@ def merge_adapters(
         whole = {path: _in_core(way, layer, by_adapter, options) for path, layer in mixed_layers(modules).items()}
     largest = max(factors.rank for factors in whole.values())
     return truncate(whole, rank or largest, next(iter(whole.values())).scaling)
+
+
+def _has_magnitude(modules: Modules) -> bool:
+    return any(factors.magnitude is not None for factors in modules.values())
+
+
+def _is_one_dora(adapters: Mapping[str, Modules]) -> bool:
+    return len(adapters) == 1 and all(map(_has_magnitude, adapters.values()))
+
+
+def _check_parts(method: str, adapters: Mapping[str, Modules]) -> None:
+    """Refuse adapters with parts beside their factors that a method would leave out."""
+    for name, modules in adapters.items():
+        alone = "give it alone, at weight 1 and without --rank, or route to it"
+        remedy = alone if _has_magnitude(modules) else "merge it by concat or mean, which sum biases"
+        check_low_rank(name, modules, f"be merged by '{method}'", remedy=remedy, may_have_bias=method in SUMS)
 
 
 def _in_core(way: InCore, layer: MixedLayer, weights: Tensor, options: Mapping[str, Any]) -> LoraFactors:

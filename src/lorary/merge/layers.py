@@ -1,7 +1,7 @@
 """Adapters seen layer by layer: which of them adapt a layer, and one scaling for those that are mixed there."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -54,6 +54,15 @@ class MixedLayer:
         sizes = torch.tensor([factors.rank for factors in self.factors], device=weights.device)
         return weights.repeat_interleave(sizes, dim=-1)
 
+    def bias(self, weights: Float[Tensor, " experts"]) -> Float[Tensor, " d_out"] | None:
+        """The weighted sum of the members' biases, to be scaled by `scaling`; None where no member has one."""
+        parts = [
+            weight * (f.scaling / self.scaling) * f.bias.to(f.lora_b)
+            for weight, f in zip(weights, self.factors, strict=True)
+            if f.bias is not None
+        ]
+        return torch.stack(parts).sum(dim=0) if parts else None
+
     def _ups(self) -> list[Tensor]:
         return [f.lora_b * (f.scaling / self.scaling) for f in self.factors]
 
@@ -88,5 +97,5 @@ def _layer(path: str, entries: Sequence[tuple[int, LoraFactors]]) -> MixedLayer:
         dtype = torch.promote_types(dtype, factors.lora_a.dtype)
     members, layer_factors = zip(*entries, strict=True)
     return MixedLayer(
-        members, tuple(LoraFactors(f.lora_a.to(dtype), f.lora_b.to(dtype), f.scaling) for f in layer_factors)
+        members, tuple(replace(f, lora_a=f.lora_a.to(dtype), lora_b=f.lora_b.to(dtype)) for f in layer_factors)
     )

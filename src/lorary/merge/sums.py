@@ -30,7 +30,8 @@ def sum_updates(adapters: Sequence[Modules], weights: Mapping[str, Tensor]) -> d
         weights: by path, a weight for each adapter that has the layer, in order: (experts,).
 
     Returns:
-        Factors by path, with weights in lora_b. The rank of a layer is the sum of those of the adapters that have it.
+        Factors by path, with weights in lora_b and in biases beside it. The rank of a layer is the sum of those of the
+        adapters that have it.
 
     Raises:
         AdapterError: if a layer has different shapes in two adapters.
@@ -38,7 +39,10 @@ def sum_updates(adapters: Sequence[Modules], weights: Mapping[str, Tensor]) -> d
     summed = {}
     for path, layer in mixed_layers(adapters).items():
         lora_a, lora_b = layer.concatenated()
-        summed[path] = LoraFactors(lora_a, lora_b * layer.by_rank(weights[path].to(lora_b)), layer.scaling)
+        coefficients = weights[path].to(lora_b)
+        summed[path] = LoraFactors(
+            lora_a, lora_b * layer.by_rank(coefficients), layer.scaling, layer.bias(coefficients)
+        )
     return summed
 
 

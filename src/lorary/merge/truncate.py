@@ -30,8 +30,9 @@ class Closest(NamedTuple):
 def truncate(modules: Modules, rank: int, scaling: float = 1.0) -> Truncated:
     """Bring every layer to a rank at most; layers of that rank or a smaller one stay as they are.
 
-    By Eckart and Young no factors of the rank come closer, layer by layer. The full update never exists: QR of both
-    factors and the SVD of their core do, in float64. The singular values are split evenly between the new factors.
+    A bias beside lora_b stays as it is: it acts on no input. By Eckart and Young no factors of the rank come closer,
+    layer by layer. The full update never exists: QR of both factors and the SVD of their core do, in float64. The
+    singular values are split evenly between the new factors.
 
     Args:
         modules: factors by path.
@@ -90,7 +91,8 @@ def _closest(factors: LoraFactors, rank: int, scaling: float) -> Closest:
     signs = (signed * directions).sum(1, keepdim=True).sign()
     root = (values[:rank] / scaling).sqrt()
     lora_a, lora_b = root[:, None] * signed, (q_b @ left[:, :rank]) * (root * signs[:, 0])
-    closest = LoraFactors(lora_a.to(factors.lora_a), lora_b.to(factors.lora_b), scaling)
+    bias = None if factors.bias is None else factors.bias * (factors.scaling / scaling)
+    closest = LoraFactors(lora_a.to(factors.lora_a), lora_b.to(factors.lora_b), scaling, bias)
     return Closest(closest, float(values[rank:].square().sum()), total)
 
 

@@ -23,6 +23,7 @@ from lorary.model.saving import SaveWarning
 from lorary.model.seating import STATE, InForce, Seating, check_no_block, seating
 from lorary.model.verdict import check_computes, check_layers, settle
 from lorary.ops.choose import Mix
+from lorary.route import ROUTERS
 from lorary.route.presets import merged, preset_fields
 from lorary.route.setting import Routing
 
@@ -134,6 +135,7 @@ def seat_library(
     state.base_handles.append(SaveWarning(model))
     _warn_of_ambiguity(state)
     _warn_of_targets(state)
+    _warn_of_scores(state, [setting])
     return model
 
 
@@ -209,12 +211,15 @@ def routing(model: Model, setting: Setting | Sequence[Setting]) -> Iterator[Mode
     state = seating(model)
     before = state.routing
     if isinstance(setting, (str, Mapping, Routing)) or not isinstance(setting, Sequence):
-        block = applied(model, state, merged(before, setting))
+        settings = [merged(before, setting)]
+        block = applied(model, state, settings[0])
     elif not setting:
         raise UsageError("a list of routing settings must have one for each row", found="an empty list")
     else:
-        block = applied(model, state, before, [merged(before, row_setting) for row_setting in setting])
+        settings = [merged(before, row_setting) for row_setting in setting]
+        block = applied(model, state, before, settings)
     with block:
+        _warn_of_scores(state, settings)
         yield model
 
 
@@ -240,6 +245,25 @@ def _warn_of_targets(state: Seating) -> None:
         message = (
             f"the experts of library '{state.library.name}' adapt different layers: {groups}. A router that decides in "
             "each layer compares only the experts of that layer; contrast compares each over all of its own"
+        )
+        warnings.warn(message, stacklevel=4)
+
+
+def _warn_of_scores(state: Seating, settings: Sequence[Routing]) -> None:
+    """Say that a rule which reads scores off weights sees the low-rank part of a DoRA alone."""
+    rules = {setting.router: ROUTERS[setting.router] for setting in settings if setting.experts is None}
+    names = [name for name, rule in rules.items() if rule.reads and rule.needs != "prepared"]
+    doras = {
+        state.experts[position]
+        for layer in state.layers.values()
+        for position, (_, magnitude) in zip(layer.experts, layer.further, strict=True)
+        if magnitude is not None
+    }
+    if names and doras:
+        message = (
+            f"router '{names[0]}' scores a DoRA by its low-rank part, scaled by its magnitudes; what it does to the "
+            f"base's own output counts in the mixture and not in the score: {sorted(doras)[:10]}. A router that "
+            "decides per request (auto) does not depend on it"
         )
         warnings.warn(message, stacklevel=4)
 

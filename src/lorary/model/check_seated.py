@@ -3,9 +3,11 @@
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from lorary.errors import LibraryError
 from lorary.library.store import Library
+from lorary.model.beside import scaled_up
 from lorary.model.layers import SeatedLayer
 
 
@@ -26,13 +28,21 @@ def check_unchanged(
         seated = {path: layer for path, layer in layers.items() if position in layer.experts}
         is_same = set(seated) == set(adapter.modules)
         for path, layer in seated.items() if is_same else ():
-            rank_index, factors = layer.rank_index(layer.experts.index(position)), adapter.modules[path]
-            up = factors.lora_b.mT.to(layer.lora.up) * factors.scaling
-            is_same = is_same and torch.equal(layer.lora.down[rank_index], factors.lora_a.to(layer.lora.down))
-            is_same = is_same and torch.equal(layer.lora.up[rank_index], up)
+            seat, factors = layer.experts.index(position), adapter.modules[path]
+            rank_index, lora = layer.rank_index(seat), layer.lora
+            up = scaled_up(factors, None if lora.gain is None else lora.gain[seat], lora.up)
+            is_same = is_same and torch.equal(lora.down[rank_index], factors.lora_a.to(lora.down))
+            is_same = is_same and torch.equal(lora.up[rank_index], up)
+            is_same = is_same and all(map(_are_equal, layer.further[seat], (factors.bias, factors.magnitude)))
         if not is_same:
             raise LibraryError(
                 f"adapter '{name}' of library {library.path} must be what is seated in the model",
                 found="it was replaced since",
                 remedy="lorary.replace_expert, or attach the library again",
             )
+
+
+def _are_equal(seated: Tensor | None, stored: Tensor | None) -> bool:
+    if seated is None or stored is None:
+        return seated is stored
+    return torch.equal(seated, stored)

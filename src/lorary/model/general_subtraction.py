@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lorary.errors import RouterError
 from lorary.lora.general_subtraction import DeltaSubtraction, FactorSubtraction
-from lorary.model.layers import SeatedLayer
+from lorary.model.layers import SeatedLayer, more_than_factors
 from lorary.ops.blocks import Block
 from lorary.route.facts import Facts
 from lorary.route.general_subtraction import delta_facts, factor_facts
@@ -60,6 +60,8 @@ def subtract_general(
             raise RouterError(
                 f"general_mode='factors' needs the lora_b of expert '{zero[0]}' at {path}", found="a scaling of 0"
             )
+        if general and setting.general.mode == "factors" and layer.lora.has_beside:
+            raise more_than_factors("general_mode='factors'", path, "general_mode='delta'")
         if general:
             subtracted[path] = _subtracted(setting, layer, general)
     return subtracted

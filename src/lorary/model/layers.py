@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from lorary.adapter import Adapter, LoraFactors
 from lorary.axes import layer_number
-from lorary.errors import AdapterError
+from lorary.errors import AdapterError, RouterError
 from lorary.formats.peft_copies import check_copies, copies_of
 from lorary.formats.peft_files import Shape
 from lorary.library.base_weights import is_plain, weights_of_model
 from lorary.lora.gated import GatedLora
 from lorary.lora.seat import device_of, find_linear, linear_shape
+from lorary.model.beside import Beside, beside_of, scaled_up
 from lorary.ops.finite import is_finite
 from lorary.ops.growable import append_rows, remove_rows, widen
 from lorary.route.facts import expert_facts
@@ -27,6 +28,10 @@ _QUERIES = frozenset({"q_proj", "query", "q", "q_lin", "qkv_proj", "query_key_va
 _MOST_NUMBERS = 2**18
 
 
+# Bias and magnitude of one expert.
+Further = tuple[Tensor | None, Tensor | None]
+
+
 @dataclass
 class SeatedLayer:
     """One routed linear layer and what the rules know of its experts.
@@ -35,11 +40,13 @@ class SeatedLayer:
         experts: where each seat's expert stands in the order of names: fresh layers are seated in that order, one
             that changed live keeps its seats and renumbers these.
         ranks: rank of each expert.
-        alive: (experts,) bool, whether its update is more than zero.
+        alive: (experts,) bool, whether it does anything.
         gap: (experts,) σ2/σ1, how clear its prototype is.
         row_space: (ranks, widest rank), for each expert its matrix of `lorary.route.facts`, one below the other.
         outputs: likewise.
         scalings: of each expert, folded into the `up` of the module.
+        further: of each expert, its bias and its magnitude, as its adapter has them: what the module's offsets and
+            gains were computed from.
         lora: the module.
     """
 
@@ -50,6 +57,7 @@ class SeatedLayer:
     row_space: Tensor
     outputs: Tensor
     scalings: tuple[float, ...]
+    further: tuple["Further", ...]
     lora: GatedLora
 
     def rank_index(self, seat: int) -> slice:
@@ -73,6 +81,7 @@ class SeatedLayer:
         down = torch.cat([self.lora.down[ranks], self.lora.prototypes[seats]])
         sizes = torch.tensor([self.ranks[seat] for seat in seats])
         expert_of_rank = torch.arange(len(seats)).repeat_interleave(sizes).to(down.device)
+        offset, gain = (rows if rows is None else rows[seats] for rows in (self.lora.offset, self.lora.gain))
         return SeatedLayer(
             experts=tuple(self.experts[seat] for seat in seats),
             ranks=tuple(sizes.tolist()),
@@ -81,43 +90,42 @@ class SeatedLayer:
             row_space=self.row_space[ranks],
             outputs=self.outputs[ranks],
             scalings=tuple(self.scalings[seat] for seat in seats),
-            lora=GatedLora(down, self.lora.up[ranks], expert_of_rank),
+            further=tuple(self.further[seat] for seat in seats),
+            lora=GatedLora(down, self.lora.up[ranks], expert_of_rank, offset, gain),
         )
 
-    def append(self, position: int, factors: LoraFactors) -> None:
+    def append(self, position: int, factors: LoraFactors, beside: Beside) -> None:
         """Seat one more expert, behind the others: in time of that expert, and of moving the prototypes.
 
         Args:
             position: in the order of names.
             factors: that fit the layer.
+            beside: what the expert adds beside them, as `beside_of` gives it.
         """
-        down, up = self._seated_factors(factors)
-        facts = expert_facts(down[None], up.mT[None])
-        self.lora.append(down, facts.prototypes[0].to(down), up)
-        width = max(self.row_space.shape[1], factors.rank)
-        for name, expert_matrix in (("row_space", facts.row_space[0]), ("outputs", facts.outputs[0])):
-            matrix = widen(getattr(self, name), width)
-            setattr(self, name, append_rows(matrix, widen(expert_matrix, width).to(matrix)))
-        self.alive = torch.cat([self.alive, self.lora.down[-1:].any(dim=1).to(self.alive.device)])
-        self.gap = torch.cat([self.gap, facts.gap])
+        rows = [*self._beside_rows(), beside]
+        down = self.lora.down.new_zeros(factors.rank, factors.d_in)
+        self.lora.append(down, down[0], self.lora.up.new_zeros(factors.rank, factors.d_out))
         self.experts, self.ranks = (*self.experts, position), (*self.ranks, factors.rank)
-        self.scalings = (*self.scalings, factors.scaling)
+        self.scalings, self.further = (*self.scalings, factors.scaling), (*self.further, further_of(factors))
+        width = max(self.row_space.shape[1], factors.rank)
+        for name in ("row_space", "outputs"):
+            matrix = widen(getattr(self, name), width)
+            setattr(self, name, append_rows(matrix, matrix.new_zeros(factors.rank, width)))
+        self.alive = torch.cat([self.alive, self.alive.new_zeros(1)])
+        self.gap = torch.cat([self.gap, self.gap.new_zeros(1)])
+        self._take(len(self.experts) - 1, factors, rows)
 
-    def replace(self, seat: int, factors: LoraFactors) -> None:
-        """Give a seat other factors of the same rank, in time of those alone."""
-        rank_index, (down, up) = self.rank_index(seat), self._seated_factors(factors)
-        facts = expert_facts(down[None], up.mT[None])
-        prototype = facts.prototypes[0].to(down)
-        self.lora.down[rank_index], self.lora.up[rank_index] = down, up
-        self.lora.down[self.lora.num_ranks + seat] = prototype
-        width = self.row_space.shape[1]
-        self.row_space[rank_index] = widen(facts.row_space[0], width).to(self.row_space)
-        self.outputs[rank_index] = widen(facts.outputs[0], width).to(self.outputs)
-        self.alive[seat], self.gap[seat] = prototype.any(), facts.gap[0]
+    def replace(self, seat: int, factors: LoraFactors, beside: Beside) -> None:
+        """Give a seat other factors of the same rank, in time of those alone; see `append`."""
+        rows = self._beside_rows()
+        rows[seat] = beside
         self.scalings = (*self.scalings[:seat], factors.scaling, *self.scalings[seat + 1 :])
+        self.further = (*self.further[:seat], further_of(factors), *self.further[seat + 1 :])
+        self._take(seat, factors, rows)
 
     def remove(self, seat: int) -> None:
         """Take the expert of one seat away; those behind it move up."""
+        rows = self._beside_rows()
         rank_index = self.rank_index(seat)
         self.lora.remove(seat, rank_index.start, rank_index.stop)
         self.row_space = remove_rows(self.row_space, rank_index.start, rank_index.stop)
@@ -127,10 +135,66 @@ class SeatedLayer:
         self.experts = tuple(self.experts[index] for index in remaining)
         self.ranks = tuple(self.ranks[index] for index in remaining)
         self.scalings = tuple(self.scalings[index] for index in remaining)
+        self.further = tuple(self.further[index] for index in remaining)
+        self.lora.set_beside(*stacked_beside([rows[index] for index in remaining], self.lora.up))
 
-    def _seated_factors(self, factors: LoraFactors) -> tuple[Tensor, Tensor]:
-        """lora_a, and lora_b transposed with its scaling, as they stand in the stacks."""
-        return factors.lora_a.to(self.lora.down), factors.lora_b.mT.to(self.lora.up) * factors.scaling
+    def _take(self, seat: int, factors: LoraFactors, rows: Sequence[Beside]) -> None:
+        """Put factors into a seat, and what all experts add beside theirs."""
+        lora, rank_index = self.lora, self.rank_index(seat)
+        offset, gain = stacked_beside(rows, lora.up)
+        lora.set_beside(offset, gain)
+        down, up = factors.lora_a.to(lora.down), scaled_up(factors, None if gain is None else gain[seat], lora.up)
+        facts = expert_facts(down[None], up.mT[None])
+        prototype = facts.prototypes[0].to(down)
+        lora.down[rank_index], lora.up[rank_index] = down, up
+        lora.down[lora.num_ranks + seat] = prototype
+        width = self.row_space.shape[1]
+        self.row_space[rank_index] = widen(facts.row_space[0], width).to(self.row_space)
+        self.outputs[rank_index] = widen(facts.outputs[0], width).to(self.outputs)
+        self.alive[seat] = alive_of(prototype[None], rows[seat : seat + 1])[0]
+        self.gap[seat] = facts.gap[0]
+
+    def _beside_rows(self) -> list[Beside]:
+        """What each expert adds beside its factors, as it stands in the stacks."""
+        number = len(self.experts)
+        columns = [[None] * number if rows is None else list(rows) for rows in (self.lora.offset, self.lora.gain)]
+        return [Beside(*pair) for pair in zip(*columns, strict=True)]
+
+
+def further_of(factors: LoraFactors) -> Further:
+    """What factors have beside lora_a and lora_b, in copies that keep nothing else alive."""
+    bias, magnitude = (None if part is None else part.clone() for part in (factors.bias, factors.magnitude))
+    return bias, magnitude
+
+
+def stacked_beside(rows: Sequence[Beside], like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Offsets and gains of the experts of a layer, (experts, d_out) each, zero for those that lack one.
+
+    Args:
+        rows: of each expert.
+        like: of the dtype and device that they get, (ranks, d_out).
+
+    Returns:
+        None for what no expert has, or is zero in all.
+    """
+    offset, gain = (_stacked(parts, like) for parts in zip(*rows, strict=True))
+    return offset, gain
+
+
+def _stacked(parts: Sequence[Tensor | None], like: Tensor) -> Tensor | None:
+    if all(part is None for part in parts):
+        return None
+    stack = like.new_zeros(len(parts), like.shape[1])
+    for row, part in zip(stack, parts, strict=True):
+        if part is not None:
+            row.copy_(part)
+    return stack if bool(stack.any()) else None
+
+
+def alive_of(prototypes: Tensor, rows: Sequence[Beside]) -> Tensor:
+    """(experts,) bool, whether each does anything: by its factors, or beside them."""
+    beside = [any(part is not None and bool(part.any()) for part in row) for row in rows]
+    return prototypes.any(dim=1) | torch.tensor(beside, device=prototypes.device)
 
 
 def build_layers(
@@ -232,7 +296,7 @@ class _Stack:
         self, model: nn.Module, path: str, members: Sequence[tuple[int, int]], names: Mapping[int, str]
     ) -> None:
         self.path, self.names = path, names
-        layer = model.get_submodule(path)
+        self.layer = layer = model.get_submodule(path)
         shape = linear_shape(layer)
         assert shape is not None
         d_in, d_out = shape
@@ -245,13 +309,21 @@ class _Stack:
         self.down = torch.zeros(ends[-1] + len(members), d_in, dtype=dtype)
         self.up = torch.zeros(ends[-1], d_out, dtype=dtype)
         self.scalings: dict[int, float] = {}
+        self.further: dict[int, Further] = {}
+        self.beside: dict[int, Beside] = {}
 
     def put(self, position: int, factors: LoraFactors) -> None:
-        """Copy the factors of one expert into its place, its scaling folded into lora_b."""
+        """Copy the factors of one expert into its place, its scaling folded into lora_b.
+
+        Raises:
+            AdapterError: as `beside_of`.
+        """
         rank_index = self.slices[position]
+        beside = self.beside[position] = beside_of(self.layer, self.path, self.names[position], factors)
+        gain = None if beside.gain is None else beside.gain.to(self.up)
         self.down[rank_index].copy_(factors.lora_a)
-        self.up[rank_index].copy_(factors.lora_b.mT).mul_(factors.scaling)
-        self.scalings[position] = factors.scaling
+        self.up[rank_index] = scaled_up(factors, gain, self.up)
+        self.scalings[position], self.further[position] = factors.scaling, further_of(factors)
 
     def seat(self) -> SeatedLayer:
         """Compute what the rules know and make the module.
@@ -259,7 +331,10 @@ class _Stack:
         Raises:
             AdapterError: if a factor, or lora_b with its scaling, is more than the dtype of the experts can hold.
         """
-        if not (is_finite(self.down) and is_finite(self.up)):
+        rows = [self.beside[position] for position in self.experts]
+        offset, gain = stacked_beside(rows, self.up)
+        beside = [matrix for matrix in (offset, gain) if matrix is not None]
+        if not all(map(is_finite, (self.down, self.up, *beside))):
             self._refuse()
         experts, width = len(self.experts), int(self.ranks.max())
         prototypes, gap = self.down[-experts:], torch.zeros(experts, dtype=torch.float64)
@@ -281,14 +356,24 @@ class _Stack:
                 )
         expert_of_rank = torch.arange(experts).repeat_interleave(self.ranks)
         lora = GatedLora(self.down.to(self.device), self.up.to(self.device), expert_of_rank.to(self.device))
+        lora.set_beside(*(matrix if matrix is None else matrix.to(self.device) for matrix in (offset, gain)))
         # These stay where they were computed: a router takes what it reads to the layer's device.
-        alive = prototypes.any(dim=1)
-        scalings = tuple(self.scalings[position] for position in self.experts)
-        return SeatedLayer(self.experts, tuple(self.ranks.tolist()), alive, gap, row_space, outputs, scalings, lora)
+        return SeatedLayer(
+            experts=self.experts,
+            ranks=tuple(self.ranks.tolist()),
+            alive=alive_of(prototypes, rows),
+            gap=gap,
+            row_space=row_space,
+            outputs=outputs,
+            scalings=tuple(self.scalings[position] for position in self.experts),
+            further=tuple(self.further[position] for position in self.experts),
+            lora=lora,
+        )
 
     def _refuse(self) -> None:
         for position, rank_index in self.slices.items():
-            if not (is_finite(self.down[rank_index]) and is_finite(self.up[rank_index])):
+            parts = [part.to(self.up.dtype) for part in self.beside[position] if part is not None]
+            if not all(map(is_finite, (self.down[rank_index], self.up[rank_index], *parts))):
                 raise beyond(self.names[position], self.path, self.scalings[position])
 
 
@@ -298,6 +383,21 @@ def beyond(name: str, path: str, scaling: float) -> AdapterError:
         f"adapter '{name}' must have factors and a scaling at {path} that float32 can hold",
         found=f"scaling {scaling:g}",
         remedy="leave it out: training diverged, or lora_alpha is a slip",
+    )
+
+
+def more_than_factors(action: str, path: str, remedy: str) -> RouterError:
+    """The error where factors alone are put together, and an expert has a bias or a magnitude beside them.
+
+    Args:
+        action: what is done to factors.
+        path: of the layer.
+        remedy: what to do instead.
+    """
+    return RouterError(
+        f"{action} needs experts that are plain LoRAs, at layer '{path}' too",
+        found="an expert with a bias (lora_bias) or a magnitude (DoRA)",
+        remedy=remedy,
     )
 
 

@@ -22,9 +22,10 @@ from lorary.library.placing import placed_adapter, placed_layers
 from lorary.lora.seat import find_linear, linear_shape, seat, unseat
 from lorary.lora.targets import is_language
 from lorary.model.apply import apply_routing
+from lorary.model.beside import Beside, beside_of
 from lorary.model.changing import changing
 from lorary.model.general_subtraction import check_general, seated_ranks
-from lorary.model.layers import beyond, build_layers, check_copies_of, in_order
+from lorary.model.layers import beyond, build_layers, check_copies_of, in_order, more_than_factors
 from lorary.model.plan import settled
 from lorary.model.prepared import PreparedTensors, paths_of
 from lorary.model.seating import Seating, check_no_block, seating
@@ -62,7 +63,7 @@ def _add_expert(model: Any, state: Seating, adapter: Adapter) -> str:
             found=f"'{adapter.name}' is seated",
             remedy="lorary.replace_expert, or another name",
         )
-    _check_fit(model, adapter)
+    beside = _check_fit(model, adapter)
     _check_ranks(state, adapter)
     _check_general(state, adapter.name, adapter)
     setting = settled(state.routing, state, model)
@@ -76,7 +77,7 @@ def _add_expert(model: Any, state: Seating, adapter: Adapter) -> str:
             found=f"nothing for '{adapter.name}'",
             remedy="lorary.model.prepare.prepare",
         )
-    _add(model, state, adapter)
+    _add(model, state, adapter, beside)
     _keep_moments(state, setting, moments)
     apply_routing(model, state, state.routing)
     return adapter.name
@@ -132,7 +133,7 @@ def replace_expert(model: Any, adapter: Adapter | str | Path, name: str | None =
 
 def _replace_expert(model: Any, state: Seating, adapter: Adapter) -> str:
     _check_seated(state, adapter.name)
-    _check_fit(model, adapter)
+    beside = _check_fit(model, adapter)
     _check_ranks(state, adapter)
     _check_general(state, adapter.name, adapter)
     _check_layers_stay(state, adapter.name, adapter.modules)
@@ -151,11 +152,11 @@ def _replace_expert(model: Any, state: Seating, adapter: Adapter) -> str:
         path: factors.rank for path, factors in adapter
     }:
         for path, layer in seated_layers.items():
-            layer.replace(layer.experts.index(position), adapter.modules[path])
+            layer.replace(layer.experts.index(position), adapter.modules[path], beside[path])
         state.live[adapter.name] = adapter
     else:
         _remove(model, state, adapter.name)
-        _add(model, state, adapter)
+        _add(model, state, adapter, beside)
     state.prepared = {kind: _without(tensors, adapter.name) for kind, tensors in state.prepared.items()}
     _keep_moments(state, setting, moments)
     apply_routing(model, state, state.routing)
@@ -196,12 +197,18 @@ def _check_seated(state: Seating, name: str) -> None:
         raise RouterError("the expert must be seated", found=name, remedy=f"it has {list(state.experts)}")
 
 
-def _check_fit(model: Any, adapter: Adapter) -> None:
+def _check_fit(model: Any, adapter: Adapter) -> dict[str, Beside]:
+    """Refuse what does not fit, before anything is changed; what the expert adds beside its factors, by path."""
+    beside = {}
     for path, factors in adapter:
-        find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
+        layer = find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
         if not (is_finite(factors.lora_b.float() * factors.scaling) and is_finite(factors.lora_a)):
             raise beyond(adapter.name, path, factors.scaling)
+        beside[path] = beside_of(layer, path, adapter.name, factors)
+        if not all(is_finite(part.float()) for part in beside[path] if part is not None):
+            raise beyond(adapter.name, path, factors.scaling)
     check_layers(model, {adapter.name: [path for path, _ in adapter]})
+    return beside
 
 
 def _check_ranks(state: Seating, adapter: Adapter) -> None:
@@ -209,6 +216,8 @@ def _check_ranks(state: Seating, adapter: Adapter) -> None:
     if state.routing.mix != "factors":
         return
     for path, factors in adapter:
+        if factors.further is not None:
+            raise more_than_factors("mixing factors", path, "mix='outputs'")
         layer = state.layers.get(path)
         seated = () if layer is None else zip(layer.experts, layer.ranks, strict=True)
         if any(rank != factors.rank for expert, rank in seated if state.experts[expert] != adapter.name):
@@ -223,6 +232,9 @@ def _check_general(state: Seating, name: str, adapter: Adapter | None) -> None:
     """Refuse what general experts could not be taken from any more, before anything is changed."""
     if state.routing.general.experts is None:
         return
+    for path, factors in adapter or ():
+        if state.routing.general.mode == "factors" and factors.further is not None:
+            raise more_than_factors("general_mode='factors'", path, "general_mode='delta'")
     ranks = seated_ranks(state.experts, state.layers)
     for expert_ranks in ranks.values():
         expert_ranks.pop(name, None)
@@ -248,14 +260,14 @@ def _check_layers_stay(state: Seating, name: str, modules: Iterable[str]) -> Non
         )
 
 
-def _add(model: Any, state: Seating, adapter: Adapter) -> None:
+def _add(model: Any, state: Seating, adapter: Adapter, beside: Mapping[str, Beside]) -> None:
     names = sorted((*state.experts, adapter.name))
     position = names.index(adapter.name)
     _renumber(state, tuple(names))
     new = {path: factors for path, factors in adapter if path not in state.layers}
     for path, factors in adapter:
         if path in state.layers:
-            state.layers[path].append(position, factors)
+            state.layers[path].append(position, factors, beside[path])
     if new:
         only = Adapter(adapter.name, new, adapter.config)
         layers = build_layers(model, [only], [position])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lorary.adapter import Adapter
 from lorary.errors import AdapterError
 from lorary.lora.seat import find_linear
+from lorary.model.beside import beside_of
 
 # Of the effect of the adapter on the logits: what float32 leaves between adding updates to weights and to outputs.
 MOST_DIFFERENCE = 1e-3
@@ -17,34 +18,45 @@ MOST_DIFFERENCE = 1e-3
 def add_to_weights(model: nn.Module, adapter: Adapter) -> None:
     """Add the update of every adapted layer to the layer's weight, in float64, rounded once to the weight's dtype.
 
+    A bias beside lora_b is added to the layer's own. The magnitudes of a DoRA scale the sum.
+
     Args:
         model: the bare base model, changed in place.
         adapter: that fits it.
 
     Raises:
-        AdapterError: if it does not fit, a weight is no plain matrix of floats (a quantised one), or a weight is that
-            of another layer too, which the update would change along; nothing is changed then.
+        AdapterError: if it does not fit, a weight is no plain matrix of floats (a quantised one), a weight is that of
+            another layer too, which the update would change along, or there is no bias to add one to; nothing is
+            changed then.
     """
-    weights = {path: _weight(model, path, adapter) for path in adapter.modules}
+    layers = {path: _layer(model, path, adapter) for path in adapter.modules}
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
-    for path, (weight, _) in weights.items():
+    changed = [(path, layer.weight) for path, layer in layers.items()]
+    changed += [(path, layer.bias) for path, layer in layers.items() if adapter.modules[path].bias is not None]
+    for path, weight in changed:
         if len(names := owners.get(id(weight), [])) > 1:
             raise AdapterError(
                 f"adapter '{adapter.name}' must adapt weights of one layer each to be merged into the base",
                 found=f"{path}, whose weight is that of {', '.join(n for n in names if not n.startswith(path))} too",
                 remedy="export it for peft: there the update acts on that layer alone",
             )
+    gains = {path: beside_of(layer, path, adapter.name, adapter.modules[path]).gain for path, layer in layers.items()}
     with torch.no_grad():
-        for path, (weight, is_transposed) in weights.items():
-            factors = adapter.modules[path]
-            update = factors.scaling * (factors.lora_b.double() @ factors.lora_a.double())
-            weight.copy_(weight.double() + (update.mT if is_transposed else update).to(weight.device))
+        for path, layer in layers.items():
+            factors, weight, gain = adapter.modules[path], layer.weight, gains[path]
+            update = factors.scaling * (factors.lora_b.double() @ factors.lora_a.double()).to(weight.device)
+            merged = (weight.double().mT if hasattr(layer, "nx") else weight.double()) + update
+            if gain is not None:
+                merged *= 1 + gain[:, None].to(weight.device)
+            weight.copy_(merged.mT if hasattr(layer, "nx") else merged)
+            if factors.bias is not None:
+                layer.bias.copy_(layer.bias.double() + factors.scaling * factors.bias.double().to(weight.device))
 
 
-def _weight(model: nn.Module, path: str, adapter: Adapter) -> tuple[Tensor, bool]:
-    """The weight of a layer, and whether it is (d_in, d_out), as that of Conv1D."""
+def _layer(model: nn.Module, path: str, adapter: Adapter) -> Any:
+    """A layer whose weight, and bias where the adapter has one, are plain floats that can be changed."""
     factors = adapter.modules[path]
     layer: Any = find_linear(model, path, adapter.name, factors.d_in, factors.d_out)
     weight = layer.weight
@@ -54,7 +66,13 @@ def _weight(model: nn.Module, path: str, adapter: Adapter) -> tuple[Tensor, bool
             found=f"{path}, a {type(layer).__name__}",
             remedy="load the base without quantisation",
         )
-    return weight, hasattr(layer, "nx")
+    if factors.bias is not None and not isinstance(getattr(layer, "bias", None), nn.Parameter):
+        raise AdapterError(
+            f"adapter '{adapter.name}' must add its biases (lora_bias) to biases of the base to be merged into it",
+            found=f"{path}, a layer without a bias",
+            remedy="export it for peft, or route to it",
+        )
+    return layer
 
 
 def relative_difference(logits: Tensor, expected: Tensor, bare: Tensor) -> float:

@@ -14,7 +14,7 @@ from lorary.model.decision import Request, TokenDecision
 from lorary.model.features import Featured, embedding, featured
 from lorary.model.gates import ScoreGate, TokenGate
 from lorary.model.general_subtraction import Subtracted
-from lorary.model.layers import SeatedLayer, late_layer
+from lorary.model.layers import SeatedLayer, late_layer, more_than_factors
 from lorary.model.prepared import REQUEST, PreparedTensors
 from lorary.model.row_gates import RequestGate
 from lorary.model.row_settings import prepared_tensors, score_rows_for
@@ -217,10 +217,12 @@ def check_setting(setting: Routing, state: Seating) -> None:
 
 
 def _check_mix(routing: Routing, layers: Mapping[str, SeatedLayer]) -> None:
-    """Refuse to mix factors of unequal ranks: there is no matrix to average."""
+    """Refuse to mix factors of unequal ranks, where there is no matrix to average, and experts that are more."""
     if routing.mix != "factors":
         return
     for path, layer in layers.items():
+        if layer.lora.has_beside:
+            raise more_than_factors("mixing factors", path, "mix='outputs'")
         if len(ranks := set(layer.ranks)) > 1:
             raise RouterError(
                 f"mixing factors needs experts of one rank, at layer '{path}' too",

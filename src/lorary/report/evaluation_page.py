@@ -81,11 +81,20 @@ def report_of(evaluation: Evaluation, libraries: Sequence[Library], routings: Se
             **({"tasks by name": words} if (words := by_name_words(evaluation.tasks_by_name)) else {}),
         },
         evaluation=evaluation.to_json(),
-        similarity=Similarity(names, families, adapter_similarity([library.get(name) for name in names])),
+        similarity=_similarity(library, families),
         routings=routings,
         losses=losses,
         versions={package: version(package) for package in ("lorary", "torch", "transformers")},
     )
+
+
+def _similarity(library: Library, families: Mapping[str, str]) -> Similarity | None:
+    """How alike the experts are; None where one of them is a DoRA, whose update its factors do not hold."""
+    names = library.names()
+    adapters = [library.get(name) for name in names]
+    if any(factors.magnitude is not None for adapter in adapters for _, factors in adapter):
+        return None
+    return Similarity(names, families, adapter_similarity(adapters))
 
 
 def _title(evaluation: Evaluation) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorary.adapter import content_hash
+from lorary.formats.peft import tensors_of
 from lorary.model.seating import Seating
 from lorary.route.setting import Routing
 from lorary.serve.row_cache import RowStates
@@ -104,8 +105,7 @@ def contents(state: Seating) -> dict[str, str]:
         if (adapter := state.live.get(name)) is None:
             hashes[name] = str(state.library.provenance(name)["content_hash"])
         else:
-            factors = {f"{path}.{part}": getattr(f, part) for path, f in adapter for part in ("lora_a", "lora_b")}
-            hashes[name] = content_hash(adapter.config, adapter.tensors or factors)
+            hashes[name] = content_hash(adapter.config, adapter.tensors or tensors_of(adapter.modules))
     return hashes
 
 

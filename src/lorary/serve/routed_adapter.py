@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lorary.adapter import Adapter, LoraFactors, content_hash
+from lorary.adapter import Adapter, LoraFactors, check_low_rank, content_hash
 from lorary.axes import layer_number
 from lorary.errors import AdapterError, LibraryError, RouterError, UsageError
 from lorary.formats.peft import encode_adapter, new_config, tensors_of
@@ -93,7 +93,12 @@ def routed_adapter(library: Library, setting: Routing) -> RoutedAdapter:
     lora_b = {path: torch.zeros(_shape(shapes, path).d_out, columns) for path in paths}
     for number, name in enumerate(names):
         start = sum(ranks[:number])
-        for path, factors in library.get(name):
+        adapter = library.get(name)
+        check_low_rank(
+            name, adapter.modules, "be one of vLLM's routed experts, which are two factors a layer",
+            remedy="leave it out with --route allow=[...], or serve the library with lorary serve",
+        )  # fmt: skip
+        for path, factors in adapter:
             a, b, row = gated_factors(factors, setting.router)
             if not (is_finite(a) and is_finite(b)):
                 raise AdapterError(f"adapter '{name}' must have finite factors in float32", found=path)

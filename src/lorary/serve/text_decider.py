@@ -108,7 +108,7 @@ class TextDecider:
     def _take(self, names: Sequence[str]) -> None:
         adapters = [self._library.get(name) for name in names]
         # Experts that do nothing are never chosen.
-        self._alive = torch.tensor([any(f.lora_a.any() and f.lora_b.any() for _, f in each) for each in adapters])
+        self._alive = torch.tensor([any(factors.acts for _, factors in each) for each in adapters])
         self._names = tuple(names)
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ import math
 import os
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from tests.support.adapters import write_adapter
 from torch import Tensor
 
-from lorary.adapter import Adapter, LoraFactors
+from lorary.adapter import Adapter, LoraFactors, content_hash
 from lorary.errors import AdapterError
-from lorary.formats.peft import parse_adapter, read_adapter, tensors_of
+from lorary.formats.peft import encode_adapter, parse_adapter, read_adapter, tensors_of
 from lorary.formats.peft_config import new_config
 from lorary.formats.peft_files import Shape, read_shapes
 
@@ -244,11 +244,11 @@ def embedding(tensors: dict[str, Tensor]) -> None:
 
 
 def magnitude(tensors: dict[str, Tensor]) -> None:
-    tensors[f"base_model.model.{Q_PROJ}.lora_magnitude_vector"] = torch.ones(32)
+    tensors[f"base_model.model.{Q_PROJ}.lora_magnitude_vector.sst2"] = torch.ones(32)
 
 
 def bias(tensors: dict[str, Tensor]) -> None:
-    tensors[f"base_model.model.{Q_PROJ}.lora_B.bias"] = torch.ones(32)
+    tensors[f"base_model.model.{Q_PROJ}.lora_A.bias"] = torch.ones(32)
 
 
 def base_bias(tensors: dict[str, Tensor]) -> None:
@@ -283,6 +283,65 @@ def test_a_tensor_that_is_not_half_of_a_pair_is_refused_by_name(
     with pytest.raises(AdapterError, match="must hold nothing but pairs") as caught:
         read_adapter(write(tmp_path / "a", config(), tensors))
     assert any(key in str(caught.value) for key in [*strays, KEY_B])
+
+
+FURTHER = pytest.mark.parametrize(
+    ("field", "part", "keys"),
+    [
+        ("lora_bias", "bias", ("lora_B.bias", "lora_B.default.bias")),
+        (
+            "use_dora",
+            "magnitude",
+            ("lora_magnitude_vector", "lora_magnitude_vector.weight", "lora_magnitude_vector.default.weight"),
+        ),
+    ],
+)
+
+
+@FURTHER
+def test_a_bias_and_a_magnitude_are_read_under_each_key_that_peft_loads(
+    tmp_path: Path, field: str, part: str, keys: Sequence[str]
+) -> None:
+    for number, key in enumerate(keys):
+        tensors = {**pair(), f"{PREFIX}{Q_PROJ}.{key}": torch.arange(32.0)}
+        folder = write(tmp_path / str(number), config(**{field: True}), tensors)
+        adapter = read_adapter(folder)
+        factors = adapter.modules[Q_PROJ]
+        assert torch.equal(getattr(factors, part), torch.arange(32.0))
+        assert sum(tensor is not None for tensor in (factors.bias, factors.magnitude)) == 1
+        assert adapter.num_parameters == 2 * 2 * 32 + 32
+        files = encode_adapter(adapter)
+        assert torch.equal(getattr(parse_adapter("a", files).modules[Q_PROJ], part), torch.arange(32.0))
+        with pytest.raises(AdapterError, match=rf"if, and only if, {field} is true"):
+            read_adapter(write(tmp_path / str(number), config(), tensors))
+        with pytest.raises(AdapterError, match=rf"if, and only if, {field} is true"):
+            read_adapter(write(tmp_path / str(number), config(**{field: True}), pair()))
+
+
+@FURTHER
+@pytest.mark.parametrize(
+    ("spoiled", "message"),
+    [
+        (torch.ones(31), r"a (bias|magnitude) of shape \(32,\), of floats"),
+        (torch.ones(1, 32), r"a (bias|magnitude) of shape \(32,\), of floats"),
+        (torch.ones(32, dtype=torch.int8), r"a (bias|magnitude) of shape \(32,\), of floats"),
+        (torch.full((32,), math.nan), "must have finite weights"),
+    ],
+)
+def test_a_bias_or_magnitude_that_cannot_be_one_is_refused_by_name(
+    tmp_path: Path, field: str, part: str, keys: Sequence[str], spoiled: Tensor, message: str
+) -> None:
+    tensors = {**pair(), f"{PREFIX}{Q_PROJ}.{keys[0]}": spoiled}
+    with pytest.raises(AdapterError, match=message):
+        read_adapter(write(tmp_path / "a", config(**{field: True}), tensors))
+
+
+@FURTHER
+def test_a_change_of_a_bias_or_magnitude_alone_is_another_adapter(field: str, part: str, keys: Sequence[str]) -> None:
+    tensors = {**pair(), f"{PREFIX}{Q_PROJ}.{keys[0]}": torch.ones(32)}
+    other = {**tensors, f"{PREFIX}{Q_PROJ}.{keys[0]}": torch.cat([torch.ones(31), torch.zeros(1)])}
+    hashes = {content_hash(config(**{field: True}), t) for t in (tensors, other)}
+    assert len({*hashes, content_hash(config(), pair())}) == 3
 
 
 def test_a_factor_that_is_given_under_two_keys_is_refused(tmp_path: Path) -> None:

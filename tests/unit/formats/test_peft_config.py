@@ -1,6 +1,7 @@
 """adapter_config.json: every field of PEFT's LoraConfig is handled, irrelevant, or refused by name."""
 
 import dataclasses
+from contextlib import nullcontext
 from typing import Any
 
 import peft
@@ -52,8 +53,6 @@ def test_what_lorary_writes_is_what_peft_reads() -> None:
     [
         ("bias", "all"),
         ("bias", "lora_only"),
-        ("use_dora", True),
-        ("lora_bias", True),
         ("modules_to_save", ["lm_head"]),
         ("target_parameters", ["mlp.experts.gate_up_proj"]),
         ("trainable_token_indices", [1, 2]),
@@ -74,6 +73,21 @@ def test_what_lorary_writes_is_what_peft_reads() -> None:
 def test_a_field_that_changes_the_function_otherwise_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(AdapterError, match=rf"adapter 'a' must be a plain LoRA, but {field} is set"):
         check_config("a", config(**{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_bias": True, "use_dora": True}, "must have lora_bias or use_dora, not both"),
+        ({"lora_bias": "yes"}, "must give lora_bias as true or false"),
+        ({"use_dora": {"a": 1}}, "must give use_dora as true or false"),
+    ],
+)
+def test_what_peft_does_not_load_of_biases_and_magnitudes_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(AdapterError, match=message):
+        check_config("a", config(**changes))
+    with pytest.raises((ValueError, TypeError)) if len(changes) == 2 else nullcontext():
+        peft.LoraConfig(r=4, **changes)
 
 
 def test_each_refused_field_has_such_a_test() -> None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from families import tiny_family
+from tests.support.adapters import as_dora, with_biases
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from transformers import StaticCache
@@ -59,8 +61,15 @@ CHOSEN = {"top_p": 0.9, "threshold": 0.1, "null": 0.5, "input_norm": "layer"}
 SETTINGS: list[Any] = ["lag", {"experts": ["b"]}, {**CHOSEN, "per": "token"}, ["base", "arrow"]]
 
 
+@pytest.mark.parametrize("is_plain", [True, False])
 @pytest.mark.parametrize("setting", SETTINGS)
-def check_that_a_routed_layer_is_one_graph(routed: Any, setting: Any, generator: torch.Generator) -> None:
+@pytest.mark.filterwarnings("ignore:router '.*' scores a DoRA:UserWarning")
+def check_that_a_routed_layer_is_one_graph(
+    routed: Any, random_adapter: Make, setting: Any, generator: torch.Generator, is_plain: bool
+) -> None:
+    if not is_plain:
+        for name, more in (("x", partial(as_dora, model=routed)), ("y", with_biases)):
+            add_expert(routed, more(random_adapter(routed, name, generator), generator=generator))
     lora = seating(routed).layers[PATH].lora
     x, output = inputs(generator)
     with routing(routed, setting), torch.no_grad():

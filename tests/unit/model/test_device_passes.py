@@ -5,11 +5,13 @@ There is no device: `stand_in` takes its place, and says of whatever would wait.
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from stand_in import DEVICE, StandIn
+from tests.support.adapters import as_dora, with_biases
 from torch import Tensor
 from transformers import StaticCache
 
@@ -18,6 +20,7 @@ from lorary.model.attach import routing
 from lorary.model.decision import Request
 from lorary.model.fallback import Evidence
 from lorary.model.features import texts_of
+from lorary.model.live import add_expert
 from lorary.model.prepare import prepare
 from lorary.model.row_routing import RowRouting
 from lorary.model.seating import seating
@@ -98,6 +101,19 @@ def passes(model: Any, seq: int = 5) -> tuple[StandIn, StandIn]:
 
 @pytest.mark.parametrize("setting", PLAIN.values(), ids=PLAIN)
 def test_layers_and_tokens_never_make_the_host_wait(routed: Any, setting: Any) -> None:
+    with routing(routed, setting):
+        routed.to(DEVICE)
+        prefill, decode = passes(routed)
+        assert prefill.ours == decode.ours == []
+
+
+@pytest.mark.parametrize("setting", ["arrow", "uniform", {"general": ["a"]}, ["arrow", {"experts": ["x"]}]], ids=str)
+@pytest.mark.filterwarnings("ignore:router 'arrow' scores a DoRA:UserWarning")
+def test_biases_and_magnitudes_make_the_host_wait_no_more(
+    routed: Any, random_adapter: Make, generator: torch.Generator, setting: Any
+) -> None:
+    for name, more in (("x", partial(as_dora, model=routed)), ("y", with_biases)):
+        add_expert(routed, more(random_adapter(routed, name, generator), generator=generator))
     with routing(routed, setting):
         routed.to(DEVICE)
         prefill, decode = passes(routed)

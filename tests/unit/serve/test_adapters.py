@@ -84,7 +84,7 @@ def test_what_is_no_adapter_of_this_base_is_refused_by_the_librarys_checks(own: 
         "no JSON": {**files, "config": b"{"},
         "no tensors": {**files, "weights": b"garbage"},
         "cut": {**files, "weights": files["weights"][:-10]},
-        "DoRA": {**files, "config": b'{"use_dora": true,' + files["config"].lstrip()[1:]},
+        "DoRA without magnitudes": {**files, "config": b'{"use_dora": true,' + files["config"].lstrip()[1:]},
     }
     for what, changed in bad.items():
         response = own.ask("POST", "/v1/adapters", data={"name": "bad"}, files=upload(changed), headers=ADMIN)

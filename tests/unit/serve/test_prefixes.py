@@ -1,9 +1,15 @@
 """Beginnings of prompts, by what computed them."""
 
-import torch
+from typing import Any
 
+import torch
+from tests.support.adapters import as_dora, with_biases
+
+from lorary.adapter import Adapter
+from lorary.model.live import add_expert, replace_expert
+from lorary.model.seating import seating
 from lorary.route.setting import General, Routing
-from lorary.serve.prefixes import STRIDE, PrefixCache, computed_by
+from lorary.serve.prefixes import STRIDE, PrefixCache, computed_by, contents
 from lorary.serve.row_cache import RowStates
 
 HASHES = {"a": "1", "b": "2"}
@@ -64,3 +70,17 @@ def test_whatever_changes_an_answer_has_another_digest() -> None:
 def test_a_decision_shares_with_the_expert_that_it_names() -> None:
     decided = Routing.of("arrow", per="request").changed(experts={"a": 1.0}, fallback=None)
     assert computed_by(decided, HASHES) == computed_by(Routing(experts=["a"]), HASHES)
+
+
+def test_an_expert_that_came_live_has_a_hash_of_all_that_it_does(
+    tiny_model: Any, random_adapter: Any, route: Any, generator: torch.Generator
+) -> None:
+    model = tiny_model()
+    plain, late = (random_adapter(model, name, generator) for name in "ab")
+    route(model, [plain], router="uniform")
+    add_expert(model, late)
+    hashes = [contents(seating(model))["b"]]
+    for more in (as_dora(late, model, generator), as_dora(late, model, generator), with_biases(late, generator)):
+        replace_expert(model, Adapter("b", more.modules, more.config))  # nothing of it was on disk
+        hashes.append(contents(seating(model))["b"])
+    assert len(set(hashes)) == 4
