@@ -302,8 +302,8 @@ class Run:
             case = case_of(self.whole, self.args.seed, worker.current, self.args.kind)
             self.measured.append(Measured(worker.current, case.kind))
             self._found(Finding(worker.current, case.kind, "", case.damages, what))
-        else:  # between two files: another process goes on
-            print(f"between two files: {what}", file=sys.stderr, flush=True)
+        else:  # before a file was there: it could not be drawn, and another process goes on with the next
+            print(f"file {worker.left.pop(0)} was not drawn: {what}", file=sys.stderr, flush=True)
 
     def _found(self, finding: Finding) -> None:
         self.findings.append(finding)
