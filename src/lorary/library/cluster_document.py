@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lorary.errors import LibraryError
@@ -40,7 +41,7 @@ def parse_clusters(
             raise ValueError(f"{wrong} = {str(document.get(wrong))[:100]}")
         cosines = load_tensors(files[COSINES])["cosine"] if COSINES in files else None
         if cosines is not None and (
-            not cosines.is_floating_point() or tuple(cosines.shape) != (len(names),) * 2 or not is_finite(cosines)
+            cosines.dtype != torch.float32 or tuple(cosines.shape) != (len(names),) * 2 or not is_finite(cosines)
         ):
             raise ValueError(f"cosines {tuple(cosines.shape)} of {len(names)} adapters")
     except (KeyError, TypeError, ValueError) as error:

@@ -103,7 +103,7 @@ def load_prepared(library: Library, kind: str, key: Key) -> Prepared | None:
         if wrong := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
             raise ValueError(f"NaN or infinity in {wrong[0]}")
         return Prepared(tensors, dict(record["made_of"]), dict(record["notes"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # the last of dtypes that torch cannot compare
         raise LibraryError(
             f"{derived_folder(library.path, kind, key)} must hold {TENSORS_FILE} and {MADE_FILE}, as they were written",
             found=f"{type(error).__name__}: {error}",

@@ -17,7 +17,7 @@ import torch
 
 from lorary.errors import BaseModelError, LibraryError, LoraryError, RouterError, UsageError
 from lorary.formats.base import BaseFiles, check_folder, resolve_base
-from lorary.formats.peft_files import load_tensors
+from lorary.formats.peft_files import FLOAT_DTYPES, load_tensors
 from lorary.formats.pretrained import plain_generation
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.base_weights import is_plain
@@ -35,6 +35,7 @@ from lorary.model.base import DTYPES, choose_device, load_model
 from lorary.model.check_seated import check_unchanged
 from lorary.model.prepared import PreparedTensors
 from lorary.model.seating import Seating, seating
+from lorary.ops.finite import is_finite
 from lorary.reading import open_regular, read_weights
 from lorary.route.setting import Routing
 
@@ -251,7 +252,8 @@ def _read_prepared(folder: Path) -> dict[str, PreparedTensors]:
     if (folder / PREPARED_FILE).is_file():
         for key, tensor in _read_tensors(folder / PREPARED_FILE).items():
             kind, name, path = [*key.split("/", 2), "", ""][:3]
-            if not path or not bool(tensor.isfinite().all()):
+            is_number = not tensor.is_floating_point() or (tensor.dtype in FLOAT_DTYPES and is_finite(tensor))
+            if not path or not is_number:
                 raise LibraryError(
                     f"{folder / PREPARED_FILE} must hold finite tensors by kind, expert and layer",
                     found=key[:200],

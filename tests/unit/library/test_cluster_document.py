@@ -56,6 +56,7 @@ def test_a_field_of_another_kind_is_named(field: str, value: Any) -> None:
         safetensors.torch.save({"cosine": torch.eye(2)}),
         safetensors.torch.save({"cosine": torch.full((3, 3), float("nan"))}),
         safetensors.torch.save({"cosine": torch.eye(3, dtype=torch.int64)}),
+        safetensors.torch.save({"cosine": torch.eye(3).to(torch.float8_e4m3fn)}),
         safetensors.torch.save({"other": torch.eye(3)}),
         EYE[:-1],
         EYE + b"x",
