@@ -18,6 +18,9 @@
 Every error says the rule, the value found and the remedy, and names the file, adapter and layer where there is one.
 """
 
+# Characters of each part of a message: what is found may be anybody's, and of any length.
+MOST_CHARACTERS = 1000
+
 
 class LoraryError(Exception):
     """Base of all errors that Lorary raises on purpose.
@@ -31,15 +34,19 @@ class LoraryError(Exception):
     exit_code = 1
 
     def __init__(self, rule: str, *, found: object = None, remedy: str | None = None) -> None:
-        self.rule = rule
-        self.found = None if found is None else str(found)
-        self.remedy = remedy
-        lines = [rule]
+        self.rule = _shortened(rule)
+        self.found = None if found is None else _shortened(str(found))
+        self.remedy = None if remedy is None else _shortened(remedy)
+        lines = [self.rule]
         if self.found is not None:
             lines.append(f"found: {self.found}")
-        if remedy is not None:
-            lines.append(f"remedy: {remedy}")
+        if self.remedy is not None:
+            lines.append(f"remedy: {self.remedy}")
         super().__init__("\n".join(lines))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 3]}..."
 
 
 class UsageError(LoraryError, ValueError):

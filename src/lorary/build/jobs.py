@@ -1,6 +1,5 @@
 """What a build makes, before anything is trained: an assignment of tasks to experts becomes a list of units."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from lorary.data.schema import Row, Task
 from lorary.data.template import Example, Template, warn_of_cuts
 from lorary.errors import TaskError, UsageError
 from lorary.library.folders import check_name
+from lorary.reading import read_json
 from lorary.train.units import Job
 
 JOINT = "joint"
@@ -128,7 +128,7 @@ def read_overrides(path: str | Path) -> dict[str, dict[str, Any]]:
         UsageError: if it is not there, or not that.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = read_json(Path(path))
     except (OSError, ValueError) as error:
         raise UsageError(f"--overrides must name a JSON file: {path}", found=error) from error
     if not isinstance(document, dict) or not all(isinstance(fields, dict) for fields in document.values()):

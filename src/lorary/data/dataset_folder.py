@@ -17,7 +17,7 @@ from lorary.data.schema import shorten
 from lorary.data.strict_yaml import strict_yaml
 from lorary.data.tables import READERS
 from lorary.errors import TaskError, UsageError
-from lorary.reading import read_regular
+from lorary.reading import first_twice, read_regular
 
 MAX_FILES = 100_000
 # Notes that lie beside data, and never hold rows.
@@ -222,7 +222,7 @@ def _checked_splits(folder: Path, candidates: Sequence[Path], splits: dict[str, 
     """The splits, and a warning of files that are in none; a file that is in two is refused."""
     placed = [path for paths in splits.values() for path in paths]
     if len(set(placed)) < len(placed):
-        twice = next(path for path in placed if placed.count(path) > 1)
+        twice = first_twice(placed)
         raise TaskError(f"{twice}: a data file must be of one split by its name", found=", ".join(
             split for split, paths in splits.items() if twice in paths), remedy="rename it")  # fmt: skip
     _warn_of(folder, [path for path in candidates if path not in set(placed)], "their names say no split")

@@ -52,7 +52,7 @@ def read_dataset(reference: str | Path, columns: NamedColumns | None = None) -> 
     rows: list[Row] = []
     undivided: list[Row] = []
     for name, table in _splits(reference):
-        where = f"data set '{reference}'" + (f", split '{name}'" if name else "")
+        where = f"data set '{reference}'" + (f", split '{name[:80]}'" if name else "")
         if name not in (*SPLIT_NAMES, None):
             raise TaskError(
                 f"{where}: a split must be called {', '.join(SPLIT_NAMES)}",

@@ -9,15 +9,16 @@ from typing import Any, BinaryIO
 
 from lorary.data.schema import Row, parse_row, shorten
 from lorary.errors import TaskError, UsageError
-from lorary.reading import open_regular
+from lorary.reading import first_twice, open_regular
 
 UTF8_BOM = b"\xef\xbb\xbf"
 # More than any row of text has. A line is held in memory, and what is parsed takes a multiple of it.
 MAX_LINE_BYTES = 16 * 1024 * 1024
-# Objects and lists that a document may hold, as far as its brackets tell: each takes a hundred bytes of memory.
-MAX_OPENINGS = 8_000_000
-# Values that it may hold, as far as its commas tell: a million of numbers takes a second.
-MAX_COMMAS = 24_000_000
+# Memory that the values of a small document may take, as far as its signs tell. Those of a large one may take a
+# multiple of its size, as rows of text do.
+MAX_VALUE_BYTES, BYTES_PER_BYTE = 64 * 1024 * 1024, 8
+# What an object of a few keys, a list, a value and each further key take. Keys that come again are kept once.
+OBJECT_BYTES, FEW_KEYS, LIST_BYTES, VALUE_BYTES, KEY_BYTES = 300, 20, 80, 60, 250
 
 
 def iter_rows(path: str | Path) -> Iterator[Row]:
@@ -89,20 +90,20 @@ def _unreadable(path: str | Path, kind: str, error: OSError) -> TaskError:
     return TaskError(f"{path}: the {kind} file must be readable", found=error.strerror or str(error))
 
 
-def check_openings(data: bytes, where: str) -> None:
-    """Refuse a document of more objects, lists and values than memory and patience hold, before it is parsed.
+def _check_size(data: bytes, where: str) -> None:
+    """Refuse a document whose values would take more than memory and patience hold, before it is parsed.
 
     Raises:
         TaskError: naming the place.
     """
-    if (openings := data.count(b"[") + data.count(b"{")) > MAX_OPENINGS:
+    objects, keys = data.count(b"{"), data.count(b":")
+    reckoned = OBJECT_BYTES * objects + KEY_BYTES * max(0, keys - FEW_KEYS * objects)
+    reckoned += LIST_BYTES * data.count(b"[") + VALUE_BYTES * data.count(b",")
+    most = max(MAX_VALUE_BYTES, BYTES_PER_BYTE * len(data))
+    if reckoned > most:
         raise TaskError(
-            f"{where}: a document must hold at most {MAX_OPENINGS:,} objects and lists", found=f"{openings:,} brackets",
-            remedy="save the rows as JSONL, one object a line",
-        )  # fmt: skip
-    if (commas := data.count(b",")) > MAX_COMMAS:
-        raise TaskError(
-            f"{where}: a document must hold at most {MAX_COMMAS:,} values", found=f"{commas:,} commas",
+            f"{where}: the values of a document of {len(data):,} bytes must take at most {most:,} bytes of memory",
+            found=f"{reckoned:,}, by its brackets, colons and commas",
             remedy="save the rows as JSONL, one object a line",
         )  # fmt: skip
 
@@ -115,6 +116,7 @@ def decode_json(data: bytes, where: str) -> object:
     Raises:
         TaskError: naming the place, what is wrong and the remedy.
     """
+    _check_size(data, where)
     try:
         return _DECODER.decode(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -139,9 +141,7 @@ def decode_json(data: bytes, where: str) -> object:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} is given twice")
+        raise ValueError(f"the key {shorten(first_twice(key for key, _ in pairs))} is given twice")
     return record
 
 

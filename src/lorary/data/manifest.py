@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorary.data.dataset_folder import check_inside
-from lorary.data.jsonl import check_openings, decode_json
+from lorary.data.jsonl import decode_json
 from lorary.data.schema import shorten
 from lorary.errors import TaskError
 from lorary.reading import read_regular
@@ -51,7 +51,6 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
         data = read_regular(path).removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise TaskError(f"{path}: the manifest must be readable", found=error.strerror or str(error)) from error
-    check_openings(data, str(path))
     document = decode_json(data, str(path))
     listed = document.get("tasks") if isinstance(document, dict) else None
     if not isinstance(listed, list) or not listed:

@@ -5,18 +5,21 @@ Nothing is cached, so that a file that changed is read as it is.
 """
 
 import csv
+import errno
 import io
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorary.data.jsonl import MAX_LINE_BYTES, check_openings, decode_json, iter_records
+from lorary.data.jsonl import MAX_LINE_BYTES, decode_json, iter_records
 from lorary.data.schema import FIELDS, REQUIRED_FIELDS, shorten
 from lorary.errors import TaskError
-from lorary.reading import open_regular, read_regular
+from lorary.reading import first_twice, open_regular
 
 # Larger than a data set in one JSON document should be; JSONL is streamed, and may be of any size.
 MAX_JSON_BYTES = 256 * 1024 * 1024
+CHUNK_BYTES = 1024 * 1024
 # Rows of a Parquet or Arrow file that are turned into Python's values at once.
 BATCH_ROWS = 1024
 # Rows that such a file may hold. Equal ones take no room in it, so that its size bounds nothing.
@@ -51,12 +54,13 @@ def _read_cells(path: Path, delimiter: str) -> Iterator[TableRow]:
     # One text may be longer than the package's own bound; it is ours that holds.
     csv.field_size_limit(MAX_LINE_BYTES)
     with open_regular(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        reader = csv.reader(_bounded_lines(text, path), delimiter=delimiter, strict=True)
         try:
             head = next(reader, [])
             if len(set(head)) < len(head):
-                twice = next(name for name in head if head.count(name) > 1)
-                raise TaskError(f"{path}: a column must have a name of its own", found=f"{shorten(twice)}, twice")
+                raise TaskError(
+                    f"{path}: a column must have a name of its own", found=f"{shorten(first_twice(head))}, twice"
+                )
             for cells in reader:
                 if not cells:  # a blank line
                     continue
@@ -81,15 +85,26 @@ def _read_cells(path: Path, delimiter: str) -> Iterator[TableRow]:
             ) from None  # fmt: skip
 
 
+def _bounded_lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
+    """The lines of a text, none of which takes the memory of the machine."""
+    number = 0
+    while line := text.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            raise TaskError(
+                f"{path}:{number}: a line must have at most {MAX_LINE_BYTES:,} characters", found="a longer one",
+                remedy="write long texts as several rows",
+            )  # fmt: skip
+        yield line
+
+
 def _read_json(path: Path) -> Iterator[TableRow]:
     """A list of objects, an object of lists (the columns), or an object a line."""
-    data = read_regular(path, max_bytes=MAX_JSON_BYTES)
-    begin = data.removeprefix(b"\xef\xbb\xbf").lstrip()
-    first, _, remainder = begin.partition(b"\n")
-    if first.rstrip().startswith(b"{") and first.rstrip().endswith(b"}") and remainder.strip():
+    begin = _read_text(path)
+    end = begin.find(b"\n")
+    if begin.startswith(b"{") and begin[:end].rstrip().endswith(b"}") and end > 0 and not begin[end:].isspace():
         yield from _read_lines(path)
         return
-    check_openings(begin, str(path))
     document = decode_json(begin, str(path))
     if isinstance(document, dict):
         document = _from_columns(document, path)
@@ -97,6 +112,22 @@ def _read_json(path: Path) -> Iterator[TableRow]:
         raise TaskError(f"{path}: a data set must be a list of objects", found=shorten(document))
     for number, row in enumerate(document):
         yield _object(row, f"{path}, row {number}")
+
+
+def _read_text(path: Path) -> bytes:
+    """The text of a file from its first sign on. Zero bytes, of which a file of holes consists, end it at once."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_JSON_BYTES:
+            raise OSError(errno.EFBIG, f"it is larger than {MAX_JSON_BYTES:,} bytes", str(path))
+        data = bytearray()
+        while chunk := file.read(CHUNK_BYTES):
+            data += chunk
+            if b"\0" in chunk or len(data) > MAX_JSON_BYTES:
+                raise TaskError(
+                    f"{path}: a data set must be text", found="a zero byte", remedy="copy or download it again"
+                )
+    return bytes(data.removeprefix(b"\xef\xbb\xbf").lstrip())
 
 
 def _from_columns(document: Mapping[str, Any], path: Path) -> list[Any]:
@@ -155,6 +186,8 @@ def _rows(batches: Iterator[Any], path: Path) -> Iterator[TableRow]:
     for batch in batches:
         number += batch.num_rows
         _check_rows(number, path)
+        # Arrow believes the lengths and offsets of a file: they must be inside of it, and texts be text.
+        batch.validate(full=True)
         yield from batch.to_pylist()
 
 

@@ -8,13 +8,12 @@ from importlib.metadata import version
 from typing import Any
 
 from lorary.errors import LibraryError
-from lorary.library.handles import check_kind, kind_of, opened
+from lorary.library.handles import opened
 from lorary.library.layout import RESULTS, RESULTS_FILE
+from lorary.library.result_lines import result_lines
 from lorary.library.store import Library
-from lorary.reading import open_regular, parse_json
+from lorary.reading import parse_json
 
-# Longer than any line that is written: a value is a score of a task, with its losses or answers by row.
-MAX_LINE_BYTES = 64 * 1024 * 1024
 PACKAGES = ("lorary", "torch", "transformers", "tokenizers")
 
 
@@ -29,7 +28,8 @@ def stored_values(library: Library) -> Iterator[tuple[str, Any]]:
     Raises:
         LibraryError: if results are there and cannot be read.
     """
-    for line in _lines(library):
+    library.check_presence()
+    for line in result_lines(library.path):
         try:
             entry = parse_json(line)
             key, value = entry["key"], entry["value"]
@@ -37,22 +37,6 @@ def stored_values(library: Library) -> Iterator[tuple[str, Any]]:
             continue
         if isinstance(key, str):
             yield key, value
-
-
-def _lines(library: Library) -> Iterator[bytes]:
-    """The lines that were written before. One that is longer than any that is written comes in useless pieces."""
-    library.check_presence()
-    path = library.path / RESULTS / RESULTS_FILE
-    for part in (path.parent, path):
-        check_kind(part, "file" if part == path else "folder", kind_of(part))
-    if not os.path.lexists(path):
-        return
-    try:
-        with open_regular(path, follow_links=False) as file:
-            while line := file.readline(MAX_LINE_BYTES):
-                yield line
-    except OSError as error:
-        raise LibraryError(f"results must be readable at '{path}'", found=error) from error
 
 
 class ResultCache:

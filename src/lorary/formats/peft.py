@@ -46,6 +46,7 @@ _FURTHER = {"bias": "lora_bias", "magnitude": "use_dora"}
 # Far longer than the path of any layer: what is done for each dot of a key must end.
 MOST_CHARACTERS = 1000
 _TOO_LONG = Reason(f"longer than {MOST_CHARACTERS} characters", "copy the adapter again: the file is damaged")
+_LINE_FEED = Reason("a name with a line feed, which no layer has", "copy the adapter again: the file is damaged")
 _TWICE = Reason("the second of its kind for the layer", "remove one of the two, and save the adapter again")
 
 
@@ -98,6 +99,8 @@ def _modules_of(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tens
     for key in sorted(tensors):
         if len(key) > MOST_CHARACTERS:
             raise _refused(name, key, tensors, _TOO_LONG)
+        if "\n" in key:
+            raise _refused(name, key, tensors, _LINE_FEED)
         place, reason = place_of(key), reason_of_wrapper(key)
         if place is None and not reason and copied_name(key):
             continue

@@ -1,8 +1,10 @@
 """PEFT's two files as bytes: read from a folder, and taken apart into a configuration and tensors."""
 
 import json
+import os
 import warnings
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +23,10 @@ from lorary.formats.peft_reasons import (
     reason_of_weights,
 )
 from lorary.ops.finite import is_finite
-from lorary.reading import open_regular, parse_json, read_regular
+from lorary.reading import open_regular, parse_header, parse_json, read_header, read_regular, read_weights
 
 PREFIX = "base_model.model."
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# What safetensors itself takes as the header of a file.
-MOST_HEADER_BYTES = 100_000_000
 
 
 class Shape(NamedTuple):
@@ -49,7 +49,10 @@ def read_files(folder: Path, name: str) -> dict[str, bytes]:
     """
     try:
         config = read_regular(folder / CONFIG_FILE)
-        return {CONFIG_FILE: config, WEIGHTS_FILE: read_regular(folder / WEIGHTS_FILE, max_bytes=None)}
+        with open_regular(folder / WEIGHTS_FILE) as file:
+            return {CONFIG_FILE: config, WEIGHTS_FILE: _read_weights(name, file)}
+    except AdapterError:
+        raise
     except (OSError, ValueError) as error:
         reason = reason_of_folder(folder) if isinstance(error, FileNotFoundError) else None
         if reason is not None and "pickle" in reason.found:
@@ -94,23 +97,41 @@ def parse_tensors(name: str, data: bytes) -> dict[str, Tensor]:
         AdapterError: if the file is not whole, gives a tensor twice, or holds a NaN or an infinity.
     """
     try:
-        tensors = safetensors.torch.load(data)
-        _check_unique(data)
-    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError, TypeError, MemoryError) as error:
-        reason = reason_of_weights(data)
-        raise AdapterError(
-            f"adapter '{name}': {WEIGHTS_FILE} must be a whole safetensors file",
-            found=reason.found if reason else f"{str(error)[:300]} ({len(data)} bytes)",
-            remedy=reason.remedy if reason else "copy the adapter again: the file is truncated or damaged",
-        ) from error
+        tensors = load_tensors(data)
+    except ValueError as error:
+        raise _not_whole(name, data, error) from error
     _check_finite(name, data, tensors)
     return tensors
 
 
-def _check_unique(data: bytes) -> None:
-    """Refuse a tensor that is given twice, which safetensors lets the last one win."""
-    size = int.from_bytes(data[:8], "little")
-    parse_json(data[8 : 8 + min(size, MOST_HEADER_BYTES)])
+def load_tensors(data: bytes) -> dict[str, Tensor]:
+    """The tensors in a safetensors file, held to the format by `lorary.reading.read_header` first.
+
+    Raises:
+        ValueError: if the file is not whole, names a tensor twice, or holds a dtype that torch does not have.
+    """
+    parse_header(data)
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, KeyError, RuntimeError, OverflowError, TypeError, MemoryError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}"[:300]) from error
+
+
+def _not_whole(name: str, data: bytes, error: ValueError) -> AdapterError:
+    reason = reason_of_weights(data)
+    return AdapterError(
+        f"adapter '{name}': {WEIGHTS_FILE} must be a whole safetensors file",
+        found=reason.found if reason else str(error)[:400],
+        remedy=reason.remedy if reason else "copy the adapter again: the file is truncated or damaged",
+    )
+
+
+def _read_weights(name: str, file: BufferedReader) -> bytes:
+    try:
+        return read_weights(file)
+    except ValueError as error:
+        file.seek(0)
+        raise _not_whole(name, file.read(1000), error) from error
 
 
 def _check_finite(name: str, data: bytes, tensors: Mapping[str, Tensor]) -> None:
@@ -143,23 +164,21 @@ def read_shapes(folder: Path, name: str) -> dict[str, Shape]:
         AdapterError: if the file is missing, or its header cannot be read.
     """
     try:
-        with open_regular(folder / WEIGHTS_FILE):  # safetensors would wait for a pipe, and read a device without end
-            pass
-        with safetensors.safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-            key_shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    except (OSError, RuntimeError, SafetensorError) as error:  # a file that vanishes is a RuntimeError
+        with open_regular(folder / WEIGHTS_FILE) as file:
+            entries = read_header(file, os.fstat(file.fileno()).st_size)
+    except (OSError, ValueError) as error:
         raise AdapterError(
             f"adapter '{name}': {WEIGHTS_FILE} must be a whole safetensors file",
             found=error,
             remedy="copy the adapter again: the file is truncated or damaged",
         ) from error
-    factors: dict[str, dict[str, list[int]]] = {}
-    for key, shape in key_shapes.items():
+    factors: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, entry in entries.items():
         if (place := place_of(key)) is not None:
-            factors.setdefault(place.path, {})[place.factor] = shape
+            factors.setdefault(place.path, {})[place.factor] = entry.shape
     shapes = {}
     for path, pair in factors.items():
-        down, up = pair.get("A", []), pair.get("B", [])
+        down, up = pair.get("A", ()), pair.get("B", ())
         if len(down) == len(up) == 2:
             shapes[path] = Shape(down[0], down[1], up[0])
     return shapes

@@ -9,19 +9,20 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
 
 import regex
 
 from lorary.errors import AdapterError
+from lorary.formats.peft_plain import PlainNames, is_plain, plain_names
 
-# What one match, and all matches of an adapter, may take: a thousand times what real ones do.
-MOST_SECONDS_ONCE, MOST_SECONDS = 0.25, 5.0
-# A list of all layers of the largest models, written as one expression.
-MOST_CHARACTERS = 200_000
-# A name or path as it stands: most keys of patterns are, and there may be thousands of them.
-PLAIN = re.compile(r"[\w.]+", re.ASCII)
+# Seconds of a core that one match, and all matches of an adapter, may take: a hundred times what real ones do.
+MOST_SECONDS_ONCE, MOST_SECONDS = 0.25, 0.5
+# What is compiled for one adapter, which takes half a second: lists of names are looked up, however long they are.
+MOST_EXPRESSIONS, MOST_CHARACTERS = 500, 20_000
 # What PEFT puts in the place of an empty layers_pattern.
 ANY_NAME = r"[^.]*"
 # Braces that are no repetition mean a fuzzy match to `regex`, and `[:` a class; to `re` they are plain characters.
@@ -41,8 +42,7 @@ class Selection:
         self._seconds = MOST_SECONDS
         self._compiled: dict[str, Any] = {}
         self._rank, self._alpha = config["r"], config["lora_alpha"]
-        self._ranks = _keys(config.get("rank_pattern") or {})
-        self._alphas = _keys(config.get("alpha_pattern") or {})
+        self._patterns = {field: _Pattern(config.get(field) or {}) for field in ("rank_pattern", "alpha_pattern")}
         self._is_rslora = bool(config.get("use_rslora"))
         self.targets = config.get("target_modules")
         self._excluded = _names(config.get("exclude_modules"))
@@ -65,7 +65,7 @@ class Selection:
             return False
         if self._targets is None or self._targets == "all-linear":
             return True  # PEFT chooses the layers by the architecture, which a configuration does not know
-        if isinstance(self._targets, str) or path in self._targets:
+        if isinstance(self._targets, (str, PlainNames)) or path in self._targets:
             return self._is_named("target_modules", self._targets, path)
         return self._is_named("target_modules", self._targets, path) and self._is_in_layers(path)
 
@@ -83,28 +83,34 @@ class Selection:
             AdapterError: if the rank is not the one that the configuration states for the layer, or a pattern takes
                 too long.
         """
-        stated = self._by_pattern("rank_pattern", self._ranks, path, self._rank)
+        stated = self._by_pattern("rank_pattern", path, self._rank)
         if stated != rank:
             raise AdapterError(
                 f"adapter '{self._name}' must have at {path} the rank its adapter_config.json states ({stated})",
                 found=f"rank {rank}",
                 remedy="correct r or rank_pattern in adapter_config.json",
             )
-        alpha = self._by_pattern("alpha_pattern", self._alphas, path, self._alpha)
+        alpha = self._by_pattern("alpha_pattern", path, self._alpha)
         return alpha / math.sqrt(rank) if self._is_rslora else alpha / rank
 
-    def _by_pattern(self, field: str, keys: Sequence["_Key"], path: str, default: int | float) -> int | float:
+    def _by_pattern(self, field: str, path: str, default: int | float) -> int | float:
         """PEFT's rule: the first key, in order, that matches the whole path or the end of it after a dot."""
-        for key, end, value in keys:
-            if end is None or "\n" in path:
-                matches = self._match(field, composed(field, key), path) is not None
-            else:
-                matches = path.endswith(end) and _ends_with(path, key)
-            if matches:
-                return value
-        return default
+        pattern = self._patterns[field]
+        if not pattern.values:
+            return default
+        with self._timed(field, "its keys", path):
+            plain = pattern.plain.first(path)
+        for number, key in pattern.expressions:
+            if plain is not None and number > plain:
+                break
+            if self._match(field, composed(field, key), path) is not None:
+                return pattern.values[number]
+        return default if plain is None else pattern.values[plain]
 
-    def _is_named(self, field: str, names: str | frozenset[str], path: str) -> bool:
+    def _is_named(self, field: str, names: "str | frozenset[str] | PlainNames", path: str) -> bool:
+        if isinstance(names, PlainNames):
+            with self._timed(field, "its names", path):
+                return names.first(path, whole=True) is not None
         if isinstance(names, str):
             return self._match(field, names, path, whole=True) is not None
         return path in names or any(path[at + 1 :] in names for at, sign in enumerate(path) if sign == ".")
@@ -120,29 +126,31 @@ class Selection:
 
     def _match(self, field: str, expression: str, path: str, *, whole: bool = False) -> Any:
         """Match an expression from the start of a path, or against the whole of it."""
-        start = time.monotonic()
-        try:
+        with self._timed(field, expression, path):
             if (compiled := self._compiled.get(expression)) is None:
                 compiled = self._compiled[expression] = _compile(expression)
-            seconds = min(MOST_SECONDS_ONCE, self._seconds)
-            match = compiled.fullmatch(path, timeout=seconds) if whole else compiled.match(path, timeout=seconds)
-            self._seconds -= time.monotonic() - start
+            seconds = max(1e-3, min(MOST_SECONDS_ONCE, self._seconds))
+            return compiled.fullmatch(path, timeout=seconds) if whole else compiled.match(path, timeout=seconds)
+
+    @contextmanager
+    def _timed(self, field: str, expression: str, path: str) -> Iterator[None]:
+        """Take what a block lasts from what all may last.
+
+        Raises:
+            AdapterError: if there is nothing left, or one match takes too long.
+        """
+        start = time.thread_time()  # a busy machine is no reason to refuse
+        try:
+            yield
+            self._seconds -= time.thread_time() - start
             if self._seconds <= 0:
                 raise TimeoutError
         except (TimeoutError, MemoryError, RecursionError) as error:
             raise AdapterError(
-                f"adapter '{self._name}' must give patterns in {field} that can be matched within seconds",
+                f"adapter '{self._name}' must give patterns in {field} that can be matched in half a second",
                 found=f"{expression[:200]!r} against {path[:80]}",
                 remedy="write it without repetitions inside of repetitions, or list the layers by name",
             ) from error
-        return match
-
-
-def _ends_with(path: str, key: str) -> bool:
-    """Whether a path is a key of word characters and dots, or ends with it after a dot; its dots stand for any sign."""
-    start = len(path) - len(key)
-    is_whole = start == 0 or (start > 0 and path[start - 1] == ".")
-    return is_whole and all(sign in (".", character) for sign, character in zip(key, path[start:], strict=True))
 
 
 def _compile(expression: str) -> Any:
@@ -151,21 +159,23 @@ def _compile(expression: str) -> Any:
         return regex.compile(expression)
 
 
-class _Key(NamedTuple):
-    """A key of a pattern, and the value it gives; where it is plain, what a path must end with to match it."""
+class _Pattern:
+    """A rank_pattern or alpha_pattern: its values, and its keys by their places in it."""
 
-    key: str
-    end: str | None
-    value: int | float
+    def __init__(self, pattern: Mapping[str, int | float]) -> None:
+        self.values = list(pattern.values())
+        self.expressions = [(number, key) for number, key in enumerate(pattern) if not is_plain(key)]
+        self._names = [(number, key) for number, key in enumerate(pattern) if is_plain(key)]
+
+    @cached_property
+    def plain(self) -> PlainNames:
+        """The keys that are names."""
+        return PlainNames((number, name) for number, key in self._names for name in plain_names(key))
 
 
-def _keys(pattern: Mapping[str, int | float]) -> list[_Key]:
-    return [
-        _Key(key, key.rpartition(".")[2] if PLAIN.fullmatch(key) else None, value) for key, value in pattern.items()
-    ]
-
-
-def _names(names: str | Sequence[str] | None) -> str | frozenset[str] | None:
+def _names(names: str | Sequence[str] | None) -> str | frozenset[str] | PlainNames | None:
+    if isinstance(names, str) and is_plain(names):
+        return PlainNames(enumerate(plain_names(names)))
     return names if names is None or isinstance(names, str) else frozenset(names)
 
 
@@ -179,23 +189,44 @@ def composed(field: str, expression: str) -> str:
     return expression
 
 
-def check_expression(name: str, field: str, expression: str) -> None:
-    """Check that an expression is one that `re` and `regex` read alike.
+def check_expressions(name: str, config: Mapping[str, Any]) -> None:
+    """Check that the expressions of a configuration are soon compiled, and that `re` and `regex` read each alike.
 
     Args:
         name: label of the adapter, for errors.
-        field: of the configuration.
-        expression: as it stands there.
+        config: whose fields are of the right kinds.
 
     Raises:
         AdapterError: naming the field and what is wrong with it.
     """
+    expressions = [(field, each) for field, each in _expressions(config) if not is_plain(each)]
+    for field in dict.fromkeys(field for field, _ in expressions):
+        number, length = len(expressions), sum(len(each) for _, each in expressions)
+        if number > MOST_EXPRESSIONS or length > MOST_CHARACTERS:
+            raise AdapterError(
+                f"adapter '{name}' must give valid regular expressions in {field}, with its other patterns "
+                f"{MOST_EXPRESSIONS:,} of {MOST_CHARACTERS:,} characters at most",
+                found=f"{number:,} of {length:,} characters",
+                remedy="give the layers by the ends of their paths, as they stand: these may be as many as there are",
+            )
+    for field, expression in expressions:
+        _check_expression(name, field, expression)
+
+
+def _expressions(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Field and text of each expression."""
+    for field in ("rank_pattern", "alpha_pattern"):
+        yield from ((field, key) for key in config.get(field) or {})
+    for field in ("target_modules", "exclude_modules", "layers_pattern"):
+        names = config.get(field) or []
+        # The entries of the other lists are names, not expressions.
+        if isinstance(names, str) or field == "layers_pattern":
+            yield from ((field, each) for each in ([names] if isinstance(names, str) else names))
+
+
+def _check_expression(name: str, field: str, expression: str) -> None:
     reason: object = None
-    if PLAIN.fullmatch(expression):
-        return
-    if len(expression) > MOST_CHARACTERS:
-        reason = f"it is longer than {MOST_CHARACTERS:,} characters"
-    elif _READ_OTHERWISE.search(re.sub(r"\\.", "", expression)):
+    if _READ_OTHERWISE.search(re.sub(r"\\.", "", expression)):
         reason = "its braces are no repetition, or it has a class such as [:alpha:]"
     else:
         try:

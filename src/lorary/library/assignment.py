@@ -10,10 +10,10 @@ from types import MappingProxyType
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from lorary.errors import LibraryError, ShapeError
+from lorary.formats.peft_files import load_tensors
 from lorary.library.derived import DerivedEntry, derived_folder, iterate_derived, save_derived
 from lorary.library.files import encode_json, sha256
 from lorary.library.layout import DERIVED
@@ -151,9 +151,9 @@ def _parse(library: Library, entry: DerivedEntry) -> Assignment:
         if document["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format_version is {document['format_version']!r}")
         skills = {str(skill["name"]): str(skill["content_hash"]) for skill in document["skills"]}
-        logits = dict(sorted(safetensors.torch.load(entry.files[TENSORS]).items()))
+        logits = dict(sorted(load_tensors(entry.files[TENSORS]).items()))
         return Assignment(tuple(document["tasks"]), skills, logits)
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise LibraryError(
             f"{folder} must hold {DOCUMENT} and {TENSORS} as Lorary writes them",
             found=f"{type(error).__name__}: {error}",

@@ -4,14 +4,12 @@ The answer is kept in `derived/clusters-HASH/`, keyed by the content hashes of t
 a second call answers at once and a changed adapter asks for another key.
 """
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import load as read_tensors
 from safetensors.torch import save as encode_tensors
 from torch import Tensor
 
@@ -21,6 +19,7 @@ from lorary.cluster.mbc import Clustering, cluster_adapters
 from lorary.data.schema import NO_FAMILY
 from lorary.display import Display
 from lorary.errors import LibraryError
+from lorary.library.cluster_document import COSINES, DOCUMENT, parse_clusters
 from lorary.library.cluster_options import AUTO
 from lorary.library.derived import derived_folder, iterate_derived, load_derived, save_derived
 from lorary.library.files import encode_json, reported
@@ -31,8 +30,6 @@ from lorary.library.target_groups import different_targets
 from lorary.tabular import ResultTable, Tabular
 
 KIND = "clusters"
-DOCUMENT = "clusters.json"
-COSINES = "cosines.safetensors"
 # To be raised when the same adapters and settings would get another answer: older ones are then not found any more.
 EDITION = 2
 # Adapters whose cosines are kept, for a map: of ten thousand they would take 400 MB.
@@ -184,7 +181,7 @@ def _result(
     *,
     is_stored: bool,
 ) -> ClusterResult:
-    document = json.loads(files[DOCUMENT])
+    document, cosine = parse_clusters(files, list(provenances), folder or library.path)
     for message in document["warnings"]:
         warnings.warn(message, stacklevel=3)
     families = {name: family for name, provenance in provenances.items() if (family := _family(provenance)) is not None}
@@ -192,7 +189,7 @@ def _result(
         library=str(library.path),
         base=library.base.name,
         document=document,
-        cosine=read_tensors(files[COSINES])["cosine"] if COSINES in files else None,
+        cosine=cosine,
         families=families,
         folder=folder,
         is_stored=is_stored,

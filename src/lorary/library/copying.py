@@ -42,4 +42,4 @@ def copy_library(source: Library, target: Path, names: Sequence[str], added: Map
 
 def _files_in(folder: Path) -> dict[str, bytes]:
     with opened(folder, follow_links=False) as held:
-        return {name: held.read(name, max_bytes=None) for name in held.names() if held.kind(name) == "file"}
+        return {name: held.read_content(name) for name in held.names() if held.kind(name) == "file"}

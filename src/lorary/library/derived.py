@@ -228,7 +228,7 @@ def _holds(root: Folder, name: str, content: Mapping[str, bytes]) -> bool:
             return False
         with derived.enter(name) as folder:
             try:
-                return {file: folder.read(file, max_bytes=None) for file in folder.names()} == dict(content)
+                return {file: folder.read_content(file) for file in folder.names()} == dict(content)
             except OSError:
                 return False
 
@@ -287,6 +287,10 @@ def _parse_index(folder: Path, data: bytes) -> tuple[dict[str, str], dict[str, A
     hashes, key, kind = (entry.get(part) if isinstance(entry, dict) else None for part in ("files", "key", "kind"))
     if not (isinstance(hashes, dict) and isinstance(key, dict) and isinstance(kind, str)):
         raise _damaged(folder, f"{ENTRY_FILE} does not say kind, key and files")
+    try:
+        derived_name(kind, key)
+    except ValueError as error:  # NaN and infinity are no JSON, and Python reads them all the same
+        raise _damaged(folder, f"{ENTRY_FILE}: {error}") from error
     return hashes, key, kind
 
 
@@ -301,7 +305,7 @@ def _entry(held: Folder) -> DerivedEntry:
         if not _is_plain(name):  # a foreign library must not lead out of its folder
             raise _damaged(held.path, f"a file named {name!a}")
         try:
-            files[name] = held.read(name, max_bytes=None)
+            files[name] = held.read_content(name)
         except OSError as error:
             raise _damaged(held.path, f"{name}: {error.strerror}") from error
         if (digest := sha256(files[name])) != recorded:

@@ -68,8 +68,8 @@ def _document_in(path: Path, document: Mapping[str, Any]) -> LibraryDocument:
         # What a rule cannot do is refused where it is attached, so that `lorary library router` can still change it.
         _check_complete(router)
         parts_of(router)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise damaged_document(path, f"{type(error).__name__}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise damaged_document(path, f"{type(error).__name__}: {error}"[:500]) from error
     return LibraryDocument(base, router)
 
 

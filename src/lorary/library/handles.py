@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from lorary.errors import LibraryError
-from lorary.reading import MAX_DOCUMENT_BYTES, read_regular
+from lorary.reading import MAX_DOCUMENT_BYTES, open_regular, read_regular, read_weights
 
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -152,6 +152,21 @@ class Folder:
     def read(self, name: str, *, max_bytes: int | None = MAX_DOCUMENT_BYTES) -> bytes:
         """The bytes of a file in here; errors as for `lorary.reading.read_regular`."""
         return read_regular(self.path / name, max_bytes=max_bytes, follow_links=False, folder=self.descriptor)
+
+    def read_content(self, name: str) -> bytes:
+        """The bytes of a file in here that is weights by its name, or else a document.
+
+        Raises:
+            OSError: as for `lorary.reading.read_regular`; also for weights that are not as large as their header says.
+        """
+        if not name.endswith(".safetensors"):
+            return self.read(name)
+        path = self.path / name
+        with open_regular(path, follow_links=False, folder=self.descriptor) as file:
+            try:
+                return read_weights(file)
+            except ValueError as error:
+                raise OSError(errno.EINVAL, str(error), str(path)) from error
 
     def write(self, name: str, data: bytes) -> None:
         """Write a new file and force its bytes to the disk; a file that was left under that name goes first.

@@ -12,7 +12,7 @@ _NUMERAL = r"(?:0|[1-9][0-9]{0,8})"
 NUMBER = re.compile(rf"(?<=\.){_NUMERAL}(?=\.|\Z)|^{_NUMERAL}(?=\.|\Z)")
 _RANGES = re.compile(rf"{_NUMERAL}(?:-{_NUMERAL})?(?:,{_NUMERAL}(?:-{_NUMERAL})?)*")
 # Far more than any model has; a document that claims more would take the memory of the machine.
-MOST_LAYERS = 1_000_000
+MOST_LAYERS = 100_000
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,15 @@ class LayerShapes:
         patterns, num_layers = {}, 0
         for pattern, entry in sorted(document.items()):
             numbers = tuple(_from_ranges(column) for column in entry["numbers"])
-            num_layers += prod(map(len, numbers))
+            num_layers += max(prod(map(len, numbers)), *map(len, numbers), 1)
             if numbers and pattern.count("*") != len(numbers):
                 raise ValueError(f"the row {pattern[:80]!r} of layers must have numbers for each *")
             if num_layers > MOST_LAYERS:
                 raise ValueError(f"the row {pattern[:80]!r} of layers makes them more than {MOST_LAYERS:,}")
-            patterns[pattern] = (int(entry["d_in"]), int(entry["d_out"]), numbers)
+            sizes = entry["d_in"], entry["d_out"]
+            if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
+                raise ValueError(f"the row {pattern[:80]!r} of layers must have sizes, not {str(sizes)[:80]}")
+            patterns[pattern] = (*sizes, numbers)
         return cls(patterns)
 
 

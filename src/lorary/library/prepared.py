@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
 from lorary.errors import LibraryError
+from lorary.formats.peft_files import load_tensors
 from lorary.library.derived import derived_folder, derived_hashes, iterate_derived, load_derived, save_derived
 from lorary.library.files import encode_json
 from lorary.library.store import Library
@@ -99,11 +99,11 @@ def load_prepared(library: Library, kind: str, key: Key) -> Prepared | None:
         return None
     try:
         record = parse_json(files[MADE_FILE])
-        tensors = safetensors.torch.load(files[TENSORS_FILE])
+        tensors = load_tensors(files[TENSORS_FILE])
         if wrong := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
             raise ValueError(f"NaN or infinity in {wrong[0]}")
-        return Prepared(tensors, record["made_of"], record["notes"])
-    except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        return Prepared(tensors, dict(record["made_of"]), dict(record["notes"]))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # the last of dtypes that torch cannot compare
         raise LibraryError(
             f"{derived_folder(library.path, kind, key)} must hold {TENSORS_FILE} and {MADE_FILE}, as they were written",
             found=f"{type(error).__name__}: {error}",

@@ -15,8 +15,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from lorary.errors import BaseModelError, LibraryError, LoraryError, UsageError
+from lorary.errors import BaseModelError, LibraryError, LoraryError, RouterError, UsageError
 from lorary.formats.base import BaseFiles, check_folder, resolve_base
+from lorary.formats.peft_files import FLOAT_DTYPES, load_tensors
 from lorary.formats.pretrained import plain_generation
 from lorary.formats.quiet import quiet_transformers
 from lorary.library.base_weights import is_plain
@@ -24,6 +25,7 @@ from lorary.library.copying import copy_library
 from lorary.library.files import encode_json, read_json, reported, write_file
 from lorary.library.fingerprint import bare_modules, compare, fingerprint_of_model
 from lorary.library.fingerprint_folder import fingerprint_of_folder
+from lorary.library.folders import check_name
 from lorary.library.listing import check_path
 from lorary.library.store import Library
 from lorary.lora.seat import linear_shape
@@ -33,6 +35,8 @@ from lorary.model.base import DTYPES, choose_device, load_model
 from lorary.model.check_seated import check_unchanged
 from lorary.model.prepared import PreparedTensors
 from lorary.model.seating import Seating, seating
+from lorary.ops.finite import is_finite
+from lorary.reading import open_regular, read_weights
 from lorary.route.setting import Routing
 
 MODEL_FILE = "model.json"
@@ -117,16 +121,16 @@ def load(path: str | Path, *, device: str = "auto") -> Any:
             [str(name) for name in document["seats"]],
         )
         reference, dtype, attention = base["reference"], DTYPES[base["dtype"]], base["attention"]
-    except (KeyError, TypeError, UsageError) as error:
+        for name in seats:
+            check_name(name)
+    except (KeyError, TypeError, AttributeError, UsageError, RouterError) as error:
         raise LibraryError(
             f"{folder / MODEL_FILE} must say base, seats and routing", found=repr(error), remedy="save the model again"
         ) from error
     files = BaseFiles(str(folder / "base"), folder / "base", None) if reference is None else resolve_base(reference)
     check_folder(files.path, name=files.name)
     model: Any = load_model(files, dtype, choose_device(device), attn_implementation=attention)
-    for name, buffer in _read_tensors(folder / BUFFERS_FILE).items():
-        module, _, last = name.rpartition(".")
-        model.get_submodule(module)._buffers[last] = buffer.to(model.device)
+    _put_buffers(model, folder / BUFFERS_FILE)
     if model.generation_config is not None and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = base.get("pad_token_id")
     # Seated without its router, which may need what was prepared.
@@ -225,17 +229,43 @@ def _unsaved_buffers(model: Any) -> dict[str, torch.Tensor]:
     return buffers
 
 
+def _put_buffers(model: Any, path: Path) -> None:
+    """Give a model the buffers that were computed in float32.
+
+    Raises:
+        LibraryError: if one is none of the model's, or of another shape.
+    """
+    buffers = {name: buffer.shape for name, buffer in model.named_buffers(remove_duplicate=False)}
+    for name, buffer in _read_tensors(path).items():
+        if buffers.get(name) != buffer.shape:
+            raise LibraryError(
+                f"{path} must hold buffers of the base model",
+                found=f"{name[:200]} {tuple(buffer.shape)}, where the model has {buffers.get(name)}",
+                remedy="save the model again",
+            )
+        module, _, last = name.rpartition(".")
+        model.get_submodule(module)._buffers[last] = buffer.to(model.device)
+
+
 def _read_prepared(folder: Path) -> dict[str, PreparedTensors]:
     prepared: dict[str, Any] = {}
     if (folder / PREPARED_FILE).is_file():
         for key, tensor in _read_tensors(folder / PREPARED_FILE).items():
-            kind, name, path = key.split("/", 2)
+            kind, name, path = [*key.split("/", 2), "", ""][:3]
+            is_number = not tensor.is_floating_point() or (tensor.dtype in FLOAT_DTYPES and is_finite(tensor))
+            if not path or not is_number:
+                raise LibraryError(
+                    f"{folder / PREPARED_FILE} must hold finite tensors by kind, expert and layer",
+                    found=key[:200],
+                    remedy="save the model again",
+                )
             prepared.setdefault(kind, {}).setdefault(name, {})[path] = tensor
     return prepared
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return safetensors.torch.load(path.read_bytes())
-    except (OSError, safetensors.SafetensorError) as error:
+        with open_regular(path) as file:
+            return load_tensors(read_weights(file))
+    except (OSError, ValueError) as error:
         raise LibraryError(f"{path} must be whole", found=error, remedy="save the model again") from error

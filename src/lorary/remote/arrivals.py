@@ -89,20 +89,27 @@ class Arrivals:
             while (start := file.tell()) < record.size:
                 length = min(CHUNK_BYTES, record.size - start)
                 data = remote.read(snapshot, path, record, start, length)
-                if not data or len(data) > length:
-                    raise TransientError(f"{path} ended at byte {start} of {record.size}")
+                if not data:
+                    raise self._not_as_recorded(remote, path, record, f"it ends at byte {start}")
+                if len(data) > length:
+                    raise TransientError(f"{path} came with {len(data)} bytes in the place of {length}")
                 file.write(data)
             file.flush()
         with open(part, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != record.sha256:
             os.unlink(part)
-            if record in self._wrong:
-                raise LibraryError(
-                    f"{path} of {remote.place.root} must arrive with the sha256 of its index, {record.sha256}",
-                    found=f"{digest}, twice",
-                    remedy="what lies there is damaged: push the library again to another place",
-                )
-            self._wrong.add(record)
-            raise TransientError(f"{path} arrived with another sha256")
+            raise self._not_as_recorded(remote, path, record, f"its sha256 is {digest}")
         os.replace(part, whole)
+
+    def _not_as_recorded(self, remote: Remote, path: str, record: FileRecord, finding: str) -> Exception:
+        """What to raise where a file is not what the index says: once it is asked for again, at once."""
+        if record not in self._wrong:
+            self._wrong.add(record)
+            return TransientError(f"{path}: {finding}")
+        return LibraryError(
+            f"{path} of {remote.place.root} must arrive with the sha256 and size of its index, {record.sha256} and "
+            f"{record.size:,} bytes",
+            found=f"{finding}, twice",
+            remedy="what lies there is damaged: push the library again to another place",
+        )

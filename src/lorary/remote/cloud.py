@@ -12,7 +12,7 @@ from typing import Any
 from lorary.errors import LibraryError, MissingExtraError
 from lorary.remote.hiding import hide
 from lorary.remote.place import Place
-from lorary.remote.store import AbsentError, Fetched, StaleError, Traffic, TransientError
+from lorary.remote.store import AbsentError, Fetched, StaleError, Traffic, TransientError, check_size
 
 # What cannot be repeated conditionally is repeated by ourselves; obstore waits and repeats the rest.
 RETRIES = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
@@ -50,7 +50,9 @@ class CloudStore:
         """An object and its etag, or generation where that is what the store compares."""
         with self._reported():
             result = self._obstore.get(self._store, key)
-            data, meta = bytes(result.bytes()), result.meta
+            meta = result.meta
+            check_size(int(meta["size"]), key, self._where)
+            data = bytes(result.bytes())
         self._traffic.add(received=len(data))
         return Fetched(data, f"{meta.get('e_tag') or ''}\n{meta.get('version') or ''}")
 

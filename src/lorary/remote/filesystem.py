@@ -7,9 +7,10 @@ from typing import Any, NoReturn
 import fsspec
 
 from lorary.errors import LibraryError, UsageError
+from lorary.reading import MAX_DOCUMENT_BYTES
 from lorary.remote.hiding import hide
 from lorary.remote.place import Place
-from lorary.remote.store import AbsentError, Fetched, Traffic, TransientError
+from lorary.remote.store import AbsentError, Fetched, Traffic, TransientError, check_size
 
 
 class FilesystemStore:
@@ -46,7 +47,8 @@ class FilesystemStore:
     def get(self, key: str) -> Fetched:
         """A whole file."""
         with self._reported():
-            data = bytes(self._filesystem.cat_file(f"{self._root}/{key}"))
+            data = bytes(self._filesystem.cat_file(f"{self._root}/{key}", start=0, end=MAX_DOCUMENT_BYTES + 1))
+        check_size(len(data), key, self._where)
         self._traffic.add(received=len(data))
         return Fetched(data, "")
 

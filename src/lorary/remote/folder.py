@@ -45,7 +45,7 @@ class FolderStore:
     def get(self, key: str) -> Fetched:
         """An object; its etag is its sha256."""
         with _reported(self._root):
-            data = read_regular(self._root / key, max_bytes=None)
+            data = read_regular(self._root / key)
         self._traffic.add(received=len(data))
         return Fetched(data, hashlib.sha256(data).hexdigest())
 

@@ -15,13 +15,13 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, hf_hub_ur
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from lorary.errors import LibraryError
-from lorary.reading import parse_json
+from lorary.reading import MAX_DOCUMENT_BYTES, parse_json
 from lorary.remote.card import MARK
 from lorary.remote.entries import Entries, FileRecord, check_whole, damaged, encode, parse_entries, path_of
 from lorary.remote.hub_asking import TIMEOUT_S, Hub, without_bars
 from lorary.remote.place import MAIN, Place
 from lorary.remote.remotes import Head, Push
-from lorary.remote.store import AbsentError, StaleError, Traffic, TransientError
+from lorary.remote.store import AbsentError, StaleError, Traffic, TransientError, check_size
 from lorary.version import __version__
 
 INDEX, CARD = "lorary.json", "README.md"
@@ -55,9 +55,10 @@ class HubRemote:
         """What the index of a commit says; nothing where there is none, as in a new repository."""
         where = f"{self.place.root}@{snapshot[:12]}"
         try:
-            data = self._asked(lambda: self._range(INDEX, snapshot, None))
+            data = self._asked(lambda: self._range(INDEX, snapshot, (0, MAX_DOCUMENT_BYTES + 1)))
         except AbsentError:
             return {}
+        check_size(len(data), INDEX, where)
         try:
             document = parse_json(data)
         except ValueError as error:

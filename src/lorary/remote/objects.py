@@ -11,11 +11,12 @@ adapter makes one new page.
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lorary.errors import LibraryError
-from lorary.reading import parse_json
+from lorary.reading import parse_json, read_regular
 from lorary.remote.entries import Entries, FileRecord, check_whole, damaged, encode, parse_entries, parse_record, record
 from lorary.remote.place import MAIN, Place
 from lorary.remote.remotes import Head, Push
@@ -140,8 +141,10 @@ class ObjectRemote:
     def _kept(self, digest: str, size: int | None, kept: Path | None) -> bytes:
         """An object of the index, held to its hash, from here or from there."""
         path = None if kept is None else kept / digest
-        if path is not None and path.is_file() and record(data := path.read_bytes()).sha256 == digest:
-            return data
+        if path is not None:
+            with suppress(OSError):
+                if record(data := read_regular(path, follow_links=False)).sha256 == digest:
+                    return data
         try:
             data = self._retried(lambda: self._store.get(f"objects/{digest}")).data
         except AbsentError:

@@ -187,7 +187,7 @@ def install(root: Folder, new: Entries, gone: list[str], contents: Callable[[Fil
         contents: gives the files of an entry, checked.
     """
     if RESULTS in new:
-        lines = joined(contents(new[RESULTS])[RESULTS_FILE]).splitlines()
+        lines = joined(contents(new[RESULTS])[RESULTS_FILE].split(b"\n")).splitlines()
         there = set(read_results(root.path).splitlines())
         append_results(root, [line for line in lines if line not in there])
     document = contents(new[LIBRARY])[LIBRARY_FILE] if LIBRARY in new else None

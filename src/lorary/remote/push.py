@@ -187,7 +187,7 @@ def _with_results(
     path, there = path_of(RESULTS, RESULTS_FILE), b""
     if head is not None and theirs is not None:
         there = read_whole(remote, head.snapshot, path, theirs[RESULTS_FILE])
-    lines = joined(there, read_results(here.library))
+    lines = joined([*there.split(b"\n"), *read_results(here.library).split(b"\n")])
     return {**entries, RESULTS: {RESULTS_FILE: record(lines)}}, {record(lines): lines}
 
 

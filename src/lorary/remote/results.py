@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from lorary.errors import LibraryError
-from lorary.library.handles import Folder, check_kind, kind_of
+from lorary.library.handles import Folder
 from lorary.library.layout import RESULTS, RESULTS_FILE
-from lorary.reading import parse_json, read_regular
+from lorary.library.result_lines import result_lines
+from lorary.reading import parse_json
 
 
 def read_results(library: Path) -> bytes:
@@ -16,21 +16,13 @@ def read_results(library: Path) -> bytes:
     Raises:
         LibraryError: if they cannot be read.
     """
-    path = library / RESULTS / RESULTS_FILE
-    try:
-        for part in (path.parent, path):
-            check_kind(part, "file" if part == path else "folder", kind_of(part))
-        if not os.path.lexists(path):
-            return b""
-        return joined(read_regular(path, max_bytes=None, follow_links=False))
-    except OSError as error:
-        raise LibraryError(f"results must be readable at '{path}'", found=error.strerror) from error
+    return joined(result_lines(library))
 
 
-def joined(*texts: bytes) -> bytes:
-    """The whole lines of several files of results, each once."""
-    lines = dict.fromkeys(line for text in texts for line in text.split(b"\n") if is_result(line))
-    return b"".join(line + b"\n" for line in lines)
+def joined(lines: Iterable[bytes]) -> bytes:
+    """The lines of results that are whole, each once."""
+    whole = dict.fromkeys(line.rstrip(b"\n") for line in lines if is_result(line))
+    return b"".join(line + b"\n" for line in whole)
 
 
 def is_result(line: bytes) -> bool:

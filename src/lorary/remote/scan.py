@@ -90,7 +90,7 @@ def _adapter_files(folder: Path, name: str) -> Files:
         files = {}
         for file in sorted(ADAPTER_FILES):
             try:
-                files[file] = record(held.read(file, max_bytes=None))
+                files[file] = record(held.read_content(file))
             except OSError as error:
                 raise _damaged(name, f"{file}: {error.strerror or os.strerror(error.errno or 0)}") from error
     for file, digest in recorded.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from lorary.errors import LibraryError
+from lorary.reading import MAX_DOCUMENT_BYTES
 
 Result = TypeVar("Result")
 ATTEMPTS = 6
@@ -47,7 +48,11 @@ class Store(Protocol):
     """
 
     def get(self, key: str) -> Fetched:
-        """An object; `AbsentError` where there is none."""
+        """An object of the index, or a ref; `AbsentError` where there is none.
+
+        Raises:
+            LibraryError: if it has more than `MAX_DOCUMENT_BYTES`.
+        """
         ...
 
     def read(self, key: str, start: int, length: int) -> bytes:
@@ -92,6 +97,20 @@ class Traffic:
             self.requests += 1
             self.sent += sent
             self.received += received
+
+
+def check_size(size: int, key: str, where: str) -> None:
+    """Refuse an object that is larger than any index.
+
+    Raises:
+        LibraryError: naming it.
+    """
+    if size > MAX_DOCUMENT_BYTES:
+        raise LibraryError(
+            f"{key} of {where} must have at most {MAX_DOCUMENT_BYTES:,} bytes, as refs and parts of an index do",
+            found=f"{size:,} or more",
+            remedy="push the library again to another place, or ask whoever keeps this one",
+        )
 
 
 def retried(action: Callable[[], Result], where: str) -> Result:

@@ -11,6 +11,8 @@ from lorary.errors import UsageError
 from lorary.reading import open_regular, parse_json
 
 # What every line of a decision has; a line of a shadow router has others.
+# Longer than any entry.
+MAX_LINE_BYTES = 16 * 1024 * 1024
 KEYS = ("id", "time", "endpoint", "model", "router", "sentence", "is_fallback", "experts")
 SHADOW_KEYS = ("id", "time", "router", "winner", "agrees")
 
@@ -60,19 +62,24 @@ def read_log(path: str | Path) -> Iterator[dict[str, Any]]:
     Raises:
         UsageError: if the file cannot be read, or a line is JSON and no entry.
     """
+    for number, line in enumerate(_lines(Path(path)), start=1):
+        if len(line) > MAX_LINE_BYTES:
+            raise UsageError(f"line {number} of {path} must be an entry of a log", found="a longer line than any is")
+        try:
+            entry = parse_json(line) if line.strip() else None
+        except ValueError:
+            warnings.warn(f"line {number} of {path} is not whole, and left out", stacklevel=2)
+            continue
+        if entry is not None:
+            yield _checked(entry, f"line {number} of {path}")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
     try:
-        file = open_regular(Path(path))
+        with open_regular(path) as file:
+            yield from iter(lambda: file.readline(MAX_LINE_BYTES + 1), b"")
     except OSError as error:
         raise UsageError("the log must be a file that can be read", found=f"{path}: {error.strerror}") from None
-    with file:
-        for number, line in enumerate(file, start=1):
-            try:
-                entry = parse_json(line) if line.strip() else None
-            except ValueError:
-                warnings.warn(f"line {number} of {path} is not whole, and left out", stacklevel=2)
-                continue
-            if entry is not None:
-                yield _checked(entry, f"line {number} of {path}")
 
 
 def _checked(entry: Any, where: str) -> dict[str, Any]:

@@ -105,6 +105,14 @@ def parse_study(text: str, source: str) -> Study:
         UsageError: if it does not follow the format.
     """
     name = source if source in SHIPPED else Path(source).stem
+    try:
+        return _parse(text, source, name)
+    except UsageError as error:
+        rule = error.rule if f"study '{name}'" in error.rule else f"study '{name}': {error.rule}"
+        raise UsageError(rule, found=error.found, remedy=error.remedy) from error
+
+
+def _parse(text: str, source: str, name: str) -> Study:
     document = validated(_file_type(), strict_yaml(text, f"study '{name}'"), f"study '{name}'")
     tasks, shared, scoring = document.get("tasks", {}), document.get("train", {}), document.get("evaluate", {})
     if "train" not in tasks or not document.get("stages"):
@@ -131,8 +139,8 @@ def _stage(entry: Mapping[str, Any], number: int, shared: Mapping[str, Any], sco
     (kind,), where = stage_kinds(entry), f"stages[{number}]{stage_title(entry)}"
     fields = {"name": entry[kind], **{key: value for key, value in entry.items() if key != kind}}
     train = _over(shared, fields.get("train", {}))
-    check_name(fields["name"])
     try:
+        check_name(fields["name"])
         if kind == "build":
             return _build(fields, train)
         if kind == "evaluate":

@@ -1,6 +1,7 @@
 """What a build makes is planned before anything is trained: units, their settings, their rows, their shards."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,3 +256,12 @@ def test_a_build_is_keyed_by_all_that_decides_its_company() -> None:
     ]
     assert len(set(keys)) == len(keys)
     assert keys[0] == build_key(private_units(tasks, SETTINGS), dict(reversed(tasks.items())), 2, "float32")
+
+
+def test_a_file_of_overrides_that_would_never_end_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "o.json")
+    with pytest.raises(UsageError, match=r"o\.json\nfound: .*not a regular file"):
+        read_overrides(tmp_path / "o.json")
+    (tmp_path / "twice.json").write_text('{"a": {"rank": 4}, "a": {"rank": 8}}')
+    with pytest.raises(UsageError, match="the key 'a' stands in it twice"):
+        read_overrides(tmp_path / "twice.json")

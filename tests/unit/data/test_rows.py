@@ -1,14 +1,18 @@
 """The row format: what is read exactly, and what is refused by name."""
 
+import io
 import json
+import os
 import re
+import time
 from pathlib import Path
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorary.data.jsonl import iter_rows
+from lorary.data.jsonl import decode_json, iter_rows
 from lorary.data.schema import Row, Task, make_task, parse_row
 from lorary.data.tasks import load_tasks
 from lorary.errors import TaskError, UsageError
@@ -214,20 +218,61 @@ def test_a_line_without_end_is_refused_before_it_is_read(tmp_path, monkeypatch):
     assert len(list(iter_rows(write(tmp_path, *[line] * 50)))) == 50
 
 
-def test_a_document_of_endless_brackets_is_refused_before_it_is_parsed(tmp_path, monkeypatch):
-    monkeypatch.setattr("lorary.data.jsonl.MAX_OPENINGS", 100)
-    path = tmp_path / "rows.json"
-    path.write_text("[" + "[]," * 200 + "[]]")
-    with pytest.raises(TaskError, match=r"at most 100 objects and lists\nfound: 202 brackets"):
-        load_tasks(path)
-    (tmp_path / "manifest.json").write_text(path.read_text())
-    with pytest.raises(TaskError, match=r"manifest\.json: a document must hold at most 100"):
-        load_tasks(tmp_path)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" + "[]," * 200 + "[]]",
+        "[" + "{}," * 200 + "{}]",
+        '[{"source": "a", "target": "b", "numbers": [' + "1," * 400 + "1]}]",
+        '[{"source": "a", "target": "b", "extra": {' + ",".join(f'"{number}":1' for number in range(200)) + "}}]",
+    ],
+)
+def test_a_document_of_endless_values_is_refused_before_it_is_parsed(tmp_path, monkeypatch, text):
+    monkeypatch.setattr("lorary.data.jsonl.MAX_VALUE_BYTES", 1000)
+    for name in ("rows.json", "manifest.json"):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(TaskError, match=rf"{name}: the values of a document of [\d,]+ bytes must take at most"):
+            load_tasks(tmp_path / name if name == "rows.json" else tmp_path)
 
 
-def test_a_document_of_endless_values_is_refused_before_it_is_parsed(tmp_path, monkeypatch):
-    monkeypatch.setattr("lorary.data.jsonl.MAX_COMMAS", 100)
-    path = tmp_path / "rows.json"
-    path.write_text('[{"source": "a", "target": "b", "numbers": [' + "1," * 200 + "1]}]")
-    with pytest.raises(TaskError, match=r"at most 100 values\nfound: 202 commas"):
+@pytest.mark.parametrize("name", ["rows.json", "rows.csv", "rows.jsonl"])
+def test_a_file_of_holes_is_refused_before_all_of_it_is_read(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"")
+    os.truncate(path, 200 * 1024 * 1024)
+    start = time.thread_time()
+    with pytest.raises(TaskError, match=rf"{name}.*must (be text|have at most 16,777,216)"):
         load_tasks(path)
+    assert time.thread_time() - start < 2
+
+
+def test_a_line_of_endless_brackets_is_refused_before_it_is_parsed(tmp_path):
+    path = write(tmp_path, '{"task": ' + "[" + "[]," * 700_000 + "[]]}")
+    with pytest.raises(
+        TaskError, match=r"tasks\.jsonl:1: the values of a document of [\d,]+ bytes must take at most 67"
+    ):
+        list(iter_rows(path))
+
+
+def test_a_large_document_of_rows_of_text_may_hold_as_many_as_it_is_large(monkeypatch):
+    monkeypatch.setattr("lorary.data.jsonl.MAX_VALUE_BYTES", 1000)
+    rows = [{"source": f"a question of some length {number}", "target": "an answer"} for number in range(100)]
+    assert decode_json(json.dumps(rows).encode(), "x") == rows
+
+
+def test_a_key_that_stands_twice_among_many_is_found_at_once():
+    data = b"{" + b",".join(b'"%d":0' % number for number in range(100_000)) + b',"99999":0}'
+    start = time.thread_time()
+    with pytest.raises(TaskError, match="'99999' is given twice"):
+        decode_json(data, "x")
+    assert time.thread_time() - start < 1
+
+
+def test_an_arrow_file_whose_texts_are_none_is_refused_by_name(tmp_path):
+    table = pyarrow.Table.from_pylist([{"source": "aaaaaaaa", "target": "bbbbbbbb"}])
+    sink = io.BytesIO()
+    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "x.arrow").write_bytes(sink.getvalue().replace(b"aaaaaaaa", b"aaa\xff\xfeaaa"))
+    with pytest.raises(TaskError, match=r"x\.arrow must be an Arrow file that can be read\nfound: .*UTF8"):
+        load_tasks(tmp_path / "x.arrow")

@@ -36,10 +36,10 @@ def config(**changes: Any) -> dict[str, Any]:
 def test_a_pattern_that_would_take_for_ever_is_refused_within_seconds(changes: dict[str, Any]) -> None:
     told = config(**changes)
     check_config("a", told)
-    selection, start = Selection("a", told), time.monotonic()
+    selection, start = Selection("a", told), time.thread_time()
     with pytest.raises(AdapterError, match=rf"adapter 'a' must give patterns in {list(changes)[-1]} that can be"):
         (selection.has(PATH), selection.scaling(PATH, 2))
-    assert time.monotonic() - start < 2 * MOST_SECONDS
+    assert time.thread_time() - start < 2 * MOST_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,11 @@ def test_patterns_that_are_slow_in_python_cost_nothing_here(pattern: str, field:
     value: Any = {pattern: 2} if field == "rank_pattern" else pattern
     told = config(**{"layers_to_transform": [1], field: value})
     check_config("a", told)
-    selection, start = Selection("a", told), time.monotonic()
+    selection, start = Selection("a", told), time.thread_time()
     for layer in range(40):
         selection.has(f"model.layers.{layer}.self_attn.{'a' * 30}")
         selection.scaling(f"model.layers.{layer}.self_attn.{'a' * 30}", 2)
-    assert time.monotonic() - start < MOST_SECONDS
+    assert time.thread_time() - start < MOST_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -72,17 +72,21 @@ def test_patterns_that_are_slow_in_python_cost_nothing_here(pattern: str, field:
         ({"exclude_modules": ["q"] * 100_001}, "exclude_modules with 100,000 entries at most"),
         ({"layers_to_transform": list(range(100_001))}, "layers_to_transform with 100,000 entries at most"),
         ({"rank_pattern": {str(key): 2 for key in range(100_001)}}, "rank_pattern with 100,000 entries at most"),
-        ({"alpha_pattern": {f"x{key}.*": 2 for key in range(5_001)}}, "alpha_pattern with 5,000 regular expressions"),
+        ({"alpha_pattern": {f"x{key}.*": 2 for key in range(501)}}, "in alpha_pattern, with its other patterns 500 of"),
+        (
+            {"target_modules": "x" * 10_000 + "*", "rank_pattern": {"x" * 10_000 + "*": 2}},
+            "found: 2 of 20,002 characters",
+        ),
         ({"modules_to_save": [BOMB]}, "but modules_to_save is set"),
     ],
 )
 def test_what_python_and_here_would_read_differently_or_too_long_is_refused(
     changes: dict[str, Any], message: str
 ) -> None:
-    start = time.monotonic()
+    start = time.thread_time()
     with pytest.raises(AdapterError, match=message) as caught:
         check_config("a", config(**changes))
-    assert time.monotonic() - start < MOST_SECONDS
+    assert time.thread_time() - start < MOST_SECONDS
     assert len(str(caught.value)) < 1000
 
 
@@ -90,11 +94,11 @@ def test_long_lists_are_matched_in_moments() -> None:
     names = [f"x{number}" for number in range(20_000)]
     told = config(target_modules=[*names, "q_proj"], rank_pattern=dict.fromkeys(names, 3))
     check_config("a", told)
-    selection, start = Selection("a", told), time.monotonic()
+    selection, start = Selection("a", told), time.thread_time()
     for layer in range(20):
         assert selection.has(f"model.layers.{layer}.self_attn.q_proj")
         assert selection.scaling(f"model.layers.{layer}.self_attn.q_proj", 2) == 2.0
-    assert time.monotonic() - start < MOST_SECONDS
+    assert time.thread_time() - start < MOST_SECONDS
 
 
 @pytest.mark.parametrize("field", ["r", "lora_alpha"])
@@ -142,3 +146,37 @@ def test_layers_to_transform_choose_as_in_peft(path: str, pattern: list[str], la
     told = {"target_modules": ["q_proj", "proj"], "layers_to_transform": layers, "layers_pattern": pattern}
     theirs = bool(check_target_module_exists(peft.LoraConfig(**told), path))
     assert Selection("a", config(**told)).has(path) == theirs
+
+
+NAMES = st.lists(
+    st.sampled_from(["q_proj", "proj", "model.h", r"h\.1", "layers.0.q_proj", r"1.q_proj", "a"]), min_size=1, max_size=3
+)
+LISTS = st.tuples(NAMES, st.sampled_from(["{}", "({})", "(?:{})"])).map(
+    lambda drawn: drawn[1].format("|".join(drawn[0]))
+)
+STRANGE = st.lists(
+    st.sampled_from(["model", "h", "1", "hX1", "layersX0", "q_proj", "1_q_proj", "a", ""]), min_size=1, max_size=4
+)
+
+
+@given(path=STRANGE.map(".".join), keys=st.lists(LISTS, min_size=1, max_size=3, unique=True))
+def test_names_and_lists_of_names_that_are_looked_up_choose_as_in_peft(path: str, keys: list[str]) -> None:
+    alphas = {key: 10 + number for number, key in enumerate(keys)}
+    told = config(alpha_pattern=alphas, target_modules=keys[0])
+    assert Selection("a", told).scaling(path, 2) == alphas.get(get_pattern_key(keys, path), 4) / 2
+    assert Selection("a", told).has(path) == bool(
+        check_target_module_exists(peft.LoraConfig(target_modules=keys[0]), path)
+    )
+
+
+def test_all_layers_of_a_large_model_as_one_expression_or_as_keys_are_looked_up_in_moments() -> None:
+    paths = [f"model.layers.{layer}.mlp.experts.{expert}.up_proj" for layer in range(60) for expert in range(500)]
+    told = config(
+        target_modules="|".join(path.replace(".", r"\.") for path in paths), rank_pattern=dict.fromkeys(paths, 3)
+    )
+    start = time.thread_time()
+    check_config("a", told)
+    selection = Selection("a", told)
+    assert all(selection.has(path) and selection.scaling(path, 3) for path in paths[::100])
+    assert not selection.has("model.layers.60.mlp.experts.0.up_proj")
+    assert time.thread_time() - start < 1

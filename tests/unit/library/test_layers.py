@@ -43,6 +43,12 @@ def test_a_row_that_claims_too_much_is_refused_before_it_is_unfolded(numbers: li
 
 
 def test_many_rows_may_not_claim_too_much_together() -> None:
-    row = {"d_in": 4, "d_out": 8, "numbers": ["0-600000"]}
-    with pytest.raises(ValueError, match="more than 1,000,000"):
+    row = {"d_in": 4, "d_out": 8, "numbers": ["0-60000"]}
+    with pytest.raises(ValueError, match="more than 100,000"):
         LayerShapes.from_json({"a.*.q_proj": row, "b.*.q_proj": row})
+
+
+def test_rows_of_no_layer_may_not_claim_too_much_together() -> None:
+    row = {"d_in": 4, "d_out": 8, "numbers": ["5-3", "0-60000"]}
+    with pytest.raises(ValueError, match="more than 100,000"):
+        LayerShapes.from_json({"a.*.q_proj.*": row, "b.*.q_proj.*": row})

@@ -13,13 +13,15 @@ import pytest
 
 import lorary
 from lorary.adapter import Adapter
-from lorary.errors import LibraryError, UsageError
+from lorary.errors import AdapterError, LibraryError, UsageError
 from lorary.evaluate.cache import ResultCache
 from lorary.library import readers
-from lorary.library.derived import load_derived, save_derived
+from lorary.library.derived import iterate_derived, load_derived, save_derived
 from lorary.library.folders import COMMITTED
 from lorary.library.layout import ADAPTERS, STAGING
 from lorary.library.store import Library
+from lorary.remote.results import read_results
+from lorary.remote.scan import scan
 
 MakeAdapter = Callable[..., Adapter]
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -201,7 +203,7 @@ def test_large_documents_are_refused_before_they_are_parsed(filled: Library, fil
 
 
 def test_results_with_endless_or_nested_lines_are_passed_over(filled: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorary.evaluate.cache.MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("lorary.library.result_lines.MAX_LINE_BYTES", 1000)
     ResultCache(filled, "base").put("one", 1)
     with open(filled.path / "results" / "evaluation.jsonl", "ab") as file:
         file.write(b"x" * 5000 + b"\n" + b"[" * 100_000 + b"\n\xff\xfe\n")
@@ -246,3 +248,52 @@ def test_an_adapter_that_is_moved_aside_within_one_tick_is_read_where_it_is(
 
     assert '"b"' in readers.read_stable(filled.path, "b", read)
     assert calls == [filled.path / "adapters" / "b", aside]
+
+
+def test_weights_of_holes_are_refused_by_name_before_they_are_read(filled: Library, tmp_path: Path) -> None:
+    folder = shutil.copytree(filled.path / "adapters" / "a", tmp_path / "x")
+    os.truncate(folder / "adapter_model.safetensors", 2**40)
+    os.truncate(filled.path / "adapters" / "b" / "adapter_model.safetensors", 2**40)
+    for act in (lambda: filled.add(folder), lambda: filled.get("b"), lambda: filled.shapes("b")):
+        with pytest.raises(
+            AdapterError, match=r"adapter_model.safetensors must be a whole(?s:.)*stand behind its header"
+        ):
+            act()
+    assert [problem.adapter for problem in filled.verify()] == ["b"]
+    with pytest.raises(LibraryError, match=r"'b' must be whole to be pushed(?s:.)*stand behind its header"):
+        scan(filled, results=False)
+
+
+def test_results_of_holes_are_refused_by_name(filled: Library) -> None:
+    ResultCache(filled, "base").put("one", 1)
+    os.truncate(filled.path / "results" / "evaluation.jsonl", 2**40)
+    for act in (lambda: ResultCache(filled, "base"), lambda: read_results(filled.path)):
+        with pytest.raises(LibraryError, match=r"results must be lines of JSON at(?s:.)*zero bytes"):
+            act()
+
+
+def test_a_key_of_what_is_no_json_is_damage(filled: Library) -> None:
+    folder = save_derived(filled.path, "poly", {"x": 1}, {"a.json": b"{}"})
+    (folder / "entry.json").write_text((folder / "entry.json").read_text().replace('"x": 1', '"x": Infinity'))
+    with pytest.raises(LibraryError, match=r"must hold what was derived(?s:.)*not JSON compliant"):
+        list(iterate_derived(filled.path, "poly"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("d_in", "1e999"), ("d_in", "true"), ("d_out", '"8"'), ("d_out", "0"), ("numbers", '["0-9999999"]'),
+        ("numbers", '["5-3"]'), ("count", None),
+    ],
+)  # fmt: skip
+def test_layers_that_no_model_has_make_a_library_damaged(filled: Library, field: str, value: str | None) -> None:
+    path = filled.path / "library.json"
+    document = json.loads(path.read_text())
+    layers = document["base"]["fingerprint"]["layers"]
+    layers[next(pattern for pattern in layers if "*" in pattern)][field] = "VALUE"
+    path.write_text(json.dumps(document).replace('"VALUE"', value or "1"))
+    if value is None or value == '["5-3"]':
+        Library.open(filled.path)  # layers of no number are none
+    else:
+        with pytest.raises(LibraryError, match=r"library\.json must say"):
+            Library.open(filled.path)

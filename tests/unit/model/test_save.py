@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -147,12 +148,29 @@ def test_what_cannot_be_saved_or_loaded_is_refused(
     for change, message in (
         ({"format_version": 2}, "must have format version 1"),
         ({"seats": None}, "must say base, seats and routing"),
+        ({"seats": ["../x"]}, "must say base, seats and routing"),
+        ({"routing": {"router": "no such"}}, "must say base, seats and routing"),
         ({"routing": {"rooter": "arrow"}}, "must say base, seats and routing"),
     ):
         (saved / "model.json").write_text(json.dumps({**document, **change}))
         with pytest.raises(LibraryError, match=message):
             load(saved)
     (saved / "model.json").write_text(json.dumps(document))
+    buffers = safetensors.torch.load_file(saved / "buffers.safetensors")
+    assert buffers
+    for change in ({"no.such": torch.ones(1)}, {name: torch.ones(3) for name in buffers}):
+        safetensors.torch.save_file({**buffers, **change}, saved / "buffers.safetensors")
+        with pytest.raises(LibraryError, match=r"buffers\.safetensors must hold buffers of the base model"):
+            load(saved, device="cpu")
+    (saved / "buffers.safetensors").write_bytes(b"{}")
+    with pytest.raises(LibraryError, match=r"buffers\.safetensors must be whole"):
+        load(saved, device="cpu")
+    safetensors.torch.save_file(buffers, saved / "buffers.safetensors")
+    for name, value in (("contrast", 1.0), ("contrast/a/layer", float("nan"))):
+        safetensors.torch.save_file({name: torch.tensor([value])}, saved / "prepared.safetensors")
+        with pytest.raises(LibraryError, match="must hold finite tensors by kind, expert and layer"):
+            load(saved, device="cpu")
+    (saved / "prepared.safetensors").unlink()
     (saved / "base/model.safetensors").write_bytes(b"")
     with pytest.raises(LoraryError), quiet_transformers():
         load(saved, device="cpu")

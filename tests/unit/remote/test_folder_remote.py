@@ -1,6 +1,7 @@
 """Push, pull and clone over a remote in a local folder."""
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -264,7 +265,7 @@ def test_what_arrives_damaged_is_refused_and_nothing_is_installed(
     push_library(library.path, url)
     size = len((library.path / "adapters/a/adapter_model.safetensors").read_bytes())
     damage_object(url, "lora_A", b"x" * size)
-    with pytest.raises(LibraryError, match="must arrive with the sha256 of its index"):
+    with pytest.raises(LibraryError, match="must arrive with the sha256 and size of its index"):
         clone_library(url, tmp_path / "copy")
     damage_object(url, "x" * 64, None)
     with pytest.raises(LibraryError, match="must hold all that its index names"):
@@ -510,3 +511,47 @@ def test_what_has_arrived_is_held_to_its_hash_again(tmp_path: Path) -> None:
     (tmp_path / record(b"abc").sha256).write_bytes(b"abd")
     with pytest.raises(LibraryError, match="must stay as it arrived"):
         arrivals.read(record(b"abc"))
+
+
+def test_an_object_that_ends_too_soon_is_asked_for_once_more_and_no_oftener(
+    make_library: MakeLibrary, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("lorary.remote.store.time.sleep", waits.append)
+    library = make_library("lib", a=1.0)
+    push_library(library.path, url)
+    damage_object(url, "lora_A", b"x" * 10)
+    with pytest.raises(LibraryError, match=r"must arrive with the sha256 and size(?s:.)*it ends at byte 10, twice"):
+        clone_library(url, tmp_path / "copy")
+    assert len(waits) == 1
+
+
+@pytest.mark.parametrize("place", ["refs/main", "objects/*"])
+def test_a_ref_or_an_index_of_holes_is_refused_unread(
+    make_library: MakeLibrary, tmp_path: Path, url: str, place: str
+) -> None:
+    push_library(make_library("lib", a=1.0).path, url)
+    for path in Path(url).glob(place):
+        os.truncate(path, 2**40)
+    with pytest.raises(LibraryError, match="larger than 67,108,864 bytes"):
+        clone_library(url, tmp_path / "copy")
+
+
+def test_a_kept_part_of_an_index_that_is_damaged_is_fetched_anew(
+    make_library: MakeLibrary, tmp_path: Path, url: str
+) -> None:
+    push_library(make_library("lib", a=1.0).path, url)
+    clone_library(url, tmp_path / "copy")
+    pull_library(tmp_path / "copy")
+    kept = [path for path in (tmp_path / "copy" / ".remote").rglob("*") if len(path.name) == 64]
+    assert kept
+    for path in kept:
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(LibraryError, match="a FIFO"):
+        pull_library(tmp_path / "copy")
+    for path in kept:
+        path.unlink()
+        path.touch()
+        os.truncate(path, 2**40)
+    assert pull_library(tmp_path / "copy").received == []

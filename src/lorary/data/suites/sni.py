@@ -26,6 +26,8 @@ SNI_TASKS = (
 )
 NUM_TEST = 100
 GENERATION = {"max_new_tokens": 128}
+# The longest tasks of the repository are large documents of texts.
+MOST_PARSED_BYTES = 1024 * 1024 * 1024
 REPOSITORY = "allenai/natural-instructions"
 ON_THE_HUB = Public("Muennighoff/natural-instructions", "test")
 
@@ -81,7 +83,7 @@ def _ended(text: str) -> str:
 def _from_file(name: str, copies: Path) -> tuple[str, list[Instance]]:
     path = copies / REPOSITORY / "tasks" / f"{name}.json"
     try:
-        document = read_json(path)
+        document = read_json(path, max_bytes=MOST_PARSED_BYTES)
         definition = document["Definition"]
         instances = [(item["input"], list(item["output"])) for item in document["Instances"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
