@@ -211,6 +211,13 @@ def _adapters(library: Path) -> Iterator[Folder | None]:
         yield folder
 
 
+def _is_changing(library: Path) -> bool:
+    """Whether a change is in force that is not carried out yet."""
+    staging = library / STAGING
+    check_kind(staging, "folder", kind_of(staging))
+    return kind_of(staging / COMMITTED) is not None
+
+
 def _still(library: Path, identities: Mapping[str, Identity | None]) -> set[str]:
     """Which adapters are those that were read, or that could not be."""
     with _adapters(library) as adapters:
@@ -219,7 +226,7 @@ def _still(library: Path, identities: Mapping[str, Identity | None]) -> set[str]
             for name, identity in identities.items()
             if adapters is not None and identity is not None and _identity(name, adapters) == identity
         }
-    if kind_of(library / STAGING / COMMITTED) is not None:  # a change is in force that is not carried out yet
+    if _is_changing(library):
         in_place = set()
     return {name for name, identity in identities.items() if name in in_place or _is_still(library, name, identity)}
 
@@ -234,7 +241,7 @@ def _read_at_rest(
     readings: dict[str, tuple[Identity | None, Read | LoraryError]] = {}
     with _adapters(library) as adapters:
         # While a change is in force that is not carried out, what lies in the place need not be what is in force.
-        if adapters is None or kind_of(library / STAGING / COMMITTED) is not None:
+        if adapters is None or _is_changing(library):
             return {}
         for name in names:
             with suppress(LoraryError, OSError):

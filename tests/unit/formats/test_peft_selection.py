@@ -179,4 +179,4 @@ def test_all_layers_of_a_large_model_as_one_expression_or_as_keys_are_looked_up_
     selection = Selection("a", told)
     assert all(selection.has(path) and selection.scaling(path, 3) for path in paths[::100])
     assert not selection.has("model.layers.60.mlp.experts.0.up_proj")
-    assert time.thread_time() - start < 1
+    assert time.thread_time() - start < 10  # it took minutes
