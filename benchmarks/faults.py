@@ -2,11 +2,12 @@
 
     python benchmarks/faults.py [--faults 10000] [--seed 0] [--after 0] [--operations add,pull] [--json]
 
-Each operation runs in a forked process with one kind of fault at one of its system calls, until every kind has come to
-every call; then two or three faults at random calls, until the number is reached. After each, a fresh reader must see
-the state before or after the step that was interrupted, and whatever was acknowledged; the same work must then succeed,
-give the state after it, and leave nothing behind. Beside some of the faults another process reads all the while. The
-exit code is 1 if anything was otherwise.
+Each operation runs in a forked process with one kind of fault at one of its system calls: first at calls that change
+something, then errors at calls that read. The last tenth of the runs has two or three faults at random calls. After
+each, a fresh reader must see the state before or after the step that was interrupted, and whatever was acknowledged.
+The same work must then succeed, give the state after it, and leave nothing behind. Beside some of the faults another
+process reads all the while. A run that was ended (SIGTERM) tells what it saw, and goes on with --after. The exit code
+is 1 if anything was otherwise.
 """
 
 import argparse
@@ -249,7 +250,10 @@ def leftovers(place: Path) -> Iterator[str]:
 
 
 def schedule(bench: Bench, chosen: Sequence[Operation], number: int, draw: random.Random) -> Iterator[tuple[Any, Any]]:
-    """Operations and their faults: each kind at each call, changing ones first, then several at random."""
+    """Operations and their faults: each kind at each call, changing ones first; several at random calls at the end.
+
+    Those are a tenth of all at least.
+    """
     each = [
         (operation, {at: kind})
         for operation in chosen
@@ -259,8 +263,9 @@ def schedule(bench: Bench, chosen: Sequence[Operation], number: int, draw: rando
     draw.shuffle(each)
     each.sort(key=lambda pair: all(bench.calls(pair[0])[at] in READING for at in pair[1]))
     bench.findings.single = len(each)
-    yield from each[:number]
-    for _ in range(number - len(each)):
+    singles = each[: number - number // 10]
+    yield from singles
+    for _ in range(number - len(singles)):
         operation = draw.choice(chosen)
         names = bench.calls(operation)
         places = sorted(draw.sample(range(len(names)), min(len(names), draw.choice((2, 3)))))
